@@ -1,0 +1,70 @@
+# Ostler: every task has one door. `make help` lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+PY := .venv/bin/python
+RUN_STAMP := .venv/.run-$(shell cksum < lock/run.txt | cut -d' ' -f1)
+DEV_STAMP := .venv/.dev-$(shell cksum < lock/dev.txt | cut -d' ' -f1)
+INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check
+export PYTHONDONTWRITEBYTECODE ?=
+
+.PHONY: help run test check fmt bench venv dev lock docs clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+
+.venv/bin/python:
+	@echo "==> making .venv"
+	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Ostler needs Python 3.11 or newer; python3 is $$(python3 -V)"; exit 1; }
+	@python3 -m venv .venv || { echo "python3 cannot make a venv here; on Debian: apt-get install python3-venv"; exit 1; }
+
+$(RUN_STAMP): lock/run.txt pyproject.toml | .venv/bin/python
+	@echo "==> installing what Ostler needs (pinned by hash in lock/run.txt)"
+	@$(INSTALL) --require-hashes -r lock/run.txt
+	@$(INSTALL) --no-deps --no-build-isolation -e .
+	@rm -f .venv/.run-*; touch $@
+
+$(DEV_STAMP): lock/dev.txt $(RUN_STAMP)
+	@echo "==> installing the tools of development (pinned by hash in lock/dev.txt)"
+	@$(INSTALL) --require-hashes -r lock/dev.txt
+	@rm -f .venv/.dev-*; touch $@
+
+venv: $(RUN_STAMP)  ## make .venv with everything that running needs
+dev: $(DEV_STAMP)   ## the same, with the tools of development
+
+run: $(RUN_STAMP)  ## transcode a video on a node through a coordinator (VIDEO=path for your own)
+	@tools/system-packages bubblewrap
+	@$(PY) tools/main_job.py $(if $(VIDEO),--video '$(VIDEO)')
+
+test: $(DEV_STAMP)  ## all tests, with coverage
+	@tools/system-packages bubblewrap
+	@$(PY) -m pytest -n $${TEST_JOBS:-2} --dist loadgroup --cov --cov-report= $(ARGS)
+	@echo "==> coverage"
+	@.venv/bin/coverage report --skip-covered --skip-empty
+	@echo "==> the pure model is covered whole"
+	@.venv/bin/coverage report --include='src/ostler/model/*' --fail-under=100 | tail -n 1
+
+check: $(DEV_STAMP)  ## format, lint, types, import rules, generated docs, lock files
+	@echo "==> format";  .venv/bin/ruff format --check --quiet . || { echo "run: make fmt"; exit 1; }
+	@echo "==> lint";    .venv/bin/ruff check --quiet .
+	@echo "==> types";   .venv/bin/mypy
+	@echo "==> imports"; .venv/bin/lint-imports --no-cache | tail -n 12
+	@echo "==> docs";    $(PY) tools/reference.py --check
+
+fmt: $(DEV_STAMP)  ## format and mend what can be mended by itself
+	@.venv/bin/ruff format . && .venv/bin/ruff check --fix .
+
+docs: $(DEV_STAMP)  ## write the generated reference pages anew
+	@$(PY) tools/reference.py
+
+bench: $(DEV_STAMP)  ## throughput, latency and footprint (bench/README.md)
+	@$(PY) bench/run.py $(ARGS)
+
+lock: $(DEV_STAMP)  ## pin the dependencies anew
+	@for set in run dev; do \
+	  extras="--extra demo --extra build"; [ $$set = dev ] && extras="$$extras --extra dev"; \
+	  .venv/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+	    --no-emit-index-url --no-header --no-annotate $$extras -o lock/$$set.txt pyproject.toml; done
+
+clean:  ## remove what the targets made (not your data)
+	@rm -rf .venv .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis var/demo

@@ -1,0 +1,60 @@
+"""How a command line becomes a daemon: checked here, then replaced by a process that knows nothing but its work."""
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ostler.assembly import handover
+from ostler.assembly.resolve import host_problems, parse_listen, resolve_coordinator, resolve_node
+from ostler.model.errors import InvalidSpec, Problem
+from ostler.node.config import NodeConfig
+from ostler.runtime.settings import Flag, invalid
+
+COORDINATOR = "ostler.assembly.coordinator"
+NODE = "ostler.assembly.node"
+
+
+def daemon_command(module: str, descriptor: int, *more: str) -> list[str]:
+    """The argument list of a daemon; -P, or whatever lies in the working directory could stand in for a module."""
+    return [sys.executable, "-P", "-m", module, "--config-fd", str(descriptor), *more]
+
+
+def checked_node(file: Path, *, env: Mapping[str, str], flags: Mapping[str, Flag] | None = None) -> NodeConfig:
+    """A node's configuration, ready to start on this host. Raises InvalidSpec with every mistake."""
+    loaded = resolve_node(file, env=env, flags=flags)
+    if lacking := host_problems(loaded):
+        raise invalid(str(file), lacking)
+    return loaded.value
+
+
+def listen_flags(listen: str | None) -> dict[str, Flag]:
+    """`--listen HOST:PORT` as settings; raises InvalidSpec."""
+    if listen is None:
+        return {}
+    address = parse_listen(listen)
+    if address is None:
+        raise InvalidSpec(
+            "the address is not valid", [Problem("--listen", f"{listen!r} is not HOST:PORT, such as 127.0.0.1:7070")]
+        )
+    return {"listen_host": Flag(name="--listen", value=address[0]), "listen_port": Flag(name="--listen", value=address[1])}
+
+
+def become_node(file: Path) -> NoReturn:
+    """Replace this process by the node daemon."""
+    file = file.absolute()
+    _become(NODE, checked_node(file, env=os.environ), "--config-file", str(file))
+
+
+def become_coordinator(data: Path | None, listen: str | None, file: Path | None) -> NoReturn:
+    """Replace this process by the coordinator."""
+    flags = listen_flags(listen) | ({} if data is None else {"data": Flag(name="--data", value=str(data.absolute()))})
+    _become(COORDINATOR, resolve_coordinator(file, env=os.environ, flags=flags).value)
+
+
+def _become(module: str, config: Any, *more: str) -> NoReturn:
+    descriptor = handover.put(config)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, daemon_command(module, descriptor, *more))  # noqa: S606 - the same program, an argument list

@@ -1,0 +1,297 @@
+"""The node daemon's process: `python -m ostler.assembly.node --config-fd N [--config-file FILE]`.
+
+The configuration arrives checked over an inherited descriptor. SIGTERM and SIGINT end the daemon and leave attempts to the
+keeper, SIGHUP reads FILE anew. Exit codes: 0 stopped, 2 wrong usage, 3 cannot start as configured.
+"""
+
+# ruff: noqa: E402 - what the first statement keeps out must be kept out before anything imports httpx
+import sys
+
+# httpx's own command line would bring 5.6 MB of rich and click; sniffio is looked for on the disk at each call, and never there.
+sys.modules.update(dict.fromkeys(("httpx._main", "sniffio")))  # type: ignore[arg-type]
+
+import argparse
+import asyncio
+import contextlib
+import gc
+import logging
+import signal
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import uvloop
+
+from ostler import __version__
+from ostler.assembly import handover
+from ostler.assembly.keeper_stop import is_attempt
+from ostler.model.capabilities import Capabilities
+from ostler.model.errors import CoordinatorUnreachable, InvalidSpec, KeeperUnreachable, OstlerError, Unauthenticated, Unavailable
+from ostler.model.failures import Failure
+from ostler.model.manifest import Runner
+from ostler.model.sandbox import SandboxAbilities
+from ostler.node.attempts import Live
+from ostler.node.config import NodeConfig
+from ostler.node.daemon import NodeDaemon, Parts
+from ostler.node.identity import Identity
+from ostler.node.input_cache import InputCache
+from ostler.node.inputs import InputLimits, materialise
+from ostler.node.journal import Journal
+from ostler.node.keeper_client import ensure_keeper
+from ostler.node.probe import GpuReader, KernelLog, LoadGauge, probe
+from ostler.node.runners.cli import CliRunner
+from ostler.node.runners.processes import Processes
+from ostler.node.runners.python import PythonRunner
+from ostler.node.sandbox import abilities, observe
+from ostler.node.workspace import Workspace
+from ostler.protocol import routes
+from ostler.protocol.client import AsyncClient
+from ostler.protocol.ports import RunnerPort
+from ostler.runtime.backoff import Backoff
+from ostler.runtime.clock import SystemClock
+from ostler.runtime.logs import open_log
+
+CANNOT_START = 3
+RELOAD_S = 30.0
+SESSION_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Eyes:
+    """What looks at the machine again and again."""
+
+    gpus: GpuReader
+    gauge: LoadGauge
+    kernel: KernelLog
+    abilities: SandboxAbilities
+    config: NodeConfig
+    node_id: str
+
+    def look(self) -> Capabilities:
+        """The capabilities now. Blocks."""
+        runners = self.config.runners
+        return probe(
+            node_id=self.node_id,
+            version=__version__,
+            runners=[kind.value for kind, on in ((Runner.CLI, runners.cli.enable), (Runner.PYTHON, runners.python.enable)) if on],
+            tags=self.config.tags,
+            paths=(str(self.config.workspace.root),),
+            sandbox=self.abilities,
+            gpus=self.gpus.read(),
+            xids=self.kernel.xids(),
+        )
+
+
+class Keepers:
+    """The way to the keeper: connects, starts one where none answers, and lets the runners know of the new one."""
+
+    def __init__(self, state: Path, processes: Processes, logger: logging.Logger) -> None:
+        self._state = state
+        self._processes = processes
+        self._logger = logger
+        self._lock = asyncio.Lock()
+
+    async def again(self) -> None:
+        """Returns when a keeper answers."""
+        async with self._lock:
+            if not self._processes.keeper.closed:
+                return
+            backoff = Backoff(min_s=0.1, max_s=10.0)
+            while True:
+                try:
+                    client = await ensure_keeper(self._state)
+                except KeeperUnreachable as exc:
+                    self._logger.error("keeper_unreachable", extra={"attrs": {"error": str(exc)}})  # noqa: TRY400
+                    await asyncio.sleep(backoff.next_s())
+                    continue
+                self._logger.warning("keeper_replaced")
+                self._processes.use(client)
+                return
+
+    async def tidy(self, held: Collection[str]) -> None:
+        """End and forget what the keeper has and the journal does not: delivered just before a crash, or of another life."""
+        with contextlib.suppress(KeeperUnreachable):
+            keeper = self._processes.keeper
+            for child in await keeper.list():
+                if child.key in held or not is_attempt(child.key):
+                    continue
+                if child.running:
+                    self._logger.warning("stray_attempt_killed", extra={"attrs": {"key": child.key, "pid": child.pid}})
+                    await keeper.kill(child.key, reason="stray", grace_s=0.0)
+                    await keeper.wait(child.key)
+                await keeper.forget(child.key)
+
+
+def client_for(config: NodeConfig) -> AsyncClient:
+    """A client of the coordinator with connections of its own."""
+    address = config.coordinator
+    verify: bool | str = str(address.ca_file) if address.ca_file else address.tls_verify
+    return AsyncClient(address.base_url, verify=verify, timeout_s=address.timeout_s)
+
+
+def fetcher(client: AsyncClient, daemon: Callable[[], NodeDaemon]) -> Callable[[str], AsyncGenerator[bytes, None]]:
+    """How uploaded inputs come: from the coordinator, in the node's session."""
+
+    async def fetch(sha256: str) -> AsyncGenerator[bytes, None]:
+        session = daemon().session
+        if not await session.opened(SESSION_S):
+            raise CoordinatorUnreachable("there is no session with the coordinator to fetch an input in")
+        token = session.token
+        try:
+            async with client.download(routes.GET_BLOB, token=token, sha256=sha256) as answer:
+                async for block in answer.blocks():
+                    yield block
+        except Unauthenticated as exc:
+            if token == session.token:
+                session.close()
+            raise Unavailable(f"the session ended while an input was fetched: {exc}") from exc
+
+    return fetch
+
+
+def reload(daemon: NodeDaemon, cli: CliRunner | None, file: Path | None, logger: logging.Logger) -> Callable[[], Awaitable[None]]:
+    """What SIGHUP does: FILE is checked by a process of its own, so that the validator never stays in this one's memory."""
+
+    async def again() -> None:
+        if file is None:
+            logger.warning("reload_impossible", extra={"attrs": {"reason": "the daemon was started without --config-file"}})
+            return
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-P", "-m", "ostler.assembly.resolve", "node", str(file)),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        try:
+            async with asyncio.timeout(RELOAD_S):
+                content, errors = await process.communicate()
+        except TimeoutError:
+            process.kill()
+            logger.error("reload_refused", extra={"attrs": {"file": str(file), "error": f"no answer in {RELOAD_S:g} s"}})  # noqa: TRY400
+            return
+        if process.returncode:
+            logger.error("reload_refused", extra={"attrs": {"file": str(file), "error": errors.decode(errors="replace").strip()}})
+            return
+        fresh = handover.decode(content, NodeConfig)
+        try:
+            if cli is not None:
+                await asyncio.to_thread(cli.load, fresh.runners.cli)
+        except OstlerError as exc:
+            logger.error("reload_refused", extra={"attrs": {"error": str(exc)}})  # noqa: TRY400
+            return
+        fresh = handover.decode(content, NodeConfig)
+        logger.setLevel(fresh.logging.level.upper())
+        daemon.reload(fresh)
+
+    return again
+
+
+async def run(config: NodeConfig, file: Path | None) -> None:
+    """Wire the daemon together and run it until it is told to stop."""
+    state, clock = config.state, SystemClock()
+    await asyncio.to_thread(_make_folders, config)
+    starting = open_log(level=config.logging.level, as_json=config.logging.json, path=config.logging.path)
+    journal = Journal(state / "journal.db", logger=starting)
+    identity = Identity.open(state, journal, configured=config.node_id)
+    logger = open_log(level=config.logging.level, as_json=config.logging.json, path=config.logging.path, node_id=identity.node_id)
+    host = await asyncio.to_thread(observe, state / "sandbox")
+    able = await asyncio.to_thread(abilities, host)
+    _check_sandbox(config, able, logger)
+    eyes = await asyncio.to_thread(_open_eyes, config, able, identity.node_id)
+    processes = Processes(keeper=await ensure_keeper(state), config=config, host=host, abilities=able, logger=logger)
+    keepers = Keepers(state, processes, logger)
+    runners: dict[Runner, RunnerPort] = {}
+    cli = CliRunner(processes) if config.runners.cli.enable else None
+    if cli is not None:
+        await asyncio.to_thread(cli.load)
+        runners[Runner.CLI] = cli
+    if config.runners.python.enable:
+        runners[Runner.PYTHON] = PythonRunner(processes)
+    client, heart = client_for(config), client_for(config)
+    limits = InputLimits(max_mb=config.workspace.max_input_mb, keep_free_mb=config.workspace.min_free_mb)
+    cache = InputCache(state / "cache", max_bytes=config.workspace.cache_mb * 2**20)
+    outside: list[httpx.AsyncClient] = []
+
+    async def prepare(live: Live, workspace: Workspace) -> Failure | None:
+        if not outside:  # most nodes never fetch from elsewhere, and this client carries no credentials of ours
+            outside.append(httpx.AsyncClient(trust_env=False))
+        answer = await materialise(live.manifest.input, workspace, fetch=fetch, client=outside[0], limits=limits, cache=cache)
+        return answer if isinstance(answer, Failure) else None
+
+    daemon = NodeDaemon(
+        Parts(
+            config=config, journal=journal, identity=identity, client=client, heart=heart, runners=runners,
+            keeper=keepers.again, tidy=keepers.tidy, prepare=prepare, look=eyes.look, sample=eyes.gauge.load,
+            first_look=await asyncio.to_thread(eyes.look), clock=clock, logger=logger,
+        )
+    )  # fmt: skip
+    fetch = fetcher(client, lambda: daemon)
+    _attend_signals(daemon, reload(daemon, cli, file, logger))
+    gc.collect()
+    gc.freeze()  # what start-up made stays for good: no later collection needs to look at it again
+    try:
+        await daemon.run()
+    finally:
+        for web in outside:
+            await web.aclose()
+        await client.close()
+        await heart.close()
+        processes.keeper.close()
+        eyes.kernel.close()
+
+
+def _attend_signals(daemon: NodeDaemon, again: Callable[[], Awaitable[None]]) -> None:
+    loop, reloads = asyncio.get_running_loop(), set[asyncio.Future[None]]()
+
+    def on_hangup() -> None:
+        task = asyncio.ensure_future(again())
+        reloads.add(task)
+        task.add_done_callback(reloads.discard)
+
+    for one in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(one, daemon.stop)
+    loop.add_signal_handler(signal.SIGHUP, on_hangup)
+
+
+def _check_sandbox(config: NodeConfig, able: SandboxAbilities, logger: logging.Logger) -> None:
+    """A host without the configured level does not start; a weak level starts, and says so loudly."""
+    level = config.sandbox.level.value
+    if level not in able.levels:
+        missing = {one.level: one for one in able.missing}.get(level)
+        raise InvalidSpec(
+            f"this host has no sandbox of level {level}: {missing.reason if missing else 'unknown level'}",
+            hint=f"{missing.mend}; or opt in to a weaker one with sandbox.level: process" if missing else None,
+        )
+    if level in {"none", "process"}:
+        logger.warning("weak_sandbox", extra={"attrs": {"level": level}})
+
+
+def _make_folders(config: NodeConfig) -> None:
+    config.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    config.workspace.root.mkdir(mode=0o711, parents=True, exist_ok=True)
+
+
+def _open_eyes(config: NodeConfig, able: SandboxAbilities, node_id: str) -> Eyes:
+    gpus = GpuReader()
+    gauge = LoadGauge(gpus, path=str(config.workspace.root), first=gpus.read())
+    return Eyes(gpus, gauge, KernelLog(), able, config, node_id)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs until stopped."""
+    parser = argparse.ArgumentParser(prog="python -m ostler.assembly.node", description=__doc__)
+    parser.add_argument("--config-fd", type=int, required=True, metavar="N", help="read the checked configuration from it")
+    parser.add_argument("--config-file", type=Path, metavar="FILE", help="what SIGHUP reads anew")
+    given = parser.parse_args(arguments)
+    config = handover.take(given.config_fd, NodeConfig)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(run(config, given.config_file))
+    except OstlerError as exc:
+        sys.stderr.write(f"{exc}\n" + (f"hint: {exc.hint}\n" if exc.hint else ""))
+        return CANNOT_START
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,34 @@
+"""The command line: `ostler NOUN VERB`, one module per noun; this one puts them together."""
+
+import sys
+
+import typer
+
+from ostler.cli import allowlist, config, doctor, exits, jobs, nodes, run, tokens, up, version
+
+app = typer.Typer(
+    name="ostler",
+    help="One fleet out of the machines that you own or rent: jobs, nodes, tokens.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(up.up)
+app.command()(run.run)
+app.add_typer(jobs.app, name="job")
+app.add_typer(nodes.app, name="node")
+app.add_typer(tokens.app, name="token")
+app.command()(up.coordinator)
+app.add_typer(allowlist.app, name="allowlist")
+app.add_typer(config.app, name="config")
+app.command()(doctor.doctor)
+app.command()(version.version)
+
+
+def main() -> int:
+    """The entry point of the `ostler` program."""
+    return exits.guard(app)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,212 @@
+"""`ostler node`: the daemon itself, what its machine can do, and the nodes of the fleet."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ostler.cli import output
+from ostler.cli.options import JsonOption, LimitOption, seconds
+
+SYSTEM_CONFIG = Path("/etc/ostler/node.yaml")
+
+app = typer.Typer(help="Run the node daemon, or look at nodes and drain them.")
+
+NodeArgument = Annotated[str, typer.Argument(metavar="NODE", help="The node's id.")]
+OptionalNode = Annotated[
+    str | None, typer.Argument(metavar="NODE", help="The node's id; without one, the daemon on this machine.")
+]
+LocalConfig = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        help="Without NODE: the configuration of the daemon meant. Default: /etc/ostler/node.yaml, else that of `ostler up`.",
+    ),
+]
+
+
+@app.callback(invoke_without_command=True)
+def node(
+    ctx: typer.Context,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", metavar="FILE", help="Run the daemon in the foreground with this configuration (YAML)."),
+    ] = None,
+) -> None:
+    """Run the node daemon (--config FILE), or look at nodes and drain them.
+
+    The daemon starts its keeper where none runs. On SIGHUP it reads FILE anew; a running job outlives the daemon.
+    """
+    if ctx.invoked_subcommand is not None:
+        if config is not None:
+            raise typer.BadParameter(f"--config before {ctx.invoked_subcommand} runs the daemon; put it behind")
+        return
+    if config is None:
+        raise typer.BadParameter("say --config FILE to run the daemon, or one of: probe, list, show, drain, resume")
+    from ostler.assembly import launch
+
+    launch.become_node(config)
+
+
+@app.command()
+def probe(as_json: JsonOption = False) -> None:
+    """Show what this machine would offer as a node: processor, memory, disks, GPUs, sandbox levels, what is not well."""
+    import tempfile
+
+    import ostler
+    from ostler.node.probe.probe import probe as look
+    from ostler.node.sandbox import abilities, observe
+    from ostler.protocol import codec
+
+    with tempfile.TemporaryDirectory(prefix="ostler-probe-") as place:
+        Path(place).chmod(0o711)
+        found = look(node_id="this-machine", version=ostler.__version__, sandbox=abilities(observe(Path(place) / "sandbox")))
+    if as_json:
+        output.print_json(found)
+        return
+    import yaml
+
+    output.say(yaml.safe_dump(codec.to_plain(found), sort_keys=False, allow_unicode=True).rstrip())
+
+
+@app.command("list")
+def list_nodes(limit: LimitOption = 500, as_json: JsonOption = False) -> None:
+    """List the nodes."""
+    from ostler.cli.session import open_session
+    from ostler.protocol import routes
+    from ostler.protocol.messages import PageQuery
+
+    with open_session() as session:
+        nodes, more = session.pages(routes.LIST_NODES, PageQuery(limit=min(limit, 100)), limit)
+    if as_json:
+        output.print_json({"items": nodes, "more": more})
+        return
+    rows = [
+        (
+            one.node_id, one.state.value, len(one.attempts), f"{one.cpu_slots}+{one.gpu_slots}", f"{one.load:.2f}",
+            output.size(one.free_mb * 2**20), output.ago(one.last_seen_at), one.version, one.reason or "; ".join(one.health),
+        )
+        for one in nodes
+    ]  # fmt: skip
+    columns = output.columns("NODE~|STATE|JOBS>|SLOTS CPU+GPU>|LOAD>|FREE MEMORY>|SEEN>|VERSION|WHY~")
+    output.table(columns, rows, empty="no nodes")
+
+
+@app.command()
+def show(name: NodeArgument, as_json: JsonOption = False) -> None:
+    """Show one node: its state, what it can do and what it runs."""
+    from ostler.cli.session import open_session
+    from ostler.protocol import codec, routes
+
+    with open_session() as session:
+        view = session.call(routes.SHOW_NODE, node_id=name)
+    if as_json:
+        output.print_json(view)
+        return
+    output.fields(
+        [
+            ("node", view.node_id),
+            ("state", view.state.value),
+            ("since", view.changed_at and f"{output.ago(view.changed_at)} ago"),
+            ("why", view.reason),
+            ("health", "; ".join(view.health) or "good"),
+            ("last seen", view.last_seen_at and f"{output.ago(view.last_seen_at)} ago"),
+            ("joined", f"{view.joined_at.astimezone():%Y-%m-%d %H:%M:%S}"),
+            ("version", f"{view.version}, protocol {view.protocol}"),
+            ("slots", f"{view.cpu_slots} CPU, {view.gpu_slots} GPU"),
+            ("load", f"{view.load:.2f}"),
+            ("free memory", output.size(view.free_mb * 2**20)),
+            ("free disk", output.size(view.disk_free_mb * 2**20) if view.disk_free_mb is not None else None),
+            ("jobs", ", ".join(f"{one.job_id} (attempt {one.attempt})" for one in view.attempts)),
+        ]
+    )
+    if view.capabilities is not None:
+        import yaml
+
+        output.say()
+        output.say(
+            yaml.safe_dump({"capabilities": codec.to_plain(view.capabilities)}, sort_keys=False, allow_unicode=True).rstrip()
+        )
+
+
+@app.command()
+def drain(
+    name: OptionalNode = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            "--timeout", metavar="S", parser=seconds,
+            help="What still runs after so long (seconds, or 5m) is cancelled and retried elsewhere. Without it, it may finish.",
+        ),
+    ] = None,
+    reason: Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Why; shown with NODE.")] = None,
+    config: LocalConfig = None,
+    as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Give a node no new work; it stays so until `ostler node resume`, also over restarts.
+
+    With NODE the coordinator is asked, without it the daemon on this machine, which needs no token.
+    """
+    from ostler.protocol import routes
+    from ostler.protocol.messages import DrainRequest
+
+    if name is None:
+        _local("drain", config, {} if timeout is None else {"timeout": f"{timeout:g}"}, as_json=as_json)
+    else:
+        _remote(routes.DRAIN_NODE, name, DrainRequest(reason=reason, timeout_s=timeout), as_json=as_json)
+
+
+@app.command()
+def resume(name: OptionalNode = None, config: LocalConfig = None, as_json: JsonOption = False) -> None:
+    """Give a drained node work again. With NODE the coordinator is asked, without it the daemon on this machine."""
+    from ostler.protocol import routes
+
+    if name is None:
+        _local("resume", config, {}, as_json=as_json)
+    else:
+        _remote(routes.RESUME_NODE, name, None, as_json=as_json)
+
+
+def _remote(route: Any, name: str, message: Any, *, as_json: bool) -> None:
+    from ostler.cli.session import open_session
+
+    with open_session() as session:
+        view = session.call(route, message, node_id=name)
+    if as_json:
+        output.print_json(view)
+    else:
+        output.say(output.clean(f"{view.node_id} is {view.state}"))
+
+
+def _local(verb: str, config: Path | None, query: dict[str, str], *, as_json: bool) -> None:
+    """One call on the daemon's control socket."""
+    import httpx
+
+    from ostler.assembly import resolve
+    from ostler.model.errors import MachineUnreachable, NotFound, Rejected
+
+    file = config or _local_config()
+    if file is None:
+        raise NotFound(f"no node is configured here ({SYSTEM_CONFIG})", hint="say --config FILE, or name a NODE")
+    socket = resolve.resolve_node(file, env=os.environ, need_secrets=False).value.state / "daemon.sock"
+    try:
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), timeout=10.0) as http:
+            answer = http.post(f"http://daemon/{verb}", params=query)
+    except httpx.TransportError as exc:
+        raise MachineUnreachable(
+            f"the daemon of {file} does not answer on {socket}: {exc}", hint=f"ostler node --config {file}"
+        ) from exc
+    if not answer.is_success:
+        raise Rejected(f"the daemon refused to {verb}: {answer.text.strip()[:500]}")
+    if as_json:
+        output.say(answer.text.strip() or "{}")
+    else:
+        output.say("draining" if verb == "drain" else "taking work again")
+
+
+def _local_config() -> Path | None:
+    from ostler.assembly.first_run import default_data
+
+    return next((file for file in (SYSTEM_CONFIG, default_data(os.environ) / "node.yaml") if file.exists()), None)

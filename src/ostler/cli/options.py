@@ -1,0 +1,35 @@
+"""Options that several commands share, and what their values mean."""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from ostler.runtime.durations import parse_seconds
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+LimitOption = Annotated[int, typer.Option("--limit", metavar="N", min=1, help="Show at most so many.")]
+JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")]
+JobsArgument = Annotated[list[str], typer.Argument(metavar="JOB", help="The jobs' ids.")]
+AttemptOption = Annotated[int | None, typer.Option("--attempt", metavar="N", min=1, help="Which attempt; the latest if absent.")]
+
+
+def seconds(text: str) -> float:
+    """Seconds, or a duration with units (90s, 2h, 1h30m); a usage error where it is neither."""
+    try:
+        return parse_seconds(text)
+    except ValueError as exc:
+        raise typer.BadParameter(f"{text!r} {exc}") from exc
+
+
+def parse_labels(texts: Sequence[str]) -> dict[str, str]:
+    """`key=value` words as a mapping; a usage error where one is none."""
+    found: dict[str, str] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise typer.BadParameter(f"{text!r} is not KEY=VALUE", param_hint="'--label'")
+        if key in found:
+            raise typer.BadParameter(f"{key!r} is given twice", param_hint="'--label'")
+        found[key] = value
+    return found

@@ -1,0 +1,130 @@
+"""`ostler run`: one command on whichever node fits, as if it ran here: files in, output through, files out, its exit code."""
+
+import secrets
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ostler.cli import exits
+from ostler.cli.options import parse_labels, seconds
+
+
+def run(
+    command: Annotated[list[str], typer.Argument(metavar="COMMAND", help="The command with its arguments, after `--`.")],
+    *,
+    gpu: Annotated[int, typer.Option("--gpu", metavar="N", min=0, help="GPUs that the job occupies.")] = 0,
+    vram: Annotated[int, typer.Option("--vram", metavar="MB", min=0, help="Video memory that each GPU must have, in MB.")] = 0,
+    threads: Annotated[int, typer.Option("--threads", metavar="N", min=0, help="CPU threads that the node must have free.")] = 0,
+    tag: Annotated[
+        list[str] | None, typer.Option("--tag", metavar="T", help="A tag that the node must have; may be repeated.")
+    ] = None,
+    file_in: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--in", metavar="FILE", help="A file to upload; the job finds it in its working directory. May be repeated."
+        ),
+    ] = None,
+    file_out: Annotated[
+        list[str] | None,
+        typer.Option("--out", metavar="PATH", help="A file that the job makes; it is downloaded to PATH here. May be repeated."),
+    ] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            "--timeout",
+            metavar="S",
+            parser=seconds,
+            help="Wall-clock limit of one attempt: seconds, or 90s, 2h. Default: 1h.",
+        ),
+    ] = None,
+    label: Annotated[
+        list[str] | None, typer.Option("--label", metavar="K=V", help="A label to find the job by; may be repeated.")
+    ] = None,
+) -> None:
+    """Run one command on whichever node fits, and exit with its code.
+
+    Output comes here as the job writes it. Files named by --out replace those of the same name here once they are whole and
+    verified. Where the job has no exit code of its own, the code is 125; where a signal killed it, 128 plus the signal's number.
+
+    Ctrl-C asks once whether to cancel the job; a second one leaves it running and says how to come back. Without a terminal
+    SIGINT and SIGTERM cancel the job, and the code is 130 or 143.
+    """
+    from ostler.cli.foreground import Foreground
+    from ostler.cli.session import open_session
+    from ostler.model.errors import InvalidSpec, Problem
+    from ostler.model.manifest import problems
+
+    manifest, found = describe(
+        command, gpus=gpu, vram_mb=vram, threads=threads, tags=tag or (), outputs=file_out or (), timeout_s=timeout,
+        labels=parse_labels(label or ()),
+    )  # fmt: skip
+    mistakes = [Problem(_option_of(one.path), one.message) for one in problems(found)]
+    files = list(inputs(file_in or (), mistakes))
+    if mistakes:
+        raise InvalidSpec("the command cannot be sent", mistakes)
+    with open_session() as session:
+        raise exits.Exit(Foreground(session, manifest, files).carry_out())
+
+
+def describe(
+    command: Sequence[str],
+    *,
+    gpus: int = 0,
+    vram_mb: int = 0,
+    threads: int = 0,
+    tags: Sequence[str] = (),
+    outputs: Sequence[str] = (),
+    timeout_s: float | None = None,
+    labels: dict[str, str] | None = None,
+) -> tuple[dict[str, Any], Any]:
+    """The manifest for a command, as it is sent (without what is default) and as a value."""
+    from ostler.model.manifest import Manifest
+    from ostler.protocol import codec
+
+    requirements = {"gpus": gpus, "vram_mb": vram_mb, "cpu_threads": threads, "tags": list(tags)}
+    manifest: dict[str, Any] = {
+        # Chosen here, so that a submit whose answer was lost can be made again, and a signal in between finds its job.
+        "job_id": f"run-{secrets.token_hex(6)}",
+        "command": command[0],
+        "args": list(command[1:]),
+        "requirements": {key: value for key, value in requirements.items() if value},
+        "artifacts": [{"path": path} for path in outputs],
+        "labels": labels or {},
+        "timeout_s": timeout_s,
+    }
+    manifest = {key: value for key, value in manifest.items() if value or key in {"command", "args"}}
+    return manifest, codec.convert(manifest, Manifest, what="command")
+
+
+def _option_of(path: str) -> str:
+    """The option that a field of the manifest came from."""
+    options = {
+        "artifacts": "--out",
+        "labels": "--label",
+        "timeout_s": "--timeout",
+        "requirements.tags": "--tag",
+        "requirements.gpus": "--gpu",
+        "requirements.vram_mb": "--vram",
+        "requirements.cpu_threads": "--threads",
+    }
+    return next((option for field, option in options.items() if path.startswith(field)), path)
+
+
+def inputs(files: Sequence[Path], mistakes: list[Any]) -> Iterator[Path]:
+    """The files that can be sent; why another cannot is added to the mistakes."""
+    from ostler.model.errors import Problem
+    from ostler.model.manifest import unsafe_name
+
+    seen: set[str] = set()
+    for file in files:
+        if not file.is_file():
+            mistakes.append(Problem("--in", f"{file} {'is not a regular file' if file.exists() else 'does not exist'}"))
+        elif why := unsafe_name(file.name):
+            mistakes.append(Problem("--in", f"{file} {why}"))
+        elif file.name in seen:
+            mistakes.append(Problem("--in", f"two files have the name {file.name}"))
+        else:
+            seen.add(file.name)
+            yield file

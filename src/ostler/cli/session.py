@@ -1,0 +1,157 @@
+"""One command's session with the coordinator: the typed client, and what commands do with files, pages and logs."""
+
+import contextlib
+import hashlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ostler.cli.profile import Endpoint, find_endpoint
+from ostler.cli.transfer import blocks, progress
+from ostler.model.errors import InvalidSpec, Problem, Unavailable
+from ostler.model.manifest import unsafe_path
+from ostler.protocol import routes
+from ostler.protocol.client import Client
+from ostler.protocol.exchange import understand
+from ostler.protocol.messages import ArtifactEntry, ArtifactQuery, Blob, LogQuery
+from ostler.protocol.routes import Route
+from ostler.runtime.backoff import Backoff
+
+FOLLOW_PATIENCE_S = 3600.0  # as long as nodes ride out a coordinator that is away
+_FETCH_TRIES = 5
+
+
+class Session(Client):
+    """Calls raise the error tree at once where the coordinator does not answer; who wants patience has it."""
+
+    def __init__(self, endpoint: Endpoint, *, patience_s: float = 0.0) -> None:
+        # Without TLS there is nothing to verify, and loading the authorities takes a while.
+        verify = str(endpoint.ca_file) if endpoint.ca_file else endpoint.url.startswith("https:")
+        super().__init__(endpoint.url, token=endpoint.token, verify=verify, patience_s=patience_s)
+        self.endpoint = endpoint
+
+    def patient(self) -> "Session":
+        """A session of its own, for a thread that follows a log through restarts."""
+        return Session(self.endpoint, patience_s=FOLLOW_PATIENCE_S)
+
+    def pages(self, route: Route, query: Any, limit: int) -> tuple[list[Any], bool]:
+        """At most `limit` items over as many pages as that takes, and whether there are more."""
+        from dataclasses import replace
+
+        found: list[Any] = []
+        while True:
+            page = self.call(route, query=query)
+            found += page.items
+            if len(found) >= limit or page.next_cursor is None:
+                return found[:limit], page.next_cursor is not None or len(found) > limit
+            query = replace(query, cursor=page.next_cursor)
+
+    def send_file(self, file: Path) -> Blob:
+        """Upload an input, in constant memory; raises InvalidSpec where it changed on the way."""
+        size = file.stat().st_size
+        digest = hashlib.sha256()
+        sent = 0
+
+        def content() -> Iterator[bytes]:
+            nonlocal sent
+            with progress(f"uploading {file.name}", size) as advance:
+                for block in blocks(file, advance):
+                    digest.update(block)
+                    sent += len(block)
+                    yield block
+                    if sent > size:
+                        break
+
+        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
+        prepared = self._prepare(routes.UPLOAD_BLOB, None, {"headers": headers}, {})
+        try:
+            status, _, answer = self._exchange(prepared, self._timeout(None), content())
+        except Exception as exc:
+            if sent != size and file.stat().st_size != size:
+                raise _changed(file) from exc
+            raise
+        blob: Blob = understand(routes.UPLOAD_BLOB, status, answer)
+        if blob.sha256 != digest.hexdigest() or blob.size != size:
+            raise _changed(file)
+        return blob
+
+    def fetch_artifact(self, job_id: str, entry: ArtifactEntry, target: Path, *, attempt: int | None = None) -> None:
+        """Download one artifact to `target`, which bears its name only once it is whole and verified."""
+        more = {"query": ArtifactQuery(attempt=attempt), "job_id": job_id, "path": entry.path}
+        self._fetch(routes.GET_ARTIFACT, target, more, sha256=entry.sha256, size=entry.size)
+
+    def fetch_workspace(self, job_id: str, attempt: int, target: Path, *, sha256: str) -> None:
+        """Download a pinned workspace (tar.gz) to `target`."""
+        self._fetch(routes.GET_WORKSPACE, target, {"job_id": job_id, "attempt": attempt}, sha256=sha256, size=None)
+
+    def _fetch(self, route: Route, target: Path, more: dict[str, Any], *, sha256: str, size: int | None) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.part")
+        try:
+            with part.open("xb") as stream, progress(f"downloading {target.name}", size) as advance:
+                digest, backoff, done = hashlib.sha256(), Backoff(min_s=0.2, max_s=5.0), 0
+                while True:
+                    # A broken download goes on where it broke, as long as the bytes are still those that it began with.
+                    headers = {"Range": f"bytes={done}-", "If-Range": f'"{sha256}"'} if done else {}
+                    try:
+                        with self.download(route, headers=headers, **more) as answer:
+                            if done and answer.status != 206:
+                                stream.seek(0)
+                                stream.truncate()
+                                digest, done = hashlib.sha256(), 0
+                            for block in answer.blocks():
+                                stream.write(block)
+                                digest.update(block)
+                                done += len(block)
+                                advance(len(block))
+                        break
+                    except Unavailable:
+                        if backoff.failures >= _FETCH_TRIES:
+                            raise
+                        _sleep(backoff.next_s())
+                if digest.hexdigest() != sha256:
+                    raise Unavailable(f"{target.name} arrived with other bytes than were stored", hint="try again")
+                stream.flush()
+                os.fsync(stream.fileno())
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def read_log(self, job_id: str, stream: str, *, attempt: int | None = None, offset: int = 0) -> Iterator[bytes]:
+        """What a stream holds so far."""
+        query = LogQuery(stream=stream, attempt=attempt, offset=offset)
+        with self.download(routes.READ_LOG, query=query, job_id=job_id) as answer:
+            yield from answer.blocks()
+
+
+def _sleep(seconds: float) -> None:
+    import time
+
+    time.sleep(seconds)
+
+
+def _changed(file: Path) -> InvalidSpec:
+    return InvalidSpec(f"{file} changed while it was sent", hint="wait until it is complete, and try again")
+
+
+@contextlib.contextmanager
+def open_session() -> Iterator[Session]:
+    """A session with the coordinator that the environment or the profile names. Raises Rejected where none does."""
+    with Session(find_endpoint()) as session:
+        yield session
+
+
+def safe_target(directory: Path, path: str) -> Path:
+    """Where an artifact goes below a directory; raises InvalidSpec for a path, or a link on the way, that leads out of it."""
+    if why := unsafe_path(path):
+        raise InvalidSpec("an artifact cannot be stored here", [Problem(path, why)])
+    root, target = directory.resolve(), directory / path
+    if not target.parent.resolve().is_relative_to(root):
+        raise InvalidSpec(
+            "an artifact cannot be stored here", [Problem(path, f"{target.parent} is a link that leaves {directory}")]
+        )
+    if target.is_dir():
+        raise InvalidSpec("an artifact cannot be stored here", [Problem(path, f"{target} is a directory")])
+    return target

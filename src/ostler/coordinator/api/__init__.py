@@ -1,0 +1,1 @@
+"""The one door: HTTP routes, credentials, and how errors look from outside."""

@@ -1,0 +1,254 @@
+"""The application: every route of the table bound to the endpoint of its name, and every error to its problem details."""
+
+import asyncio
+import inspect
+import logging
+import re
+import secrets
+import time
+from collections.abc import Iterable
+from types import ModuleType
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route as StarletteRoute
+from starlette.types import Message, Receive, Scope, Send
+
+from ostler import __version__
+from ostler.coordinator.api import about, blobs, jobs, leases, logs, nodes, tokens
+from ostler.coordinator.api.bodies import Body, ClientGone
+from ostler.coordinator.api.calls import Answer, Call, Endpoint, Services
+from ostler.model.errors import (
+    InvalidSpec,
+    NotFound,
+    OffsetMismatch,
+    OstlerError,
+    Problem,
+    Unauthenticated,
+    Unavailable,
+    UpgradeRequired,
+)
+from ostler.model.manifest import JOB_ID, NAME, SHA256, unsafe_path
+from ostler.protocol import codec
+from ostler.protocol.messages import LOG_STREAMS, PROTOCOL, ProblemReport
+from ostler.protocol.problems import MEDIA_TYPE, describe, encode
+from ostler.protocol.routes import ROUTES, Route
+
+_MODULES = (nodes, leases, logs, blobs, jobs, tokens, about)
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+_DRAIN = 2**20  # what is left of a refused body is read up to here, so that the answer is not lost in a reset
+_DRAIN_S = 2.0
+_OUR_HEADERS = [(b"ostler-version", __version__.encode()), (b"ostler-protocol", str(PROTOCOL).encode())]
+_PATH_RULES = {
+    "job_id": JOB_ID,
+    "node_id": NAME,
+    "attempt": re.compile(r"[0-9]{1,9}"),
+    "stream": re.compile("|".join(LOG_STREAMS)),
+    "sha256": SHA256,
+    "token_id": NAME,
+}
+
+
+def endpoints(routes: Iterable[Route], modules: Iterable[ModuleType]) -> dict[str, Endpoint]:
+    """The endpoint of each route, by name; a route without one, or one without a route, is a mistake of ours at start-up."""
+    found: dict[str, Endpoint] = {}
+    for module in modules:
+        for name, function in inspect.getmembers(module, inspect.iscoroutinefunction):
+            if function.__module__ == module.__name__ and not name.startswith("_"):
+                if name in found:
+                    raise RuntimeError(f"two endpoints are called {name}")
+                found[name] = function
+    names = {route.name for route in routes}
+    if missing := names - found.keys():
+        raise RuntimeError(f"routes without an endpoint: {', '.join(sorted(missing))}")
+    if extra := found.keys() - names:
+        raise RuntimeError(f"endpoints without a route: {', '.join(sorted(extra))}")
+    return found
+
+
+def build_app(services: Services) -> Starlette:
+    """The whole API over some services."""
+    bound = endpoints(ROUTES, _MODULES)
+    app = Starlette(
+        routes=[
+            StarletteRoute(route.url, _Bound(route, bound[route.name], services), methods=[route.method], name=route.name)
+            for route in ROUTES
+        ],
+        exception_handlers={HTTPException: _unrouted, Exception: _crashed},
+    )
+    app.router.redirect_slashes = False  # a path that is not in the table is not there
+    return app
+
+
+class _Bound:
+    """One route as an ASGI application: admit, run the endpoint, encode; nothing leaves it but an answer."""
+
+    def __init__(self, route: Route, endpoint: Endpoint, services: Services) -> None:
+        self._route = route
+        self._endpoint = endpoint
+        self._services = services
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        began = time.perf_counter()
+        request_id = _request_id(scope)
+        body = Body(scope, receive, self._route.max_body)
+        status = 500
+        started = False
+
+        async def send_ours(message: Message) -> None:
+            nonlocal started, status
+            if message["type"] == "http.response.start":
+                started, status = True, message["status"]
+                message["headers"] = [*message["headers"], *_OUR_HEADERS, (b"ostler-request-id", request_id.encode())]
+                if not body.finished and status >= 400 and not await _drained(body):
+                    message["headers"].append((b"connection", b"close"))
+            await send(message)
+
+        self._services.metrics.begun(self._route)
+        try:
+            response = await self._answer(scope, receive, body, request_id)
+            await response(scope, receive, send_ours)
+        except ClientGone:
+            status = 499
+        except OstlerError as exc:  # from a body that was being streamed: too late for another answer
+            if not started:
+                raise
+            # An answer without its end: the server closes the connection, so that the caller notices.
+            self._services.logger.warning("answer_broken", extra={"attrs": {"route": self._route.name, "error": str(exc)}})
+        finally:
+            self._services.metrics.answered(self._route, status, time.perf_counter() - began)
+
+    async def _answer(self, scope: Scope, receive: Receive, body: Body, request_id: str) -> Response:
+        services, route = self._services, self._route
+        try:
+            caller = await services.door.admit(route, scope)
+            path = scope.get("path_params", {})
+            _check_path(path)
+            body.check_announced()
+            call = Call(
+                services=services,
+                route=route,
+                scope=scope,
+                receive=receive,
+                caller=caller,
+                body=body,
+                path=path,
+                request_id=request_id,
+            )
+            return _response(route, await self._endpoint(call))
+        except ClientGone:
+            raise
+        except OstlerError as exc:
+            return problem_response(exc, request_id)
+        except OverflowError:
+            # A number that fits JSON and no column or clock: the one mistake of a caller that shows as a crash of ours.
+            return problem_response(InvalidSpec("a number is out of range", [Problem("", "is too large")]), request_id)
+        except Exception:
+            services.logger.exception("request_crashed", extra={"attrs": {"route": route.name, "request": request_id}})
+            return _crash_response(request_id)
+
+
+def _response(route: Route, answer: Any) -> Response:
+    if isinstance(answer, Response):
+        return answer
+    status, headers, value = route.status, None, answer
+    if isinstance(answer, Answer):
+        status, headers, value = answer.status or route.status, answer.headers, answer.value
+    if value is None:
+        return Response(None, status, headers)
+    return Response(codec.encode(value), status, headers, "application/json")
+
+
+def _check_path(path: dict[str, str]) -> None:
+    for name, value in path.items():
+        rule = _PATH_RULES.get(name)
+        if (rule is not None and not rule.fullmatch(value)) or (name == "path" and unsafe_path(value)):
+            raise NotFound(f"there is nothing here: {value[:200]!r} is no {name.replace('_', ' ')}")
+
+
+def _request_id(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name == b"ostler-request-id" and _REQUEST_ID.fullmatch(value):
+            return bytes(value).decode()
+    return secrets.token_hex(8)
+
+
+async def _drained(body: Body) -> bool:
+    """Whether what is left of a refused body has been read: only where its end is known and near."""
+    if body.length is None or body.length > _DRAIN:
+        return False
+    try:
+        async with asyncio.timeout(_DRAIN_S):
+            return await body.drop()
+    except TimeoutError:
+        return False
+
+
+def problem_response(error: OstlerError, request_id: str) -> Response:
+    """An error of the tree as problem details: the one place where a class becomes a status and its headers."""
+    headers: dict[str, str] = {}
+    if isinstance(error, Unauthenticated):
+        headers["WWW-Authenticate"] = 'Bearer realm="ostler"'
+    elif isinstance(error, OffsetMismatch):
+        headers["Upload-Offset"] = str(error.offset)
+    elif isinstance(error, Unavailable):
+        headers["Retry-After"] = str(max(1, round(error.retry_after or 1)))
+    elif isinstance(error, UpgradeRequired):
+        headers["Upgrade"] = f"ostler/{PROTOCOL}"
+    report = describe(error, instance=_instance(request_id))
+    return Response(encode(report), error.status, headers, MEDIA_TYPE)
+
+
+def _instance(request_id: str) -> str:
+    return f"urn:ostler:request:{request_id}"
+
+
+def _crash_response(request_id: str) -> Response:
+    report = ProblemReport(
+        title="Internal error",
+        status=500,
+        code="internal",
+        detail="the coordinator failed at this; its log names the request",
+        instance=_instance(request_id),
+        hint=f"look for {request_id} in the coordinator's log",
+    )
+    return Response(encode(report), 500, None, MEDIA_TYPE)
+
+
+def _with_our_headers(response: Response, request_id: str) -> Response:
+    response.raw_headers.extend([*_OUR_HEADERS, (b"ostler-request-id", request_id.encode())])
+    return response
+
+
+async def _unrouted(request: Request, exc: Exception) -> Response:
+    """No such path, or not with this method."""
+    request_id = _request_id(request.scope)
+    status = exc.status_code if isinstance(exc, HTTPException) else 404
+    headers: dict[str, str] = {}
+    if status == 405:
+        known = sorted({one.method for one in ROUTES if _matches(request, one)})
+        headers["Allow"] = ", ".join(known)
+        report = ProblemReport(
+            title="Method not allowed", status=405, code="method_not_allowed", instance=_instance(request_id),
+            detail=f"{request.method} is not among the methods of this path: {', '.join(known)}",
+        )  # fmt: skip
+    else:
+        report = describe(
+            NotFound("there is no such path", hint="GET /api/v1/openapi.json lists all"), instance=_instance(request_id)
+        )
+    return _with_our_headers(Response(encode(report), report.status, headers, MEDIA_TYPE), request_id)
+
+
+def _matches(request: Request, route: Route) -> bool:
+    bound = next(one for one in request.app.routes if isinstance(one, StarletteRoute) and one.name == route.name)
+    return bound.path_regex.match(request.scope["path"]) is not None
+
+
+async def _crashed(request: Request, exc: Exception) -> Response:
+    """What even a bound route did not catch."""
+    request_id = _request_id(request.scope)
+    logging.getLogger("ostler").error("request_crashed", exc_info=exc, extra={"attrs": {"request": request_id}})
+    return _with_our_headers(_crash_response(request_id), request_id)

@@ -1,0 +1,151 @@
+"""Who calls: bearer tokens to callers, and the check of a caller against a route's audience."""
+
+import hashlib
+import ipaddress
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from starlette.types import Scope
+
+from ostler.coordinator.api.credentials import NODE_PREFIX, Credentials, NodeToken
+from ostler.model.errors import Forbidden, Unauthenticated
+from ostler.protocol.routes import Audience, Route
+from ostler.runtime.clock import Clock
+
+API_PREFIX = "ostler_api_"
+JOIN_PREFIX = "ostler_join_"
+MAX_TOKEN = 1024
+REMEMBER_S = 5.0  # how long a replica may honour an API token that another one has revoked
+REMEMBER = 1024
+LOCAL_ROUTES = frozenset({"metrics", "healthz", "readyz"})  # open to this machine; others show an API token
+
+
+class CallerKind(StrEnum):
+    """What a caller has shown."""
+
+    NOBODY = "nobody"
+    CLIENT = "client"
+    NODE = "node"
+    JOINER = "joiner"
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls. `token` is the node token's content for nodes, `secret` a join token's text, `token_id` an API token's id."""
+
+    kind: CallerKind
+    token: NodeToken | None = None
+    token_id: str | None = None
+    secret: str | None = None
+
+
+NOBODY = Caller(CallerKind.NOBODY)
+
+_ADMITTED = {
+    Audience.PUBLIC: frozenset(CallerKind),
+    Audience.ENROL: frozenset({CallerKind.NOBODY, CallerKind.JOINER}),
+    Audience.NODE: frozenset({CallerKind.NODE}),
+    Audience.CLIENT: frozenset({CallerKind.CLIENT}),
+    Audience.MEMBER: frozenset({CallerKind.NODE, CallerKind.CLIENT}),
+}
+_WANTED = {
+    Audience.ENROL: "a join token, or a signed challenge and no token",
+    Audience.NODE: "a node token",
+    Audience.CLIENT: "an API token",
+    Audience.MEMBER: "a node token or an API token",
+}
+
+
+class TokenCheck(Protocol):
+    """Looks an API token up: its id, or Unauthenticated."""
+
+    async def __call__(self, token: str) -> str:
+        """The token's id."""
+        ...
+
+
+class Doorkeeper:
+    """Admits callers. API tokens that were found good are remembered for moments, and forgotten at once when one is revoked."""
+
+    def __init__(self, credentials: Credentials, check: TokenCheck, *, clock: Clock) -> None:
+        self._credentials = credentials
+        self._check = check
+        self._clock = clock
+        self._good: dict[bytes, tuple[str, float]] = {}
+        self._revocations = 0
+        self._epochs: dict[str, str] = {}
+
+    def note_session(self, node_id: str, boot_epoch: str) -> None:
+        """From now on tokens of the node's earlier sessions open nothing."""
+        self._epochs[node_id] = boot_epoch
+
+    def forget(self, token_id: str) -> None:
+        """A token was revoked: no remembered check of it counts, nor one that is under way."""
+        self._revocations += 1
+        self._good = {digest: known for digest, known in self._good.items() if known[0] != token_id}
+
+    async def admit(self, route: Route, scope: Scope) -> Caller:
+        """The caller, if the route is for such; raises Unauthenticated or Forbidden."""
+        audience = route.audience
+        if route.name in LOCAL_ROUTES:
+            if _is_local(scope):
+                return NOBODY
+            audience = Audience.CLIENT
+        elif audience is Audience.PUBLIC:
+            return NOBODY
+        token = _bearer(scope)
+        if token is None:
+            if audience is Audience.ENROL:
+                return NOBODY
+            raise Unauthenticated(f"this needs {_WANTED[audience]}: Authorization: Bearer …")
+        caller = await self._caller(token)
+        if caller.kind not in _ADMITTED[audience]:
+            raise Forbidden(f"this needs {_WANTED[audience]}; the one shown is for a {caller.kind.value}")
+        return caller
+
+    async def _caller(self, token: str) -> Caller:
+        if token.startswith(NODE_PREFIX):
+            said = self._credentials.read_node_token(token)
+            if self._epochs.get(said.node_id, said.boot_epoch) != said.boot_epoch:
+                raise Unauthenticated(f"the node {said.node_id} has begun a newer session since", hint="register the node anew")
+            return Caller(CallerKind.NODE, token=said)
+        if token.startswith(API_PREFIX):
+            return Caller(CallerKind.CLIENT, token_id=await self._api_token(token))
+        if token.startswith(JOIN_PREFIX):
+            return Caller(CallerKind.JOINER, secret=token)
+        raise Unauthenticated("the token is of no kind that Ostler makes", hint="see `ostler token list`")
+
+    async def _api_token(self, token: str) -> str:
+        digest = hashlib.sha256(token.encode()).digest()
+        known = self._good.get(digest)
+        if known is not None and known[1] > self._clock.monotonic():
+            return known[0]
+        before = self._revocations
+        token_id = await self._check(token)
+        if before == self._revocations:
+            if len(self._good) >= REMEMBER:
+                self._good.clear()
+            self._good[digest] = (token_id, self._clock.monotonic() + REMEMBER_S)
+        return token_id
+
+
+def _bearer(scope: Scope) -> str | None:
+    found = [value for name, value in scope["headers"] if name == b"authorization"]
+    if not found:
+        return None
+    scheme, _, token = found[0].partition(b" ")
+    token = token.strip()
+    if len(found) > 1 or scheme.lower() != b"bearer" or not 0 < len(token) <= MAX_TOKEN or not token.isascii():
+        raise Unauthenticated("the Authorization header must be one `Bearer TOKEN`")
+    return bytes(token).decode("ascii")
+
+
+def _is_local(scope: Scope) -> bool:
+    client = scope.get("client")
+    if client is None:  # a unix socket
+        return True
+    try:
+        return ipaddress.ip_address(client[0]).is_loopback
+    except ValueError:
+        return False

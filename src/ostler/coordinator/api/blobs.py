@@ -1,0 +1,121 @@
+"""Endpoints that move bytes: uploaded inputs, artifacts and workspaces, all out of the one artifact store."""
+
+import re
+from urllib.parse import quote
+
+from starlette.responses import Response, StreamingResponse
+
+from ostler.coordinator.api.calls import Call
+from ostler.coordinator.artifacts.store import Stored
+from ostler.coordinator.operations import leases, reads
+from ostler.coordinator.operations.uploads import check_workspace_wanted
+from ostler.model.errors import Gone, NotFound
+from ostler.protocol import messages as m
+from ostler.protocol.problems import MEDIA_TYPE, encode
+
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
+_MEDIA = re.compile(r"[a-z0-9][a-z0-9.+-]{0,60}/[a-z0-9][a-z0-9.+-]{0,80}", re.IGNORECASE)
+
+
+async def upload_blob(call: Call) -> m.Blob:
+    """One input file of jobs to come."""
+    stored = await _store(call)
+    return m.Blob(sha256=stored.sha256, size=stored.size)
+
+
+async def upload_workspace(call: Call) -> m.Blob:
+    """A workspace that was asked for: that is looked up before any bytes are taken."""
+    store, node = call.services.store, call.node
+    job_id, attempt = call.path["job_id"], int(call.path["attempt"])
+    await store.read(check_workspace_wanted, node.node_id, job_id, attempt)
+    stored = await _store(call)
+    await store.write(leases.set_workspace, node.node_id, job_id, attempt, stored.sha256)
+    return m.Blob(sha256=stored.sha256, size=stored.size)
+
+
+async def _store(call: Call) -> Stored:
+    call.body.check_announced()
+    staging = await call.services.artifacts.stage()
+    try:
+        async for chunk in call.body.chunks():
+            await staging.write(chunk)
+        return await staging.commit()
+    finally:
+        await staging.discard()
+
+
+async def get_blob(call: Call) -> Response:
+    """An uploaded input. A node reaches those alone that an attempt it holds names."""
+    sha256 = call.path["sha256"]
+    if call.is_node and not await call.services.store.read(reads.blob_for_node, call.node.node_id, sha256):
+        raise NotFound(f"no attempt that {call.node.node_id} holds has an input {sha256}")
+    return await _serve(call, sha256, sha256, "application/octet-stream")
+
+
+async def list_artifacts(call: Call) -> m.ArtifactPage:
+    """What an attempt delivered."""
+    return await call.services.store.read(reads.list_artifacts, call.path["job_id"], call.query(m.ArtifactQuery).attempt)
+
+
+async def get_artifact(call: Call) -> Response:
+    """One delivered output."""
+    attempt = call.query(m.ArtifactQuery).attempt
+    entry = await call.services.store.read(reads.find_artifact, call.path["job_id"], call.path["path"], attempt)
+    return await _serve(call, entry.sha256, entry.path.rpartition("/")[2], entry.type)
+
+
+async def get_workspace(call: Call) -> Response:
+    """A workspace that a node uploaded."""
+    job_id, attempt = call.path["job_id"], call.path["attempt"]
+    sha256 = await call.services.store.read(reads.workspace_of, job_id, int(attempt))
+    return await _serve(call, sha256, f"{job_id}-{attempt}.tar.gz", "application/gzip")
+
+
+async def _serve(call: Call, sha256: str, name: str, media: str) -> Response:
+    """Bytes as a download that no browser will run, or the range of them that was asked for."""
+    artifacts = call.services.artifacts
+    size = await artifacts.size(sha256)
+    if size is None:
+        raise Gone(f"the bytes of {name} are no longer stored") if name != sha256 else NotFound(f"there is no blob {sha256}")
+    headers = {
+        "ETag": f'"{sha256}"',
+        "Accept-Ranges": "bytes",
+        "X-Content-Type-Options": "nosniff",
+        "Content-Security-Policy": "default-src 'none'; sandbox",
+        "Content-Disposition": f"attachment; filename*=UTF-8''{quote(name, safe='')}",
+    }
+    wanted = _range(call, size, headers["ETag"])
+    if wanted == (0, 0) and size:
+        report = m.ProblemReport(
+            title="Range not satisfiable", status=416, code="range_not_satisfiable", detail=f"{name} has {size} bytes"
+        )
+        return Response(encode(report), 416, {"Content-Range": f"bytes */{size}"}, MEDIA_TYPE)
+    start, end = wanted or (0, size)
+    if wanted is not None:
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+    headers["Content-Length"] = str(end - start)
+    status = 200 if wanted is None else 206
+    empty = call.scope["method"] == "HEAD" or start == end
+    response = (
+        Response(None, status, headers) if empty else StreamingResponse(artifacts.read(sha256, start, end), status, headers)
+    )
+    # Not by `media_type`, which would add a charset that nobody has told us.
+    response.headers["Content-Type"] = media if _MEDIA.fullmatch(media) else "application/octet-stream"
+    return response
+
+
+def _range(call: Call, size: int, etag: str) -> tuple[int, int] | None:
+    """The one range asked for as (start, end), (0, 0) where it lies outside, None for the whole: RFC 9110 section 14."""
+    header = call.header(b"range")
+    if header is None or size == 0 or (call.header(b"if-range") or etag) != etag:
+        return None
+    match = _RANGE.fullmatch(header.replace(" ", ""))
+    if match is None or match.group(1) == match.group(2) == "":
+        return None
+    first, last = match.groups()
+    if not first:
+        return (max(0, size - int(last)), size) if int(last) else (0, 0)
+    start, end = int(first), min(int(last) + 1, size) if last else size
+    if last and int(last) < start:
+        return None
+    return (start, end) if start < size else (0, 0)

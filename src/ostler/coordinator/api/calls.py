@@ -1,0 +1,111 @@
+"""One call: what an endpoint is given, and what it may answer."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope
+
+from ostler.coordinator.api.auth import Caller, CallerKind, Doorkeeper
+from ostler.coordinator.api.bodies import JSON_LIMIT, Body, decode_json, decode_query
+from ostler.coordinator.api.credentials import Credentials, NodeToken
+from ostler.coordinator.api.metrics import Metrics
+from ostler.coordinator.api.pulls import PullLine
+from ostler.coordinator.artifacts.store import Artifacts
+from ostler.coordinator.config import CoordinatorConfig
+from ostler.coordinator.keys import Keys
+from ostler.coordinator.store.store import Store
+from ostler.model.errors import NotFound
+from ostler.protocol.routes import Route
+from ostler.runtime.clock import Clock
+from ostler.runtime.loop import Loop
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """All that endpoints use, wired once."""
+
+    config: CoordinatorConfig
+    store: Store
+    artifacts: Artifacts
+    keys: Keys
+    credentials: Credentials
+    door: Doorkeeper
+    pulls: PullLine
+    metrics: Metrics
+    clock: Clock
+    logger: logging.Logger
+    loops: Sequence[Loop] = ()
+
+
+@dataclass(slots=True, kw_only=True)
+class Call:
+    """One request on its way through an endpoint."""
+
+    services: Services
+    route: Route
+    scope: Scope
+    receive: Receive
+    caller: Caller
+    body: Body
+    path: dict[str, str]
+    request_id: str
+
+    def header(self, name: bytes) -> str | None:
+        """A request header by its lower-case name; bytes that are no ASCII make it unreadable, which is the same as absent."""
+        for key, value in self.scope["headers"]:
+            if key == name:
+                return bytes(value).decode("ascii", "replace").strip()
+        return None
+
+    def content_type(self) -> str:
+        """The body's media type in lower case, without parameters."""
+        return (self.header(b"content-type") or "").partition(";")[0].strip().lower()
+
+    async def json(self, shape: type[T]) -> T:
+        """The body as a message."""
+        return decode_json(await self.body.whole(JSON_LIMIT), shape)
+
+    def query(self, shape: type[T]) -> T:
+        """The query as its message."""
+        return decode_query(self.scope["query_string"], shape)
+
+    @property
+    def node(self) -> NodeToken:
+        """The calling node; only on routes for nodes."""
+        if self.caller.token is None:
+            raise NotFound("there is no such node for this caller")
+        return self.caller.token
+
+    @property
+    def is_node(self) -> bool:
+        """True where a node calls, on a route that is for clients too."""
+        return self.caller.kind is CallerKind.NODE
+
+    def own_node(self, node_id: str | None) -> str:
+        """The calling node's id; another one's is as if it did not exist."""
+        node = self.node
+        if node_id is not None and node_id != node.node_id:
+            raise NotFound(f"there is no node {node_id!r} that this token reaches; it is for {node.node_id}")
+        return node.node_id
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A value with another status than the route's first, or with headers."""
+
+    value: Any
+    status: int | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+class Endpoint(Protocol):
+    """Answers one route: with a message, an Answer, or a response of its own; raises the error tree."""
+
+    async def __call__(self, call: Call) -> Any | Answer | Response:
+        """Answers a call."""
+        ...

@@ -1,0 +1,229 @@
+"""The hot endpoints: pull, ack, progress, result and fail. Each takes a batch, or one item in the source's form."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Protocol, TypeVar
+
+from starlette.types import Receive
+
+from ostler.coordinator.api import section8
+from ostler.coordinator.api.bodies import JSON_LIMIT, decode_json, decode_query
+from ostler.coordinator.api.calls import Call
+from ostler.coordinator.api.deliveries import receive_delivery
+from ostler.coordinator.api.pulls import Pull
+from ostler.coordinator.operations import leases as ops
+from ostler.coordinator.operations import nodes
+from ostler.coordinator.store.tx import Tx
+from ostler.model.errors import Conflict, InvalidSpec, OffsetMismatch, OstlerError, Problem, StaleAttempt, TooLarge
+from ostler.protocol import codec, dsse
+from ostler.protocol import messages as m
+from ostler.protocol.problems import CLASSES
+
+B = TypeVar("B", m.AckBatch, m.ProgressBatch, m.OutcomeBatch)
+S = TypeVar("S", section8.Ack, section8.Progress, section8.Fail, section8.Result)
+Claim = tuple[list[ops.Lease], list[m.Directive]]
+
+
+class _Apply(Protocol):
+    """An operation on items of a node's attempts."""
+
+    def __call__(self, tx: Tx, node_id: str, items: Sequence[Any], /, *, boot_epoch: str | None) -> list[m.ItemResult]: ...
+
+
+# --- pull --------------------------------------------------------------------------------------------------------------------
+
+
+async def pull_jobs(call: Call) -> m.PullResponse | dict[str, Any]:
+    """Leases and new directives as soon as there are some, else nothing when the wait is over."""
+    services = call.services
+    request = await call.json(m.PullRequest)
+    node_id, epoch = call.own_node(request.node_id), call.node.boot_epoch
+    if request.boot_epoch not in {None, epoch}:
+        raise StaleAttempt(f"the token of {node_id} is for another session than the pull", hint="register the node anew")
+    if request.slots < 0 or request.gpu_slots < 0 or len(request.held) > services.config.max_batch:
+        raise InvalidSpec("the pull is not valid", [Problem("slots", "slots are 0 or more, `held` lists at most 10000")])
+    request = replace(request, boot_epoch=epoch)
+    wakeups = services.store.wakeups
+    loop = asyncio.get_running_loop()
+    until = loop.time() + max(0.0, min(request.wait_s, services.config.pull_wait.total_seconds()))
+    watch: asyncio.Task[None] | None = None
+    leases: list[ops.Lease] = []
+    news: list[m.Directive] = []
+    fresh = True
+    async with wakeups.subscribe(("node", node_id)) as wake:
+        with services.pulls.join(node_id, wake, request.slots) as pull:
+            try:
+                while True:
+                    wake.clear()
+                    if pull.slots != request.slots:
+                        request = replace(request, slots=pull.slots)
+                    leases, directives = await services.store.write(_claim, request, fresh)
+                    pull.turned()
+                    news = services.pulls.news(node_id, directives)
+                    if leases or news or pull.over or wakeups.closed or loop.time() >= until:
+                        break
+                    fresh = False
+                    watch = watch or asyncio.create_task(_watch(call.receive, pull))
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout_at(until):
+                            await wake.wait()
+                    # Nothing is claimed for a caller that is gone, superseded, or about to be told that time is up.
+                    if pull.over or wakeups.closed or not wake.is_set():
+                        break
+            finally:
+                if watch is not None:
+                    watch.cancel()
+            if pull.over:  # what was claimed in its last moment goes back with the newer poll, which does not hold it
+                leases, news = [], []
+    if request.protocol is None:
+        return {"job": section8.plain_job(leases[0].job_id, leases[0].spec) if leases else None}
+    lease_s, keys = services.config.lease.total_seconds(), services.keys
+    envelopes = tuple(
+        dsse.sign(codec.encode(_assignment(lease, node_id, lease_s)), dsse.ASSIGNMENT_TYPE, keys.signing, keys.keyid)
+        for lease in leases
+    )
+    return m.PullResponse(jobs=envelopes, directives=tuple(news))
+
+
+def _assignment(lease: ops.Lease, node_id: str, lease_s: float) -> m.Assignment:
+    return m.Assignment(
+        job_id=lease.job_id, attempt=lease.attempt, node_id=node_id, lease_s=lease_s, spec=lease.spec, tries=lease.tries
+    )
+
+
+def _claim(tx: Tx, request: m.PullRequest, fresh: bool) -> Claim:
+    """Leases and directives in one transaction. A caller of section 8 gets one job, on a GPU where it has one that is free."""
+    if request.protocol is None:
+        leases = ops.lease_jobs(tx, replace(request, slots=0, gpu_slots=1), fresh=fresh)
+        return leases or ops.lease_jobs(tx, replace(request, slots=1, gpu_slots=0), fresh=False), []
+    leases = ops.lease_jobs(tx, request, fresh=fresh)
+    # `held` is how things were when the poll came: later in its life it proves nothing any more.
+    return leases, nodes.directives(tx, request.node_id, request.held if fresh else None)
+
+
+async def _watch(receive: Receive, pull: Pull) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    pull.end()
+
+
+# --- batches -----------------------------------------------------------------------------------------------------------------
+
+
+async def ack_jobs(call: Call) -> m.BatchResponse | dict[str, Any]:
+    """Accept leases, or hand them back."""
+    if b"job_id=" in call.scope["query_string"]:
+        said = decode_query(call.scope["query_string"], section8.Ack)
+        return await _apply_one(call, ops.ack_jobs, said, lambda attempt: m.AckItem(job_id=said.job_id, attempt=attempt))
+    batch = _batch(await call.body.whole(JSON_LIMIT), m.AckBatch, section8.Ack)
+    if isinstance(batch, section8.Ack):
+        one = batch
+        return await _apply_one(call, ops.ack_jobs, one, lambda attempt: m.AckItem(job_id=one.job_id, attempt=attempt))
+    return await _apply(call, ops.ack_jobs, batch.items)
+
+
+async def report_progress(call: Call) -> m.BatchResponse | dict[str, Any]:
+    """Stages and progress."""
+    batch = _batch(await call.body.whole(JSON_LIMIT), m.ProgressBatch, section8.Progress)
+    if isinstance(batch, section8.Progress):
+        one = batch
+        _check_progress([one])
+        return await _apply_one(
+            call, ops.report_progress, one,
+            lambda attempt: m.ProgressItem(job_id=one.job_id, attempt=attempt, pct=one.pct, note=one.note),
+        )  # fmt: skip
+    _check_progress(batch.items)
+    return await _apply(call, ops.report_progress, batch.items)
+
+
+def _check_progress(items: Sequence[m.ProgressItem | section8.Progress]) -> None:
+    for number, item in enumerate(items):
+        if item.pct is not None and not 0 <= item.pct <= 100:
+            raise InvalidSpec("the report is not valid", [Problem(f"items[{number}].pct", "must be from 0 to 100")])
+        if item.note is not None and len(item.note) > 500:
+            raise InvalidSpec("the report is not valid", [Problem(f"items[{number}].note", "is longer than 500 characters")])
+
+
+async def deliver_results(call: Call) -> m.BatchResponse | dict[str, Any]:
+    """Outcomes: a JSON batch carries no artifacts; a form carries one outcome with them."""
+    if call.content_type() == "multipart/form-data":
+        delivered = await receive_delivery(call)
+        if delivered.source_form or delivered.result.code == StaleAttempt.code:
+            return _answer_one(delivered.result)
+        return m.BatchResponse(items=(delivered.result,))
+    batch = _batch(await call.body.whole(JSON_LIMIT), m.OutcomeBatch, section8.Result)
+    if isinstance(batch, section8.Result):
+        one, job_id = batch, batch.job_id
+        if job_id is None:
+            raise InvalidSpec("the result is not valid", [Problem("items", "is missing")])
+        return await _apply_one(
+            call, _finish, one, lambda attempt: section8.outcome_of_result(one, job_id, attempt, {})
+        )  # fmt: skip
+    return await _apply(call, _finish, batch.items)
+
+
+async def report_failures(call: Call) -> m.BatchResponse | dict[str, Any]:
+    """Outcomes of attempts that failed."""
+    batch = _batch(await call.body.whole(JSON_LIMIT), m.OutcomeBatch, section8.Fail)
+    if isinstance(batch, section8.Fail):
+        one = batch
+        return await _apply_one(call, _finish, one, lambda attempt: section8.outcome_of_failure(one, attempt))
+    for number, outcome in enumerate(batch.items):
+        if outcome.failure is None and not outcome.cancelled:
+            raise InvalidSpec("this route takes failures", [Problem(f"items[{number}].failure", "is missing")])
+    return await _apply(call, _finish, batch.items)
+
+
+def _finish(tx: Tx, node_id: str, items: Sequence[m.Outcome], /, *, boot_epoch: str | None) -> list[m.ItemResult]:
+    """Artifacts come with bytes, in a form: what only names some would let a node pass another's content for its own."""
+    return ops.finish_attempts(tx, node_id, items, boot_epoch=boot_epoch, stored=frozenset())
+
+
+def _batch(raw: bytes, batch: type[B], one: type[S]) -> B | S:
+    """The batch of this release; else the source's single form, where the body looks like one."""
+    try:
+        return decode_json(raw, batch)
+    except InvalidSpec as exc:
+        if b'"items"' in raw:
+            raise
+        try:
+            return decode_json(raw, one)
+        except InvalidSpec:
+            raise exc from None
+
+
+async def _apply(call: Call, operation: _Apply, items: Sequence[Any]) -> m.BatchResponse:
+    if len(items) > call.services.config.max_batch:
+        raise TooLarge(f"{len(items)} items are more than the {call.services.config.max_batch} that one call takes")
+    node = call.node
+    results = await call.services.store.write(operation, node.node_id, items, boot_epoch=node.boot_epoch)
+    return m.BatchResponse(items=tuple(results))
+
+
+async def _apply_one(call: Call, operation: _Apply, said: S, make: Callable[[int], Any]) -> dict[str, Any]:
+    """One item of a caller that need not know its attempt's number: it then means its only live lease of that job."""
+    node = call.node
+    call.own_node(said.node_id)
+    job_id = said.job_id or ""
+
+    def bound(tx: Tx) -> list[m.ItemResult]:
+        attempt = said.attempt if said.attempt is not None else ops.bind_live_attempt(tx, node.node_id, job_id)
+        return operation(tx, node.node_id, [make(attempt)], boot_epoch=node.boot_epoch)
+
+    return _answer_one((await call.services.store.write(bound))[0])
+
+
+def _answer_one(result: m.ItemResult) -> dict[str, Any]:
+    if result.ok:
+        return {"ok": True, "job_id": result.job_id, "attempt": result.attempt}
+    raise _error_of(result)
+
+
+def _error_of(result: m.ItemResult) -> OstlerError:
+    message = result.message or f"attempt {result.attempt} of job {result.job_id} was refused"
+    kind = CLASSES.get(result.code or "", Conflict)
+    if issubclass(kind, OffsetMismatch):
+        return kind(message, offset=result.offset or 0)
+    return kind(message)

@@ -1,0 +1,174 @@
+"""Manifests as people write them: every mistake at once, with its path, for an unknown key the one probably meant."""
+
+import difflib
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import msgspec
+from pydantic import TypeAdapter, ValidationError
+
+from ostler.coordinator.api.bodies import guard_depth
+from ostler.model.errors import InvalidSpec, Problem, TooLarge
+from ostler.model.manifest import Manifest, problems
+
+MAX_MANIFESTS = 10_000
+MAX_PROBLEMS = 100
+_ADAPTER = TypeAdapter(Manifest)
+_LIST = msgspec.json.Decoder(list[msgspec.Raw])
+_OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_MESSAGES = {
+    "unexpected_keyword_argument": "is not a known field",
+    "missing": "is missing",
+    "float_type": "must be a number",
+    "int_type": "must be a whole number",
+    "string_type": "must be text",
+    "bool_type": "must be true or false",
+    "tuple_type": "must be a list",
+    "dict_type": "must be an object",
+    "dataclass_type": "must be an object",
+}
+
+Accepted = list[tuple[Manifest, str]]
+
+
+def read_manifests(raw: bytes, content_type: str, limit: int = MAX_MANIFESTS) -> Accepted:
+    """Each manifest with its text, byte for byte as it was sent; raises InvalidSpec (all mistakes) or TooLarge."""
+    listed, texts = _split(raw, content_type)
+    if not texts:
+        raise InvalidSpec("there is no manifest in the body", hint='send one manifest, a list, or {"jobs": [...]}')
+    if len(texts) > limit:
+        raise TooLarge(f"{len(texts)} manifests are more than the {limit} that one call takes", hint="send them in several calls")
+    accepted: Accepted = []
+    found: list[Problem] = []
+    for number, text in enumerate(texts):
+        prefix = f"[{number}]" if listed else ""
+        one = _read_one(text, prefix)
+        if isinstance(one, list):
+            found.extend(one)
+            if len(found) > MAX_PROBLEMS:
+                found = [*found[:MAX_PROBLEMS], Problem("", "and more: these are the first hundred")]
+                break
+        else:
+            accepted.append(one)
+    if found:
+        raise InvalidSpec("the manifest is not valid" if not listed else "the manifests are not valid; none was accepted", found)
+    return accepted
+
+
+def _split(raw: bytes, content_type: str) -> tuple[bool, list[bytes]]:
+    """Whether several were sent, and the text of each."""
+    try:
+        if content_type == "application/x-ndjson":
+            return True, [line for line in (line.strip() for line in raw.split(b"\n")) if line]
+        body = raw.strip(b" \t\r\n")
+        if body.startswith(b"["):
+            return True, _list(body)
+        if body.startswith(b"{") and b'"jobs"' in body:
+            jobs = _OBJECT.decode(body)
+            if "jobs" in jobs:
+                if unknown := [name for name in jobs if name != "jobs"]:
+                    raise InvalidSpec("the body is not valid", [Problem(name, "is not known beside `jobs`") for name in unknown])
+                return True, _list(jobs["jobs"])
+        return False, [body] if body else []
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise InvalidSpec("the body is not valid JSON", [Problem("", str(exc))]) from exc
+
+
+def _list(raw: bytes | msgspec.Raw) -> list[bytes]:
+    try:
+        return [bytes(one) for one in _LIST.decode(raw)]
+    except msgspec.ValidationError as exc:
+        raise InvalidSpec("the body is not valid", [Problem("jobs", "must be a list of manifests")]) from exc
+
+
+def _read_one(text: bytes, prefix: str) -> tuple[Manifest, str] | list[Problem]:
+    try:
+        guard_depth(text)
+        # The validator of human input reads more than JSON allows (NaN, 1e999); what a node could not read is refused here.
+        msgspec.json.decode(text)
+        manifest = _ADAPTER.validate_json(text, strict=True)
+    except InvalidSpec as exc:
+        return [Problem(prefix, f"{exc.message}: {problem.message}") for problem in exc.problems]
+    except ValidationError as exc:
+        return [Problem(_join(prefix, path), message) for path, message in _mistakes(exc)]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        return [Problem(prefix, f"is not valid JSON: {exc}")]
+    found = problems(manifest)
+    if found:
+        return [Problem(_join(prefix, problem.path), problem.message) for problem in found]
+    return manifest, text.decode()
+
+
+def _join(prefix: str, path: str) -> str:
+    return f"{prefix}.{path}" if prefix and path and not path.startswith("[") else prefix + path
+
+
+def _mistakes(error: ValidationError) -> Iterator[tuple[str, str]]:
+    """(path, message) pairs. Where a field takes one of several forms, each form complains; the form that came closest speaks."""
+    by_field: dict[tuple[str | int, ...], list[tuple[int, str, str]]] = {}
+    for one in error.errors(include_url=False, include_context=True):
+        field, below, at = _place(one["loc"])
+        kind = one["type"]
+        message = _MESSAGES.get(kind) or str(one["msg"]).replace("Input should be", "must be")
+        if kind == "unexpected_keyword_argument":
+            message += _suggestion(str(one["loc"][-1]), at)
+        elif kind == "json_invalid":
+            message = f"is not valid JSON: {one['ctx']['error']}"
+        by_field.setdefault(field, []).append((len(below), _spell((*field, *below)), message))
+    for complaints in by_field.values():
+        deepest = max(depth for depth, _, _ in complaints)
+        same = [(path, message) for depth, path, message in complaints if deepest in {depth, 0}]
+        if deepest == 0 and len(same) > 1:
+            yield same[0][0], " or ".join([same[0][1], *(message.removeprefix("must be ") for _, message in same[1:])])
+        else:
+            yield from same
+
+
+def _spell(parts: tuple[str | int, ...]) -> str:
+    text = ""
+    for part in parts:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text
+
+
+def _place(loc: tuple[str | int, ...]) -> tuple[tuple[str | int, ...], tuple[str | int, ...], Any]:
+    """The path to a field, what of it lies inside one of its forms, and the class where it ends.
+
+    Pydantic mixes the names of forms (`str`, `InputUrl`) into paths; walking the types along tells them from keys.
+    """
+    above: list[str | int] = []
+    below: list[str | int] = []
+    inside = False
+    here: Any = Manifest
+    for part in loc:
+        options = _options(here)
+        form = next((option for option in options if getattr(option, "__name__", "") == part), None) if len(options) > 1 else None
+        if form is not None:
+            here, inside = form, True
+            continue
+        (below if inside else above).append(part)
+        here = _child(here, part, last=part is loc[-1])
+    return tuple(above), tuple(below), here
+
+
+def _options(kind: Any) -> tuple[Any, ...]:
+    if get_origin(kind) in {Union, UnionType}:
+        return tuple(option for option in get_args(kind) if option is not type(None))
+    return (kind,)
+
+
+def _child(kind: Any, part: str | int, *, last: bool) -> Any:
+    kind = _options(kind)[0]
+    if is_dataclass(kind):
+        hint = get_type_hints(kind).get(str(part))
+        return kind if hint is None and last else hint
+    arguments = get_args(kind)
+    return arguments[-1] if get_origin(kind) is dict and arguments else arguments[0] if arguments else kind
+
+
+def _suggestion(name: str, kind: Any) -> str:
+    known = [field.name for field in fields(kind)] if is_dataclass(kind) else []
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"; did you mean `{close[0]}`?" if close else f"; known are {', '.join(known)}"

@@ -1,0 +1,163 @@
+"""Endpoints of and about nodes: registration, heartbeats, drain and resume."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from ostler import __version__
+from ostler.coordinator.api import section8
+from ostler.coordinator.api.bodies import decode_json
+from ostler.coordinator.api.calls import Call
+from ostler.coordinator.operations import nodes as ops
+from ostler.coordinator.operations import reads, tokens
+from ostler.coordinator.store.tx import Tx
+from ostler.model.errors import InvalidSpec, Problem, StaleAttempt, Unauthenticated, UpgradeRequired
+from ostler.model.manifest import NAME
+from ostler.protocol import messages as m
+
+KEY_BYTES = 32
+MAX_TEXT = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Hello:
+    """What every release, older or newer, says in its registration."""
+
+    protocol: int | None = None
+
+
+async def register_node(call: Call) -> Any:
+    """A join token enrols a node; one that is enrolled signs a challenge and needs no token."""
+    services = call.services
+    raw = await call.body.whole()
+    _check_window(decode_json(raw, _Hello).protocol)
+    request = section8.read_registration(raw) or decode_json(raw, m.RegisterRequest)
+    _check_registration(request)
+    if call.caller.secret is not None:
+        session = await services.store.write(_enrol, request, call.caller.secret)
+    else:
+        await _check_signature(call, request)
+        session = await services.store.write(ops.open_session, request)
+        services.credentials.spend(request.challenge or "")
+    services.door.note_session(request.node_id, request.boot_epoch)
+    services.pulls.begin_session(request.node_id)
+    config = services.config
+    return m.RegisterResponse(
+        node_id=request.node_id,
+        node_token=services.credentials.node_token(request.node_id, request.boot_epoch),
+        token_ttl_s=config.token_ttl.total_seconds(),
+        heartbeat_s=config.heartbeat.total_seconds(),
+        lease_s=config.lease.total_seconds(),
+        pull_wait_s=config.pull_wait.total_seconds(),
+        coordinator_key=services.keys.public,
+        version=__version__,
+        protocol=m.PROTOCOL,
+        protocol_min=m.PROTOCOL_MIN,
+        draining=session.draining,
+        forget=session.forget,
+    )
+
+
+def _check_window(protocol: int | None) -> None:
+    if protocol is None or m.PROTOCOL_MIN <= protocol <= m.PROTOCOL:
+        return
+    older = protocol < m.PROTOCOL_MIN
+    raise UpgradeRequired(
+        f"this coordinator ({__version__}) speaks the protocols {m.PROTOCOL_MIN} to {m.PROTOCOL}, the node {protocol}",
+        hint=f"on the {'node' if older else 'coordinator'}: pip install --upgrade ostler; "
+        f"or on the node, for this coordinator's release: pip install ostler=={__version__}",
+    )
+
+
+def _check_registration(request: m.RegisterRequest) -> None:
+    found = []
+    if not NAME.fullmatch(request.node_id):
+        found.append(Problem("node_id", "must be 1 to 63 letters, digits, '.', '_' or '-'"))
+    for name in ("boot_epoch", "version"):
+        value = getattr(request, name)
+        if not (0 < len(value) <= MAX_TEXT and value.isprintable()):
+            found.append(Problem(name, f"must be 1 to {MAX_TEXT} printable characters"))
+    if len(request.public_key) != KEY_BYTES and not section8.is_keyless(request):
+        found.append(Problem("public_key", f"must be a raw Ed25519 key of {KEY_BYTES} bytes, in base64"))
+    for name in ("cpu_slots", "gpu_slots"):
+        if not 0 <= getattr(request, name) <= 10_000:
+            found.append(Problem(name, "must be from 0 to 10000"))
+    if found:
+        raise InvalidSpec("the registration is not valid", found)
+
+
+def _enrol(tx: Tx, request: m.RegisterRequest, join_token: str) -> ops.Session:
+    """A join token's use and what it buys are one transaction: neither is had without the other."""
+    token_id = tokens.use_join_token(tx, join_token, request)
+    ops.enrol_node(tx, request, token_id)
+    return ops.open_session(tx, request)
+
+
+async def _check_signature(call: Call, request: m.RegisterRequest) -> None:
+    credentials = call.services.credentials
+    if request.challenge is None or request.signature is None or not credentials.challenge_is_good(request.challenge):
+        raise Unauthenticated(
+            "sign the challenge with the node's key, or show a join token",
+            challenge=credentials.challenge(),
+            hint="make a join token with `ostler token create --join` if this node was never enrolled",
+        )
+    key = await call.services.store.read(ops.node_key, request.node_id)
+    message = m.register_message(request.challenge, request.node_id, request.boot_epoch)
+    if key is None or key != request.public_key or not _verifies(key, request.signature, message):
+        raise Unauthenticated(
+            f"no node {request.node_id!r} is enrolled with this key",
+            hint="enrol it: `ostler token create --join`, then start it with the token",
+        )
+
+
+def _verifies(key: bytes, signature: bytes, message: bytes) -> bool:
+    if len(key) != KEY_BYTES:  # a node of section 8 has none
+        return False
+    try:
+        Ed25519PublicKey.from_public_bytes(key).verify(signature, message)
+    except InvalidSignature:
+        return False
+    return True
+
+
+async def heartbeat(call: Call) -> m.HeartbeatResponse:
+    """Renews leases; answers directives, and a fresh token in the second half of the old one's life."""
+    services = call.services
+    request = await call.json(m.HeartbeatRequest)
+    node_id = call.own_node(request.node_id)
+    epoch = call.node.boot_epoch
+    if request.boot_epoch not in {None, epoch}:
+        raise StaleAttempt(f"the token of {node_id} is for another session than the heartbeat", hint="register the node anew")
+    directives = await services.store.write(ops.heartbeat, replace(request, boot_epoch=epoch))
+    if request.slots is not None:
+        services.pulls.credit(node_id, request.slots)
+    if services.credentials.wants_refresh(call.node):
+        fresh = services.credentials.node_token(node_id, epoch)
+        directives = [*directives, m.Directive(kind=m.DirectiveKind.REFRESH_TOKEN, token=fresh)]
+    return m.HeartbeatResponse(lease_s=services.config.lease.total_seconds(), directives=tuple(directives))
+
+
+async def list_nodes(call: Call) -> m.NodePage:
+    """Nodes by id."""
+    return await call.services.store.read(reads.list_nodes, call.query(m.PageQuery))
+
+
+async def show_node(call: Call) -> m.NodeView:
+    """One node."""
+    return await call.services.store.read(reads.show_node, call.path["node_id"])
+
+
+async def drain_node(call: Call) -> m.NodeView:
+    """By a person, or by the node for itself."""
+    if call.is_node:
+        call.own_node(call.path["node_id"])
+    return await call.services.store.write(ops.drain_node, call.path["node_id"], await call.json(m.DrainRequest))
+
+
+async def resume_node(call: Call) -> m.NodeView:
+    """By a person, or by the node for itself."""
+    if call.is_node:
+        call.own_node(call.path["node_id"])
+    return await call.services.store.write(ops.resume_node, call.path["node_id"])

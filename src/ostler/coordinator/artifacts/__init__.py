@@ -1,0 +1,1 @@
+"""Delivered bytes, named by their sha256."""

@@ -1,0 +1,59 @@
+"""The coordinator's configuration: one frozen value, built and validated in `assembly`."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+DATABASE_NAME = "ostler.db"
+RENEW_AFTER = timedelta(seconds=1)  # a pull that changes nothing else renews at most so often; a lease's margin must be longer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoordinatorConfig:
+    """Where the coordinator keeps its data, where it listens, and the durations that it sets for nodes.
+
+    `data` is a directory that belongs to one coordinator. A node's lease lasts `lease`; the coordinator adds `lease_margin`
+    before it judges, so that a node always gives a job up earlier than it is reassigned. Sizes are in bytes.
+    """
+
+    data: Path
+    listen_host: str = "127.0.0.1"
+    listen_port: int = 7070
+    allow_insecure_listen: bool = False
+    lease: timedelta = timedelta(seconds=45)
+    lease_margin: timedelta = timedelta(seconds=5)
+    heartbeat: timedelta = timedelta(seconds=15)
+    pull_wait: timedelta = timedelta(seconds=30)
+    token_ttl: timedelta = timedelta(hours=1)
+    drain: timedelta = timedelta(seconds=10)
+    max_log_bytes: int = 64 * 2**20
+    max_batch: int = 10_000
+    database_url: str | None = None
+
+    @property
+    def database(self) -> str:
+        """What `Store.open` takes: a URL where one is configured, else the SQLite file under `data`."""
+        return self.database_url or str(self.data / DATABASE_NAME)
+
+    def problems(self) -> list[str]:
+        """Every contradiction at once, as "field: what is wrong"; empty when the values fit each other."""
+        found = []
+        if not 0 <= self.listen_port <= 65535:
+            found.append(f"listen_port: {self.listen_port} is not a port (0 to 65535)")
+        for name in ("lease", "heartbeat", "pull_wait", "token_ttl"):
+            if getattr(self, name) <= timedelta(0):
+                found.append(f"{name}: must be longer than 0 s")
+        if self.lease_margin <= RENEW_AFTER:
+            found.append(f"lease_margin: must be longer than {RENEW_AFTER.total_seconds():g} s, which a renewal may be late by")
+        if self.drain < timedelta(0):
+            found.append("drain: must be 0 s or longer")
+        if self.heartbeat * 2 >= self.lease:
+            found.append(
+                f"heartbeat: {self.heartbeat.total_seconds():g} s must be less than half of the lease "
+                f"({self.lease.total_seconds():g} s), so that one lost heartbeat loses no job"
+            )
+        if self.max_log_bytes <= 0:
+            found.append("max_log_bytes: must be more than 0")
+        if not 1 <= self.max_batch <= 10_000:
+            found.append("max_batch: must be from 1 to 10000")
+        return found

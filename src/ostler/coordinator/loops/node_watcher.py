@@ -1,0 +1,38 @@
+"""NodeWatcher: tells early that a node is silent, and that a draining one is empty."""
+
+import logging
+from datetime import timedelta
+
+from ostler.coordinator.loops.silence import Silence
+from ostler.coordinator.operations import duties
+from ostler.coordinator.store.store import Store
+from ostler.model.node import TRANSITIONS, NodeEvent, NodeState
+from ostler.runtime.clock import Clock
+from ostler.runtime.loop import Loop
+
+
+class NodeWatcher(Loop):
+    """Unknown is not lost: after two heartbeats that did not come a node gets no new work, and keeps what it has."""
+
+    name = "node_watcher"
+
+    def __init__(
+        self, store: Store, *, heartbeat: timedelta, clock: Clock, logger: logging.Logger, interval_s: float | None = None
+    ) -> None:
+        super().__init__(clock=clock, interval_s=interval_s or heartbeat.total_seconds() / 5, logger=logger)
+        self._store = store
+        self._patience_s = 2 * heartbeat.total_seconds()
+        self._nodes: Silence[str] = Silence(max_step_s=2 * self.interval_s)
+
+    async def turn(self) -> float | None:
+        """Watch once; mark who is silent, and who is empty."""
+        watched = await self._store.read(duties.watch_nodes)
+        silent = self._nodes.observe({node.node_id: node.renewals for node in watched}, self.clock.monotonic())
+        for node in watched:
+            if silent[node.node_id] >= self._patience_s and (node.state, NodeEvent.MISS) in TRANSITIONS:
+                reason = f"no sign of life for {self._patience_s:g} s"
+                if await self._store.write(duties.miss_node, node.node_id, node.renewals, reason):
+                    self.logger.warning("node_unknown", extra={"attrs": {"node": node.node_id}})
+            elif node.state is NodeState.DRAINING and not node.busy and await self._store.write(duties.drain_ended, node.node_id):
+                self.logger.info("node_drained", extra={"attrs": {"node": node.node_id}})
+        return None

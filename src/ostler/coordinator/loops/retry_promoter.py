@@ -1,0 +1,27 @@
+"""RetryPromoter: queues jobs whose backoff is over."""
+
+import logging
+
+from ostler.coordinator.operations import duties
+from ostler.coordinator.store.store import Store
+from ostler.runtime.clock import Clock
+from ostler.runtime.loop import Loop
+
+
+class RetryPromoter(Loop):
+    """Sleeps until the next wait is over, at most `interval_s`: a shorter wait may begin meanwhile."""
+
+    name = "retry_promoter"
+
+    def __init__(self, store: Store, *, clock: Clock, logger: logging.Logger, interval_s: float = 0.5) -> None:
+        super().__init__(clock=clock, interval_s=interval_s, logger=logger)
+        self._store = store
+
+    async def turn(self) -> float | None:
+        """Promote what is due."""
+        due_s = await self._store.read(duties.next_due_s)
+        if due_s is None or due_s > 0:
+            return None if due_s is None else min(due_s, self.interval_s)
+        count = await self._store.write(duties.promote_due)
+        self.logger.debug("retries_due", extra={"attrs": {"jobs": count}})
+        return 0.0

@@ -1,0 +1,1 @@
+"""Operations: each a function of a transaction, and the only code that changes rows."""

@@ -1,0 +1,185 @@
+"""The claim: which queued jobs a node gets. Its cost depends on how many *shapes* are queued, never on how many jobs.
+
+A loose scan of the claim's index names the shapes that have queued jobs; of those that the node can ever meet (remembered per
+node and shape) the heads are read, and `placement.choose` picks from them.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ostler.coordinator.placement.choose import Candidate, Credit, Room, choose
+from ostler.coordinator.placement.offer import offer_of
+from ostler.coordinator.placement.shape import Shape, read_shape
+from ostler.coordinator.store.tx import Tx
+from ostler.model.capabilities import Capabilities
+from ostler.model.resources import Offer, unmet
+from ostler.protocol.codec import decode
+
+MAX_CLAIM = 1000  # leases in one answer
+MAX_REMEMBERED = 50_000  # shapes, and nodes
+DECLINE_REST_US = 5_000_000  # a job is not offered again at once to the node that just handed it back
+
+_QUEUED = "state = 'queued' AND held = 0"  # word for word the condition of the claim's index
+
+
+def queued_shapes_sql(tx: Tx) -> str:
+    """The shapes that have queued jobs: a loose scan, one step down the index per shape and none per job."""
+    jobs = f"jobs {tx.by_index('ix_jobs_claim')}"
+    return f"""
+        WITH RECURSIVE queued(shape_id) AS (
+            SELECT min(shape_id) FROM {jobs} WHERE {_QUEUED}
+            UNION ALL
+            SELECT (SELECT min(shape_id) FROM {jobs} WHERE {_QUEUED} AND shape_id > queued.shape_id)
+            FROM queued WHERE shape_id IS NOT NULL
+        )
+        SELECT shape_id FROM queued WHERE shape_id IS NOT NULL"""  # noqa: S608 - fragments of ours
+
+
+def heads_sql(tx: Tx, unless: str = "") -> str:
+    """The first jobs of one shape's queue; `unless` is a further condition."""
+    return f"""
+        SELECT seq, job_id, priority, attempt, tries FROM jobs {tx.by_index("ix_jobs_claim")}
+        WHERE shape_id = ? AND {_QUEUED} {unless} ORDER BY priority DESC, seq LIMIT ?"""  # noqa: S608 - fragments of ours
+
+
+@dataclass(slots=True)
+class Placements:
+    """What this process remembers of shapes, offers, and which meet. Everything here can be computed again from rows.
+
+    Reading threads use it too: each step is a single look-up or assignment, and two threads at worst compute the same value
+    twice.
+    """
+
+    shapes: dict[int, Shape] = field(default_factory=dict)
+    offers: dict[str, tuple[int, Offer]] = field(default_factory=dict)
+    meets: dict[str, tuple[int, dict[int, bool]]] = field(default_factory=dict)
+    resting: dict[tuple[str, str, int], int] = field(
+        default_factory=dict
+    )  # (node, boot epoch, job) -> when it may be offered again
+
+    def shapes_of(self, tx: Tx, shape_ids: Iterable[int]) -> dict[int, Shape]:
+        """The shapes with these ids."""
+        wanted = set(shape_ids)
+        if missing := wanted - self.shapes.keys():
+            _make_room(self.shapes)
+            for shape_id, body in tx.rows(
+                f"SELECT shape_id, body FROM shapes WHERE {tx.any_of('shape_id')}",  # noqa: S608 - a fragment of ours
+                (tx.array(missing),),
+            ):
+                self.shapes[shape_id] = read_shape(body)
+        return {shape_id: self.shapes[shape_id] for shape_id in wanted}
+
+    def offer_of(self, tx: Tx, node_id: str, number: int, slots: tuple[int, int]) -> Offer:
+        """What a node offers; `number` is its row's `offer`, which grows whenever the offer changes."""
+        known = self.offers.get(node_id)
+        if known is None or known[0] != number:
+            row = tx.row("SELECT body FROM capabilities WHERE node_id = ?", (node_id,))
+            has = decode(row[0], Capabilities, what="capabilities") if row else None
+            known = (number, offer_of(node_id, has, cpu_slots=slots[0], gpu_slots=slots[1]))
+            _make_room(self.offers)
+            self.offers[node_id] = known
+        return known[1]
+
+    def met_by(self, offer: Offer, number: int, shapes: Mapping[int, Shape]) -> list[int]:
+        """Those of the shapes that this offer could ever meet."""
+        known = self.meets.get(offer.node_id)
+        if known is None or known[0] != number:
+            _make_room(self.meets)
+            known = self.meets[offer.node_id] = (number, {})
+        verdicts = known[1]
+        if len(verdicts) > MAX_REMEMBERED:
+            verdicts.clear()
+        for shape_id, shape in shapes.items():
+            if shape_id not in verdicts:
+                verdicts[shape_id] = not unmet(shape.asks, offer)
+        return [shape_id for shape_id in shapes if verdicts[shape_id]]
+
+    def rest(self, key: tuple[str, str, int], until: int) -> None:
+        """Do not offer this job to this session of the node before `until`."""
+        _make_room(self.resting)
+        self.resting[key] = until
+
+    def resting_for(self, node_id: str, boot_epoch: str, now: int) -> set[int]:
+        """The jobs that are not to be offered to this session yet; what has rested enough is forgotten."""
+        if not self.resting:
+            return set()
+        for key in [key for key, until in self.resting.items() if until <= now or until > now + DECLINE_REST_US]:
+            del self.resting[key]
+        return {seq for node, epoch, seq in self.resting if node == node_id and epoch == boot_epoch}
+
+
+def _make_room(memory: dict[Any, Any]) -> None:
+    if len(memory) >= MAX_REMEMBERED:
+        memory.clear()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """Who asks: the node with its offer, what lives there, its credit, and what it would rather not get."""
+
+    node_id: str
+    boot_epoch: str
+    offer: Offer
+    offer_number: int
+    live: tuple[Shape, ...]
+    disk_free_mb: int | None
+    credit: Credit
+    runners: frozenset[str] | None = None
+    queues: frozenset[str] | None = None
+    once: bool = False  # never a second attempt of a job within one boot epoch (callers that know no attempt numbers)
+
+
+def claim(tx: Tx, wish: Claim) -> list[Candidate]:
+    """The jobs that the node gets now, in the order of their priority; nothing is changed yet."""
+    places = tx.memo(Placements)
+    queued = [row[0] for row in tx.rows(queued_shapes_sql(tx))]
+    if not queued:
+        return []
+    shapes = {
+        shape_id: shape
+        for shape_id, shape in places.shapes_of(tx, queued).items()
+        if (wish.runners is None or shape.runner.value in wish.runners) and (wish.queues is None or shape.queue in wish.queues)
+    }
+    room = Room(wish.offer, wish.live, disk_free_mb=wish.disk_free_mb)
+    resting = places.resting_for(wish.node_id, wish.boot_epoch, tx.at)
+    heads: list[tuple[Shape, list[Candidate]]] = []
+    for shape_id in places.met_by(wish.offer, wish.offer_number, shapes):
+        shape = shapes[shape_id]
+        wanted = _at_most(shape, wish.credit)
+        if wanted and room.fits(shape):
+            heads.append((shape, _heads(tx, wish, shape_id, wanted, resting)))
+    return choose(room, wish.credit, heads)
+
+
+def _at_most(shape: Shape, credit: Credit) -> int:
+    gpus = shape.demand.gpu_slots
+    return min(MAX_CLAIM, max(0, credit.gpu // gpus if gpus else credit.cpu))
+
+
+def _heads(tx: Tx, wish: Claim, shape_id: int, wanted: int, resting: set[int]) -> list[Candidate]:
+    """The first jobs of a shape that this node may get."""
+    unless = ""
+    params: tuple[object, ...] = (shape_id, wanted + len(resting))
+    if wish.once:  # rare (callers of the source's section 8): walk on past those that this session had before
+        unless = "AND NOT EXISTS (SELECT 1 FROM attempts a WHERE a.job_seq = jobs.seq AND a.node_id = ? AND a.boot_epoch = ?)"
+        params = (shape_id, wish.node_id, wish.boot_epoch, wanted + len(resting))
+    found = [Candidate(*row) for row in tx.rows(heads_sql(tx, unless), params)]
+    return [one for one in found if one.seq not in resting][:wanted]
+
+
+def ahead_of(tx: Tx, *, priority: int, seq: int, limit: int) -> int:
+    """How many queued jobs of any shape go before this one; stops counting at `limit`."""
+    total, jobs = 0, f"jobs {tx.by_index('ix_jobs_claim')}"
+    for (shape_id,) in tx.rows(queued_shapes_sql(tx)):
+        found = tx.row(
+            f"""SELECT (SELECT count(*) FROM (
+                    SELECT 1 FROM {jobs} WHERE shape_id = ? AND {_QUEUED} AND priority > ? LIMIT ?) AS higher)
+                + (SELECT count(*) FROM (
+                    SELECT 1 FROM {jobs} WHERE shape_id = ? AND {_QUEUED} AND priority = ? AND seq < ? LIMIT ?) AS earlier)""",  # noqa: S608
+            (shape_id, priority, limit, shape_id, priority, seq, limit),
+        )
+        total += found[0] if found else 0
+        if total >= limit:
+            return limit
+    return total

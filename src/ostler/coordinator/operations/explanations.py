@@ -1,0 +1,81 @@
+"""Why a job is where it is, in one sentence and in numbers."""
+
+from ostler.coordinator.operations.claims import Placements, ahead_of
+from ostler.coordinator.operations.views import job_of, job_row
+from ostler.coordinator.placement.explain import Standing, explain
+from ostler.coordinator.placement.shape import Shape
+from ostler.coordinator.store.schema import LIVE_SQL
+from ostler.coordinator.store.tx import Tx
+from ostler.model.job import JobState
+from ostler.model.node import NodeState
+from ostler.protocol.messages import Explanation, JobView
+
+MAX_AHEAD = 1000
+
+
+def explain_job(tx: Tx, job_id: str) -> Explanation:
+    """Why a job is where it is. NotFound."""
+    row = job_row(tx, job_id)
+    job, seq = job_of(row), row[0]
+    if job.state is not JobState.QUEUED or job.held:
+        return Explanation(job_id=job_id, state=job.state, summary=_story(job))
+    places = tx.memo(Placements)
+    found = tx.row("SELECT shape_id FROM jobs WHERE seq = ?", (seq,))
+    shape_id = found[0] if found else 0
+    shape = places.shapes_of(tx, [shape_id])[shape_id]
+    ahead = ahead_of(tx, priority=job.priority, seq=seq, limit=MAX_AHEAD)
+    reasons = explain(shape, _standings(tx, places), ahead=ahead, ahead_capped=ahead >= MAX_AHEAD)
+    return Explanation(
+        job_id=job_id, state=job.state, summary=reasons.summary, nodes_total=reasons.total, nodes_fitting=reasons.fitting,
+        nodes_free=reasons.free, ahead=ahead, blockers=reasons.blockers,
+    )  # fmt: skip
+
+
+def _standings(tx: Tx, places: Placements) -> list[Standing]:
+    """All nodes that are not retired, as placement sees them."""
+    live: dict[str, list[int]] = {}
+    for node_id, shape_id in tx.rows(
+        f"""SELECT a.node_id, j.shape_id FROM attempts a JOIN jobs j ON j.seq = a.job_seq
+            WHERE a.state IN ({LIVE_SQL})"""  # noqa: S608 - our own constant
+    ):
+        live.setdefault(node_id, []).append(shape_id)
+    shapes = places.shapes_of(tx, {shape_id for some in live.values() for shape_id in some})
+    rows = tx.rows(
+        """SELECT node_id, state, offer, cpu_slots, gpu_slots, draining, disk_free_mb FROM nodes
+           WHERE state <> 'retired' ORDER BY node_id"""
+    )
+    return [
+        Standing(
+            offer=places.offer_of(tx, node_id, number, (cpu_slots, gpu_slots)),
+            state=NodeState(state),
+            live=_shapes(live.get(node_id, []), shapes),
+            draining=bool(draining),
+            disk_free_mb=disk_free_mb,
+        )
+        for node_id, state, number, cpu_slots, gpu_slots, draining, disk_free_mb in rows
+    ]
+
+
+def _shapes(shape_ids: list[int], shapes: dict[int, Shape]) -> tuple[Shape, ...]:
+    return tuple(shapes[shape_id] for shape_id in shape_ids)
+
+
+def _story(job: JobView) -> str:
+    """One sentence about a job that is not waiting for a node."""
+    why = f" ({job.failure.code.value}: {job.failure.message})" if job.failure else ""
+    if job.held and job.state in {JobState.QUEUED, JobState.RETRY_WAIT}:
+        return f"it is held by a person: `ostler job release {job.job_id}`"
+    match job.state:
+        case JobState.RETRY_WAIT:
+            due = job.due_at.isoformat(timespec="seconds") if job.due_at else "soon"
+            return f"it failed{why} and is tried again at {due}: `ostler job retry {job.job_id}` tries now"
+        case JobState.LEASED:
+            return f"it was offered to {job.node_id}, which has not accepted it yet"
+        case JobState.ACKED | JobState.PREPARING | JobState.RUNNING | JobState.UPLOADING:
+            wish = "; its cancel was asked for" if job.cancel_requested else ""
+            return f"it is {job.state.value} on {job.node_id} (attempt {job.attempt}){wish}"
+        case JobState.FAILED:
+            return f"it failed{why} after {job.tries} tries; `ostler job retry {job.job_id}` submits it anew"
+        case JobState.EXPIRED:
+            return "its time-to-live passed before any node took it"
+    return f"it is {job.state.value}"

@@ -1,0 +1,230 @@
+"""What people do with jobs: submit, cancel, retry, hold, release, debug. Each function is one transaction's worth for
+`Store.write`.
+"""
+
+import base64
+import secrets
+import shlex
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from ostler.coordinator.operations.changes import Case, Changes, load, shortened, write
+from ostler.coordinator.operations.views import job_view, no_job
+from ostler.coordinator.placement.shape import Shape, shape_of, write_shape
+from ostler.coordinator.store.times import micros, span
+from ostler.coordinator.store.tx import Tx
+from ostler.model import job as jobs
+from ostler.model.attempt import AttemptEvent
+from ostler.model.errors import AlreadyExists, Conflict, InvalidTransition
+from ostler.model.job import TERMINAL, JobEvent, JobState
+from ostler.model.manifest import Manifest, retry_policy
+from ostler.protocol.codec import decode, encode
+from ostler.protocol.messages import JobView, SubmitResponse, Submitted
+
+MAX_TITLE = 200
+_PENDING = frozenset({JobState.QUEUED, JobState.RETRY_WAIT})
+
+_INSERT = """
+    INSERT INTO jobs (seq, job_id, state, shape_id, priority, queue, runner, title, labels, retry, retry_of, submitted_at,
+                      attempt, tries, held, expires_at)
+    VALUES (?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, 0, 0, ?)"""
+
+
+def submit_jobs(tx: Tx, manifests: Sequence[tuple[Manifest, str]]) -> SubmitResponse:
+    """Queue all of them or none. Each is a validated manifest and its text exactly as submitted (one JSON object).
+
+    Raises AlreadyExists naming the job id that is taken (in the store, or twice in the batch).
+    """
+    return SubmitResponse(items=tuple(Submitted(job_id=job_id) for job_id in _insert(tx, manifests)))
+
+
+def _insert(tx: Tx, manifests: Sequence[tuple[Manifest, str]], *, retry_of: str | None = None) -> list[str]:
+    """Insert queued jobs; their ids in the manifests' order."""
+    made = iter(new_job_ids(tx.now, len(manifests)))
+    job_ids = [manifest.job_id or next(made) for manifest, _ in manifests]
+    _check_free(tx, [manifest.job_id for manifest, _ in manifests if manifest.job_id is not None])
+    seq = _reserve(tx, len(manifests))
+    shapes: dict[Shape, int] = {}
+    bodies: dict[int, str] = {}
+    rows, specs, events, labels, inputs = [], [], [], [], []
+    for job_id, (manifest, spec) in zip(job_ids, manifests, strict=True):
+        shape = shape_of(manifest)
+        shape_id = shapes.get(shape)
+        if shape_id is None:
+            shape_id, body = write_shape(shape)
+            shapes[shape], bodies[shape_id] = shape_id, body
+        rows.append(
+            (
+                seq, job_id, shape_id, manifest.priority, manifest.queue, manifest.runner.value, title_of(manifest),
+                encode(manifest.labels).decode() if manifest.labels else "{}",
+                None if manifest.retries is None else encode(retry_policy(manifest)).decode(),
+                retry_of, tx.at,
+                None if manifest.ttl_s is None else tx.at + span(timedelta(seconds=manifest.ttl_s)),
+            )
+        )  # fmt: skip
+        specs.append((seq, spec))
+        events.append((tx.at, seq))
+        labels += [(key, value, seq) for key, value in manifest.labels.items()]
+        inputs += [(sha256, seq) for sha256 in {file.sha256 for file in manifest.input.files}]
+        seq += 1
+    tx.many("INSERT INTO shapes (shape_id, body) VALUES (?, ?) ON CONFLICT (shape_id) DO NOTHING", list(bodies.items()))
+    tx.many(_INSERT, rows)
+    tx.many("INSERT INTO specs (job_seq, body) VALUES (?, ?)", specs)
+    tx.many("INSERT INTO events (at, kind, job_seq) VALUES (?, 'submit', ?)", events)
+    if labels:
+        tx.many("INSERT INTO labels (key, value, job_seq) VALUES (?, ?, ?)", labels)
+    if inputs:
+        tx.many("INSERT INTO inputs (sha256, job_seq) VALUES (?, ?)", inputs)
+    tx.wake(("queue",))
+    return job_ids
+
+
+def _check_free(tx: Tx, asked: Sequence[str]) -> None:
+    """Raises AlreadyExists where a chosen job id is taken."""
+    if not asked:
+        return
+    seen: set[str] = set()
+    for job_id in asked:
+        if job_id in seen:
+            raise AlreadyExists(f"job id {job_id} stands twice in this call; nothing was submitted")
+        seen.add(job_id)
+    taken = tx.row(f"SELECT job_id FROM jobs WHERE {tx.any_of('job_id')} ORDER BY job_id LIMIT 1", (tx.array(asked),))  # noqa: S608
+    if taken is not None:
+        raise AlreadyExists(
+            f"job {taken[0]} exists already; nothing was submitted",
+            hint=f"choose another job_id, leave it out, or see `ostler job show {taken[0]}`",
+        )
+
+
+def _reserve(tx: Tx, count: int) -> int:
+    """The first of `count` sequence numbers that nobody else will get. They are never used twice: cursors point between them."""
+    row = tx.row("UPDATE counters SET next = next + ? WHERE name = 'jobs' RETURNING next", (count,))
+    if row is None:
+        row = tx.row("INSERT INTO counters (name, next) VALUES ('jobs', ?) RETURNING next", (count + 1,))
+    return (row[0] if row else 0) - count
+
+
+def new_job_ids(now: datetime, count: int) -> list[str]:
+    """Unique ids that sort by time: "j-" and 26 characters (48 bits of milliseconds, 80 random ones), rising within one call."""
+    base = (micros(now) // 1000 << 80) | (secrets.randbits(80) & ~0xFFFF_FFFF)  # room to count up inside the random part
+    return ["j-" + base64.b32hexencode((base + number).to_bytes(16, "big"))[:26].decode().lower() for number in range(count)]
+
+
+def title_of(manifest: Manifest) -> str:
+    """What a list shows of a job: its command line or its task, cut where it is long."""
+    if manifest.command is None:
+        words = manifest.task or manifest.runner.value
+    else:
+        words = manifest.command if not manifest.args else shlex.join((manifest.command, *manifest.args[:32]))
+    words = words.replace("\n", " ")
+    return words if len(words) <= MAX_TITLE else words[: MAX_TITLE - 1] + "…"
+
+
+def cancel_job(tx: Tx, job_id: str, reason: str | None = None) -> JobView:
+    """Cancel at once where nobody works on it, else ask its node to; a second call is no error. NotFound, InvalidTransition."""
+    case = _case(tx, job_id)
+    reason = shortened(reason)
+    changes = Changes(tx)
+    if case.job.state in _PENDING:
+        changes.apply(case, JobEvent.CANCEL, None, message=reason)
+    elif case.job.state is JobState.LEASED:
+        changes.apply(case, JobEvent.CANCEL, AttemptEvent.CANCEL, message=reason)
+        _wake_node(tx, case)
+    elif case.job.state not in TERMINAL:
+        if case.cancel_at is None:
+            write(
+                tx,
+                "UPDATE jobs SET cancel_at = ?, cancel_reason = ? WHERE seq = ? AND state = ? AND attempt = ?",
+                [(tx.at, reason, case.seq, case.job.state.value, case.job.attempt)],
+            )
+            changes.note("request_cancel", case.seq, case.job.attempt, case.job.node_id, reason)
+            tx.wake(("job", job_id))
+        _wake_node(tx, case)
+    elif case.job.state is not JobState.CANCELLED:
+        jobs.advance(case.job, JobEvent.CANCEL, now=tx.now)  # tells the whole story of why not
+    changes.flush()
+    return job_view(tx, job_id)
+
+
+def retry_job(tx: Tx, job_id: str) -> JobView:
+    """Try now what waits for a retry; submit anew, under a new id, what is over. Answers the job that will run."""
+    case = _case(tx, job_id)
+    if case.job.state is JobState.RETRY_WAIT:
+        changes = Changes(tx)
+        changes.apply(case, JobEvent.DUE, None, message="asked for")
+        changes.flush()
+        tx.wake(("queue",))
+        return job_view(tx, job_id)
+    if case.job.state not in TERMINAL:
+        raise InvalidTransition(
+            f"job {job_id} is {case.job.state.value}: it is not over, so there is nothing to retry",
+            hint=f"see `ostler job show {job_id}`",
+        )
+    row = tx.row("SELECT body FROM specs WHERE job_seq = ?", (case.seq,))
+    spec = row[0] if row else "{}"
+    manifest = replace(decode(spec, Manifest, what="manifest"), job_id=None)
+    return job_view(tx, _insert(tx, [(manifest, spec)], retry_of=job_id)[0])
+
+
+def hold_job(tx: Tx, job_id: str) -> JobView:
+    """Keep a pending job from being leased. NotFound, InvalidTransition."""
+    return _set_held(tx, job_id, held=True)
+
+
+def release_job(tx: Tx, job_id: str) -> JobView:
+    """Let a held job be leased again. NotFound, InvalidTransition."""
+    return _set_held(tx, job_id, held=False)
+
+
+def _set_held(tx: Tx, job_id: str, *, held: bool) -> JobView:
+    case = _case(tx, job_id)
+    verb = "hold" if held else "release"
+    if case.job.state not in _PENDING:
+        raise InvalidTransition(
+            f"job {job_id} is {case.job.state.value}: only a pending job can be held or released",
+            hint=f"see `ostler job show {job_id}`",
+        )
+    if case.held is not held:
+        write(
+            tx,
+            "UPDATE jobs SET held = ? WHERE seq = ? AND state = ? AND attempt = ?",
+            [(int(held), case.seq, case.job.state.value, case.job.attempt)],
+        )
+        changes = Changes(tx)
+        changes.note(verb, case.seq, None, None)
+        changes.flush()
+        tx.wake(("job", job_id), *([] if held else [("queue",)]))
+    return job_view(tx, job_id)
+
+
+def request_debug(tx: Tx, job_id: str) -> JobView:
+    """Ask the node of the latest attempt to pin its workspace and upload it. NotFound, Conflict (nothing was begun)."""
+    case = _case(tx, job_id)
+    row = tx.row(
+        "SELECT attempt, node_id, debug_at FROM attempts WHERE job_seq = ? AND acked_at IS NOT NULL "
+        "ORDER BY attempt DESC LIMIT 1",
+        (case.seq,),
+    )
+    if row is None:
+        raise Conflict(f"job {job_id} was never begun, so there is no workspace", hint=f"see `ostler job explain {job_id}`")
+    attempt, node_id, debug_at = row
+    if debug_at is None:
+        write(tx, "UPDATE attempts SET debug_at = ? WHERE job_seq = ? AND attempt = ?", [(tx.at, case.seq, attempt)])
+        changes = Changes(tx)
+        changes.note("request_debug", case.seq, attempt, node_id)
+        changes.flush()
+    tx.wake(("job", job_id), ("node", node_id))
+    return job_view(tx, job_id)
+
+
+def _case(tx: Tx, job_id: str) -> Case:
+    case = load(tx, [job_id]).get(job_id)
+    if case is None:
+        raise no_job(job_id)
+    return case
+
+
+def _wake_node(tx: Tx, case: Case) -> None:
+    if case.job.node_id is not None:
+        tx.wake(("node", case.job.node_id))

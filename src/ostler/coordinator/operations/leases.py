@@ -1,0 +1,268 @@
+"""What nodes do with jobs: lease, acknowledge, report, deliver; and what happens to leases that nobody renews.
+
+Each function is one transaction's worth and runs through `Store.write`. Every write about an attempt names (job_id, attempt) and
+the caller's node; a stale one changes nothing and is answered with the code `stale_attempt`. `boot_epoch` is the caller's session
+(from its token or message): a write of an older session than the newest registered one is refused with StaleAttempt; None skips
+that check. Delivery (`finish_attempts`, `append_log`, `set_workspace`) stands in `deliveries` and `logs`; this module is the one
+door to all of it.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ostler.coordinator.config import RENEW_AFTER
+from ostler.coordinator.operations import sessions
+from ostler.coordinator.operations.changes import Case, Changes, after_failure, load, load_live, shortened, write
+from ostler.coordinator.operations.claims import DECLINE_REST_US, Claim, Placements, claim
+from ostler.coordinator.operations.deliveries import finish_attempts, set_workspace
+from ostler.coordinator.operations.logs import append_log
+from ostler.coordinator.operations.sessions import NodeRow, stale
+from ostler.coordinator.placement.choose import Candidate, Credit
+from ostler.coordinator.store.times import span
+from ostler.coordinator.store.tx import Tx
+from ostler.model import job as jobs
+from ostler.model.attempt import BEGUN, AttemptEvent, AttemptState
+from ostler.model.errors import Conflict, InvalidTransition
+from ostler.model.failures import Failure, FailureCode
+from ostler.model.job import Job, JobEvent, JobState
+from ostler.model.node import NodeEvent, NodeState
+from ostler.protocol.messages import AckItem, Held, ItemResult, ProgressItem, PullRequest
+
+__all__ = [
+    "Lease",
+    "ack_jobs",
+    "append_log",
+    "bind_live_attempt",
+    "expire_attempts",
+    "finish_attempts",
+    "lease_jobs",
+    "report_progress",
+    "set_workspace",
+]
+
+# What a reported stage means to a job and to its attempt, in the order in which stages are passed.
+_STAGES: dict[AttemptState, tuple[JobEvent, AttemptEvent]] = {
+    AttemptState.ACKED: (JobEvent.ACK, AttemptEvent.ACK),
+    AttemptState.PREPARING: (JobEvent.PREPARE, AttemptEvent.PREPARE),
+    AttemptState.RUNNING: (JobEvent.START, AttemptEvent.START),
+    AttemptState.UPLOADING: (JobEvent.UPLOAD, AttemptEvent.UPLOAD),
+}
+_ORDER = {state: place for place, state in enumerate(_STAGES)}
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """One job offered to a node under `attempt`; `spec` is the manifest as submitted, `tries` the attempts begun before."""
+
+    job_id: str
+    attempt: int
+    spec: str
+    tries: int
+
+
+def lease_jobs(tx: Tx, request: PullRequest, *, fresh: bool = True) -> list[Lease]:
+    """Lease at most `request.slots` CPU and `request.gpu_slots` GPU jobs to the node; empty where none fits.
+
+    `fresh` is True on the first turn of a pull: leases offered earlier that its `held` lacks are then taken back. On later turns
+    of the same long poll `held` is a snapshot of its arrival, so pass False. `filters` may hold the lists `runners` and `queues`.
+    Raises NotFound for an unknown node, StaleAttempt for an older boot epoch.
+    """
+    node = sessions.present(tx, request.node_id, request.boot_epoch)
+    live = load_live(tx, node.node_id)
+    changes = Changes(tx)
+    if fresh:
+        held = {(one.job_id, one.attempt) for one in request.held}
+        live = [case for case in live if not _take_back(tx, changes, case, held)]
+    changed = bool(sessions.seen(tx, node, fresh=fresh, held=request.held if request.protocol is not None else None, live=live))
+    changes.flush()  # before the claim: what came back may be leased anew
+    node = sessions.advanced(tx, node, NodeEvent.BEAT)
+    chosen = _choose(tx, request, node, live) if node.state is NodeState.READY and not node.draining else []
+    specs = _lease(tx, node, chosen)
+    aged = node.last_seen_at is None or not 0 <= tx.at - node.last_seen_at < span(RENEW_AFTER)
+    if chosen or changed or (fresh and aged):
+        tx.run("UPDATE nodes SET renewals = renewals + 1, last_seen_at = ? WHERE node_id = ?", (tx.at, node.node_id))
+    return [Lease(one.job_id, one.attempt + 1, specs[one.seq], one.tries) for one in chosen]
+
+
+def _take_back(tx: Tx, changes: Changes, case: Case, held: Collection[tuple[str, int]]) -> bool:
+    """An offer that the node's newest pull does not name never arrived: back to the queue, at no cost."""
+    attempt = case.attempt
+    if attempt is None or attempt.state is not AttemptState.LEASED or (attempt.job_id, attempt.attempt) in held:
+        return False
+    changes.apply(case, JobEvent.RETURN, AttemptEvent.RETURN, message="the offer did not reach the node")
+    tx.wake(("queue",))
+    return True
+
+
+def _choose(tx: Tx, request: PullRequest, node: NodeRow, live: Sequence[Case]) -> list[Candidate]:
+    credit = Credit(cpu=max(0, request.slots), gpu=max(0, request.gpu_slots))
+    if not (credit.cpu or credit.gpu):
+        return []
+    places = tx.memo(Placements)
+    shapes = places.shapes_of(tx, {case.shape_id for case in live})
+    return claim(
+        tx,
+        Claim(
+            node_id=node.node_id,
+            boot_epoch=node.boot_epoch,
+            offer=places.offer_of(tx, node.node_id, node.offer, (node.cpu_slots, node.gpu_slots)),
+            offer_number=node.offer,
+            live=tuple(shapes[case.shape_id] for case in live),
+            disk_free_mb=node.disk_free_mb,
+            credit=credit,
+            runners=_wanted(request.filters, "runners"),
+            queues=_wanted(request.filters, "queues"),
+            once=request.protocol is None,
+        ),
+    )
+
+
+def _wanted(filters: Mapping[str, Any] | None, name: str) -> frozenset[str] | None:
+    names = (filters or {}).get(name)
+    return frozenset(map(str, names)) if isinstance(names, list) else None
+
+
+def _lease(tx: Tx, node: NodeRow, chosen: Sequence[Candidate]) -> dict[int, str]:
+    """Write the leases: job, attempt and event together; answers the specs by seq."""
+    if not chosen:
+        return {}
+    updates, attempts, events = [], [], []
+    for one in chosen:
+        job = jobs.advance(
+            Job(job_id=one.job_id, state=JobState.QUEUED, attempt=one.attempt, tries=one.tries),
+            JobEvent.LEASE, now=tx.now, node_id=node.node_id,
+        )  # fmt: skip
+        updates.append((job.attempt, node.node_id, one.seq, one.attempt))
+        attempts.append((one.seq, job.attempt, node.node_id, node.boot_epoch, tx.at))
+        events.append((tx.at, one.seq, job.attempt, node.node_id))
+        tx.wake(("job", one.job_id))
+    write(
+        tx,
+        "UPDATE jobs SET state = 'leased', attempt = ?, node_id = ?, due_at = NULL "
+        "WHERE seq = ? AND state = 'queued' AND attempt = ?",
+        updates,
+    )
+    tx.many(
+        "INSERT INTO attempts (job_seq, attempt, node_id, boot_epoch, state, leased_at) VALUES (?, ?, ?, ?, 'leased', ?)",
+        attempts,
+    )
+    tx.many("INSERT INTO events (at, kind, job_seq, attempt, node_id) VALUES (?, 'lease', ?, ?, ?)", events)
+    found = tx.rows(
+        f"SELECT job_seq, body FROM specs WHERE {tx.any_of('job_seq')}",  # noqa: S608 - a fragment of ours
+        (tx.array(one.seq for one in chosen),),
+    )
+    return {seq: body for seq, body in found}  # noqa: C416 - rows are tuples of any length to the type checker
+
+
+def ack_jobs(tx: Tx, node_id: str, items: Sequence[AckItem], *, boot_epoch: str | None = None) -> list[ItemResult]:
+    """Accept leases, or hand them back (`decline`); one answer per item, in order. Doubled acks are ok."""
+    sessions.current(tx, node_id, boot_epoch)
+    cases = load(tx, [item.job_id for item in items])
+    changes, results = Changes(tx), []
+    for item in items:
+        case = cases.get(item.job_id)
+        if case is None or not case.is_held_by(node_id, item.attempt):
+            results.append(stale(item.job_id, item.attempt, node_id))
+            continue
+        results.append(_ack(tx, changes, case, item))
+    changes.flush()
+    return results
+
+
+def _ack(tx: Tx, changes: Changes, case: Case, item: AckItem) -> ItemResult:
+    accepted = case.attempt is not None and case.attempt.state in BEGUN
+    if item.decline is None:
+        if not accepted:
+            changes.apply(case, JobEvent.ACK, AttemptEvent.ACK)
+        return ItemResult(job_id=item.job_id, attempt=item.attempt)
+    if accepted:
+        return refused(item, f"attempt {item.attempt} of job {item.job_id} was acknowledged: it cannot be handed back")
+    node_id = case.job.node_id or ""
+    changes.apply(case, JobEvent.RETURN, AttemptEvent.RETURN, message=shortened(item.decline))
+    tx.memo(Placements).rest((node_id, case.boot_epoch, case.seq), tx.at + DECLINE_REST_US)
+    tx.wake(("queue",))
+    return ItemResult(job_id=item.job_id, attempt=item.attempt)
+
+
+def refused(item: AckItem | ProgressItem, message: str) -> ItemResult:
+    """An item that does not fit the attempt's state; nothing of it was applied."""
+    return ItemResult(job_id=item.job_id, attempt=item.attempt, ok=False, code=InvalidTransition.code, message=message)
+
+
+def report_progress(tx: Tx, node_id: str, items: Sequence[ProgressItem], *, boot_epoch: str | None = None) -> list[ItemResult]:
+    """Stages and progress of attempts that the node holds; a stage that was passed already is ignored."""
+    sessions.current(tx, node_id, boot_epoch)
+    cases = load(tx, [item.job_id for item in items])
+    changes, results, said = Changes(tx), [], []
+    for item in items:
+        case = cases.get(item.job_id)
+        if case is None or not case.is_held_by(node_id, item.attempt):
+            results.append(stale(item.job_id, item.attempt, node_id))
+        elif case.job.state is JobState.LEASED:
+            results.append(refused(item, f"attempt {item.attempt} of job {item.job_id} was never acknowledged"))
+        elif item.state is not None and item.state not in _STAGES:
+            results.append(refused(item, f"{item.state.value} is no stage of a running attempt"))
+        else:
+            reach(changes, case, item.state)
+            if item.pct is not None or item.note is not None:
+                said.append((item.pct, shortened(item.note), case.seq, item.attempt))
+                tx.wake(("job", item.job_id))
+            results.append(ItemResult(job_id=item.job_id, attempt=item.attempt))
+    changes.flush()
+    # What is not said anew stays as it was.
+    write(tx, "UPDATE attempts SET pct = coalesce(?, pct), note = coalesce(?, note) WHERE job_seq = ? AND attempt = ?", said)
+    return results
+
+
+def reach(changes: Changes, case: Case, state: AttemptState | None) -> None:
+    """Bring a begun attempt to a stage unless it is there or beyond."""
+    if state is not None and case.attempt is not None and _ORDER[state] > _ORDER[case.attempt.state]:
+        job_event, attempt_event = _STAGES[state]
+        changes.apply(case, job_event, attempt_event)
+
+
+def bind_live_attempt(tx: Tx, node_id: str, job_id: str) -> int:
+    """The attempt of the caller's only live lease of that job (section 8 calls name none); else Conflict. Works in a read."""
+    case = load(tx, [job_id]).get(job_id)
+    if case is None or case.attempt is None or not case.is_held_by(node_id, case.job.attempt):
+        raise Conflict(
+            f"{node_id} holds no attempt of job {job_id}", hint="a job that was given to another node is not this one's any more"
+        )
+    return case.attempt.attempt
+
+
+def expire_attempts(
+    tx: Tx, node_id: str, *, renewals: int | None = None, only: Collection[Held] | None = None, reason: str | None = None
+) -> list[Held]:
+    """End the live attempts of a node that went silent (or `only` these); nothing where the node renewed since `renewals` was
+    read.
+
+    Unacknowledged leases go back to the queue and cost no try; begun ones fail with E_LOST and are retried by policy; those whose
+    cancel was asked for end cancelled. Answers what was ended.
+    """
+    node = sessions.find(tx, node_id)
+    if node is None or (renewals is not None and node.renewals != renewals):
+        return []
+    wanted = None if only is None else {(one.job_id, one.attempt) for one in only}
+    changes, ended = Changes(tx), []
+    for case in load_live(tx, node_id):
+        if wanted is None or (case.job.job_id, case.job.attempt) in wanted:
+            lose(tx, changes, case, reason or f"node {node_id} was silent for a whole lease")
+            ended.append(Held(case.job.job_id, case.job.attempt))
+    changes.flush()
+    if ended:
+        tx.wake(("node", node_id))
+    return ended
+
+
+def lose(tx: Tx, changes: Changes, case: Case, reason: str) -> None:
+    """End a live attempt whose node does not have it any more."""
+    if case.job.state is JobState.LEASED:
+        changes.apply(case, JobEvent.RETURN, AttemptEvent.RETURN, message=reason)
+        tx.wake(("queue",))
+        return
+    job_event, due_in = after_failure(case, FailureCode.LOST)
+    attempt_event = AttemptEvent.CANCEL if job_event is JobEvent.CANCEL else AttemptEvent.FAIL
+    failure = None if job_event is JobEvent.CANCEL else Failure(FailureCode.LOST, reason)
+    changes.apply(case, job_event, attempt_event, failure=failure, due_in=due_in, message=reason)

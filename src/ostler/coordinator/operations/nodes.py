@@ -1,0 +1,236 @@
+"""Nodes: enrolment, sessions, heartbeats, draining, and what the coordinator wants of them.
+
+Directives are derived from rows each time and never queued: the same one is answered until its cause is gone. A long poll should
+therefore return at once only for directives that it has not sent in this session.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from typing import NamedTuple
+
+from ostler.coordinator.operations import sessions
+from ostler.coordinator.operations.changes import Case, Changes, load_live, shortened
+from ostler.coordinator.operations.leases import lose
+from ostler.coordinator.operations.sessions import NodeRow
+from ostler.coordinator.operations.views import node_view
+from ostler.coordinator.store.times import span
+from ostler.coordinator.store.tx import Tx
+from ostler.model.attempt import BEGUN
+from ostler.model.errors import AlreadyExists, StaleAttempt
+from ostler.model.node import NodeEvent, NodeState
+from ostler.protocol.codec import encode
+from ostler.protocol.messages import (
+    Directive,
+    DirectiveKind,
+    DrainRequest,
+    HeartbeatRequest,
+    Held,
+    NodeView,
+    RegisterRequest,
+)
+
+MAX_HEALTH = 50  # problems of one node
+SESSIONS_KEPT = timedelta(days=30)
+
+
+class Session(NamedTuple):
+    """What a registering daemon must know: attempts that it holds and that are over, and whether its node is draining."""
+
+    forget: tuple[Held, ...]
+    draining: bool
+
+
+def enrol_node(tx: Tx, request: RegisterRequest, join_token_id: str) -> None:
+    """Make the node known by its public key. The same key again is no error; another key is AlreadyExists."""
+    row = tx.row("SELECT public_key, state FROM nodes WHERE node_id = ?", (request.node_id,))
+    if row is not None:
+        if row[1] != NodeState.RETIRED:
+            if bytes(row[0]) == request.public_key:
+                return
+            raise AlreadyExists(
+                f"node {request.node_id} is enrolled with another key",
+                hint="give the machine another node id, or bring back its key file; a retired node's id is free again",
+            )
+        tx.run("DELETE FROM nodes WHERE node_id = ?", (request.node_id,))  # a new life under an old name
+    tx.run(
+        """INSERT INTO nodes (node_id, public_key, token_id, state, changed_at, version, protocol, boot_epoch, joined_at,
+        renewals, offer,
+               cpu_slots, gpu_slots, load, free_mb, gpu_free, health, draining, resume)
+           VALUES (?, ?, ?, 'joining', ?, ?, ?, '', ?, 0, 0, 0, 0, 0.0, 0, 0, '[]', 0, 0)""",
+        (request.node_id, request.public_key, join_token_id, tx.at, request.version, request.protocol, tx.at),
+    )
+    sessions.note(tx, "enrol", request.node_id, f"with the join token {join_token_id}")
+
+
+def open_session(tx: Tx, request: RegisterRequest) -> Session:
+    """Open (or find again) the session (node_id, boot_epoch) and reconcile the attempts of an earlier one.
+
+    Raises NotFound (not enrolled), Forbidden (retired), StaleAttempt (a newer session was opened since).
+    """
+    node = sessions.present(tx, request.node_id, None)
+    held = {(one.job_id, one.attempt) for one in request.held}
+    live = load_live(tx, node.node_id)
+    if request.boot_epoch == node.boot_epoch:
+        sessions.seen(tx, node, held=request.held, live=live)
+    else:
+        _begin_session(tx, node, request)
+        kept = _reconcile(tx, node, live, held)
+        tx.many(
+            "UPDATE attempts SET boot_epoch = ?, missing = NULL WHERE job_seq = ? AND attempt = ?",
+            [(request.boot_epoch, case.seq, case.job.attempt) for case in kept],
+        )
+        node = sessions.advanced(tx, node, NodeEvent.REGISTER)
+        live = kept
+    tx.run(
+        """UPDATE nodes SET version = ?, protocol = ?, boot_epoch = ?, cpu_slots = ?, gpu_slots = ?, draining = 0, last_seen_at =
+        ?,
+               renewals = renewals + 1, offer = offer + 1 WHERE node_id = ?""",
+        (request.version, request.protocol, request.boot_epoch, request.cpu_slots, request.gpu_slots, tx.at, node.node_id),
+    )
+    _store_capabilities(tx, node.node_id, encode(request.capabilities).decode())
+    tx.wake(("node", node.node_id))
+    return Session(_over(request.held, live), node.state in {NodeState.DRAINING, NodeState.DRAINED})
+
+
+def _begin_session(tx: Tx, node: NodeRow, request: RegisterRequest) -> None:
+    if tx.row("SELECT 1 FROM sessions WHERE node_id = ? AND boot_epoch = ?", (node.node_id, request.boot_epoch)):
+        raise StaleAttempt(
+            f"node {node.node_id} has a newer session than {request.boot_epoch}",
+            hint="another daemon runs with this node's key; stop one of them",
+        )
+    tx.run("DELETE FROM sessions WHERE node_id = ? AND opened_at < ?", (node.node_id, tx.at - span(SESSIONS_KEPT)))
+    tx.run("INSERT INTO sessions (node_id, boot_epoch, opened_at) VALUES (?, ?, ?)", (node.node_id, request.boot_epoch, tx.at))
+
+
+def _reconcile(tx: Tx, node: NodeRow, live: Sequence[Case], held: Collection[tuple[str, int]]) -> list[Case]:
+    """A new daemon adopts what it names; the rest of what its predecessor held is lost. Answers what was adopted."""
+    changes, kept = Changes(tx), []
+    for case in live:
+        if (case.job.job_id, case.job.attempt) in held:
+            kept.append(case)
+        else:
+            lose(tx, changes, case, f"the daemon of {node.node_id} was started anew and does not have it")
+    changes.flush()
+    return kept
+
+
+def _store_capabilities(tx: Tx, node_id: str, body: str) -> None:
+    tx.run(
+        "INSERT INTO capabilities (node_id, body) VALUES (?, ?) ON CONFLICT (node_id) DO UPDATE SET body = excluded.body",
+        (node_id, body),
+    )
+
+
+def heartbeat(tx: Tx, request: HeartbeatRequest) -> list[Directive]:
+    """Renew the node's leases. An unknown node is told to register; an older boot epoch is StaleAttempt."""
+    if sessions.find(tx, request.node_id) is None:
+        return [Directive(kind=DirectiveKind.REGISTER, reason="this coordinator does not know the node")]
+    node = sessions.present(tx, request.node_id, request.boot_epoch)
+    live = load_live(tx, node.node_id)
+    sessions.seen(tx, node, held=request.held, live=live)
+    node = sessions.advanced(tx, node, NodeEvent.BEAT)
+    changed = request.capabilities is not None
+    node = replace(node, draining=int(request.draining), resume=node.resume if request.draining else 0)
+    tx.run(
+        """UPDATE nodes SET renewals = renewals + 1, last_seen_at = ?, load = ?, free_mb = ?, gpu_free = ?,
+               disk_free_mb = coalesce(?, disk_free_mb), health = ?, version = coalesce(?, version), draining = ?, resume = ?,
+               offer = offer + ? WHERE node_id = ?""",
+        (
+            tx.at, request.load, request.free_mb, request.gpu_free, request.disk_free_mb,
+            encode(request.health[:MAX_HEALTH]).decode(),
+            request.version, node.draining, node.resume, int(changed), node.node_id,
+        ),
+    )  # fmt: skip
+    if request.capabilities is not None:
+        _store_capabilities(tx, node.node_id, encode(request.capabilities).decode())
+    return _derive(tx, node, live, request.held)
+
+
+def directives(tx: Tx, node_id: str, held: Sequence[Held] | None = None) -> list[Directive]:
+    """What the coordinator wants of the node now; `held` (of a pull) adds reconcile and forget. For `Store.read` or
+    `Store.write`.
+    """
+    node = sessions.find(tx, node_id)
+    if node is None:
+        return [Directive(kind=DirectiveKind.REGISTER, reason="this coordinator does not know the node")]
+    return _derive(tx, node, load_live(tx, node_id), held)
+
+
+def _derive(tx: Tx, node: NodeRow, live: Sequence[Case], held: Sequence[Held] | None) -> list[Directive]:
+    """Directives as they follow from rows and from what the node says that it holds."""
+    found: list[Directive] = []
+    if node.state in {NodeState.DRAINING, NodeState.DRAINED}:
+        found.append(Directive(kind=DirectiveKind.DRAIN, reason=node.reason, timeout_s=node.drain_s))
+    elif node.resume:
+        found.append(Directive(kind=DirectiveKind.RESUME))
+    names = None if held is None else {(one.job_id, one.attempt) for one in held}
+    for case in live:
+        job_id, attempt = case.job.job_id, case.job.attempt
+        begun = case.attempt is not None and case.attempt.state in BEGUN
+        if begun and case.cancel_at is not None:
+            found.append(Directive(kind=DirectiveKind.CANCEL, job_id=job_id, attempt=attempt, reason=_cancel_reason(tx, case)))
+        if begun and names is not None and (job_id, attempt) not in names:
+            found.append(Directive(kind=DirectiveKind.RECONCILE, job_id=job_id, attempt=attempt))
+    for one in _over(held or (), live):
+        found.append(Directive(kind=DirectiveKind.FORGET, job_id=one.job_id, attempt=one.attempt))
+    for job_id, attempt in tx.rows(
+        "SELECT j.job_id, a.attempt FROM attempts a JOIN jobs j ON j.seq = a.job_seq "
+        "WHERE a.node_id = ? AND a.debug_at IS NOT NULL AND a.workspace IS NULL",
+        (node.node_id,),
+    ):
+        found.append(Directive(kind=DirectiveKind.DEBUG, job_id=job_id, attempt=attempt))
+    return found
+
+
+def _cancel_reason(tx: Tx, case: Case) -> str | None:
+    row = tx.row("SELECT cancel_reason FROM jobs WHERE seq = ?", (case.seq,))
+    return row[0] if row else None
+
+
+def _over(held: Collection[Held], live: Collection[Case]) -> tuple[Held, ...]:
+    """What a node holds that is over (or was never its own): it is to be stopped and discarded."""
+    names = {(case.job.job_id, case.job.attempt) for case in live}
+    return tuple(one for one in held if (one.job_id, one.attempt) not in names)
+
+
+def drain_node(tx: Tx, node_id: str, request: DrainRequest) -> NodeView:
+    """No new work for a node. NotFound, InvalidTransition."""
+    node = sessions.advanced(tx, sessions.known(tx, node_id), NodeEvent.DRAIN, shortened(request.reason))
+    tx.run("UPDATE nodes SET drain_s = ?, resume = 0 WHERE node_id = ?", (request.timeout_s, node_id))
+    empty_node(tx, node)
+    tx.wake(("node", node_id))
+    return node_view(tx, node_id)
+
+
+def empty_node(tx: Tx, node: NodeRow) -> bool:
+    """A draining node that holds no attempt any more is drained; whether it became so."""
+    if node.state is not NodeState.DRAINING or load_live(tx, node.node_id):
+        return False
+    sessions.advanced(tx, node, NodeEvent.EMPTY, node.reason)
+    return True
+
+
+def resume_node(tx: Tx, node_id: str) -> NodeView:
+    """Work again for a drained node. NotFound, InvalidTransition."""
+    sessions.advanced(tx, sessions.known(tx, node_id), NodeEvent.RESUME)
+    tx.run("UPDATE nodes SET drain_s = NULL, resume = 1, draining = 0 WHERE node_id = ?", (node_id,))
+    tx.wake(("node", node_id), ("queue",))
+    return node_view(tx, node_id)
+
+
+def retire_node(tx: Tx, node_id: str, reason: str | None = None) -> NodeView:
+    """The end of a node: its attempts are lost, its key opens nothing. Its id may be enrolled anew with another key."""
+    node = sessions.advanced(tx, sessions.known(tx, node_id), NodeEvent.RETIRE, shortened(reason))
+    changes = Changes(tx)
+    for case in load_live(tx, node.node_id):
+        lose(tx, changes, case, f"node {node_id} was retired")
+    changes.flush()
+    tx.wake(("node", node_id))
+    return node_view(tx, node_id)
+
+
+def node_key(tx: Tx, node_id: str) -> bytes | None:
+    """The raw public key of an enrolled node; None where there is none or it is retired. For `Store.read`."""
+    row = tx.row("SELECT public_key FROM nodes WHERE node_id = ? AND state <> 'retired'", (node_id,))
+    return None if row is None else bytes(row[0])

@@ -1,0 +1,306 @@
+"""What is asked of the store: jobs, nodes, logs, artifacts, and why a job waits. All run through `Store.read`.
+
+Every list is read along an index from where the last page ended, so a page costs the same at the end of a million jobs as at
+their start.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from sqlalchemy import ColumnElement, FromClause, func, select
+
+from ostler.coordinator.operations import logs
+from ostler.coordinator.operations.explanations import explain_job
+from ostler.coordinator.operations.views import (
+    JOB_COLUMNS,
+    JOB_FROM,
+    NODE_COLUMNS,
+    artifacts_of,
+    attempts_of,
+    check_limit,
+    job_of,
+    job_row,
+    job_view,
+    live_of,
+    no_job,
+    node_of,
+    node_view,
+    read_cursor,
+    timeline_of,
+    write_cursor,
+)
+from ostler.coordinator.store.schema import LIVE_SQL, jobs, labels, listed
+from ostler.coordinator.store.tx import Tx
+from ostler.model.attempt import TERMINAL as TERMINAL_ATTEMPT
+from ostler.model.errors import InvalidSpec, NotFound, Problem
+from ostler.model.job import TERMINAL, JobState
+from ostler.protocol.codec import decode
+from ostler.protocol.messages import (
+    ArtifactEntry,
+    ArtifactPage,
+    JobPage,
+    JobQuery,
+    JobView,
+    NodePage,
+    NodeView,
+    PageQuery,
+)
+
+__all__ = [
+    "Counts",
+    "LogFacts",
+    "blob_for_node",
+    "counts",
+    "explain_job",
+    "find_artifact",
+    "job_state",
+    "list_artifacts",
+    "list_jobs",
+    "list_nodes",
+    "log_facts",
+    "read_log",
+    "show_job",
+    "show_node",
+    "workspace_of",
+]
+
+_NOT_OVER_SQL = listed(frozenset(JobState) - TERMINAL)
+
+
+@dataclass(frozen=True, slots=True)
+class LogFacts:
+    """One log stream of one attempt: `length` bytes stored so far; `finished` when no more come; `sha256` (hex) once known."""
+
+    attempt: int
+    length: int
+    finished: bool
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """Numbers for /metrics: jobs that are not over by state, nodes by state, and the live attempts of all nodes."""
+
+    jobs: dict[str, int]
+    nodes: dict[str, int]
+    live_attempts: int
+
+
+def list_jobs(tx: Tx, query: JobQuery) -> JobPage:
+    """One page, newest first. Raises InvalidSpec for a bad filter, cursor or limit (1 to 500)."""
+    check_limit(query.limit)
+    place = read_cursor(query.cursor, (int,))
+    states = _states(query.state)
+    source, seq, common = _filters(query, states)
+    found: list[int] = []
+    for walk in [[]] if query.label or query.node else _walks(tx, query.queue, states):
+        here = select(seq).select_from(source).where(*common, *walk)
+        if place is not None:
+            here = here.where(seq < place[0])
+        found += tx.connection.execute(here.order_by(seq.desc()).limit(query.limit + 1)).scalars()
+    seqs = sorted(found, reverse=True)[: query.limit + 1]
+    page = seqs[: query.limit]
+    rows = {row[0]: row for row in tx.rows(f"SELECT {JOB_COLUMNS} {JOB_FROM} WHERE {tx.any_of('j.seq')}", (tx.array(page),))}
+    total = tx.connection.execute(select(func.count()).select_from(source).where(*common)).scalar_one() if query.count else None
+    return JobPage(
+        items=tuple(job_of(rows[one]) for one in page),
+        next_cursor=write_cursor(page[-1]) if len(seqs) > query.limit else None,
+        total=total,
+    )
+
+
+def _walks(tx: Tx, queue: str | None, states: Sequence[JobState]) -> Iterator[list[ColumnElement[bool]]]:
+    """The pieces of ix_jobs_list that hold all jobs in question, each in the page's order; a walk over several would sort."""
+    if queue is None and not states:
+        yield []
+        return
+    for state in states or JobState:
+        for name in _queues(tx, state) if queue is None else [queue]:
+            yield [jobs.c.state == state.value, jobs.c.queue == name]
+
+
+def _queues(tx: Tx, state: JobState) -> list[str]:
+    """The queues that have jobs in this state: one step down the index per queue, none per job."""
+    found = tx.rows(
+        """WITH RECURSIVE named(queue) AS (
+               SELECT min(queue) FROM jobs WHERE state = ?
+               UNION ALL
+               SELECT (SELECT min(queue) FROM jobs WHERE state = ? AND queue > named.queue) FROM named WHERE queue IS NOT NULL
+           ) SELECT queue FROM named WHERE queue IS NOT NULL""",
+        (state.value, state.value),
+    )
+    return [row[0] for row in found]
+
+
+def _states(asked: str | None) -> list[JobState]:
+    if not asked:
+        return []
+    words = {word.strip() for word in asked.split(",") if word.strip()}
+    known = {state.value for state in JobState}
+    if unknown := sorted(words - known):
+        raise InvalidSpec(
+            "the query is not valid",
+            [Problem("state", f"{', '.join(unknown)} is no state; known are {', '.join(sorted(known))}")],
+        )
+    return [state for state in JobState if state.value in words]
+
+
+def _filters(query: JobQuery, states: Sequence[JobState]) -> tuple[FromClause, ColumnElement[int], list[ColumnElement[bool]]]:
+    """Where to look, the column that orders it, and the conditions."""
+    source: FromClause = jobs
+    seq: ColumnElement[int] = jobs.c.seq
+    found: list[ColumnElement[bool]] = []
+    if states:
+        found.append(jobs.c.state.in_([state.value for state in states]))
+    if query.queue is not None:
+        found.append(jobs.c.queue == query.queue)
+    if query.node is not None:
+        found.append(jobs.c.node_id == query.node)
+    if query.label is not None:
+        key, separator, value = query.label.partition("=")
+        if not separator or not key:
+            raise InvalidSpec("the query is not valid", [Problem("label", "must be KEY=VALUE")])
+        # A join and no subquery, which would be gathered whole before the first page.
+        source, seq = labels.join(jobs, jobs.c.seq == labels.c.job_seq), labels.c.job_seq
+        found += [labels.c.key == key, labels.c.value == value]
+    return source, seq, found
+
+
+def show_job(tx: Tx, job_id: str) -> JobView:
+    """One job with attempts, timeline, artifacts of its latest finished attempt and its manifest. NotFound."""
+    row = job_row(tx, job_id)
+    seq = row[0]
+    spec = tx.row("SELECT body FROM specs WHERE job_seq = ?", (seq,))
+    return replace(
+        job_of(row),
+        attempts=attempts_of(tx, seq),
+        timeline=timeline_of(tx, seq, job_id),
+        artifacts=artifacts_of(tx, seq, None),
+        manifest=None if spec is None else decode(spec[0], dict[str, object], what="manifest"),
+    )
+
+
+def job_state(tx: Tx, job_id: str) -> JobView:
+    """One job without attempts, timeline, artifacts and manifest: one row, for waiters. NotFound."""
+    return job_view(tx, job_id)
+
+
+def list_nodes(tx: Tx, query: PageQuery) -> NodePage:
+    """One page of nodes by id. Raises InvalidSpec for a bad cursor or limit."""
+    check_limit(query.limit)
+    place = read_cursor(query.cursor, (str,))
+    rows = tx.rows(
+        f"SELECT {NODE_COLUMNS} FROM nodes n WHERE n.node_id > ? ORDER BY n.node_id LIMIT ?",  # noqa: S608 - our own constant
+        (place[0] if place else "", query.limit + 1),
+    )
+    page = rows[: query.limit]
+    live = live_of(tx, [row[0] for row in page])
+    total = tx.row("SELECT count(*) FROM nodes") if query.count else None
+    return NodePage(
+        items=tuple(node_of(row, attempts=live.get(row[0], ())) for row in page),
+        next_cursor=write_cursor(page[-1][0]) if len(rows) > query.limit else None,
+        total=total[0] if total else None,
+    )
+
+
+def show_node(tx: Tx, node_id: str) -> NodeView:
+    """One node with its capabilities and live attempts. NotFound."""
+    return node_view(tx, node_id)
+
+
+def list_artifacts(tx: Tx, job_id: str, attempt: int | None = None) -> ArtifactPage:
+    """The artifacts of the latest finished attempt, or of the one named. NotFound."""
+    return ArtifactPage(items=artifacts_of(tx, _seq(tx, job_id, attempt), attempt))
+
+
+def find_artifact(tx: Tx, job_id: str, path: str, attempt: int | None = None) -> ArtifactEntry:
+    """One artifact by its path. NotFound, naming the paths there are."""
+    found = {one.path: one for one in artifacts_of(tx, _seq(tx, job_id, attempt), attempt)}
+    if path not in found:
+        there = f"it has {', '.join(sorted(found)[:10])}" if found else "it has none"
+        raise NotFound(f"job {job_id} has no artifact {path!r}; {there}")
+    return found[path]
+
+
+def log_facts(tx: Tx, job_id: str, stream: str, attempt: int | None = None) -> LogFacts:
+    """The log of the latest attempt, or of the one named; length 0 and attempt 0 before the first. NotFound, InvalidSpec."""
+    logs.check_stream(stream)
+    row = tx.row("SELECT seq, state, attempt FROM jobs WHERE job_id = ?", (job_id,))
+    if row is None:
+        raise no_job(job_id)
+    seq, state, latest = row
+    if attempt is None:
+        attempt = _latest_begun(tx, seq, latest)
+        if not attempt:
+            return LogFacts(attempt=0, length=0, finished=JobState(state) in TERMINAL)
+    found = tx.row(
+        """SELECT a.state, l.length, l.sha256 FROM attempts a
+           LEFT JOIN logs l ON l.job_seq = a.job_seq AND l.attempt = a.attempt AND l.stream = ?
+           WHERE a.job_seq = ? AND a.attempt = ?""",
+        (stream, seq, attempt),
+    )
+    if found is None:
+        raise NotFound(f"job {job_id} has no attempt {attempt}; its latest is {latest}")
+    over = found[0] in TERMINAL_ATTEMPT
+    if found[1] is not None:
+        return LogFacts(attempt=attempt, length=found[1], finished=True, sha256=found[2])
+    return LogFacts(attempt=attempt, length=logs.stored_length(tx, seq, attempt, stream), finished=over)
+
+
+def _latest_begun(tx: Tx, seq: int, latest: int) -> int:
+    """The latest attempt that has (or will have) a log: leases that were handed back have none."""
+    row = tx.row("SELECT max(attempt) FROM attempts WHERE job_seq = ? AND state <> 'returned' AND attempt <= ?", (seq, latest))
+    return (row[0] if row else None) or 0
+
+
+def read_log(  # noqa: PLR0917 - the place of bytes has this many parts
+    tx: Tx, job_id: str, attempt: int, stream: str, offset: int, limit: int
+) -> bytes:
+    """At most `limit` bytes from `offset`; empty at the end."""
+    logs.check_stream(stream)
+    return logs.read_range(tx, _seq(tx, job_id, None), attempt, stream, offset, limit)
+
+
+def _seq(tx: Tx, job_id: str, attempt: int | None) -> int:
+    """The job's number; raises NotFound where there is no such job, or no such attempt of it."""
+    row = tx.row("SELECT seq, attempt FROM jobs WHERE job_id = ?", (job_id,))
+    if row is None:
+        raise no_job(job_id)
+    if attempt is not None and not tx.row("SELECT 1 FROM attempts WHERE job_seq = ? AND attempt = ?", (row[0], attempt)):
+        raise NotFound(f"job {job_id} has no attempt {attempt}; its latest is {row[1]}")
+    seq: int = row[0]
+    return seq
+
+
+def blob_for_node(tx: Tx, node_id: str, sha256: str) -> bool:
+    """True where an attempt that the node holds names this blob as an input."""
+    return bool(
+        tx.row(
+            f"""SELECT 1 FROM attempts a JOIN inputs i ON i.sha256 = ? AND i.job_seq = a.job_seq
+                WHERE a.node_id = ? AND a.state IN ({LIVE_SQL}) LIMIT 1""",  # noqa: S608 - our own constant
+            (sha256, node_id),
+        )
+    )
+
+
+def workspace_of(tx: Tx, job_id: str, attempt: int) -> str:
+    """The sha256 of an attempt's uploaded workspace. NotFound."""
+    row = tx.row("SELECT workspace FROM attempts WHERE job_seq = ? AND attempt = ?", (_seq(tx, job_id, attempt), attempt))
+    if row is None or row[0] is None:
+        raise NotFound(
+            f"the workspace of attempt {attempt} of job {job_id} is not here", hint=f"ask for it: `ostler job debug {job_id}`"
+        )
+    found: str = row[0]
+    return found
+
+
+def counts(tx: Tx) -> Counts:
+    """Numbers for /metrics. Jobs that are over are not counted: their number only grows, and so would the cost."""
+    live = tx.row(f"SELECT count(*) FROM attempts WHERE state IN ({LIVE_SQL})")  # noqa: S608 - our own constant
+    return Counts(
+        jobs=dict(
+            tx.rows(f"SELECT state, count(*) FROM jobs WHERE state IN ({_NOT_OVER_SQL}) GROUP BY state")  # noqa: S608
+        ),
+        nodes=dict(tx.rows("SELECT state, count(*) FROM nodes GROUP BY state")),
+        live_attempts=live[0] if live else 0,
+    )

@@ -1,0 +1,50 @@
+"""What a node may deliver: asked before any of its bytes are taken."""
+
+from dataclasses import dataclass
+
+from ostler.coordinator.store.tx import Tx
+from ostler.model.attempt import TERMINAL, AttemptState
+from ostler.model.errors import NotFound, StaleAttempt
+from ostler.model.manifest import Artifact, Manifest
+from ostler.protocol import codec
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """The artifacts that a job's manifest declares, by path; `over` when the attempt has ended: nothing more is stored for it."""
+
+    artifacts: dict[str, Artifact]
+    over: bool
+
+
+def expected_artifacts(tx: Tx, node_id: str, job_id: str, attempt: int) -> Expected:
+    """What this node may deliver for an attempt of its own; raises StaleAttempt where it is none. For `Store.read`."""
+    row = tx.row(
+        "SELECT a.state, s.body FROM jobs j JOIN attempts a ON a.job_seq = j.seq JOIN specs s ON s.job_seq = j.seq"
+        " WHERE j.job_id = ? AND a.attempt = ? AND a.node_id = ?",
+        (job_id, attempt, node_id),
+    )
+    if row is None:
+        raise StaleAttempt(f"attempt {attempt} of job {job_id} is not held by {node_id}; nothing was stored")
+    state, body = row
+    declared = codec.decode(body, Manifest, what="manifest").artifacts
+    return Expected({one.path: one for one in declared}, AttemptState(state) in TERMINAL)
+
+
+def check_workspace_wanted(tx: Tx, node_id: str, job_id: str, attempt: int) -> None:
+    """Raises NotFound unless this node was asked for the workspace of an attempt of its own. For `Store.read`."""
+    row = tx.row(
+        "SELECT a.debug_at FROM jobs j JOIN attempts a ON a.job_seq = j.seq"
+        " WHERE j.job_id = ? AND a.attempt = ? AND a.node_id = ?",
+        (job_id, attempt, node_id),
+    )
+    if row is None or row[0] is None:
+        raise NotFound(
+            f"the workspace of attempt {attempt} of job {job_id} was not asked for of {node_id}",
+            hint=f"`ostler job debug {job_id}`",
+        )
+
+
+def work_waits(tx: Tx) -> bool:
+    """Whether any job could be leased, by whomever. For `Store.read`."""
+    return tx.row("SELECT 1 FROM jobs WHERE state = 'queued' AND held = 0 LIMIT 1") is not None

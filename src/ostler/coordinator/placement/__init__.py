@@ -1,0 +1,1 @@
+"""Which job goes where: pure functions over values, called by operations and tested without a database."""

@@ -1,0 +1,53 @@
+"""The shape of a job: what placement needs to know of it. Jobs that need the same have the same shape and share a queue."""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+
+from ostler.model.manifest import Manifest, Policy, Requirements, Runner
+from ostler.model.resources import Resources, demand
+from ostler.model.sandbox import SandboxLevel
+from ostler.protocol.codec import decode, encode
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """Requirements, runner, least sandbox level and queue. Values, so that equal ones are one key."""
+
+    runner: Runner
+    queue: str
+    sandbox: SandboxLevel | None
+    requirements: Requirements
+
+    @cached_property
+    def demand(self) -> Resources:
+        """What one attempt takes from a node while it lives."""
+        return demand(self.requirements)
+
+    @cached_property
+    def asks(self) -> Manifest:
+        """The least manifest of this shape, for rules that are stated over manifests."""
+        return Manifest(runner=self.runner, queue=self.queue, requirements=self.requirements, policy=Policy(sandbox=self.sandbox))
+
+
+def shape_of(manifest: Manifest) -> Shape:
+    """The shape of a job with this manifest."""
+    return Shape(
+        runner=manifest.runner, queue=manifest.queue, sandbox=manifest.policy.sandbox, requirements=manifest.requirements
+    )
+
+
+def write_shape(shape: Shape) -> tuple[int, str]:
+    """The shape's id and its JSON. The id is a hash of the JSON, so that every process gives the same one without asking a
+    database.
+
+    63 bits fit the integer keys of all databases. Two shapes that a submitter made to collide would only misplace that
+    submitter's own jobs.
+    """
+    body = encode(shape)
+    return int.from_bytes(hashlib.sha256(body).digest()[:8], "big") >> 1, body.decode()
+
+
+def read_shape(body: str) -> Shape:
+    """The shape from its JSON."""
+    return decode(body, Shape, what="shape")

@@ -1,0 +1,155 @@
+"""The coordinator as a whole: opens what it owns, serves until told to stop, and closes it in the reverse order."""
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import socket
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from typing import Any, cast
+
+from ostler.coordinator.api.app import build_app
+from ostler.coordinator.api.auth import Doorkeeper
+from ostler.coordinator.api.calls import Services
+from ostler.coordinator.api.credentials import Credentials
+from ostler.coordinator.api.metrics import MeasuredStore, Metrics
+from ostler.coordinator.api.pulls import PullLine
+from ostler.coordinator.api.server import build_server
+from ostler.coordinator.artifacts.store import DirectoryArtifacts
+from ostler.coordinator.config import CoordinatorConfig
+from ostler.coordinator.keys import open_keys
+from ostler.coordinator.loops.expirer import Expirer
+from ostler.coordinator.loops.lease_rescuer import LeaseRescuer
+from ostler.coordinator.loops.node_watcher import NodeWatcher
+from ostler.coordinator.loops.retry_promoter import RetryPromoter
+from ostler.coordinator.operations import tokens
+from ostler.coordinator.operations.uploads import work_waits
+from ostler.coordinator.store.store import Store
+from ostler.model.errors import Conflict, InvalidSpec
+from ostler.protocol.routes import ROUTES
+from ostler.runtime.clock import Clock, SystemClock
+from ostler.runtime.loop import Loop
+
+BACKLOG = 2048
+
+
+async def run_coordinator(
+    config: CoordinatorConfig,
+    *,
+    stop: asyncio.Event,
+    on_ready: Callable[[str], None],
+    logger: logging.Logger,
+    clock: Clock | None = None,
+    admin_token: str | None = None,
+) -> None:
+    """Serves until `stop` is set; `on_ready` gets the URL once calls are answered.
+
+    `admin_token` is an API token that shall be good. Raises the error tree where it cannot start: InvalidSpec (an address that it
+    must not listen on, keys that others can read), Conflict (address in use, another coordinator on the data), UpgradeRequired (a
+    newer schema).
+    """
+    clock = clock or SystemClock()
+    listener, url = await asyncio.to_thread(listen, config)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.callback(listener.close)
+        services = await stack.enter_async_context(_services(config, clock, logger))
+        if admin_token is not None:
+            await services.store.write(tokens.ensure_admin_token, admin_token)
+        server = build_server(
+            build_app(services),
+            drain_s=config.drain.total_seconds(),
+            logger=logger,
+            on_start=lambda: _started(url, on_ready, logger),
+            on_stop=services.store.wakeups.wake_all,
+        )
+        await stack.enter_async_context(_running([*(one.run() for one in services.loops), services.pulls.run()]))
+        stopper = asyncio.create_task(_stop_when(stop, server.stop))
+        stack.callback(stopper.cancel)
+        await server.serve([listener])
+        logger.info("coordinator_stopped")
+
+
+@contextlib.asynccontextmanager
+async def _services(config: CoordinatorConfig, clock: Clock, logger: logging.Logger) -> AsyncIterator[Services]:
+    config.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    keys = await asyncio.to_thread(open_keys, config.data / "keys")
+    metrics = Metrics(ROUTES)
+    # `open` answers the class that it is called on.
+    opened = await asyncio.to_thread(lambda: MeasuredStore.open(config.database, logger=logger, clock=clock))
+    store = cast(MeasuredStore, opened)
+    store.observe = metrics.writes.observe
+    artifacts = DirectoryArtifacts(config.data / "artifacts", logger=logger)
+    try:
+        await artifacts.open()
+        credentials = Credentials(keys, clock=clock, token_ttl=config.token_ttl)
+        yield Services(
+            config=config,
+            store=store,
+            artifacts=artifacts,
+            keys=keys,
+            credentials=credentials,
+            door=Doorkeeper(credentials, lambda token: store.read(tokens.check_api_token, token), clock=clock),
+            pulls=PullLine(store.wakeups, lambda: store.read(work_waits), logger=logger),
+            metrics=metrics,
+            clock=clock,
+            logger=logger,
+            loops=_loops(config, store, clock, logger),
+        )
+    finally:
+        await artifacts.close()
+        await asyncio.to_thread(store.close)
+
+
+def _loops(config: CoordinatorConfig, store: Store, clock: Clock, logger: logging.Logger) -> Sequence[Loop]:
+    return (
+        LeaseRescuer(store, lease=config.lease, margin=config.lease_margin, clock=clock, logger=logger),
+        NodeWatcher(store, heartbeat=config.heartbeat, clock=clock, logger=logger),
+        RetryPromoter(store, clock=clock, logger=logger),
+        Expirer(store, clock=clock, logger=logger),
+    )
+
+
+@contextlib.asynccontextmanager
+async def _running(loops: Sequence[Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
+    tasks = [asyncio.create_task(loop) for loop in loops]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _stop_when(stop: asyncio.Event, act: Callable[[], None]) -> None:
+    await stop.wait()
+    act()
+
+
+def _started(url: str, on_ready: Callable[[str], None], logger: logging.Logger) -> None:
+    logger.info("coordinator_ready", extra={"attrs": {"url": url}})
+    on_ready(url)
+
+
+def listen(config: CoordinatorConfig) -> tuple[socket.socket, str]:
+    """A listening socket and its URL. Nothing but loopback without an explicit word: this release speaks no TLS."""
+    host, port = config.listen_host, config.listen_port
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as exc:
+        raise InvalidSpec(f"{host!r} is not an address to listen on: {exc.strerror}") from exc
+    family, _, _, _, address = found[0]
+    where = str(address[0])
+    if not ipaddress.ip_address(where.partition("%")[0]).is_loopback and not config.allow_insecure_listen:
+        raise InvalidSpec(
+            f"the coordinator does not listen on {where}: whoever can reach it could read tokens and jobs off the wire",
+            hint="listen on 127.0.0.1 behind a proxy that terminates TLS, or a tunnel; "
+            "--allow-insecure-listen is for such a proxy on another machine",
+        )
+    try:
+        listener = socket.create_server((where, port), family=family, backlog=BACKLOG)
+    except OSError as exc:
+        raise Conflict(
+            f"cannot listen on {where}:{port}: {exc.strerror}", hint="another program has the port; choose another"
+        ) from exc
+    bound = listener.getsockname()[1]
+    return listener, f"http://[{where}]:{bound}" if family == socket.AF_INET6 else f"http://{where}:{bound}"

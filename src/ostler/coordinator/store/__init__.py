@@ -1,0 +1,1 @@
+"""Where rows live: one port, an adapter per database, and operations run through it."""

@@ -1,0 +1,69 @@
+"""The port behind which SQLite and PostgreSQL differ: connections, transactions, a little SQL."""
+
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+from sqlalchemy import Connection, Engine
+
+from ostler.model.errors import OstlerError
+
+
+class Database(Protocol):
+    """One database. The writer has one connection, each reading thread one of its own."""
+
+    engine: Engine
+
+    def connect(self, *, write: bool) -> Connection:
+        """A connection, set up for writing or for reading alone."""
+        ...
+
+    def begin(self, connection: Connection, *, write: bool) -> None:
+        """Begin a transaction."""
+        ...
+
+    def commit(self, connection: Connection) -> None:
+        """Make it durable: when this returns, a power cut loses nothing of it."""
+        ...
+
+    def rollback(self, connection: Connection) -> None:
+        """Undo the transaction; no error where the engine did so already."""
+        ...
+
+    def savepoint(self, connection: Connection) -> None:
+        """Mark where one more operation begins inside the transaction."""
+        ...
+
+    def release(self, connection: Connection) -> None:
+        """Keep what was done since the mark."""
+        ...
+
+    def undo(self, connection: Connection) -> bool:
+        """Undo what was done since the mark; False where the engine has undone the whole transaction by itself."""
+        ...
+
+    def sql(self, text: str) -> str:
+        """Plain SQL with `?` parameters in the driver's spelling."""
+        ...
+
+    def any_of(self, column: str) -> str:
+        """SQL of "column is one of the values in the next parameter"."""
+        ...
+
+    def array(self, values: Iterable[Any]) -> Any:
+        """Values as that one parameter."""
+        ...
+
+    def by_index(self, name: str) -> str:
+        """SQL after a table's name (and alias) that makes a query walk this index; empty where the planner cannot be told.
+
+        For the few queries whose cost must never depend on how much is stored: without it SQLite weighs indexes by guesses.
+        """
+        ...
+
+    def translate(self, exc: BaseException) -> OstlerError | None:
+        """The error tree's class for a driver's error; None where it is a bug of ours."""
+        ...
+
+    def close(self) -> None:
+        """Close all connections and give up the lock."""
+        ...

@@ -1,0 +1,187 @@
+"""The embedded adapter: SQLite in WAL mode with full sync, one file that belongs to one coordinator."""
+
+import errno
+import fcntl
+import json
+import os
+import sqlite3
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, create_engine, event
+from sqlalchemy.pool import NullPool
+
+from ostler.model.errors import Conflict, InvalidSpec, OstlerError, Rejected, StoreBusy
+
+BUSY_TIMEOUT_MS = 5000  # readers and the writer never wait for each other in WAL mode; a backup or an `sqlite3` shell may
+WRITER_CACHE_KB = 16_384
+READER_CACHE_KB = 4_096
+WAL_KEPT_BYTES = 64 * 2**20  # what a burst made longer is cut back to this
+
+# What the disk or another process did; the same call may succeed later. SQLite names the condition, not the cause.
+_PASSING = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_NOMEM,
+    }
+)
+
+
+class SqliteDatabase:
+    """One SQLite file, locked for this process."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._lock = _lock(path)
+        except OSError as exc:
+            raise _unusable(path, exc) from exc
+        try:
+            _create_private(path)
+            # Isolation is ours: the driver must never begin or commit on its own, and Core's autobegin must not either.
+            self.engine = create_engine(
+                f"sqlite:///{path}", poolclass=NullPool, isolation_level="AUTOCOMMIT", connect_args={"check_same_thread": False}
+            )
+            event.listen(self.engine, "connect", _prepare)
+        except OSError as exc:
+            os.close(self._lock)
+            raise _unusable(path, exc) from exc
+
+    def connect(self, *, write: bool) -> Connection:
+        """A connection, set up for writing or for reading alone."""
+        connection = self.engine.connect()
+        _execute(connection, f"PRAGMA cache_size = -{WRITER_CACHE_KB if write else READER_CACHE_KB}")
+        if not write:
+            _execute(connection, "PRAGMA query_only = ON")
+        return connection
+
+    def begin(self, connection: Connection, *, write: bool) -> None:
+        """Begin; the writer takes its lock now, so that no statement of an operation can fail for want of it."""
+        _execute(connection, "BEGIN IMMEDIATE" if write else "BEGIN")
+
+    def commit(self, connection: Connection) -> None:
+        """Commit; with `synchronous = FULL` the log is synced before this returns."""
+        _execute(connection, "COMMIT")
+
+    def rollback(self, connection: Connection) -> None:
+        """Undo the transaction; no error where the engine did so already (as it does on a full disk)."""
+        if _driver(connection).in_transaction:
+            with suppress(sqlite3.Error):
+                _execute(connection, "ROLLBACK")
+
+    def savepoint(self, connection: Connection) -> None:
+        """Mark where one more operation begins."""
+        _execute(connection, "SAVEPOINT operation")
+
+    def release(self, connection: Connection) -> None:
+        """Keep what was done since the mark."""
+        _execute(connection, "RELEASE operation")
+
+    def undo(self, connection: Connection) -> bool:
+        """Undo what was done since the mark; False where the engine has undone the whole transaction by itself."""
+        if not _driver(connection).in_transaction:
+            return False
+        _execute(connection, "ROLLBACK TO operation")
+        _execute(connection, "RELEASE operation")
+        return True
+
+    def sql(self, text: str) -> str:
+        """`?` is this driver's own spelling."""
+        return text
+
+    def any_of(self, column: str) -> str:
+        """One text for lists of any length, so that each statement is compiled once."""
+        return f"{column} IN (SELECT value FROM json_each(?))"  # noqa: S608 - a column of ours
+
+    def array(self, values: Iterable[Any]) -> Any:
+        """A JSON array, which `json_each` unfolds."""
+        return json.dumps(list(values))
+
+    def by_index(self, name: str) -> str:
+        """A plan that is an error where the index cannot serve it, instead of a slow one."""
+        return f"INDEXED BY {name}"
+
+    def translate(self, exc: BaseException) -> OstlerError | None:
+        """A full, busy or failing disk as StoreBusy, a value that no column holds as InvalidSpec; None for the rest."""
+        if isinstance(exc, OverflowError | UnicodeEncodeError):
+            return InvalidSpec(
+                f"a value of the request cannot be stored: {exc}", hint="numbers have 64 bits, text is valid Unicode"
+            )
+        cause = getattr(exc, "orig", None) or exc  # Core wraps the driver's error
+        if not isinstance(cause, sqlite3.Error):
+            return None
+        primary = getattr(cause, "sqlite_errorcode", 0) & 0xFF
+        if primary == sqlite3.SQLITE_NOTADB:
+            return Rejected(
+                f"{self.path} is not an SQLite database", hint="move it away, or restore the right file from a backup"
+            )
+        if primary not in _PASSING:
+            return None
+        return StoreBusy(
+            f"the database {self.path} cannot be used now: {cause}",
+            retry_after=1.0,
+            hint=f"look at the free space and the health of the disk: df -h {self.path.parent}",
+        )
+
+    def close(self) -> None:
+        """Close all connections and give up the lock."""
+        self.engine.dispose()
+        os.close(self._lock)
+
+
+def _driver(connection: Connection) -> sqlite3.Connection:
+    driver: sqlite3.Connection = connection.connection.driver_connection  # type: ignore[assignment]
+    return driver
+
+
+def _execute(connection: Connection, statement: str) -> None:
+    _driver(connection).execute(statement)
+
+
+def _prepare(driver: sqlite3.Connection, _record: object) -> None:
+    for pragma in (
+        "journal_mode = WAL",
+        "synchronous = FULL",
+        "foreign_keys = ON",
+        f"busy_timeout = {BUSY_TIMEOUT_MS}",
+        f"journal_size_limit = {WAL_KEPT_BYTES}",
+        "temp_store = MEMORY",  # a savepoint's journal must not become a file
+    ):
+        driver.execute(f"PRAGMA {pragma}").close()
+
+
+def _lock(path: Path) -> int:
+    """Takes the lock of the file's directory for as long as this process lives; the kernel gives it back however it ends."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fd = os.open(path.with_name(f"{path.stem}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as exc:
+        pid = os.read(fd, 32).decode("ascii", "replace").strip()
+        os.close(fd)
+        raise Conflict(
+            f"another coordinator (pid {pid or 'unknown'}) uses {path}",
+            hint=f"stop it first (kill {pid}), or give this one other data",
+        ) from exc
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    return fd
+
+
+def _unusable(path: Path, exc: OSError) -> OstlerError:
+    message = f"the database {path} cannot be used: {exc.strerror}"
+    if exc.errno in {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE}:
+        return StoreBusy(message, retry_after=1.0, hint=f"df -h {path.parent}")
+    return Rejected(message, hint=f"give the coordinator's user a directory of its own: mkdir -m 700 {path.parent}")
+
+
+def _create_private(path: Path) -> None:
+    """The file holds specs and tokens' digests: nobody else reads it. SQLite gives its log and its index the same mode."""
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))

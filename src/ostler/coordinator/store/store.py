@@ -1,0 +1,106 @@
+"""The store: durable writes through one thread, consistent reads beside it."""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from sqlalchemy import Connection
+
+from ostler.coordinator.store.database import Database
+from ostler.coordinator.store.migrate import prepare
+from ostler.coordinator.store.sqlite import SqliteDatabase
+from ostler.coordinator.store.tx import Tx
+from ostler.coordinator.store.wakeups import Wakeups
+from ostler.coordinator.store.writer import Pending, Writer
+from ostler.model.errors import InvalidSpec, StoreBusy
+from ostler.runtime.clock import Clock, SystemClock
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+READERS = 2
+
+
+class Store:
+    """Runs operations, functions whose first argument is a `Tx`, and knows nothing of what they do."""
+
+    def __init__(self, database: Database, *, clock: Clock, logger: logging.Logger) -> None:
+        self.wakeups = Wakeups()
+        self._database = database
+        self._clock = clock
+        self._memo: dict[type, Any] = {}
+        self._writer = Writer(database, clock=clock, memo=self._memo, wakeups=self.wakeups, logger=logger)
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="store-reader")
+        self._reading = threading.local()
+        self._connections: list[Connection] = []
+        self._closed = False
+
+    @classmethod
+    def open(cls, url_or_path: str | Path, *, logger: logging.Logger, clock: Clock | None = None) -> "Store":
+        """Open, make or migrate a database.
+
+        Raises Conflict where another coordinator has it, UpgradeRequired where its schema is newer than this release, Rejected
+        where it is not Ostler's, StoreBusy where the disk does not let us.
+        """
+        database = _database(str(url_or_path))
+        try:
+            prepare(database, logger=logger)
+            return cls(database, clock=clock or SystemClock(), logger=logger)
+        except BaseException as exc:
+            database.close()
+            if error := database.translate(exc):
+                raise error from exc
+            raise
+
+    async def write(self, operation: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run an operation in the writer; answers (or raises its error) after the commit. Its error undoes it and it alone."""
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._writer.put(Pending(operation, args, kwargs, future))
+        return await future
+
+    async def read(self, operation: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run an operation that only reads, in one snapshot that holds everything answered so far."""
+        if self._closed:
+            raise StoreBusy("the store is closed", hint="the coordinator is shutting down")
+        return await asyncio.get_running_loop().run_in_executor(self._readers, lambda: self._read(operation, *args, **kwargs))
+
+    def close(self) -> None:
+        """Finish what waits, close everything; from any thread. Whoever sleeps on `wakeups` is woken by their owner."""
+        if self._closed:
+            return
+        self._closed = True
+        self._writer.close()
+        self._readers.shutdown()
+        for connection in self._connections:
+            connection.close()
+        self._database.close()
+
+    def _read(self, operation: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        database = self._database
+        try:
+            connection: Connection | None = getattr(self._reading, "connection", None)
+            if connection is None:
+                connection = self._reading.connection = database.connect(write=False)
+                self._connections.append(connection)
+            database.begin(connection, write=False)
+            try:
+                return operation(Tx(connection, database, self._clock.now(), self._memo), *args, **kwargs)
+            finally:
+                database.rollback(connection)
+        except Exception as exc:
+            if error := database.translate(exc):
+                raise error from exc
+            raise
+
+
+def _database(url_or_path: str) -> Database:
+    scheme, separator, _ = url_or_path.partition("://")
+    if not separator:
+        return SqliteDatabase(Path(url_or_path).absolute())
+    if scheme == "sqlite":
+        return SqliteDatabase(Path(url_or_path.removeprefix("sqlite:///")).absolute())
+    raise InvalidSpec(f"databases of the kind {scheme!r} are not supported by this release", hint="give a path to an SQLite file")

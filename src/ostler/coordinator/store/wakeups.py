@@ -1,0 +1,59 @@
+"""Who waits for what: topics that operations publish after their commit, and events that waiters sleep on.
+
+Topics are tuples: ("queue",) new or requeued work; ("node", node_id) a directive or credit changed; ("job", job_id) its state
+changed; ("log", job_id, attempt) bytes arrived. A wake-up is a hint and carries nothing: the waiter reads the rows again, so a
+spurious or a doubled one does no harm. All methods are called in the event loop's thread.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+
+Topic = tuple[str | int, ...]
+
+
+class Wakeups:
+    """In-process wake-ups; replicas on PostgreSQL will add LISTEN/NOTIFY behind the same two calls."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[Topic, set[asyncio.Event]] = {}
+        self._closed = False
+
+    def publish(self, topic: Topic) -> None:
+        """Wake everyone who waits for this topic."""
+        for event in self._waiting.get(topic, ()):
+            event.set()
+
+    def publish_all(self, topics: Iterable[Topic]) -> None:
+        """Wake everyone who waits for one of these."""
+        for topic in topics:
+            self.publish(topic)
+
+    @asynccontextmanager
+    async def subscribe(self, *topics: Topic) -> AsyncIterator[asyncio.Event]:
+        """An event that each publication sets; the waiter clears it *before* it reads the rows, so that nothing is missed."""
+        event = asyncio.Event()
+        if self._closed:
+            event.set()
+        for topic in topics:
+            self._waiting.setdefault(topic, set()).add(event)
+        try:
+            yield event
+        finally:
+            for topic in topics:
+                waiting = self._waiting[topic]
+                waiting.discard(event)
+                if not waiting:
+                    del self._waiting[topic]
+
+    def wake_all(self) -> None:
+        """Wake everyone, now and later: the coordinator is shutting down and no long poll may hold it up."""
+        self._closed = True
+        for waiting in self._waiting.values():
+            for event in waiting:
+                event.set()
+
+    @property
+    def closed(self) -> bool:
+        """True after `wake_all`: a waiter that wakes now should answer at once."""
+        return self._closed

@@ -1,0 +1,1 @@
+"""Facts and legal changes: no I/O, no clock, no third party."""

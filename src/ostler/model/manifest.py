@@ -1,0 +1,339 @@
+"""The manifest: what a person asks for, as an immutable value (source: section 8 of the coordinator contract).
+
+The same dataclasses are the wire shape. `__pydantic_config__` is a plain mapping that the validator of human input reads: there
+unknown keys are mistakes. Machines decode leniently: a field of a later release is ignored.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Any
+
+from ostler.model.errors import Problem
+from ostler.model.failures import CODES, FailureCode, Retry
+from ostler.model.sandbox import SandboxLevel
+
+JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+LABEL_KEY = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+TASK = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
+SHA256 = re.compile(r"[0-9a-f]{64}")
+MAX_PRIORITY = 1000
+MAX_ARGS_BYTES = 128 * 1024
+DEFAULT_TIMEOUT_S = 3600
+_EMPTY: Mapping[str, Any] = MappingProxyType({})
+
+STRICT = {"extra": "forbid"}
+
+
+class Runner(StrEnum):
+    """How a job is executed. A node advertises those that it offers."""
+
+    CLI = "cli"
+    PYTHON = "python"
+    SCRIPT = "script"
+    CONTAINER = "container"
+    SERVICE = "service"
+    AGENT = "agent"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputUrl:
+    """One input fetched by the node over http(s). `name` defaults to the last path segment of the URL."""
+
+    __pydantic_config__ = STRICT
+
+    url: str
+    name: str | None = None
+    sha256: str | None = None
+    max_mb: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputFile:
+    """One input that the submitter uploaded before: a blob by its sha256 (hex); `size` in bytes."""
+
+    __pydantic_config__ = STRICT
+
+    name: str
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """All inputs; each becomes `input/NAME` in the workspace and is visible as NAME in the working directory."""
+
+    __pydantic_config__ = STRICT
+
+    urls: tuple[str | InputUrl, ...] = ()
+    inline: dict[str, str] = field(default_factory=dict)
+    files: tuple[InputFile, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.urls or self.inline or self.files)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """One output file, relative to the working directory or to `output/`; absent is a failure unless `optional`."""
+
+    __pydantic_config__ = STRICT
+
+    path: str
+    type: str = "application/octet-stream"
+    max_mb: int = 1024
+    optional: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Requirements:
+    """What a node must offer. Sizes in MB (2**20 bytes); `gpu: true` means at least one GPU."""
+
+    __pydantic_config__ = STRICT
+
+    gpu: bool = False
+    gpus: int = 0
+    vram_mb: int = 0
+    cpu_threads: int = 0
+    memory_mb: int = 0
+    disk_mb: int = 0
+    tags: tuple[str, ...] = ()
+    node: str | None = None
+
+    @property
+    def gpu_count(self) -> int:
+        """How many GPUs the job occupies."""
+        return max(self.gpus, 1 if self.gpu or self.vram_mb else 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """How often and when a failed attempt is tried again.
+
+    `max` further attempts; the n-th waits `backoff_s * 2**(n-1)`, at most `max_backoff_s`, ± 10 % jitter. `codes` narrows or
+    widens which failures count; codes that never make sense to retry stay so.
+    """
+
+    __pydantic_config__ = STRICT
+
+    max: int = 3
+    backoff_s: float = 1.0
+    max_backoff_s: float = 300.0
+    codes: tuple[FailureCode, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """What the attempt may use. `sandbox` is the least level it accepts; sizes in MB, `cpu_pct` in hundredths of a core."""
+
+    __pydantic_config__ = STRICT
+
+    sandbox: SandboxLevel | None = None
+    memory_mb: int | None = None
+    address_space_mb: int | None = None
+    disk_mb: int | None = None
+    cpu_pct: int | None = None
+    processes: int | None = None
+    open_files: int | None = None
+    log_mb: int | None = None
+    grace_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """One job as asked for. Defaults are what a job gets that says nothing."""
+
+    __pydantic_config__ = STRICT
+
+    runner: Runner = Runner.CLI
+    job_id: str | None = None
+    command: str | None = None
+    args: tuple[str, ...] = ()
+    task: str | None = None
+    params: dict[str, Any] = field(default_factory=dict)
+    requirements: Requirements = Requirements()
+    timeout_s: float = DEFAULT_TIMEOUT_S
+    input: Inputs = Inputs()
+    artifacts: tuple[Artifact, ...] = ()
+    labels: dict[str, str] = field(default_factory=dict)
+    priority: int = 0
+    queue: str = "default"
+    retries: int | RetryPolicy | None = None
+    ttl_s: float | None = None
+    env: dict[str, str] = field(default_factory=dict)
+    policy: Policy = Policy()
+    stdout: str | None = None
+
+    @property
+    def timeout(self) -> timedelta:
+        """The wall-clock limit of one attempt."""
+        return timedelta(seconds=self.timeout_s)
+
+
+def unsafe_name(name: str) -> str | None:
+    """Why `name` cannot be a file of a workspace, or None. Holds for inputs, outputs and `stdout`."""
+    if not name or name in {".", ".."}:
+        return "is empty or a dot"
+    if len(name.encode()) > 255:
+        return "is longer than 255 bytes"
+    if "/" in name or "\\" in name:
+        return "holds a path separator; name a file, not a path"
+    if name.startswith("-"):
+        return "starts with '-', which programs take for an option"
+    if any(ord(c) < 32 or ord(c) == 127 for c in name):
+        return "holds a control character"
+    return None
+
+
+def unsafe_path(path: str) -> str | None:
+    """Why `path` cannot be a relative path inside a workspace, or None."""
+    if path.startswith("/"):
+        return "is absolute; give it relative to the working directory"
+    if len(path.encode()) > 1024:
+        return "is longer than 1024 bytes"
+    for part in path.split("/"):
+        if part == "..":
+            return "leaves the workspace"
+        if why := unsafe_name(part):
+            return why
+    return None
+
+
+def retry_policy(manifest: Manifest) -> RetryPolicy:
+    """The policy in force: absent means 3 tries for the machine's failures; a number also covers the program's own."""
+    asked = manifest.retries
+    if asked is None:
+        codes = tuple(code for code, info in CODES.items() if info.retry is Retry.ALWAYS)
+        return RetryPolicy(codes=codes)
+    return RetryPolicy(max=asked) if isinstance(asked, int) else asked
+
+
+def problems(manifest: Manifest) -> list[Problem]:  # noqa: PLR0912 - one flat list of rules, read top to bottom
+    """Every mistake in a manifest whose types are right; empty when it is good."""
+    found: list[Problem] = []
+
+    def bad(path: str, message: str) -> None:
+        found.append(Problem(path, message))
+
+    if manifest.job_id is not None and not JOB_ID.fullmatch(manifest.job_id):
+        bad("job_id", "must be 1 to 128 letters, digits, '.', '_' or '-', starting with a letter or digit")
+    match manifest.runner:
+        case Runner.CLI:
+            if not manifest.command:
+                bad("command", "is missing: the cli runner needs the name of an allowlisted command")
+            if manifest.task is not None:
+                bad("task", "belongs to the python runner; the cli runner takes `command` and `args`")
+        case Runner.PYTHON:
+            if not manifest.task:
+                bad("task", "is missing: the python runner needs the name of a task module")
+            elif not TASK.fullmatch(manifest.task):
+                bad("task", f"{manifest.task!r} is not a dotted Python module name")
+            if manifest.command is not None or manifest.args:
+                bad("command", "belongs to the cli runner; the python runner takes `task` and `params`")
+        case other:
+            bad("runner", f"{other.value!r} is not offered by this release; use cli or python")
+    if manifest.command and (len(manifest.command) > 255 or "\0" in manifest.command):
+        bad("command", "must be at most 255 characters without NUL")
+    if sum(len(a.encode("utf-8", "surrogatepass")) + 1 for a in manifest.args) > MAX_ARGS_BYTES:
+        bad("args", f"are longer than {MAX_ARGS_BYTES} bytes in all; pass long input as a file")
+    for i, arg in enumerate(manifest.args):
+        if "\0" in arg:
+            bad(f"args[{i}]", "holds a NUL character")
+    if not 0 < manifest.timeout_s <= 30 * 86400:
+        bad("timeout_s", "must be more than 0 and at most 2592000 (30 days)")
+    if manifest.ttl_s is not None and not 0 < manifest.ttl_s <= 365 * 86400:
+        bad("ttl_s", "must be more than 0 and at most 31536000 (a year)")
+    if abs(manifest.priority) > MAX_PRIORITY:
+        bad("priority", f"must be from -{MAX_PRIORITY} to {MAX_PRIORITY}")
+    if not NAME.fullmatch(manifest.queue):
+        bad("queue", "must be 1 to 63 letters, digits, '.', '_' or '-'")
+    policy = retry_policy(manifest)
+    if not 0 <= policy.max <= 100:
+        bad("retries", "must be from 0 to 100")
+    if not 0 <= policy.backoff_s <= policy.max_backoff_s <= 86400:
+        bad("retries.backoff_s", "must be from 0 to max_backoff_s, and that at most 86400")
+    for code in policy.codes or ():
+        if CODES[code].retry is Retry.NEVER:
+            bad("retries.codes", f"{code.value} is never retried: the same thing would happen again")
+    if manifest.stdout is not None and (why := unsafe_name(manifest.stdout)):
+        bad("stdout", f"{manifest.stdout!r} {why}")
+    found.extend(_number_problems(manifest))
+    found.extend(_label_problems(manifest))
+    found.extend(_file_problems(manifest))
+    return found
+
+
+def _number_problems(manifest: Manifest) -> Iterator[Problem]:
+    need = manifest.requirements
+    for name in ("gpus", "vram_mb", "cpu_threads", "memory_mb", "disk_mb"):
+        if not 0 <= getattr(need, name) <= 2**31:
+            yield Problem(f"requirements.{name}", "must be 0 or more")
+    for i, tag in enumerate(need.tags):
+        if not NAME.fullmatch(tag):
+            yield Problem(f"requirements.tags[{i}]", "must be 1 to 63 letters, digits, '.', '_' or '-'")
+    if need.node is not None and not NAME.fullmatch(need.node):
+        yield Problem("requirements.node", "is not a node id")
+    for name in ("memory_mb", "address_space_mb", "disk_mb", "cpu_pct", "processes", "open_files", "log_mb", "grace_s"):
+        value = getattr(manifest.policy, name)
+        if value is not None and not 0 < value <= 2**31:
+            yield Problem(f"policy.{name}", "must be more than 0")
+
+
+def _label_problems(manifest: Manifest) -> Iterator[Problem]:
+    if len(manifest.labels) > 64:
+        yield Problem("labels", "are more than 64")
+    for key, value in manifest.labels.items():
+        if not LABEL_KEY.fullmatch(key):
+            yield Problem(f"labels.{key}", "must be 1 to 63 letters, digits, '.', '_', '-' or '/'")
+        if len(value) > 255:
+            yield Problem(f"labels.{key}", "has a value longer than 255 characters")
+    for key, value in manifest.env.items():
+        if not ENV_NAME.fullmatch(key):
+            yield Problem(f"env.{key}", "is not the name of an environment variable")
+        if "\0" in value:
+            yield Problem(f"env.{key}", "holds a NUL character")
+
+
+def _file_problems(manifest: Manifest) -> Iterator[Problem]:  # noqa: PLR0912 - one flat list of rules
+    names: dict[str, str] = {}
+
+    def taken(name: str, path: str) -> Iterator[Problem]:
+        if why := unsafe_name(name):
+            yield Problem(path, f"{name!r} {why}")
+        elif name in names:
+            yield Problem(path, f"{name!r} is already the name of {names[name]}")
+        names[name] = path
+
+    for i, entry in enumerate(manifest.input.urls):
+        one = InputUrl(url=entry) if isinstance(entry, str) else entry
+        path = f"input.urls[{i}]"
+        if not one.url.startswith(("http://", "https://")):
+            yield Problem(path, f"{one.url[:80]!r} must start with http:// or https://")
+        if one.name is not None:
+            yield from taken(one.name, f"{path}.name")
+        if one.sha256 is not None and not SHA256.fullmatch(one.sha256):
+            yield Problem(f"{path}.sha256", "must be 64 lower-case hex digits")
+        if one.max_mb is not None and one.max_mb <= 0:
+            yield Problem(f"{path}.max_mb", "must be more than 0")
+    for name in manifest.input.inline:
+        yield from taken(name, f"input.inline.{name}")
+    for i, file in enumerate(manifest.input.files):
+        yield from taken(file.name, f"input.files[{i}].name")
+        if not SHA256.fullmatch(file.sha256):
+            yield Problem(f"input.files[{i}].sha256", "must be 64 lower-case hex digits")
+        if file.size < 0:
+            yield Problem(f"input.files[{i}].size", "must be 0 or more")
+    seen: set[str] = set()
+    for i, artifact in enumerate(manifest.artifacts):
+        if why := unsafe_path(artifact.path):
+            yield Problem(f"artifacts[{i}].path", f"{artifact.path!r} {why}")
+        if artifact.path in seen:
+            yield Problem(f"artifacts[{i}].path", f"{artifact.path!r} stands twice")
+        seen.add(artifact.path)
+        if artifact.max_mb <= 0:
+            yield Problem(f"artifacts[{i}].max_mb", "must be more than 0")

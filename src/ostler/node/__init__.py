@@ -1,0 +1,1 @@
+"""The node: it owns the attempts that run on one machine."""

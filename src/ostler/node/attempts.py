@@ -1,0 +1,160 @@
+"""The attempts that this node has, in memory: everything else (slots, credit, what is held) is derived from them.
+
+An attempt is offered (leased), accepted, waiting for a slot, being worked on, or over and waiting for the coordinator to have
+its outcome.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from ostler.model.attempt import AttemptState
+from ostler.model.failures import Failure
+from ostler.model.manifest import Manifest
+from ostler.node.leases import Lease
+from ostler.node.log_tails import LogTail
+from ostler.node.outputs import Output
+from ostler.node.workspace import Workspace
+from ostler.protocol.messages import Held, LogEnd, Outcome
+from ostler.protocol.ports import AttemptTask
+
+
+@dataclass(slots=True, eq=False)
+class Live:
+    """One attempt. `offered_at` and the like are monotonic seconds.
+
+    `outcome` is set once, when it is over; `cancelled` says why it shall end before; `forgotten` means that the coordinator
+    wants to hear nothing of it any more; `refusal` that it is not run but reported failed (which needs an ack first).
+    """
+
+    job_id: str
+    attempt: int
+    manifest: Manifest
+    lease: Lease
+    offered_at: float
+    spec: str = ""
+    tries: int = 0
+    state: AttemptState = AttemptState.LEASED
+    started_at: float | None = None
+    unrenewed: bool = False
+    settling: bool = False  # its processes are gone and its outcome is being written down: a CPU slot is free again
+    refusal: Failure | None = None
+    cancelled: str | None = None
+    lost: str | None = None
+    forgotten: bool = False
+    task: AttemptTask | None = None
+    workspace: Workspace | None = None
+    gpus: tuple[str, ...] = ()
+    outputs: tuple[Output, ...] = ()
+    outcome: Outcome | None = None
+    prepare_s: float = 0.0
+    tails: tuple[LogTail, ...] = ()
+    log_ends: tuple[LogEnd, ...] | None = None
+    log_lock: asyncio.Lock | None = None
+    logs_refused: bool = False
+    work: asyncio.Task[None] | None = None
+    preparing: asyncio.Future[Any] | None = None
+    stopping: asyncio.Task[None] | None = None
+    held: Held = field(init=False)
+    gpu_count: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.held = Held(self.job_id, self.attempt)
+        self.gpu_count = self.manifest.requirements.gpu_count  # how many GPU slots it takes; with none it takes a CPU slot
+
+
+@dataclass(frozen=True, slots=True)
+class Slots:
+    """Slots by kind."""
+
+    cpu: int
+    gpu: int
+
+
+class AttemptTable:
+    """All attempts that are not delivered, in the order in which they were handed out.
+
+    They lie in three places only so that the usual questions need not look at all of them: no work begun, worked on, over.
+    """
+
+    def __init__(self) -> None:
+        self._queue: dict[tuple[str, int], Live] = {}
+        self._working: dict[tuple[str, int], Live] = {}
+        self._over: dict[tuple[str, int], Live] = {}
+        self._jobs: dict[str, list[Live]] = {}
+
+    def __len__(self) -> int:
+        return len(self._queue) + len(self._working) + len(self._over)
+
+    def __iter__(self) -> Iterator[Live]:
+        return iter([*self._queue.values(), *self._working.values(), *self._over.values()])
+
+    def add(self, live: Live) -> None:
+        """Take one in."""
+        (self._queue if live.outcome is None else self._over)[live.job_id, live.attempt] = live
+        self._jobs.setdefault(live.job_id, []).append(live)
+
+    def begin(self, live: Live) -> None:
+        """Work on it begins: from now on it takes a slot."""
+        key = (live.job_id, live.attempt)
+        if self._queue.pop(key, None) is not None:
+            self._working[key] = live
+
+    def end(self, live: Live, outcome: Outcome) -> None:
+        """It is over; it stays held until the coordinator has the outcome."""
+        live.outcome = outcome
+        key = (live.job_id, live.attempt)
+        if (self._working.pop(key, None) or self._queue.pop(key, None)) is not None:
+            self._over[key] = live
+
+    def remove(self, live: Live) -> None:
+        """Nobody asks for it any more."""
+        key = (live.job_id, live.attempt)
+        if (self._over.pop(key, None) or self._working.pop(key, None) or self._queue.pop(key, None)) is not None:
+            same = self._jobs[live.job_id]
+            same.remove(live)
+            if not same:
+                del self._jobs[live.job_id]
+
+    def get(self, job_id: str, attempt: int) -> Live | None:
+        """The one with this fencing pair."""
+        key = (job_id, attempt)
+        return self._working.get(key) or self._queue.get(key) or self._over.get(key)
+
+    def of_job(self, job_id: str) -> list[Live]:
+        """All attempts of a job, over or not."""
+        return list(self._jobs.get(job_id, ()))
+
+    def held(self) -> tuple[Held, ...]:
+        """What the coordinator is told that this node has: all of it."""
+        return tuple([live.held for live in self])
+
+    def offered(self) -> list[Live]:
+        """Leased and not accepted yet, oldest first."""
+        return [live for live in self._queue.values() if live.state is AttemptState.LEASED]
+
+    @property
+    def has_offers(self) -> bool:
+        """Whether something is leased and not accepted."""
+        return any(live.state is AttemptState.LEASED for live in self._queue.values())
+
+    def waiting(self) -> list[Live]:
+        """Accepted, and no work begun, oldest first."""
+        return [live for live in self._queue.values() if live.state is AttemptState.ACKED]
+
+    def working(self) -> list[Live]:
+        """Those that take a slot now."""
+        return list(self._working.values())
+
+    def queued(self) -> int:
+        """How many have no work begun."""
+        return len(self._queue)
+
+    def open(self) -> list[Live]:
+        """Those that are not over."""
+        return [*self._queue.values(), *self._working.values()]
+
+    def over(self) -> list[Live]:
+        """Those whose outcome waits for the coordinator."""
+        return list(self._over.values())

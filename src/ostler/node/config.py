@@ -1,0 +1,168 @@
+"""The node's configuration: the source's section 4, with what this product adds, as frozen values (loaded and checked elsewhere)."""
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+
+from ostler.model.sandbox import SandboxLevel
+
+STRICT = {"extra": "forbid", "arbitrary_types_allowed": True}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoordinatorAddress:
+    """Where the coordinator is. `auth_token` is the join token (or what a plain section 8 coordinator wants); `env:NAME` reads it
+    from the environment. `ca_file` pins a private CA. `allow_unsigned` accepts manifests without a signature from a coordinator that
+    offers no key even when it is not on loopback."""
+
+    __pydantic_config__ = STRICT
+
+    base_url: str
+    auth_token: str | None = field(default=None, repr=False)
+    tls_verify: bool = True
+    ca_file: Path | None = None
+    timeout_s: float = 20.0
+    allow_unsigned: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackoffBounds:
+    """Shortest and longest wait after failures, in seconds."""
+
+    __pydantic_config__ = STRICT
+
+    min_s: float = 5.0
+    max_s: float = 120.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heartbeat:
+    """How often to beat where the coordinator does not say, and how to back off."""
+
+    __pydantic_config__ = STRICT
+
+    interval_s: float = 15.0
+    jitter_pct: float = 10.0
+    backoff: BackoffBounds = field(default_factory=BackoffBounds)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CliRunnerConfig:
+    """Allowlisted commands. `allow_own_binaries` accepts files owned by the node's own user beside root's."""
+
+    __pydantic_config__ = STRICT
+
+    enable: bool = True
+    allowlist_files: tuple[Path, ...] = ()
+    allowlist_dir: Path | None = None
+    allow_own_binaries: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PythonRunnerConfig:
+    """Trusted task modules `tasks.<name>` from `task_paths`; `warm_workers` keeps one started per slot (false: one process per task)."""
+
+    __pydantic_config__ = STRICT
+
+    enable: bool = True
+    task_paths: tuple[Path, ...] = ()
+    venv: Path | None = None
+    warm_workers: bool = True
+    max_tasks_per_worker: int = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runners:
+    """Which runners this node offers."""
+
+    __pydantic_config__ = STRICT
+
+    cli: CliRunnerConfig = field(default_factory=CliRunnerConfig)
+    python: PythonRunnerConfig = field(default_factory=lambda: PythonRunnerConfig(enable=False))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResourceLimits:
+    """Slots, and what each attempt may use unless its manifest asks for less. `mem_soft_mb` caps the memory of one attempt."""
+
+    __pydantic_config__ = STRICT
+
+    max_concurrent_cpu: int = 2
+    max_concurrent_gpu: int = 1
+    cpu_nice: int = 10
+    io_class: str = "best-effort"
+    io_level: int = 6
+    mem_soft_mb: int | None = None
+    processes: int = 4096
+    open_files: int = 1024
+    disk_mb: int | None = None
+    log_mb: int = 256
+    grace_s: float = 10.0
+    prefetch: int = 128
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkspaceConfig:
+    """Where attempts live on disk and for how long. Below `min_free_mb` of free disk nothing new is started."""
+
+    __pydantic_config__ = STRICT
+
+    root: Path = Path("/var/lib/ostler/jobs")
+    keep_success: timedelta = timedelta(hours=24)
+    keep_failed: timedelta = timedelta(days=7)
+    min_free_mb: int = 256
+    cache_mb: int = 4096
+    max_input_mb: int = 16384
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoggingConfig:
+    """`path` absent: standard error."""
+
+    __pydantic_config__ = STRICT
+
+    level: str = "info"
+    json: bool = True
+    path: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxConfig:
+    """The level at which jobs run unless they demand a stronger one. `process` is the explicit opt-in for hosts without bubblewrap."""
+
+    __pydantic_config__ = STRICT
+
+    level: SandboxLevel = SandboxLevel.BWRAP
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HealthConfig:
+    """Where `/healthz` and `/metrics` listen; "off" for nowhere."""
+
+    __pydantic_config__ = STRICT
+
+    listen: str = "127.0.0.1:7481"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeConfig:
+    """One node. `state_dir` holds its key, journal, keeper socket and caches; beside the workspace root by default."""
+
+    __pydantic_config__ = STRICT
+
+    coordinator: CoordinatorAddress
+    node_id: str | None = None
+    heartbeat: Heartbeat = field(default_factory=Heartbeat)
+    runners: Runners = field(default_factory=Runners)
+    resources: ResourceLimits = field(default_factory=ResourceLimits)
+    workspace: WorkspaceConfig = field(default_factory=WorkspaceConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    sandbox: SandboxConfig = field(default_factory=SandboxConfig)
+    health: HealthConfig = field(default_factory=HealthConfig)
+    tags: tuple[str, ...] = ()
+    state_dir: Path | None = None
+
+    @property
+    def state(self) -> Path:
+        """The state directory in force."""
+        return self.state_dir or self.workspace.root.parent / "node"

@@ -1,0 +1,152 @@
+"""How much work a node asks for, accepts and starts: pure decisions over the attempts that it has.
+
+Jobs that take milliseconds would leave a slot idle for a round trip each, so some are leased (returnable) and a few
+acknowledged ahead of a free slot. Jobs that take seconds are never taken ahead: another node may be idle.
+"""
+
+import math
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+
+from ostler.node.attempts import Live, Slots
+
+LEASE_AHEAD_S = 1.0  # so much work, in seconds of all slots, is leased ahead
+ACK_AHEAD_S = 0.25  # and so much is acknowledged ahead: it cannot be handed back for free any more
+OFFER_PATIENCE_S = 2.0  # an offer that found no slot for so long is handed back
+SETTLING_PER_SLOT = 8
+FEW = 4  # fewer than this are not worth gathering
+
+
+@dataclass(slots=True)
+class Pace:
+    """How long recent attempts took, from the beginning of the work to its end."""
+
+    recent: deque[float] = field(default_factory=lambda: deque(maxlen=15))
+    median_s: float | None = None
+
+    def add(self, seconds: float) -> None:
+        """One more is over."""
+        self.recent.append(max(seconds, 1e-4))
+        self.median_s = median(self.recent)
+
+
+def ahead(pace_s: float | None, slots: int, prefetch: int, horizon_s: float) -> int:
+    """How many attempts keep `slots` busy for `horizon_s`, at most `prefetch`; none while nothing is known."""
+    if pace_s is None or slots <= 0:
+        return 0
+    return min(prefetch, math.floor(slots * horizon_s / pace_s))
+
+
+def taken(lives: Iterable[Live]) -> Slots:
+    """The slots that these attempts take."""
+    cpu = gpu = 0
+    for live in lives:
+        count = live.gpu_count
+        if count:
+            gpu += count
+        else:
+            cpu += 1
+    return Slots(cpu, gpu)
+
+
+def credit(limits: Slots, open_: Sequence[Live], pace_s: float | None, prefetch: int) -> Slots:
+    """How many more attempts the node takes now. `open_` are all that are not over, offers included."""
+    used = taken(open_)
+    spare = ahead(pace_s, limits.cpu, prefetch, LEASE_AHEAD_S)
+    return Slots(max(0, limits.cpu - used.cpu + spare), max(0, limits.gpu - used.gpu))
+
+
+def startable(limits: Slots, working: Sequence[Live], waiting: Sequence[Live]) -> list[Live]:
+    """Which of the waiting ones start now, in their order. One that needs a GPU does not hold up one that needs none."""
+    used = taken(working)
+    ended = sum(live.settling and not live.gpu_count for live in working)
+    # a disk that is slow to take outcomes may lag behind by so many, and no more
+    used = Slots(used.cpu - min(ended, SETTLING_PER_SLOT * limits.cpu), used.gpu)
+    cpu, gpu = limits.cpu - used.cpu, limits.gpu - used.gpu
+    chosen: list[Live] = []
+    gpu_blocked = gpu <= 0
+    for live in waiting:
+        if cpu <= 0 and gpu_blocked:
+            break
+        count = live.gpu_count
+        if not count:
+            if cpu > 0:
+                cpu -= 1
+                chosen.append(live)
+        elif count <= gpu and not gpu_blocked:
+            gpu -= count
+            chosen.append(live)
+        else:
+            gpu_blocked = True  # a job for many GPUs is not starved by later ones for few
+    return chosen
+
+
+@dataclass(frozen=True, slots=True)
+class AckPlan:
+    """What becomes of the offers: accepted, or handed back with the reason."""
+
+    accept: list[Live]
+    decline: list[tuple[Live, str]]
+
+
+def plan_acks(
+    limits: Slots,
+    open_: Sequence[Live],
+    offers: Sequence[Live],
+    *,
+    pace_s: float | None,
+    prefetch: int,
+    now: float,
+    refusal: str | None,
+) -> AckPlan:
+    """`open_` are all that are not over; `offers` those of them that are not accepted, `refusal` why the node takes none now."""
+    if not offers:
+        return AckPlan([], [])
+    if refusal is not None:
+        bad = [live for live in offers if live.refusal is not None]
+        return AckPlan(bad, [(live, refusal) for live in offers if live.refusal is None])
+    asked = set(map(id, offers))
+    used = taken(live for live in open_ if id(live) not in asked)
+    spare = ahead(pace_s, limits.cpu, prefetch, ACK_AHEAD_S)
+    cpu = limits.cpu - used.cpu + spare
+    if spare >= FEW and used.cpu - limits.cpu >= spare // 2:
+        cpu = 0  # enough is accepted: a later ack takes more at once
+    gpu = limits.gpu - used.gpu
+    plan = AckPlan([], [])
+    for live in offers:
+        count = live.gpu_count
+        if live.refusal is not None:
+            plan.accept.append(live)  # it takes no slot: its failure is all there is to it
+        elif (count and count > limits.gpu) or (not count and limits.cpu < 1):
+            plan.decline.append((live, f"this node has {limits.cpu} CPU and {limits.gpu} GPU slots; the job can never run here"))
+        elif count and count <= gpu:
+            gpu -= count
+            plan.accept.append(live)
+        elif not count and cpu > 0:
+            cpu -= 1
+            plan.accept.append(live)
+        elif now - live.offered_at > OFFER_PATIENCE_S:
+            plan.decline.append((live, "no slot became free in time"))
+    return plan
+
+
+def asking(now: Slots, backlog: int, limits: Slots, pace_s: float | None, prefetch: int) -> Slots:
+    """What a poll asks for. While enough work lies here a poll for one or two more would cost more than it brings, so it asks for
+    nothing (and is open for directives) until half of what is leased ahead is used up."""
+    spare = ahead(pace_s, limits.cpu, prefetch, LEASE_AHEAD_S)
+    if spare >= FEW and backlog >= spare // 2 and now.cpu < spare // 2:
+        return Slots(0, now.gpu)
+    return now
+
+
+def should_replace(asked: Slots, now: Slots) -> bool:
+    """Whether an open poll that asked for `asked` must give way to one that asks for `now`.
+
+    One with any credit returns as soon as there is work, so only the first credit of a kind is worth a new call; a node that
+    takes nothing any more must say so at once.
+    """
+    if (asked.cpu, asked.gpu) != (0, 0) and (now.cpu, now.gpu) == (0, 0):
+        return True
+    return (asked.cpu == 0 and now.cpu > 0) or (asked.gpu == 0 and now.gpu > 0)

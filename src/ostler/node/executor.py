@@ -1,0 +1,383 @@
+"""Runs attempts: one task each, from the verdict of the runner to an outcome in the journal."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ostler.model.attempt import AttemptState, Usage
+from ostler.model.errors import InvalidSpec, KeeperUnreachable, OstlerError, StoreBusy
+from ostler.model.failures import Failure, FailureCode
+from ostler.model.manifest import Runner
+from ostler.model.sandbox import SandboxLevel, strongest
+from ostler.node import outputs
+from ostler.node.attempts import AttemptTable, Live
+from ostler.node.disk_lane import DiskLane
+from ostler.node.gpus import Card, choose
+from ostler.node.journal import Journal
+from ostler.node.log_tails import ends, has_logs, open_tails
+from ostler.node.workspace import Workspace, disk_failure
+from ostler.protocol.messages import ArtifactEntry, LogEnd, Outcome
+from ostler.protocol.ports import AttemptTask, Ending, Progress, RunnerPort
+from ostler.runtime.clock import Clock
+
+KEEPER_TRIES = 5  # keepers that an attempt outlives before it is called lost
+_PASSED = {
+    AttemptState.PREPARING: (AttemptState.LEASED, AttemptState.ACKED),
+    AttemptState.RUNNING: (AttemptState.LEASED, AttemptState.ACKED, AttemptState.PREPARING),
+}
+DURABLE_TRIES = 3  # how often an outcome knocks at a full journal before it is delivered from memory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watchers:
+    """Who wants to know: that an attempt reached a stage, what it says of itself, that its slot is free, that it is over, that
+    it is forgotten."""
+
+    stage: Callable[[Live], None]
+    progress: Callable[[Live, Progress], None]
+    freed: Callable[[], None]
+    over: Callable[[Live], None]
+    forgotten: Callable[[Live], None]
+
+
+class Executor:
+    """Starts, adopts and ends attempts. It never starts one that was not acknowledged: that is for its caller to see to."""
+
+    def __init__(
+        self,
+        *,
+        root: Path,
+        level: SandboxLevel,
+        grace_s: float,
+        runners: Mapping[Runner, RunnerPort],
+        cards: Callable[[], Sequence[Card]],
+        prepare: Callable[[Live, Workspace], Awaitable[Failure | None]],
+        keeper: Callable[[], Awaitable[None]],
+        table: AttemptTable,
+        journal: Journal,
+        disk: DiskLane,
+        watchers: Watchers,
+        clock: Clock,
+        logger: logging.Logger,
+    ) -> None:
+        """`cards` are the GPUs as last seen, `prepare` brings the inputs, `keeper` returns when a keeper answers again."""
+        self._root = root
+        self._level = level
+        self._grace_s = grace_s
+        self._runners = runners
+        self._cards = cards
+        self._prepare = prepare
+        self._keeper = keeper
+        self._table = table
+        self._journal = journal
+        self._disk = disk
+        self._watchers = watchers
+        self._clock = clock
+        self._logger = logger
+
+    def start(self, live: Live) -> None:
+        """Begin the work on an acknowledged attempt."""
+        live.started_at = self._clock.monotonic()
+        self._work(live, self._run(live, adopted=False))
+
+    def adopt(self, live: Live) -> None:
+        """Wait for an attempt that an earlier daemon started; its `task` and `workspace` are known."""
+        live.started_at = self._clock.monotonic()
+        live.state = AttemptState.RUNNING
+        self._work(live, self._run(live, adopted=True))
+
+    def report_lost(self, live: Live, message: str) -> None:
+        """End an attempt of which nothing lives any more."""
+        live.lost = message
+        self._work(live, self._end(live, Ending()))
+
+    def refuse(self, live: Live, failure: Failure) -> None:
+        """End an attempt that is not run at all."""
+        self._work(live, self._end(live, Ending(failure=failure)))
+
+    def cancel(self, live: Live, reason: str) -> None:
+        """End it and report it cancelled; nothing happens to one that is over."""
+        if live.outcome is None and live.cancelled is None:
+            live.cancelled = reason
+            self._stop(live, "cancel")
+
+    def lose(self, live: Live, reason: str) -> None:
+        """End it and report E_LOST, so that it is tried elsewhere."""
+        if live.outcome is None and live.lost is None:
+            live.lost = reason
+            self._stop(live, "lost")
+
+    def forget(self, live: Live) -> None:
+        """End it and report nothing: the coordinator has given it to somebody else."""
+        if live.forgotten:
+            return
+        live.forgotten = True
+        if live.work is None or live.work.done():
+            self._watchers.forgotten(live)
+        else:
+            self._stop(live, "forgotten")
+
+    def _work(self, live: Live, work: Coroutine[Any, Any, None]) -> None:
+        self._table.begin(live)
+        live.work = asyncio.get_running_loop().create_task(work)
+
+    def _stop(self, live: Live, reason: str) -> None:
+        if live.work is None:  # no work has begun: the outcome is all there is to it
+            if not live.forgotten:
+                self._work(live, self._end(live, Ending()))
+        elif live.preparing is not None:
+            live.preparing.cancel()
+        elif live.task is not None and live.state is AttemptState.RUNNING:
+            live.stopping = asyncio.get_running_loop().create_task(self._kill(live, live.task, reason))
+
+    async def _kill(self, live: Live, task: AttemptTask, reason: str) -> None:
+        runner = self._runners[live.manifest.runner]
+        grace = live.manifest.policy.grace_s
+        for _ in range(KEEPER_TRIES):
+            try:
+                await runner.kill(task, reason=reason, grace_s=self._grace_s if grace is None else min(grace, self._grace_s))
+            except KeeperUnreachable:
+                await self._keeper()
+            else:
+                return
+
+    # --- the life of one attempt ---
+
+    async def _run(self, live: Live, *, adopted: bool) -> None:
+        try:
+            ending = await (self._follow(live) if adopted else self._begin(live))
+        except OstlerError as exc:
+            ending = Ending(failure=Failure(FailureCode.INTERNAL, f"{exc.code}: {exc}"))
+            self._logger.exception("attempt_crashed", extra={"job_id": live.job_id, "attrs": {"attempt": live.attempt}})
+        except OSError as exc:
+            ending = Ending(failure=disk_failure(exc, "running the attempt"))
+        except Exception as exc:
+            ending = Ending(failure=Failure(FailureCode.INTERNAL, f"a bug of the node: {exc!r}"))
+            self._logger.exception("attempt_crashed", extra={"job_id": live.job_id, "attrs": {"attempt": live.attempt}})
+        await self._end(live, ending)
+
+    async def _begin(self, live: Live) -> Ending:
+        manifest = live.manifest
+        runner = self._runners.get(manifest.runner)
+        if runner is None:
+            return _failed(FailureCode.SPEC, f"this node does not offer the {manifest.runner.value} runner")
+        if (failure := runner.refuse(manifest)) is not None:
+            return Ending(failure=failure)
+        level = strongest(one for one in (self._level, manifest.policy.sandbox) if one is not None)
+        if live.gpu_count:
+            taken = {uuid for other in self._table.open() if other is not live for uuid in other.gpus}
+            chosen = choose(self._cards(), manifest.requirements, held=taken)
+            if isinstance(chosen, Failure):
+                return Ending(failure=chosen)
+            live.gpus = chosen
+        first = AttemptState.PREPARING if manifest.input else AttemptState.RUNNING
+        try:
+            workspace = await self._disk.do(self._make, live, first, level)
+        except InvalidSpec as exc:
+            return _failed(FailureCode.SPEC, str(exc))
+        except OSError as exc:
+            return Ending(failure=disk_failure(exc, "making the workspace"))
+        live.workspace = workspace
+        task = live.task = AttemptTask(
+            job_id=live.job_id,
+            attempt=live.attempt,
+            manifest=manifest,
+            root=workspace.path,
+            sandbox=level,
+            timeout_s=manifest.timeout_s,
+            gpus=live.gpus,
+        )
+        if manifest.input:
+            live.state = first
+            if (ended := await self._bring_inputs(live, workspace)) is not None:
+                return ended
+        if _to_end(live):
+            return Ending()
+        failure = await self._start(runner, task)
+        if failure is not None:
+            return Ending(failure=failure)
+        live.state = AttemptState.RUNNING
+        self._watchers.stage(live)
+        if _to_end(live):  # asked for while it was being started
+            self._stop(live, "cancel" if live.cancelled else "lost")
+        return await self._wait(live, runner, task)
+
+    async def _follow(self, live: Live) -> Ending:
+        runner = self._runners.get(live.manifest.runner)
+        if runner is None or live.task is None:
+            return _failed(FailureCode.LOST, f"the node no longer offers the {live.manifest.runner.value} runner")
+        self._watchers.stage(live)
+        return await self._wait(live, runner, live.task)
+
+    async def _bring_inputs(self, live: Live, workspace: Workspace) -> Ending | None:
+        self._watchers.stage(live)
+        began = self._clock.monotonic()
+        live.preparing = asyncio.ensure_future(self._prepare(live, workspace))
+        try:
+            failure = await live.preparing
+        except asyncio.CancelledError:
+            if _to_end(live):
+                return Ending()
+            raise
+        finally:
+            live.preparing = None
+            live.prepare_s = self._clock.monotonic() - began
+        if failure is not None:
+            return Ending(failure=failure)
+        try:
+            await self._disk.do(workspace.write_state, AttemptState.RUNNING, at=self._clock.now())
+        except OSError as exc:
+            return Ending(failure=disk_failure(exc, "writing the workspace's state"))
+        return None
+
+    def _make(self, live: Live, state: AttemptState, level: SandboxLevel) -> Workspace:
+        workspace = Workspace.create(self._root, live.job_id, live.attempt)
+        workspace.write_state(
+            state,
+            at=self._clock.now(),
+            passed=_PASSED[state],
+            runner=live.manifest.runner.value,
+            sandbox=level.value,
+            gpus=live.gpus,
+        )
+        return workspace
+
+    async def _start(self, runner: RunnerPort, task: AttemptTask) -> Failure | None:
+        try:
+            return await runner.start(task)
+        except KeeperUnreachable as exc:
+            # It may have started and died with its keeper: only the coordinator may say that it runs again.
+            await self._keeper()
+            if await runner.alive(task):
+                return None
+            return Failure(FailureCode.LOST, f"the keeper went away while the attempt was started: {exc}")
+
+    async def _wait(self, live: Live, runner: RunnerPort, task: AttemptTask) -> Ending:
+        def progress(news: Progress) -> None:
+            self._watchers.progress(live, news)
+
+        reason = "the keeper went away"
+        for _ in range(KEEPER_TRIES):
+            try:
+                return await runner.wait(task, progress)
+            except KeeperUnreachable as exc:
+                reason = str(exc)
+                await self._keeper()
+                if not await runner.alive(task):
+                    break
+        return _failed(FailureCode.LOST, f"the keeper went away and the attempt's processes with it: {reason}")
+
+    # --- its end ---
+
+    async def _end(self, live: Live, ending: Ending) -> None:
+        """From an ending to an outcome in the journal. It is not cancelled by anybody but the end of the daemon."""
+        if live.forgotten:
+            await self._leave(live, AttemptState.FAILED, {"discarded": True})
+            self._watchers.forgotten(live)
+            return
+        failure, cancelled = ending.failure, ending.cancelled
+        if live.task is None or live.state is not AttemptState.RUNNING:
+            cancelled = cancelled or (
+                failure is None and live.cancelled is not None
+            )  # nothing ever ran that could have ended well
+            if failure is None and not cancelled and live.lost is None:
+                failure = Failure(FailureCode.INTERNAL, "the attempt ended before it began")
+        if live.lost is not None and (failure is not None or live.state is not AttemptState.RUNNING):
+            failure, cancelled = Failure(FailureCode.LOST, live.lost), False
+        uploading = 0.0
+        if failure is None and not cancelled and live.manifest.artifacts and live.workspace is not None:
+            began = self._clock.monotonic()
+            live.state = AttemptState.UPLOADING
+            self._watchers.stage(live)
+            found = await outputs.collect(live.manifest.artifacts, live.workspace.path)
+            uploading = self._clock.monotonic() - began
+            if isinstance(found, Failure):
+                failure = found
+            else:
+                live.outputs = found
+        outcome = Outcome(
+            job_id=live.job_id,
+            attempt=live.attempt,
+            failure=failure,
+            cancelled=cancelled and failure is None,
+            exit_code=ending.exit_code,
+            signal=ending.signal,
+            usage=_usage(ending.usage, prepare_s=live.prepare_s, upload_s=uploading),
+            artifacts=_entries(live.outputs) if failure is None and not cancelled else (),
+            sandbox=live.task.sandbox.value if live.task is not None else None,
+        )
+        await self._settle(live, outcome)
+
+    async def _settle(self, live: Live, outcome: Outcome) -> None:
+        durable = self._journal.finish(outcome)
+        live.settling = True
+        self._watchers.freed()  # the next one need not wait for the disk to be sure of this one's end
+        state = AttemptState.FAILED if outcome.failure is not None else AttemptState.DONE
+        if outcome.cancelled:
+            state = AttemptState.CANCELLED
+        facts: dict[str, object] = {"exit_code": outcome.exit_code, "signal": outcome.signal}
+        if outcome.failure is not None:
+            facts["failure"] = [outcome.failure.code.value, outcome.failure.message]
+        await self._leave(live, state, facts)
+        await self._record(outcome, durable)
+        if live.forgotten:  # meanwhile
+            self._watchers.forgotten(live)
+            return
+        live.state = state
+        self._table.end(live, outcome)
+        if outcome.failure is not None:
+            attrs = {"attempt": live.attempt, "code": outcome.failure.code.value, "message": outcome.failure.message}
+            self._logger.info("attempt_failed", extra={"job_id": live.job_id, "attrs": attrs})
+        self._watchers.over(live)
+
+    async def _record(self, outcome: Outcome, durable: asyncio.Future[None]) -> None:
+        """Durable before it is delivered; but a journal that cannot be written does not keep it back for ever."""
+        for tries in range(DURABLE_TRIES):
+            try:
+                await durable
+            except StoreBusy:
+                await asyncio.sleep(0.2 * 2**tries)
+                durable = self._journal.finish(outcome)
+            else:
+                return
+        durable.cancel()
+
+    async def _leave(self, live: Live, state: AttemptState, facts: dict[str, object]) -> None:
+        """The workspace's last word, and what its logs hold; a disk that cannot take it is no reason to keep the outcome back."""
+        if live.workspace is None:
+            live.log_ends = ()
+            return
+        try:
+            live.log_ends = await self._disk.do(_last_word, live, live.workspace, state, self._clock, facts)
+        except OSError as exc:
+            attrs = {"attempt": live.attempt, "error": str(exc)}
+            self._logger.warning("workspace_state_not_written", extra={"job_id": live.job_id, "attrs": attrs})
+
+
+def _last_word(
+    live: Live, workspace: Workspace, state: AttemptState, clock: Clock, facts: dict[str, object]
+) -> tuple[LogEnd, ...] | None:
+    passed = (AttemptState.UPLOADING,) if state is AttemptState.DONE else ()
+    workspace.write_state(state, at=clock.now(), passed=passed, **facts)
+    if live.tails:
+        return None  # the shipper has begun with them, and may be at work
+    return ends(open_tails(workspace.path)) if has_logs(workspace.path) else ()
+
+
+def _entries(found: Sequence[outputs.Output]) -> tuple[ArtifactEntry, ...]:
+    return tuple(ArtifactEntry(path=one.path, type=one.type, size=one.size, sha256=one.sha256) for one in found)
+
+
+def _to_end(live: Live) -> bool:
+    return live.cancelled is not None or live.lost is not None or live.forgotten
+
+
+def _failed(code: FailureCode, message: str) -> Ending:
+    return Ending(failure=Failure(code, message))
+
+
+def _usage(usage: Usage, *, prepare_s: float, upload_s: float) -> Usage:
+    return replace(usage, prepare_s=round(prepare_s, 6), upload_s=round(upload_s, 6)) if prepare_s or upload_s else usage

@@ -1,0 +1,232 @@
+"""The keeper's socket and its one loop: clients, signals and due times, none of which can hold up another."""
+
+import _socket  # `socket` imports `enum` and `selectors`: an eighth of this process's memory
+import os
+import select
+import sys
+import time
+
+from ostler.node.keeper import kernel, wire
+from ostler.node.keeper.attempt import NEVER
+from ostler.node.keeper.keeper import Keeper
+from ostler.node.keeper.requests import Fields, Kill, Refusal, Start, checked_key
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # typing and collections cost memory
+    from collections.abc import Callable
+
+PROTOCOL = 1
+
+_LINE_BYTES = 8 * 1024 * 1024
+_REPLY_BYTES = 32 * 1024 * 1024
+_READ_BYTES = 64 * 1024
+_CLIENTS = 64
+_BACKLOG = 64
+_GOODBYE_S = 1.0
+_SIGNAL_RECORD = 128
+_FALSE_START_S = 0.05
+
+
+class Client:
+    """One connection: bytes that came in without a line end yet, and bytes that its reader has not taken."""
+
+    __slots__ = ("inbox", "outbox", "socket", "writing")
+
+    def __init__(self, socket: "_socket.socket") -> None:
+        self.socket = socket
+        self.inbox = bytearray()
+        self.outbox = bytearray()
+        self.writing = False
+
+
+class Server:
+    """Serves a keeper until it is told to stop and nothing runs any more."""
+
+    def __init__(
+        self,
+        *,
+        listener: "_socket.socket",
+        hello: dict[str, object],
+        log: "Callable[[str, dict[str, object]], None]",
+    ) -> None:
+        self._listener = listener
+        self._hello = wire.encode(hello).encode() + b"\n"
+        self._log = log
+        self._buffer = bytearray(_READ_BYTES)
+        self._view = memoryview(self._buffer)
+        self._clients: dict[int, Client] = {}
+        self._events: list[str] = []
+        self._poll = select.epoll()
+        self._signals = kernel.signal_descriptor()
+        self._poll.register(self._signals, select.EPOLLIN)
+        self._poll.register(listener.fileno(), select.EPOLLIN)
+
+    def publish(self, event: str) -> None:
+        """Tell all clients at the end of this turn."""
+        self._events.append(event)
+
+    def serve(self, keeper: Keeper) -> None:
+        """Run until stopped."""
+        keeper.reap()
+        while keeper.running or not keeper.stopping:
+            self._turn(keeper)
+        self._say_goodbye()
+
+    def _turn(self, keeper: Keeper) -> None:
+        due = keeper.next_look
+        timeout = -1.0 if due == NEVER else max(0.0, due - time.monotonic())
+        for descriptor, _ in self._poll.poll(timeout):
+            if descriptor == self._signals:
+                self._take_signals(keeper)
+            elif descriptor == self._listener.fileno():
+                self._accept()
+            elif descriptor in self._clients:
+                self._serve_client(self._clients[descriptor], keeper)
+        now = time.monotonic()
+        if now >= keeper.next_look:
+            keeper.look(now)
+        keeper.flush()
+        self._deliver()
+
+    def _take_signals(self, keeper: Keeper) -> None:
+        """SIGCHLD: a child ended; SIGTERM: stop. SIGINT and SIGHUP are taken and left."""
+        try:
+            records = os.read(self._signals, 16 * _SIGNAL_RECORD)
+        except BlockingIOError:
+            return
+        numbers = {records[at] for at in range(0, len(records), _SIGNAL_RECORD)}
+        if kernel.SIGCHLD in numbers:
+            keeper.reap()
+        if kernel.SIGTERM in numbers:
+            keeper.stop()
+
+    # clients
+
+    def _accept(self) -> None:
+        try:
+            descriptor, _ = self._listener._accept()  # type: ignore[attr-defined]
+        except OSError as error:
+            if error.errno in (23, 24):  # no descriptors left: do not spin on a listener that stays readable
+                time.sleep(_FALSE_START_S)
+            return
+        socket = _socket.socket(fileno=descriptor)
+        socket.setblocking(False)
+        peer = socket.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12)
+        uid = int.from_bytes(peer[4:8], sys.byteorder)
+        if uid not in (0, os.getuid()):
+            self._log("keeper.client_refused", {"uid": uid})
+            socket.close()
+            return
+        if len(self._clients) >= _CLIENTS:
+            self._log("keeper.too_many_clients", {"clients": len(self._clients)})
+            socket.close()
+            return
+        client = self._clients[descriptor] = Client(socket)
+        self._poll.register(descriptor, select.EPOLLIN)
+        client.outbox += self._hello
+
+    def _serve_client(self, client: Client, keeper: Keeper) -> None:
+        """Carry out every whole line that has come in; the answers go out together at the end of the turn."""
+        try:
+            count = client.socket.recv_into(self._buffer)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            count = 0
+        if not count:
+            self._drop(client)
+            return
+        inbox = client.inbox
+        seen = len(inbox)
+        inbox += self._view[:count]
+        end = inbox.rfind(b"\n", seen)
+        if end < 0:
+            if len(inbox) > _LINE_BYTES:
+                self._log("keeper.client_dropped", {"why": "a line longer than the limit"})
+                self._drop(client)
+            return
+        lines = bytes(inbox[:end]).split(b"\n")
+        del inbox[: end + 1]
+        for line in lines:
+            client.outbox += self._answer(line, keeper)
+
+    def _answer(self, line: bytes, keeper: Keeper) -> bytes:
+        number: object = None
+        try:
+            try:
+                values = wire.decode(line)
+            except ValueError as error:
+                raise Refusal("malformed", f"not a line of JSON: {error}") from None
+            fields = Fields(values)
+            number = fields.integer("id", 0, 1 << 53)
+            operation = fields.text("op")
+            if operation == "list":  # its records are JSON already
+                return f'{{"id":{wire.encode(number)},"ok":true,"children":{keeper.children()}}}\n'.encode()
+            reply = {"id": number, "ok": True, **self._carry_out(operation, fields, keeper)}
+        except Refusal as refusal:
+            reply = {"id": number, "error": refusal.as_reply()}
+        except Exception as error:
+            self._log("keeper.bug", {"error": f"{type(error).__name__}: {error}"})
+            reply = {"id": number, "error": {"code": "internal", "message": f"{type(error).__name__}: {error}"}}
+        return wire.encode(reply).encode() + b"\n"
+
+    @staticmethod
+    def _carry_out(operation: str | None, fields: Fields, keeper: Keeper) -> dict[str, object]:
+        if operation == "start":
+            return keeper.start(Start(fields))
+        if operation == "forget":
+            return keeper.forget(checked_key(fields))
+        if operation == "kill":
+            return keeper.kill(Kill(fields))
+        if operation == "ping":
+            return {}
+        if operation == "shutdown":
+            keeper.stop()
+            return {}
+        raise Refusal("unknown_op", f"{operation!a} is not an operation of protocol {PROTOCOL}")
+
+    def _deliver(self) -> None:
+        """Hand out events and replies; a client that does not take them is dropped before it costs much memory."""
+        if self._events:
+            events = ("\n".join(self._events) + "\n").encode()
+            self._events.clear()
+            for client in self._clients.values():
+                client.outbox += events
+        for client in [client for client in self._clients.values() if client.outbox]:
+            self._send(client)
+
+    def _send(self, client: Client) -> None:
+        try:
+            sent = client.socket.send(client.outbox, _socket.MSG_NOSIGNAL)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError:
+            self._drop(client)
+            return
+        del client.outbox[:sent]
+        if len(client.outbox) > _REPLY_BYTES:
+            self._log("keeper.client_dropped", {"why": "it does not read", "bytes": len(client.outbox)})
+            self._drop(client)
+            return
+        writing = bool(client.outbox)
+        if writing != client.writing:
+            client.writing = writing
+            # one that does not read its answers is not heard either
+            self._poll.modify(client.socket.fileno(), select.EPOLLOUT if writing else select.EPOLLIN)
+
+    def _drop(self, client: Client) -> None:
+        descriptor = client.socket.fileno()
+        self._poll.unregister(descriptor)
+        del self._clients[descriptor]
+        client.socket.close()
+
+    def _say_goodbye(self) -> None:
+        """Let clients have the last records, but not for long."""
+        deadline = time.monotonic() + _GOODBYE_S
+        for client in list(self._clients.values()):
+            client.socket.settimeout(max(0.01, deadline - time.monotonic()))
+            try:
+                while client.outbox:
+                    del client.outbox[: client.socket.send(client.outbox, _socket.MSG_NOSIGNAL)]
+            except OSError:
+                continue

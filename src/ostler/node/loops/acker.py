@@ -1,0 +1,109 @@
+"""Acker: accepts offers (journal first, then the coordinator), hands back what cannot run, and starts what may."""
+
+import logging
+from collections.abc import Callable
+
+from ostler.model.attempt import AttemptState
+from ostler.model.errors import StoreBusy
+from ostler.node.attempts import AttemptTable, Live, Slots
+from ostler.node.credit import AckPlan, Pace, plan_acks, startable
+from ostler.node.executor import Executor
+from ostler.node.journal import Entry, Journal
+from ostler.node.readiness import Readiness
+from ostler.node.session import Session
+from ostler.protocol.messages import AckItem, ItemResult
+from ostler.runtime.clock import Clock
+from ostler.runtime.loop import Loop
+
+SESSION_S = 60.0
+WAITING_S = 0.5  # with offers that wait for a slot it looks again so often
+
+
+class Acker(Loop):
+    """Woken by offers and by freed slots. One ack is under way at a time, so that a slow one gathers a batch for the next."""
+
+    name = "acker"
+
+    def __init__(
+        self,
+        session: Session,
+        *,
+        table: AttemptTable,
+        journal: Journal,
+        executor: Executor,
+        limits: Callable[[], Slots],
+        prefetch: Callable[[], int],
+        pace: Pace,
+        readiness: Readiness,
+        discard: Callable[[Live, str], None],
+        clock: Clock,
+        logger: logging.Logger,
+    ) -> None:
+        """`discard` is given what the coordinator takes away, and why."""
+        super().__init__(clock=clock, interval_s=60.0, logger=logger)
+        self._session = session
+        self._table = table
+        self._journal = journal
+        self._executor = executor
+        self._limits = limits
+        self._prefetch = prefetch
+        self._pace = pace
+        self._readiness = readiness
+        self._discard = discard
+
+    async def turn(self) -> float | None:
+        """Start what may start, then settle the offers."""
+        self.start_waiting()
+        offers = self._table.offered()
+        if not offers:
+            return None
+        if not await self._session.opened(SESSION_S):
+            return 0.0
+        plan = plan_acks(
+            self._limits(),
+            self._table.open(),
+            offers,
+            pace_s=self._pace.median_s,
+            prefetch=self._prefetch(),
+            now=self.clock.monotonic(),
+            refusal=self._readiness.refusal,
+        )
+        if not plan.accept and not plan.decline:
+            return WAITING_S
+        await self._settle(plan)
+        return 0.0 if self._table.offered() else None
+
+    def start_waiting(self) -> None:
+        """Give free slots to accepted attempts, first come first served."""
+        waiting = self._table.waiting()
+        if waiting:
+            for live in startable(self._limits(), self._table.working(), waiting):
+                self._executor.start(live)
+
+    async def _settle(self, plan: AckPlan) -> None:
+        accept, decline = plan.accept, plan.decline
+        if accept:
+            try:
+                await self._journal.accept([Entry(one.job_id, one.attempt, one.spec, one.tries) for one in accept])
+            except StoreBusy as exc:
+                decline = [*decline, *((live, str(exc)) for live in accept)]
+                accept = []
+        items = [AckItem(job_id=live.job_id, attempt=live.attempt) for live in accept]
+        items += [AckItem(job_id=live.job_id, attempt=live.attempt, decline=why) for live, why in decline]
+        results = {(one.job_id, one.attempt): one for one in await self._session.link.ack(items)}
+        for live in accept:
+            self._accepted(live, results.get((live.job_id, live.attempt)))
+        for live, why in decline:
+            self.logger.info("declined", extra={"job_id": live.job_id, "attrs": {"attempt": live.attempt, "why": why}})
+            self._discard(live, why)
+        self.start_waiting()
+
+    def _accepted(self, live: Live, result: ItemResult | None) -> None:
+        if live.outcome is not None or live.forgotten or live.work is not None:
+            return  # cancelled or taken away while the ack was under way
+        if result is None or not result.ok:
+            self._discard(live, "the ack was not answered" if result is None else f"{result.code}: {result.message}")
+            return
+        live.state = AttemptState.ACKED
+        if live.refusal is not None:
+            self._executor.refuse(live, live.refusal)

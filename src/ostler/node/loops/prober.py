@@ -1,0 +1,103 @@
+"""Prober: what this machine can do and how it fares, looked at anew each minute; a failed disk or GPU drains the node."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from ostler.model.capabilities import Capabilities, quarantined
+from ostler.node.gpus import Card
+from ostler.node.journal import Journal
+from ostler.node.loops.heart import Vitals
+from ostler.node.readiness import Readiness, Reason
+from ostler.runtime.clock import Clock
+from ostler.runtime.loop import Loop
+
+EVERY_S = 60.0
+SICK_S = 10.0  # looks sooner for the moment at which it is mended
+PATIENCE_S = 30.0
+
+
+class Prober(Loop):
+    """`capabilities` and `cards` are the latest; they are what registration, placement on GPUs and heartbeats use."""
+
+    name = "prober"
+
+    def __init__(
+        self,
+        *,
+        look: Callable[[], Capabilities],
+        first: Capabilities,
+        vitals: Vitals,
+        readiness: Readiness,
+        journal: Journal,
+        clock: Clock,
+        logger: logging.Logger,
+    ) -> None:
+        """`look` blocks and is called in a thread."""
+        super().__init__(clock=clock, interval_s=EVERY_S, logger=logger)
+        self._look = look
+        self._vitals = vitals
+        self._readiness = readiness
+        self._journal = journal
+        self._looking: asyncio.Future[Capabilities] | None = None
+        self._short = False
+        self.capabilities = first
+        self.cards: tuple[Card, ...] = ()
+        self._see(first)
+
+    async def turn(self) -> float | None:
+        """Look; a look that hangs is not repeated beside itself."""
+        if self._journal.failure is not None:
+            await asyncio.wait({self._journal.check()})
+        if self._looking is None:
+            self._looking = asyncio.get_running_loop().run_in_executor(None, self._look)
+        done, _ = await asyncio.wait({self._looking}, timeout=PATIENCE_S)
+        if done:
+            looking, self._looking = self._looking, None
+            found = looking.result()
+            if _essence(found) != _essence(self.capabilities):
+                self._vitals.news = found
+            self._see(found)
+        else:
+            self.logger.warning("probe_hangs", extra={"attrs": {"seconds": PATIENCE_S}})
+        return SICK_S if self._readiness.is_held(Reason.HEALTH) else None
+
+    def disk_short(self, short: bool) -> None:
+        """The sweeper found the workspaces' disk too full to start anything, or not any more."""
+        if short != self._short:
+            self._short = short
+            self._judge()
+
+    def _see(self, found: Capabilities) -> None:
+        self.capabilities = found
+        self.cards = tuple(
+            Card(
+                uuid=gpu.uuid,
+                vram_mb=gpu.vram_mb,
+                used_mb=gpu.vram_mb - (gpu.vram_free_mb if gpu.vram_free_mb is not None else gpu.vram_mb),
+                fault=gpu.fault or None,
+            )
+            for gpu in found.gpu
+            if gpu.uuid is not None
+        )
+        self._judge()
+
+    def _judge(self) -> None:
+        """Quarantine: the node drains itself while something is wrong that would fail its jobs, and says what."""
+        found = self.capabilities.health
+        self._vitals.health = tuple(f"{one.code} {one.subject}: {one.message}" for one in found)
+        whys = [f"{one.subject}: {one.message}" for one in quarantined(found)]
+        if self._short:
+            whys.append("the workspaces' disk has less than workspace.min_free_mb free")
+        if self._journal.failure is not None:
+            whys.append(self._journal.failure)
+        if whys:
+            self._readiness.hold(Reason.HEALTH, "; ".join(whys))
+        else:
+            self._readiness.release(Reason.HEALTH)
+
+
+def _essence(found: Capabilities) -> tuple[object, ...]:
+    """What placement goes by. Free memory and disk change at every look and travel as load."""
+    gpus = tuple((gpu.uuid, gpu.name, gpu.vram_mb, gpu.fault, gpu.driver, gpu.mig) for gpu in found.gpu)
+    return gpus, found.runners, found.tags, found.sandbox, found.memory_mb, found.cpu, found.engines, found.health

@@ -1,0 +1,35 @@
+"""Registrar: opens a session when there is none, for as long as it takes."""
+
+import logging
+
+from ostler.model.errors import UpgradeRequired
+from ostler.node.config import BackoffBounds
+from ostler.node.session import Session
+from ostler.runtime.backoff import Backoff
+from ostler.runtime.clock import Clock
+from ostler.runtime.loop import Loop
+
+IDLE_S = 300.0  # with an open session it only shows that it lives
+UPGRADE_S = 60.0  # an outdated node asks again so often: the coordinator may be replaced, too
+
+
+class Registrar(Loop):
+    """Woken by whoever finds the session closed. Its backoff is the heartbeat's: 5 to 120 s by default."""
+
+    name = "registrar"
+
+    def __init__(self, session: Session, *, backoff: BackoffBounds, clock: Clock, logger: logging.Logger) -> None:
+        super().__init__(clock=clock, interval_s=IDLE_S, logger=logger)
+        self._backoff = Backoff(min_s=backoff.min_s, max_s=backoff.max_s)
+        self._session = session
+        session.wake_registrar = self.wake
+
+    async def turn(self) -> float | None:
+        """Register when that is due."""
+        if self._session.is_open:
+            return None
+        try:
+            await self._session.register()
+        except UpgradeRequired:
+            return UPGRADE_S
+        return None

@@ -1,0 +1,103 @@
+"""What a poll brought becomes offers: believed or not, decoded or not, each attempt once and the newest of its job."""
+
+import logging
+from collections.abc import Callable
+
+from ostler.model.errors import InvalidSpec
+from ostler.model.failures import Failure, FailureCode
+from ostler.model.manifest import Manifest, problems
+from ostler.node.attempts import AttemptTable, Live
+from ostler.node.identity import Identity
+from ostler.node.leases import Lease
+from ostler.node.links.link import PlainOffer, Pulled
+from ostler.node.signatures import judge
+from ostler.protocol import codec
+from ostler.protocol.dsse import Envelope
+from ostler.runtime.clock import Clock
+
+
+class Offers:
+    """Takes in leases. One that is not believed, or cannot be read, is offered too: it must be acknowledged to be reported failed."""
+
+    def __init__(
+        self,
+        *,
+        identity: Identity,
+        table: AttemptTable,
+        discard: Callable[[Live, str], None],
+        clock: Clock,
+        logger: logging.Logger,
+    ) -> None:
+        """`discard` ends an older attempt of the same job."""
+        self._identity = identity
+        self._table = table
+        self._discard = discard
+        self._clock = clock
+        self._logger = logger
+
+    def take(self, pulled: Pulled, sent_at: float) -> bool:
+        """Add what was pulled by a call sent at `sent_at` (monotonic seconds); whether there was anything."""
+        for envelope in pulled.signed:
+            self._signed(envelope, sent_at)
+        for offer in pulled.plain:
+            self._plain(offer, sent_at)
+        return bool(pulled.signed or pulled.plain)
+
+    def _signed(self, envelope: Envelope, sent_at: float) -> None:
+        key = self._identity.coordinator_key
+        if key is None:
+            return
+        verdict = judge(envelope, key, self._identity.node_id)
+        assignment, refusal = verdict.assignment, verdict.failure
+        if refusal is not None:
+            job_id = assignment.job_id if assignment is not None else None
+            self._logger.error("assignment_not_believed", extra={"job_id": job_id, "attrs": {"error": refusal.message}})
+        if assignment is None:
+            return
+        manifest = Manifest(job_id=assignment.job_id)
+        if refusal is None:
+            manifest, refusal = _read(assignment.job_id, assignment.spec)
+        self._add(
+            Live(
+                job_id=assignment.job_id,
+                attempt=assignment.attempt,
+                manifest=manifest,
+                lease=Lease(sent_at, assignment.lease_s),
+                offered_at=self._clock.monotonic(),
+                spec=assignment.spec,
+                tries=assignment.tries,
+                refusal=refusal,
+            )
+        )
+        for older in self._table.of_job(assignment.job_id):
+            if older.attempt < assignment.attempt and older.outcome is None:
+                self._discard(older, f"attempt {assignment.attempt} of the same job was handed out")
+
+    def _plain(self, offer: PlainOffer, sent_at: float) -> None:
+        """Nobody has looked at this manifest before, and nobody may take it back."""
+        manifest, refusal = _read(offer.job_id, offer.spec)
+        if refusal is None and (found := problems(manifest)):
+            refusal = Failure(FailureCode.SPEC, str(InvalidSpec("the manifest is not valid", found)))
+        self._add(
+            Live(
+                job_id=offer.job_id,
+                attempt=offer.attempt,
+                manifest=manifest,
+                lease=Lease(sent_at, float("inf")),
+                offered_at=self._clock.monotonic(),
+                spec=offer.spec,
+                refusal=refusal,
+            )
+        )
+
+    def _add(self, live: Live) -> None:
+        """A poll that was answered twice, or a stale one, brings nothing new."""
+        if not any(other.attempt >= live.attempt for other in self._table.of_job(live.job_id)):
+            self._table.add(live)
+
+
+def _read(job_id: str, spec: str) -> tuple[Manifest, Failure | None]:
+    try:
+        return codec.decode(spec, Manifest, what="manifest"), None
+    except InvalidSpec as exc:  # of a release with runners or fields' types that this one does not know
+        return Manifest(job_id=job_id), Failure(FailureCode.SPEC, str(exc))

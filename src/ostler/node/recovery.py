@@ -1,0 +1,148 @@
+"""What an earlier life of the daemon left: journal, workspaces and keeper looked through, each attempt's fate decided.
+
+Living attempts are adopted, ended ones delivered from their exit records, dead ones reported E_LOST. An attempt that was
+accepted and never begun is offered to the coordinator again by a new ack: only its answer makes it run.
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ostler.model.attempt import AttemptState
+from ostler.model.errors import InvalidSpec
+from ostler.model.failures import Failure, FailureCode
+from ostler.model.manifest import Manifest, Runner
+from ostler.model.sandbox import SandboxLevel, strongest
+from ostler.node.attempts import AttemptTable, Live
+from ostler.node.executor import Executor
+from ostler.node.journal import Entry, Journal
+from ostler.node.leases import Lease
+from ostler.node.workspace import Found, Workspace, scan
+from ostler.protocol import codec
+from ostler.protocol.ports import AttemptTask, RunnerPort
+from ostler.runtime.clock import Clock
+
+
+class Recovery:
+    """Used once, before the session is opened: so registration names exactly what is still here."""
+
+    def __init__(
+        self,
+        *,
+        root: Path,
+        level: SandboxLevel,
+        journal: Journal,
+        table: AttemptTable,
+        executor: Executor,
+        runners: Mapping[Runner, RunnerPort],
+        lease: Lease,
+        clock: Clock,
+        logger: logging.Logger,
+    ) -> None:
+        self._root = root
+        self._level = level
+        self._journal = journal
+        self._table = table
+        self._executor = executor
+        self._runners = runners
+        self._lease = lease
+        self._clock = clock
+        self._logger = logger
+
+    async def run(self) -> list[Live]:
+        """Take in what the journal holds; answers those whose outcome waits for delivery."""
+        entries = self._journal.load()
+        if not entries:
+            return []
+        places = _newest(await asyncio.to_thread(scan, self._root))
+        waiting: list[Live] = []
+        for entry in entries:
+            live = self._live(entry)
+            found = places.get((entry.job_id, entry.attempt))
+            if found is not None:
+                await self._resume(live, found)
+            self._table.add(live)
+            if live.outcome is not None:
+                waiting.append(live)
+            else:
+                await self._decide(live, begun=found is not None)
+        return waiting
+
+    def _live(self, entry: Entry) -> Live:
+        now = self._clock.monotonic()
+        refusal = None
+        try:
+            manifest = codec.decode(entry.spec, Manifest, what="manifest") if entry.spec else Manifest(job_id=entry.job_id)
+        except InvalidSpec as exc:  # accepted by a later release of this node
+            manifest = Manifest(job_id=entry.job_id)
+            refusal = Failure(FailureCode.SPEC, str(exc))
+        return Live(
+            job_id=entry.job_id,
+            attempt=entry.attempt,
+            manifest=manifest,
+            lease=self._lease,
+            offered_at=now,
+            spec=entry.spec,
+            tries=entry.tries,
+            outcome=entry.outcome,
+            refusal=refusal,
+        )
+
+    async def _resume(self, live: Live, found: Found) -> None:
+        try:
+            live.workspace = await asyncio.to_thread(Workspace.resume, found)
+        except OSError as exc:
+            attrs = {"attempt": live.attempt, "path": str(found.path), "error": str(exc)}
+            self._logger.warning("workspace_damaged", extra={"job_id": live.job_id, "attrs": attrs})
+            return
+        gpus = found.facts.get("gpus")
+        live.gpus = tuple(str(one) for one in gpus) if isinstance(gpus, list) else ()
+        live.task = AttemptTask(
+            job_id=live.job_id,
+            attempt=live.attempt,
+            manifest=live.manifest,
+            root=found.path,
+            sandbox=self._level_of(live, found),
+            timeout_s=live.manifest.timeout_s,
+            gpus=live.gpus,
+        )
+
+    def _level_of(self, live: Live, found: Found) -> SandboxLevel:
+        """The level that it was started at: the node's configuration may have changed since."""
+        try:
+            return SandboxLevel(str(found.facts.get("sandbox")))
+        except ValueError:
+            return strongest(one for one in (self._level, live.manifest.policy.sandbox) if one is not None)
+
+    async def _decide(self, live: Live, *, begun: bool) -> None:
+        runner = self._runners.get(live.manifest.runner)
+        attrs = {"attempt": live.attempt}
+        if live.task is not None and runner is not None and await runner.alive(live.task):
+            self._logger.info("adopted", extra={"job_id": live.job_id, "attrs": attrs})
+            self._executor.adopt(live)
+        elif begun or live.refusal is not None:
+            self._logger.warning("lost", extra={"job_id": live.job_id, "attrs": attrs})
+            live.state = AttemptState.ACKED
+            self._executor.report_lost(
+                live, "the daemon ended while the attempt was prepared, or its processes are gone without a trace"
+            )
+        else:
+            self._logger.info("offered_again", extra={"job_id": live.job_id, "attrs": attrs})
+
+
+def _newest(found: Sequence[Found]) -> dict[tuple[str, int], Found]:
+    """Per attempt the workspace made last: the earlier ones are remains of other lives."""
+    places: dict[tuple[str, int], Found] = {}
+    for one in found:
+        if one.attempt < 1:
+            continue
+        key = (one.job_id, one.attempt)
+        before = places.get(key)
+        if before is None or _at(one) >= _at(before):
+            places[key] = one
+    return places
+
+
+def _at(found: Found) -> str:
+    return str(found.facts.get("at") or "")

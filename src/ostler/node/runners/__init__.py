@@ -1,0 +1,1 @@
+"""The runners: what executes a manifest on this node, each behind `protocol.ports.RunnerPort`."""

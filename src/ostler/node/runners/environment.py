@@ -1,0 +1,36 @@
+"""The environment of an attempt, built from nothing: neither the daemon's nor the keeper's variables reach a job."""
+
+import re
+from collections.abc import Iterable
+
+from ostler.node.gpus import gpu_environment
+from ostler.protocol.ports import AttemptTask
+
+PATH = "/usr/local/bin:/usr/bin:/bin"
+# With these the code that the node's owner trusts would load other code.
+_CODE = re.compile(
+    r"((LD|DYLD|GLIBC|MALLOC|NODE|GIT|BASH|OSTLER)_.*|PYTHON.*|PERL5.*|PERL_.*|RUBY.*"
+    r"|GCONV_PATH|LOCPATH|PATH|HOME|TMPDIR|IFS|ENV|SHELLOPTS|PROMPT_COMMAND)"
+)
+
+
+def environment(task: AttemptTask, *, tmp: str) -> dict[str, str]:
+    """All variables of an attempt. The manifest's replace the first ones, never those that say what it is and may use."""
+    root = str(task.root)
+    return {
+        "PATH": PATH,
+        "LANG": "C.UTF-8",
+        "HOME": f"{root}/work",
+        "TMPDIR": tmp,
+        **task.manifest.env,
+        "OSTLER_JOB_ID": task.job_id,
+        "OSTLER_ATTEMPT": str(task.attempt),
+        "OSTLER_INPUT_DIR": f"{root}/input",
+        "OSTLER_OUTPUT_DIR": f"{root}/output",
+        **gpu_environment(task.gpus),
+    }
+
+
+def dangerous(names: Iterable[str]) -> list[str]:
+    """Those variables that a manifest may not set for a trusted task, since they could make it run other code."""
+    return sorted(name for name in names if _CODE.fullmatch(name))

@@ -1,0 +1,344 @@
+"""The python runner: `tasks.<name>:run(**params)` from the node's own folders, in a process of its own (N7).
+
+A task without limits of its own runs in a warm worker at the levels `none` and `process`. Everything else (bwrap, GPUs, limits)
+gets a process for itself: the same program in its one-shot form, started through the sandbox like any command.
+"""
+
+# ruff: noqa: PTH104, PTH108, PTH113, PTH122, PTH123 - as in cli.py
+import asyncio
+import contextlib
+import os
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from ostler.model.failures import Failure, FailureCode
+from ostler.model.manifest import Manifest, Policy, Runner
+from ostler.model.sandbox import SandboxLevel
+from ostler.node.keeper_client import Limits
+from ostler.node.runners import limits
+from ostler.node.runners.ending import NO_TRACE, Circumstances, lost
+from ostler.node.runners.environment import dangerous, environment
+from ostler.node.runners.processes import Command, Processes, tmp_folder
+from ostler.node.runners.task_ending import TaskRecord, parse_task_record, read_task_record, task_ending
+from ostler.node.runners.watch import Watched, free_mb
+from ostler.node.runners.workers import PROGRAM, Died, WorkerPool, interpreter
+from ostler.node.sandbox import needed
+from ostler.protocol.ports import AttemptTask, Ending, Progress
+
+TASK_RECORD = "task.json"
+ORDER = "order.json"
+ORDER_FD = "8"
+# In a sandbox only work/ and output/ can be written to; from there it is taken away when the process is gone.
+INNER_RECORD = ".ostler-task.json"
+BACKSTOP_S = 5.0
+PROGRESS_S = 1.0
+_LISTED = 10
+_PACKAGE = "tasks"
+
+
+class PythonRunner:
+    """A RunnerPort."""
+
+    runner = Runner.PYTHON
+
+    def __init__(self, processes: Processes) -> None:
+        self._processes = processes
+        self._config = processes.config.runners.python
+        self._resources = processes.config.resources
+        self._pool = WorkerPool(
+            keeper=lambda: processes.keeper,
+            config=processes.config,
+            host=processes.host,
+            limits=self._worker_limits(),
+            logger=processes.logger,
+        )
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._killing: set[asyncio.Task[None]] = set()
+        self._shown: tuple[str, ...] | None = None
+
+    def refuse(self, manifest: Manifest) -> Failure | None:
+        """Why this manifest will not be run here, or None."""
+        if not self._config.enable:
+            return Failure(FailureCode.DENY, "the python runner is switched off on this node (runners.python.enable)")
+        if not manifest.task or not self._file(short_name(manifest.task)):
+            known = self.tasks()
+            listed = ", ".join(known[:_LISTED]) + (", …" if len(known) > _LISTED else "")
+            return Failure(FailureCode.DENY, f"this node has no task {manifest.task!r}; it has {listed or 'none at all'}")
+        if names := dangerous(manifest.env):
+            return Failure(
+                FailureCode.DENY, f"a task's manifest may not set {', '.join(names)}: it could make the task run other code"
+            )
+        return self._processes.refuse_level(self.level(manifest))
+
+    def tasks(self) -> list[str]:
+        """The tasks in the configured folders, by name; those in packages are not looked for."""
+        found = set()
+        for place in self._places():
+            with contextlib.suppress(OSError):
+                for entry in os.scandir(place):
+                    stem, ending = os.path.splitext(entry.name)
+                    if (ending == ".py" or (not ending and self._file(stem))) and stem.isidentifier() and stem != "__init__":
+                        found.add(stem)
+        return sorted(found - {_PACKAGE, "__pycache__"})
+
+    def timeout_s(self, manifest: Manifest) -> float:
+        """The wall-clock limit of one attempt."""
+        return manifest.timeout_s
+
+    def level(self, manifest: Manifest) -> SandboxLevel:
+        """The sandbox level of one attempt."""
+        return self._processes.level(manifest)
+
+    async def start(self, task: AttemptTask) -> Failure | None:
+        """Hand the task to a warm worker, or start a process for it."""
+        if refused := self.refuse(task.manifest):
+            return refused
+        if not self._warm(task):
+            return await self._start_cold(task)
+        failure = await self._pool.start(task.key, self._order(task))
+        if failure is None:
+            loop = asyncio.get_running_loop()
+            self._timers[task.key] = loop.call_later(task.timeout_s, self._time_is_over, task)
+        return failure
+
+    async def wait(self, task: AttemptTask, progress: Callable[[Progress], None]) -> Ending:
+        """Until the task is over, and for one in a process of its own, until all of that is gone."""
+        await self._pool.adopt()
+        if self._pool.has(task.key):
+            return await self._wait_warm(task, progress)
+        record = read_task_record(f"{task.root}/{TASK_RECORD}", task.key)
+        if record is not None and not await self._processes.knows(task):  # it ended in a worker while no daemon was there
+            return task_ending(record, None, self._about(task, failed=record.outcome != "done"))
+        return await self._wait_cold(task, progress)
+
+    async def alive(self, task: AttemptTask) -> bool:
+        """Whether a worker has it, or its end is known."""
+        await self._pool.adopt()
+        if self._pool.has(task.key) or read_task_record(f"{task.root}/{TASK_RECORD}", task.key) is not None:
+            return True
+        return await self._processes.knows(task)
+
+    async def kill(self, task: AttemptTask, *, reason: str, grace_s: float) -> None:
+        """End the task; a warm worker ends with it."""
+        if self._pool.has(task.key):
+            await self._pool.kill(task.key, reason=reason, grace_s=grace_s)
+        else:
+            await self._processes.kill(task, reason=reason, grace_s=grace_s)
+
+    async def forget(self, task: AttemptTask) -> None:
+        """Its outcome is delivered."""
+        if self._pool.has(task.key):
+            await self._pool.forget(task.key)
+        else:
+            await self._processes.forget(task)
+
+    async def close(self) -> None:
+        """The daemon ends; tasks go on."""
+        for timer in self._timers.values():
+            timer.cancel()
+        await self._pool.close()
+        await self._processes.close()
+
+    # --- in a warm worker ---
+
+    def _warm(self, task: AttemptTask) -> bool:
+        """A worker has one set of limits and one view of GPUs for all its tasks, so who wants others gets a process."""
+        alike = Policy(
+            sandbox=task.manifest.policy.sandbox, log_mb=task.manifest.policy.log_mb, disk_mb=task.manifest.policy.disk_mb
+        )
+        return (
+            self._config.warm_workers
+            and task.sandbox is self._processes.config.sandbox.level
+            and task.sandbox in (SandboxLevel.NONE, SandboxLevel.PROCESS)
+            and not task.gpus
+            and not task.manifest.requirements.memory_mb
+            and task.manifest.policy in (alike, _with_grace(alike, task.manifest.policy.grace_s))
+        )
+
+    def _order(self, task: AttemptTask) -> dict[str, Any]:
+        root = str(task.root)
+        grace_s = limits.grace_s(task.manifest, self._resources)
+        return {
+            "key": task.key,
+            "task": short_name(task.manifest.task or ""),
+            "params": task.manifest.params,
+            "work": f"{root}/work",
+            "output": f"{root}/output",
+            "record": f"{root}/{TASK_RECORD}",
+            "env": environment(task, tmp=tmp_folder(task)),
+            "stdout": str(task.log("stdout")),
+            "stderr": str(task.log("stderr")),
+            "kill_s": task.timeout_s + grace_s + BACKSTOP_S,
+        }
+
+    async def _wait_warm(self, task: AttemptTask, progress: Callable[[Progress], None]) -> Ending:
+        async def end(reason: str) -> None:
+            await self._pool.kill(task.key, reason=reason, grace_s=1.0)
+
+        self._processes.watch.add(
+            Watched(
+                key=task.key,
+                root=task.root,
+                quota_mb=limits.disk_mb(task.manifest, self._resources),
+                kill=end,
+                log_mb=limits.log_mb(task.manifest, self._resources),
+            )
+        )
+        try:
+            outcome = await self._pool.wait(task.key, lambda pct, note: progress(Progress(pct=pct, note=note)))
+        finally:
+            self._processes.watch.remove(task.key)
+        if (timer := self._timers.pop(task.key, None)) is not None:
+            timer.cancel()
+        if isinstance(outcome, Failure):
+            return Ending(failure=outcome)
+        if isinstance(outcome, Died):
+            record = read_task_record(f"{task.root}/{TASK_RECORD}", task.key)
+            return task_ending(record, outcome.record, self._about(task, failed=True))
+        told = _told(outcome.record, task)
+        return task_ending(told, None, self._about(task, failed=told is None or told.outcome != "done"))
+
+    def _time_is_over(self, task: AttemptTask) -> None:
+        grace_s = limits.grace_s(task.manifest, self._resources)
+        killing = asyncio.get_running_loop().create_task(self._pool.kill(task.key, reason="timeout", grace_s=grace_s))
+        self._killing.add(killing)
+        killing.add_done_callback(self._killed)
+
+    def _killed(self, killing: asyncio.Task[None]) -> None:
+        self._killing.discard(killing)
+        if not killing.cancelled() and (exc := killing.exception()) is not None:  # the worker's own timer is still there
+            self._processes.logger.warning("timeout_not_told", extra={"attrs": {"error": str(exc)}})
+
+    def _worker_limits(self) -> Limits:
+        node = self._resources
+        return Limits(
+            nice=node.cpu_nice,
+            io_class=node.io_class,
+            io_level=node.io_level,
+            memory_mb=node.mem_soft_mb,
+            processes=node.processes,
+            open_files=node.open_files,
+            grace_s=node.grace_s,
+        )
+
+    # --- in a process of its own ---
+
+    async def _start_cold(self, task: AttemptTask) -> Failure | None:
+        root = str(task.root)
+        env = environment(task, tmp=tmp_folder(task))
+        order = {
+            **self._order(task),
+            "record": f"{root}/work/{INNER_RECORD}",
+            "env": env,
+            "kill_s": 0.0,
+            "stdout": None,
+            "stderr": None,
+        }
+        settings = {"once": int(ORDER_FD), "task_paths": [str(path) for path in self._config.task_paths]}
+        python = str(interpreter(self._config.venv))
+        try:
+            _write_order(f"{root}/{ORDER}", msgspec.json.encode(order))
+        except OSError as exc:
+            return Failure(FailureCode.DISK, f"the task's order could not be written: {exc.strerror}")
+        try:
+            return await self._processes.start(
+                task,
+                Command(
+                    argv=(python, "-I", str(PROGRAM), msgspec.json.encode(settings).decode()),
+                    env=env,
+                    read_only_paths=self._needed(python),
+                    open_fds={ORDER_FD: f"{root}/{ORDER}"},
+                ),
+            )
+        finally:
+            os.unlink(f"{root}/{ORDER}")  # it is open where it is needed, and may hold what shall not stay on the disk
+
+    async def _wait_cold(self, task: AttemptTask, progress: Callable[[Progress], None]) -> Ending:
+        inner = f"{task.root}/work/{INNER_RECORD}"
+        listening = asyncio.create_task(_follow_progress(f"{inner}.progress", progress))
+        try:
+            process = await self._processes.wait(task)
+        finally:
+            listening.cancel()
+        if process is None:
+            return lost(NO_TRACE)
+        record = read_task_record(inner, task.key) or read_task_record(f"{task.root}/{TASK_RECORD}", task.key)
+        with contextlib.suppress(OSError):
+            os.rename(inner, f"{task.root}/{TASK_RECORD}")
+        with contextlib.suppress(OSError):
+            os.unlink(f"{inner}.progress")
+        return task_ending(record, process, self._processes.circumstances(task, process))
+
+    def _needed(self, python: str) -> tuple[str, ...]:
+        if self._shown is None:
+            package = str(PROGRAM.parents[1])
+            self._shown = (*needed(python), package, *(str(path) for path in self._config.task_paths))
+        return self._shown
+
+    # --- what both have in common ---
+
+    def _about(self, task: AttemptTask, *, failed: bool) -> Circumstances:
+        return Circumstances(
+            timeout_s=task.timeout_s,
+            memory_mb=limits.memory_mb(task.manifest, self._resources),
+            log_mb=limits.log_mb(task.manifest, self._resources),
+            free_mb=free_mb(task.root) if failed else None,
+        )
+
+    def _places(self) -> list[str]:
+        return [place for path in self._config.task_paths for place in (f"{path}/{_PACKAGE}", str(path))]
+
+    def _file(self, name: str) -> bool:
+        relative = name.replace(".", "/")
+        candidates = (f"{place}/{relative}{ending}" for place in self._places() for ending in (".py", "/__init__.py"))
+        return any(os.path.isfile(candidate) for candidate in candidates)
+
+
+def _with_grace(policy: Policy, grace_s: float | None) -> Policy:
+    return Policy(sandbox=policy.sandbox, log_mb=policy.log_mb, disk_mb=policy.disk_mb, grace_s=grace_s)
+
+
+def _told(record: dict[str, Any] | None, task: AttemptTask) -> TaskRecord | None:
+    if record is None:
+        return read_task_record(f"{task.root}/{TASK_RECORD}", task.key)
+    return parse_task_record(msgspec.json.encode(record), task.key)
+
+
+def short_name(task: str) -> str:
+    """`tasks.resize`, as the source writes it, and `resize` name the same task."""
+    return task.removeprefix(f"{_PACKAGE}.")
+
+
+def _write_order(path: str, content: bytes) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with open(handle, "wb") as file:
+        file.write(content)
+
+
+async def _follow_progress(path: str, progress: Callable[[Progress], None]) -> None:
+    """Pass on what a process says of itself in a file that it replaces."""
+    last = 0
+    while True:
+        await asyncio.sleep(PROGRESS_S)
+        changed, news = _read_progress(path, last)
+        if news is not None:
+            progress(news)
+        last = changed
+
+
+def _read_progress(path: str, last: int) -> tuple[int, Progress | None]:
+    """The time of the file's last change, and what it says if that is not `last`."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return last, None
+    with open(handle, "rb") as file:
+        changed = os.fstat(handle).st_mtime_ns
+        if changed == last:
+            return last, None
+        try:
+            return changed, msgspec.json.decode(file.read(1 << 14), type=Progress)
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+            return changed, None

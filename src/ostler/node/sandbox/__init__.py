@@ -1,0 +1,8 @@
+"""The sandbox of attempts: plans for each level, the files they need, and what this host can do."""
+
+from ostler.node.sandbox.abilities import abilities
+from ostler.node.sandbox.binaries import needed
+from ostler.node.sandbox.host import Host, observe
+from ostler.node.sandbox.plans import SandboxPlan, plan
+
+__all__ = ["Host", "SandboxPlan", "abilities", "needed", "observe", "plan"]

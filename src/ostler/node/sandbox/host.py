@@ -1,0 +1,74 @@
+"""What plans need to know of the host: where bwrap is, how its root is laid out, and the files made for sandboxes.
+
+It is observed once when the daemon starts, so that building a plan touches no file.
+"""
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from ostler.node.sandbox import etc, seccomp
+
+# Programs and libraries; /nix and /gnu are where NixOS and Guix keep theirs.
+_PROGRAM_PLACES = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store", "/gnu/store")
+_SEARCH = "/usr/local/bin:/usr/bin:/bin"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """The host as plans see it.
+
+    `places` are directories that sandboxes see read-only; `links` are (name, target) of top-level symbolic links;
+    `etc` is the directory shown as /etc and `seccomp` the file with the filter (None on an architecture without one),
+    both made by `observe`.
+    """
+
+    bwrap: str | None
+    bwrap_version: tuple[int, ...] = ()
+    places: tuple[str, ...] = ("/usr",)
+    links: tuple[tuple[str, str], ...] = ()
+    etc: str | None = None
+    seccomp: str | None = None
+    resolv_conf: str | None = None
+
+
+def observe(state: Path, *, root: Path = Path("/"), search: str = _SEARCH, uids: tuple[int, ...] = ()) -> Host:
+    """Look at the host and make the files that sandboxes need under `state` (created, 0711; safe to call again).
+
+    `uids` are users beside the caller and nobody whose names a sandbox shall know. `search` is where bwrap is looked
+    for: fixed, since the first thing in a job's path must not become the node's jailer.
+    """
+    state.mkdir(mode=0o711, parents=True, exist_ok=True)
+    bwrap = shutil.which("bwrap", path=search)
+    places = [place for place in _PROGRAM_PLACES if (root / place[1:]).is_dir()]
+    links = [(place, str((root / place[1:]).readlink())) for place in places if (root / place[1:]).is_symlink()]
+    linked = {name for name, _ in links}
+    resolv = root / "etc/resolv.conf"
+    return Host(
+        bwrap=bwrap,
+        bwrap_version=version_of(bwrap) if bwrap else (),
+        places=tuple(place for place in places if place not in linked),
+        links=tuple(links),
+        etc=str(etc.make(state, root=root, uids=(os.getuid(), *uids))),
+        seccomp=str(seccomp.write_filter(state / "seccomp.bpf")) if platform.machine() in seccomp.MACHINES else None,
+        resolv_conf=str(resolv.resolve()) if resolv.exists() else None,
+    )
+
+
+def version_of(bwrap: str) -> tuple[int, ...]:
+    """The version of bwrap as numbers; empty where it does not say."""
+    try:
+        done = subprocess.run([bwrap, "--version"], capture_output=True, text=True, timeout=2, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ()
+    return parse_version(done.stdout)
+
+
+def parse_version(text: str) -> tuple[int, ...]:
+    """`bubblewrap 0.8.0` as (0, 8, 0)."""
+    found = re.search(r"(\d+(?:\.\d+)+)", text)
+    return tuple(int(part) for part in found[1].split(".")) if found else ()

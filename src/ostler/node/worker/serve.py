@@ -1,0 +1,194 @@
+"""The worker's life: listen on a socket, run what the daemon sends, one task at a time, and outlive the daemon for a while.
+
+Messages are JSON lines. The daemon sends {"run": …}; the worker answers {"hello": …} on each new connection, {"progress": …} and
+{"done": …}. There are no threads: while a task runs nobody reads, and a task stuck in C code changes nothing. Which task runs is
+told by the status file, one fixed-size record that is overwritten in place: who looks at it needs no answer from here.
+"""
+
+# ruff: noqa: PTH104, PTH108, PTH119, PTH120, PTH123 - as in attempt.py
+import contextlib
+import json
+import os
+import socket
+import sys
+import time
+from typing import Any
+
+from ostler import task as task_side
+from ostler.node.worker import system
+from ostler.node.worker.attempt import Order, Runner, measure
+from ostler.node.worker.finder import TaskFinder
+
+PROTOCOL = 1
+STATUS_BYTES = 512
+PROGRESS_EVERY_S = 1.0
+_BLOCK = 1 << 16
+
+
+def main(text: str) -> None:
+    """Run by `__main__` with the settings as JSON: `once` (a descriptor with one order), or `socket`, `status` and the rest."""
+    settings: dict[str, Any] = json.loads(text)
+    system.become_subreaper()
+    finder = TaskFinder(settings["task_paths"])
+    if "once" in settings:
+        raise SystemExit(run_once(settings["once"], finder))
+    Service(settings, finder).serve()
+
+
+def run_once(descriptor: int, finder: TaskFinder) -> int:
+    """Run the one order that stands in an open file; the exit code is the task's, 1 after an exception."""
+    with open(descriptor, "rb") as file:
+        order = Order.read(json.loads(file.read()))
+    progress = f"{order.record}.progress"
+    last = [float("-inf")]
+
+    def report(pct: float | None, note: str | None) -> None:
+        now = time.monotonic()
+        if now - last[0] >= PROGRESS_EVERY_S:
+            last[0] = now
+            with contextlib.suppress(OSError):
+                with open(f"{progress}.new", "w", encoding="utf-8") as file:
+                    json.dump({"pct": pct, "note": note}, file)
+                os.rename(f"{progress}.new", progress)
+
+    task_side.report_to(report)
+    record = Runner(finder).run(order)
+    return int(record.get("exit_code", 0 if record["outcome"] == "done" else 1))
+
+
+class Service:
+    """One warm worker."""
+
+    def __init__(self, settings: dict[str, Any], finder: TaskFinder) -> None:
+        self._began = time.monotonic()
+        self._idle_s: float = settings.get("idle_s", 60.0)
+        self._left: int = settings.get("max_tasks", 1000)
+        self._status = os.open(settings["status"], os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        self._note(None)
+        self._finder = finder
+        self._runner = Runner(finder)
+        self._socket_path: str = settings["socket"]
+        self._listener = _listen(self._socket_path)
+        self._daemon: socket.socket | None = None
+        self._buffer = bytearray()
+        self._busy: str | None = None
+        self._reported_at = float("-inf")
+        task_side.report_to(self._progress)
+
+    def serve(self) -> None:
+        """Until nobody wants it any more, its number of tasks is done, or a task left something behind."""
+        while self._left > 0:
+            if self._daemon is None and not self._accept(self._idle_s):
+                break
+            line = self._next_line()
+            if line is None:
+                self._hang_up()
+                continue
+            message = json.loads(line)
+            if "run" in message:
+                self._run(Order.read(message["run"]))
+            elif "stop" in message:
+                break
+        self._leave()
+
+    def _run(self, order: Order) -> None:
+        if self._finder.stale():
+            self._left = 0
+            self._send({"stale": {"key": order.key}})
+            return
+        self._busy = order.key
+        self._reported_at = float("-inf")
+        self._note(order)
+        record = self._runner.run(order)
+        self._left = self._left - 1 if self._runner.fit() else 0
+        self._busy = None
+        self._note(None)
+        self._send({"done": record, "last": self._left <= 0})
+
+    def _note(self, order: Order | None) -> None:
+        """Say in the status file what runs, and where this process's age and counters stand before it."""
+        status: dict[str, Any] = {}
+        if order is not None:
+            user, system_s, read, written = measure()
+            status = {
+                "key": order.key,
+                "kill_s": order.kill_s,
+                "age_s": time.monotonic() - self._began,
+                "cpu_user_s": user,
+                "cpu_system_s": system_s,
+                "read_bytes": read,
+                "written_bytes": written,
+            }
+        os.pwrite(self._status, json.dumps(status).encode().ljust(STATUS_BYTES - 1) + b"\n", 0)
+
+    def _progress(self, pct: float | None, note: str | None) -> None:
+        now = time.monotonic()
+        if self._busy is None or now - self._reported_at < PROGRESS_EVERY_S:
+            return
+        if self._daemon is None:
+            self._accept(0)
+        if self._daemon is not None:
+            self._reported_at = now
+            self._send({"progress": {"key": self._busy, "pct": pct, "note": note}})
+
+    def _accept(self, wait_s: float) -> bool:
+        self._listener.settimeout(wait_s)
+        try:
+            self._daemon, _ = self._listener.accept()
+        except (TimeoutError, BlockingIOError):
+            return False
+        self._daemon.setblocking(True)
+        self._buffer = bytearray()
+        self._send({"hello": {"protocol": PROTOCOL, "pid": os.getpid(), "left": self._left, "busy": self._busy}})
+        return True
+
+    def _next_line(self) -> bytes | None:
+        """The next message, or None when the daemon is gone."""
+        while (end := self._buffer.find(b"\n")) < 0:
+            try:
+                block = self._daemon.recv(_BLOCK) if self._daemon else b""
+            except OSError:
+                return None
+            if not block:
+                return None
+            self._buffer += block
+        line = bytes(self._buffer[:end])
+        del self._buffer[: end + 1]
+        return line
+
+    def _send(self, message: dict[str, Any]) -> None:
+        """What cannot be delivered is not lost: the record stands on the disk, and progress is not worth a wait."""
+        if self._daemon is None:
+            return
+        try:
+            self._daemon.sendall(json.dumps(message).encode() + b"\n")
+        except OSError:
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        if self._daemon is not None:
+            self._daemon.close()
+            self._daemon = None
+
+    def _leave(self) -> None:
+        with contextlib.suppress(OSError):
+            os.unlink(self._socket_path)
+        self._hang_up()
+        sys.stdout.flush()
+        os._exit(0)  # threads that a task left must not keep this process
+
+
+def _listen(path: str) -> socket.socket:
+    """A socket that only this user may connect to. Longer paths than an address holds go through the folder's descriptor."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    folder = os.open(os.path.dirname(path), os.O_PATH | os.O_CLOEXEC)
+    old = os.umask(0o177)
+    try:
+        listener.bind(f"/proc/self/fd/{folder}/{os.path.basename(path)}")
+    finally:
+        os.umask(old)
+        os.close(folder)
+    listener.listen(4)
+    return listener

@@ -1,0 +1,1 @@
+"""How the parts talk: messages, routes, codec, signatures, clients, ports."""

@@ -1,0 +1,400 @@
+"""The typed client over the route table, in two shells: `AsyncClient` for daemons, `Client` for programs that wait.
+
+Both build and read calls with `exchange`, so they differ in nothing but how they wait. Every error is one of the tree: what the
+coordinator said by its code; no connection, or none in time, is CoordinatorUnreachable.
+"""
+
+import asyncio
+import base64
+import ssl
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from ostler.model.errors import CoordinatorUnreachable, InvalidSpec, Unavailable
+from ostler.protocol import codec, routes
+from ostler.protocol import messages as m
+from ostler.protocol.events import EventReader, ServerEvent
+from ostler.protocol.exchange import ROUTE_SHAPE, Prepared, failure, prepare, root_of, understand
+from ostler.protocol.forms import FilePart, Form, file_blocks
+from ostler.protocol.routes import Route
+from ostler.runtime.backoff import Backoff
+
+TIMEOUT_S = 30.0
+CONNECT_S = 10.0
+KEEP_ALIVE_S = 30.0  # shorter than the coordinator's, so that no call meets a connection that is just being closed
+SILENCE_S = 45.0  # a followed log sends a comment each 15 s
+
+_LIMITS = httpx.Limits(max_connections=64, max_keepalive_connections=16, keepalive_expiry=KEEP_ALIVE_S)
+_OPTIONS = ("token", "query", "headers")
+Answer = tuple[int, httpx.Headers, bytes]
+
+
+def _timeout(timeout_s: float, wait_s: float = 0.0) -> httpx.Timeout:
+    return httpx.Timeout(timeout_s, connect=min(timeout_s, CONNECT_S), read=timeout_s + wait_s)
+
+
+def _request(prepared: Prepared, limit: httpx.Timeout, content: Any = None) -> httpx.Request:
+    """Built by hand: the headers of every call are the same few, and merging a client's defaults costs as much as the rest."""
+    try:
+        return httpx.Request(
+            prepared.method,
+            prepared.url,
+            headers=prepared.headers,
+            content=prepared.content if content is None else content,
+            extensions={"timeout": limit.as_dict()},
+        )
+    except (httpx.InvalidURL, ValueError) as exc:
+        raise InvalidSpec(f"{prepared.url!r} is not the URL of a coordinator: {exc}") from exc
+
+
+def _context(verify: bool | str) -> Any:
+    """`verify` as httpx wants it: a path names the one authority to trust."""
+    return ssl.create_default_context(cafile=verify) if isinstance(verify, str) else verify
+
+
+def _body_headers(size: int) -> dict[str, str]:
+    return {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
+
+
+def _unreachable(prepared: Prepared, exc: httpx.HTTPError) -> CoordinatorUnreachable:
+    server = httpx.URL(prepared.url)
+    why = str(exc) or type(exc).__name__
+    return CoordinatorUnreachable(
+        f"no answer from the coordinator at {server.scheme}://{server.netloc.decode()}: {why}",
+        hint="is it running, and is the URL right?",
+    )
+
+
+class _Shell:
+    """What both shells keep. `token` is the credential of calls that name none; `patience_s` how long a GET is tried again."""
+
+    def __init__(self, base_url: str, *, token: str | None, timeout_s: float, patience_s: float) -> None:
+        self.root = root_of(base_url)
+        self.token = token
+        self.timeout_s = timeout_s
+        self.patience_s = patience_s
+
+    def _prepare(self, route: Route, message: Any, options: dict[str, Any], path: Mapping[str, Any]) -> Prepared:
+        token = options.pop("token", None)
+        return prepare(self.root, route, message, token=self.token if token is None else token, path=path, **options)
+
+    def _timeout(self, timeout_s: float | None, wait_s: float = 0.0) -> httpx.Timeout:
+        return _timeout(self.timeout_s if timeout_s is None else timeout_s, wait_s)
+
+    def _pause(self, exc: Unavailable, began: float, backoff: Backoff) -> float | None:
+        """How long to wait before the next try; None where patience is at its end."""
+        pause = exc.retry_after if exc.retry_after is not None else backoff.next_s()
+        return pause if time.monotonic() + pause - began <= self.patience_s else None
+
+
+def _append_headers(offset: int, final: m.LogEnd | None) -> dict[str, str]:
+    headers = {"Upload-Offset": str(offset)}
+    if final is not None:
+        digest = base64.b64encode(bytes.fromhex(final.sha256)).decode()
+        headers |= {"Upload-Length": str(final.length), "Upload-Checksum": f"sha256 {digest}"}
+    return headers
+
+
+def _delivery(outcome: m.Outcome, files: Mapping[str, Path]) -> Form:
+    parts = [FilePart("artifacts", entry.path, files[entry.path], entry.size) for entry in outcome.artifacts]
+    return Form.of({"metadata": codec.encode(outcome)}, parts)
+
+
+async def _threaded(blocks: Iterator[bytes]) -> AsyncIterator[bytes]:
+    """Blocks that a disk gives, read in a thread."""
+    while (block := await asyncio.to_thread(next, blocks, None)) is not None:
+        yield block
+
+
+class AsyncDownload:
+    """The head of an answer whose bytes are still to come; `blocks` is used once."""
+
+    def __init__(self, response: httpx.Response, prepared: Prepared) -> None:
+        self.status = response.status_code
+        self.headers = response.headers
+        self._response = response
+        self._prepared = prepared
+
+    async def blocks(self) -> AsyncIterator[bytes]:
+        """The bytes; a connection that breaks is CoordinatorUnreachable, never a short end."""
+        try:
+            async for block in self._response.aiter_raw():
+                yield block
+        except httpx.HTTPError as exc:
+            raise _unreachable(self._prepared, exc) from exc
+
+
+class AsyncClient(_Shell):
+    """Calls a coordinator from an event loop. One instance keeps its connections; `timeout_s` is on top of a call's own wait."""
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        token: str | None = None,
+        verify: bool | str = True,
+        timeout_s: float = TIMEOUT_S,
+        patience_s: float = 0.0,
+    ) -> None:
+        super().__init__(base_url, token=token, timeout_s=timeout_s, patience_s=patience_s)
+        self._http = httpx.AsyncClient(verify=_context(verify), limits=_LIMITS)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Closes its connections."""
+        await self._http.aclose()
+
+    async def _exchange(self, prepared: Prepared, limit: httpx.Timeout, content: AsyncIterator[bytes] | None = None) -> Answer:
+        try:
+            response = await self._http.send(_request(prepared, limit, content))
+        except httpx.HTTPError as exc:
+            raise _unreachable(prepared, exc) from exc
+        if not response.is_success:
+            raise failure(response.status_code, response.content, response.headers)
+        return response.status_code, response.headers, response.content
+
+    async def call(
+        self, route: Route, message: Any = None, *, timeout_s: float | None = None, shape: Any = ROUTE_SHAPE, **more: Any
+    ) -> Any:
+        """One call; its answer as the route's message. `more` takes token, query, headers and the path's parameters.
+
+        Raises the error tree. A GET that met Unavailable is made again for up to `patience_s`, when the coordinator asks it to.
+        """
+        options = {name: more.pop(name) for name in _OPTIONS if name in more}
+        prepared = self._prepare(route, message, options, more)
+        began, backoff = time.monotonic(), Backoff(min_s=0.2, max_s=5.0)
+        while True:
+            try:
+                status, _, content = await self._exchange(prepared, self._timeout(timeout_s, prepared.wait_s))
+                return understand(route, status, content, shape=shape)
+            except Unavailable as exc:
+                pause = self._pause(exc, began, backoff) if route.method == "GET" else None
+                if pause is None:
+                    raise
+            await asyncio.sleep(pause)
+
+    async def send_form(
+        self,
+        route: Route,
+        form: Form,
+        *,
+        timeout_s: float | None = None,
+        shape: Any = ROUTE_SHAPE,
+        token: str | None = None,
+        **path: Any,
+    ) -> Any:
+        """A form with files as the body, in constant memory."""
+        prepared = self._prepare(route, None, {"token": token, "headers": form.headers}, path)
+        status, _, content = await self._exchange(prepared, self._timeout(timeout_s), _threaded(form.blocks()))
+        return understand(route, status, content, shape=shape)
+
+    async def deliver(
+        self, outcome: m.Outcome, files: Mapping[str, Path], *, token: str | None = None, timeout_s: float | None = None
+    ) -> m.ItemResult:
+        """One outcome with its artifacts; `files` says where each announced path lies. Raises StaleAttempt among others."""
+        answer: m.BatchResponse = await self.send_form(routes.RESULT, _delivery(outcome, files), token=token, timeout_s=timeout_s)
+        return answer.items[0]
+
+    async def upload(
+        self, route: Route, file: Path, *, token: str | None = None, timeout_s: float | None = None, **path: Any
+    ) -> m.Blob:
+        """A file as the whole body of a call, in constant memory."""
+        size = (await asyncio.to_thread(file.stat)).st_size
+        prepared = self._prepare(route, None, {"token": token, "headers": _body_headers(size)}, path)
+        status, _, content = await self._exchange(prepared, self._timeout(timeout_s), _threaded(file_blocks(file, size)))
+        blob: m.Blob = understand(route, status, content)
+        return blob
+
+    async def append_log(
+        self,
+        held: m.Held,
+        stream: str,
+        offset: int,
+        data: bytes,
+        *,
+        final: m.LogEnd | None = None,
+        token: str | None = None,
+        timeout_s: float | None = None,
+    ) -> int:
+        """Log bytes at an offset; the new length. Raises OffsetMismatch (rewind), Gone and NotFound (stop)."""
+        options = {"token": token, "headers": _append_headers(offset, final)}
+        path = {"job_id": held.job_id, "attempt": held.attempt, "stream": stream}
+        prepared = self._prepare(routes.APPEND_LOG, data, options, path)
+        _, headers, _ = await self._exchange(prepared, self._timeout(timeout_s))
+        return int(headers.get("upload-offset", offset + len(data)))
+
+    @asynccontextmanager
+    async def download(self, route: Route, *, timeout_s: float | None = None, **more: Any) -> AsyncIterator[AsyncDownload]:
+        """A call whose answer is read in blocks."""
+        options = {name: more.pop(name) for name in _OPTIONS if name in more}
+        prepared = self._prepare(route, None, options, more)
+        try:
+            response = await self._http.send(_request(prepared, self._timeout(timeout_s)), stream=True)
+        except httpx.HTTPError as exc:
+            raise _unreachable(prepared, exc) from exc
+        try:
+            if not response.is_success:
+                await response.aread()
+                raise failure(response.status_code, response.content, response.headers)
+            yield AsyncDownload(response, prepared)
+        finally:
+            await response.aclose()
+
+    async def follow_log(self, job_id: str, query: m.LogQuery) -> AsyncIterator[ServerEvent]:
+        """A log's events until `end`; a connection that breaks is made anew after the last event seen, for up to `patience_s`."""
+        query = replace(query, follow=True)
+        reader, backoff, began = EventReader(), Backoff(min_s=0.2, max_s=5.0), time.monotonic()
+        while True:
+            headers = {"Last-Event-ID": reader.ident} if reader.ident is not None else {}
+            reader = EventReader(reader.ident)
+            try:
+                async with self.download(
+                    routes.READ_LOG, timeout_s=SILENCE_S, query=query, headers=headers, job_id=job_id
+                ) as answer:
+                    async for block in answer.blocks():
+                        began = time.monotonic()
+                        backoff.reset()
+                        for event in reader.feed(block):
+                            yield event
+                            if event.kind == "end":
+                                return
+                lost: Unavailable = CoordinatorUnreachable(f"the log of {job_id} broke off")
+            except Unavailable as exc:
+                lost = exc
+            if (pause := self._pause(lost, began, backoff)) is None:
+                raise lost
+            await asyncio.sleep(pause)
+
+
+class Download:
+    """The head of an answer whose bytes are still to come; `blocks` is used once."""
+
+    def __init__(self, response: httpx.Response, prepared: Prepared) -> None:
+        self.status = response.status_code
+        self.headers = response.headers
+        self._response = response
+        self._prepared = prepared
+
+    def blocks(self) -> Iterator[bytes]:
+        """The bytes; a connection that breaks is CoordinatorUnreachable, never a short end."""
+        try:
+            yield from self._response.iter_raw()
+        except httpx.HTTPError as exc:
+            raise _unreachable(self._prepared, exc) from exc
+
+
+class Client(_Shell):
+    """The same for programs that wait, without what nodes alone send."""
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        token: str | None = None,
+        verify: bool | str = True,
+        timeout_s: float = TIMEOUT_S,
+        patience_s: float = 0.0,
+    ) -> None:
+        super().__init__(base_url, token=token, timeout_s=timeout_s, patience_s=patience_s)
+        self._http = httpx.Client(verify=_context(verify), limits=_LIMITS)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes its connections."""
+        self._http.close()
+
+    def _exchange(self, prepared: Prepared, limit: httpx.Timeout, content: Iterator[bytes] | None = None) -> Answer:
+        try:
+            response = self._http.send(_request(prepared, limit, content))
+        except httpx.HTTPError as exc:
+            raise _unreachable(prepared, exc) from exc
+        if not response.is_success:
+            raise failure(response.status_code, response.content, response.headers)
+        return response.status_code, response.headers, response.content
+
+    def call(
+        self, route: Route, message: Any = None, *, timeout_s: float | None = None, shape: Any = ROUTE_SHAPE, **more: Any
+    ) -> Any:
+        """One call; its answer as the route's message. `more` takes token, query, headers and the path's parameters.
+
+        Raises the error tree. A GET that met Unavailable is made again for up to `patience_s`, when the coordinator asks it to.
+        """
+        options = {name: more.pop(name) for name in _OPTIONS if name in more}
+        prepared = self._prepare(route, message, options, more)
+        began, backoff = time.monotonic(), Backoff(min_s=0.2, max_s=5.0)
+        while True:
+            try:
+                status, _, content = self._exchange(prepared, self._timeout(timeout_s, prepared.wait_s))
+                return understand(route, status, content, shape=shape)
+            except Unavailable as exc:
+                pause = self._pause(exc, began, backoff) if route.method == "GET" else None
+                if pause is None:
+                    raise
+            time.sleep(pause)
+
+    def upload(
+        self, route: Route, file: Path, *, token: str | None = None, timeout_s: float | None = None, **path: Any
+    ) -> m.Blob:
+        """A file as the whole body of a call, in constant memory."""
+        size = file.stat().st_size
+        prepared = self._prepare(route, None, {"token": token, "headers": _body_headers(size)}, path)
+        status, _, content = self._exchange(prepared, self._timeout(timeout_s), file_blocks(file, size))
+        blob: m.Blob = understand(route, status, content)
+        return blob
+
+    @contextmanager
+    def download(self, route: Route, *, timeout_s: float | None = None, **more: Any) -> Iterator[Download]:
+        """A call whose answer is read in blocks."""
+        options = {name: more.pop(name) for name in _OPTIONS if name in more}
+        prepared = self._prepare(route, None, options, more)
+        try:
+            response = self._http.send(_request(prepared, self._timeout(timeout_s)), stream=True)
+        except httpx.HTTPError as exc:
+            raise _unreachable(prepared, exc) from exc
+        try:
+            if not response.is_success:
+                response.read()
+                raise failure(response.status_code, response.content, response.headers)
+            yield Download(response, prepared)
+        finally:
+            response.close()
+
+    def follow_log(self, job_id: str, query: m.LogQuery) -> Iterator[ServerEvent]:
+        """A log's events until `end`; a connection that breaks is made anew after the last event seen, for up to `patience_s`."""
+        query = replace(query, follow=True)
+        reader, backoff, began = EventReader(), Backoff(min_s=0.2, max_s=5.0), time.monotonic()
+        while True:
+            headers = {"Last-Event-ID": reader.ident} if reader.ident is not None else {}
+            reader = EventReader(reader.ident)
+            try:
+                with self.download(routes.READ_LOG, timeout_s=SILENCE_S, query=query, headers=headers, job_id=job_id) as answer:
+                    for block in answer.blocks():
+                        began = time.monotonic()
+                        backoff.reset()
+                        for event in reader.feed(block):
+                            yield event
+                            if event.kind == "end":
+                                return
+                lost: Unavailable = CoordinatorUnreachable(f"the log of {job_id} broke off")
+            except Unavailable as exc:
+                lost = exc
+            if (pause := self._pause(lost, began, backoff)) is None:
+                raise lost
+            time.sleep(pause)

@@ -1,0 +1,59 @@
+"""Signed envelopes: DSSE v1 with Ed25519 (source: the Dead Simple Signing Envelope specification).
+
+What runs is an immutable byte string, the spec; what the coordinator adds is the assignment. One envelope covers both.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+ASSIGNMENT_TYPE = "application/vnd.ostler.assignment+json"
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """One signature: `keyid` hints at the key, `sig` holds the raw bytes (base64 in JSON)."""
+
+    keyid: str
+    sig: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """A payload with its type and signatures; field names as the DSSE specification spells them."""
+
+    payload: bytes
+    payloadType: str  # noqa: N815 - the specification's name
+    signatures: tuple[Signature, ...]
+
+
+def pae(payload_type: str, payload: bytes) -> bytes:
+    """The pre-authentication encoding: what is really signed."""
+    kind = payload_type.encode()
+    return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)
+
+
+def key_id(public_key: bytes) -> str:
+    """A short name of a raw 32-byte Ed25519 public key."""
+    return hashlib.sha256(public_key).hexdigest()[:16]
+
+
+def sign(payload: bytes, payload_type: str, key: Ed25519PrivateKey, keyid: str) -> Envelope:
+    """An envelope with one signature."""
+    return Envelope(payload, payload_type, (Signature(keyid, key.sign(pae(payload_type, payload))),))
+
+
+def verify(envelope: Envelope, payload_type: str, trusted: Ed25519PublicKey) -> bytes | None:
+    """The payload when its type is the expected one and a signature is by the trusted key, else None."""
+    if envelope.payloadType != payload_type:
+        return None
+    message = pae(payload_type, envelope.payload)
+    for signature in envelope.signatures[:8]:
+        try:
+            trusted.verify(signature.sig, message)
+        except InvalidSignature:
+            continue
+        return envelope.payload
+    return None

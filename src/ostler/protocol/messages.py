@@ -1,0 +1,582 @@
+"""The messages between node, client and coordinator, as frozen dataclasses that are both value and wire.
+
+Times on the wire are RFC 3339 with an offset, durations are seconds (`_s`), sizes are MB of 2**20 bytes (`_mb`) or bytes.
+A lease is a duration, never a time of day. Fields that a reader does not know are ignored.
+"""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from ostler.model.attempt import AttemptState, Usage
+from ostler.model.capabilities import Capabilities
+from ostler.model.failures import Failure
+from ostler.model.job import JobState
+from ostler.model.manifest import Runner
+from ostler.model.node import NodeState
+from ostler.protocol.dsse import Envelope
+
+PROTOCOL = 1  # what this release speaks
+PROTOCOL_MIN = 1  # the oldest that it still understands
+LOG_STREAMS = ("stdout", "stderr")
+INLINE_LOG_BYTES = 64 * 1024  # a shorter log tail travels inside the outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """One attempt that a node holds: the fencing pair."""
+
+    job_id: str
+    attempt: int
+
+
+# --- node -> coordinator -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegisterRequest:
+    """A daemon's first call. With a join token it enrols `public_key` (raw Ed25519, base64); later it signs a challenge.
+
+    `boot_epoch` is "<kernel boot id>:<daemon incarnation>". `held` lists the attempts that the node still has; what the
+    coordinator believes it has besides is lost. `signature` is over `register_message(...)`.
+    """
+
+    node_id: str
+    version: str
+    protocol: int
+    boot_epoch: str
+    public_key: bytes
+    capabilities: Capabilities
+    cpu_slots: int
+    gpu_slots: int
+    held: tuple[Held, ...] = ()
+    challenge: str | None = None
+    signature: bytes | None = None
+
+
+def register_message(challenge: str, node_id: str, boot_epoch: str) -> bytes:
+    """What a node signs to prove that it has the private half of its key."""
+    return f"ostler-register-v1\n{challenge}\n{node_id}\n{boot_epoch}".encode()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegisterResponse:
+    """What the node lives by from now on. `coordinator_key` is the raw Ed25519 key that signs assignments."""
+
+    node_id: str
+    node_token: str
+    token_ttl_s: float
+    heartbeat_s: float
+    lease_s: float
+    pull_wait_s: float
+    coordinator_key: bytes
+    version: str
+    protocol: int
+    protocol_min: int
+    draining: bool = False
+    forget: tuple[Held, ...] = ()
+
+
+class DirectiveKind(StrEnum):
+    """What a coordinator may tell a node."""
+
+    CANCEL = "cancel"
+    DRAIN = "drain"
+    RESUME = "resume"
+    RECONCILE = "reconcile"
+    FORGET = "forget"
+    REFRESH_TOKEN = "refresh_token"  # noqa: S105 - a kind of directive
+    REGISTER = "register"
+    DEBUG = "debug"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Directive:
+    """One wish of the coordinator.
+
+    cancel: end this attempt and report it cancelled. reconcile: the coordinator believes that you hold this attempt; if not, report it
+    failed with E_LOST. forget: this attempt is over for the coordinator; stop and discard it. refresh_token: use `token` from
+    now on. register: your session is unknown, register anew. debug: pin this attempt's workspace and upload it.
+    drain (with `timeout_s`: what then still runs is cancelled) and resume speak to the node as a whole.
+    """
+
+    kind: DirectiveKind
+    job_id: str | None = None
+    attempt: int | None = None
+    reason: str | None = None
+    token: str | None = None
+    timeout_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeartbeatRequest:
+    """Renews the lease of exactly the attempts in `held`. `held=None` (the source's form) renews all that the node has."""
+
+    node_id: str
+    load: float = 0.0
+    free_mb: int = 0
+    gpu_free: int = 0
+    disk_free_mb: int | None = None
+    held: tuple[Held, ...] | None = None
+    version: str | None = None
+    boot_epoch: str | None = None
+    draining: bool = False
+    health: tuple[str, ...] = ()
+    slots: int | None = None
+    capabilities: Capabilities | None = None  # only when they changed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeartbeatResponse:
+    """Directives, and how long the renewed leases now last."""
+
+    ok: bool = True
+    lease_s: float = 0.0
+    directives: tuple[Directive, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PullRequest:
+    """A long poll. `slots` and `gpu_slots` are credit: how many more jobs the node takes now; the newest pull of a node wins.
+
+    `held` are all attempts that the node has or was offered: a lease offered earlier and missing here is taken back at once.
+    Without `protocol` the caller speaks the source's section 8 and gets one plain manifest.
+    """
+
+    node_id: str
+    filters: dict[str, Any] | None = None
+    slots: int = 1
+    gpu_slots: int = 0
+    wait_s: float = 0.0
+    held: tuple[Held, ...] = ()
+    protocol: int | None = None
+    boot_epoch: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment:
+    """The signed payload: `spec` is the manifest, byte for byte as it was submitted; the rest is what the coordinator adds."""
+
+    job_id: str
+    attempt: int
+    node_id: str
+    lease_s: float
+    spec: str
+    tries: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PullResponse:
+    """Leases as signed envelopes (payload: Assignment) and directives. `job` is only for callers of the source's section 8."""
+
+    job: dict[str, Any] | None = None
+    jobs: tuple[Envelope, ...] = ()
+    directives: tuple[Directive, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AckItem:
+    """Accepts a lease, or hands it back unbegun with a reason (`decline`), which costs no retry."""
+
+    job_id: str
+    attempt: int
+    decline: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProgressItem:
+    """Where a running attempt stands: its stage, and what the job says of itself (`pct` 0 to 100, `note` at most 500 characters)."""
+
+    job_id: str
+    attempt: int
+    state: AttemptState | None = None
+    pct: float | None = None
+    note: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogEnd:
+    """The end of one log stream: its whole `length` and `sha256` (hex); `tail` holds the bytes from `offset` that were not shipped yet."""
+
+    stream: str
+    length: int
+    sha256: str
+    offset: int = 0
+    tail: bytes = b""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArtifactEntry:
+    """One delivered output; `size` in bytes, `sha256` in hex."""
+
+    path: str
+    type: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How an attempt ended: done (no failure, not cancelled), failed or cancelled. Idempotent by (job_id, attempt)."""
+
+    job_id: str
+    attempt: int
+    failure: Failure | None = None
+    cancelled: bool = False
+    exit_code: int | None = None
+    signal: int | None = None
+    usage: Usage = Usage()  # noqa: RUF009 - a frozen value
+    logs: tuple[LogEnd, ...] = ()
+    artifacts: tuple[ArtifactEntry, ...] = ()
+    sandbox: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AckBatch:
+    """Body of `POST /jobs/ack`."""
+
+    items: tuple[AckItem, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProgressBatch:
+    """Body of `POST /jobs/progress`."""
+
+    items: tuple[ProgressItem, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutcomeBatch:
+    """Body of `POST /jobs/result` and `POST /jobs/fail`."""
+
+    items: tuple[Outcome, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ItemResult:
+    """The answer to one item: ok, or the code of the error tree, its message, and for logs the offset to rewind to."""
+
+    job_id: str
+    attempt: int
+    ok: bool = True
+    code: str | None = None
+    message: str | None = None
+    stream: str | None = None
+    offset: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchResponse:
+    """One answer per item, in order."""
+
+    items: tuple[ItemResult, ...]
+
+
+# --- client -> coordinator ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submitted:
+    """One accepted job."""
+
+    job_id: str
+    state: JobState = JobState.QUEUED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubmitResponse:
+    """The accepted jobs, in the order of the manifests. All are accepted, or none."""
+
+    items: tuple[Submitted, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptView:
+    """One attempt as clients see it."""
+
+    attempt: int
+    node_id: str
+    state: AttemptState
+    leased_at: datetime
+    acked_at: datetime | None = None
+    finished_at: datetime | None = None
+    failure: Failure | None = None
+    exit_code: int | None = None
+    signal: int | None = None
+    usage: Usage | None = None
+    sandbox: str | None = None
+    workspace_sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventView:
+    """One line of a job's timeline; `id` grows, `at` is the coordinator's clock."""
+
+    id: int
+    at: datetime
+    kind: str
+    job_id: str | None = None
+    attempt: int | None = None
+    node_id: str | None = None
+    message: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobView:
+    """One job as clients see it. `attempts`, `timeline` and `manifest` are filled when a single job is asked for."""
+
+    job_id: str
+    state: JobState
+    runner: Runner
+    title: str
+    queue: str
+    priority: int
+    labels: dict[str, str]
+    submitted_at: datetime
+    attempt: int = 0
+    tries: int = 0
+    node_id: str | None = None
+    finished_at: datetime | None = None
+    due_at: datetime | None = None
+    expires_at: datetime | None = None
+    failure: Failure | None = None
+    exit_code: int | None = None
+    signal: int | None = None
+    pct: float | None = None
+    note: str | None = None
+    held: bool = False
+    cancel_requested: bool = False
+    retry_of: str | None = None
+    attempts: tuple[AttemptView, ...] = ()
+    timeline: tuple[EventView, ...] = ()
+    artifacts: tuple[ArtifactEntry, ...] = ()
+    manifest: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobPage:
+    """One page of jobs, newest first; `next_cursor` is null on the last; `total` only with `?count=true`."""
+
+    items: tuple[JobView, ...]
+    next_cursor: str | None = None
+    total: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobQuery:
+    """Filters of `GET /jobs`. `state` may hold several, comma-separated; `label` is `key=value`."""
+
+    state: str | None = None
+    label: str | None = None
+    queue: str | None = None
+    node: str | None = None
+    cursor: str | None = None
+    limit: int = 50
+    count: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blocker:
+    """One requirement and how many nodes fail it; `examples` names some nodes with the reason."""
+
+    requirement: str
+    nodes: int
+    examples: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """Why a job is where it is: one sentence, and per requirement how many nodes fail it, or who is ahead."""
+
+    job_id: str
+    state: JobState
+    summary: str
+    nodes_total: int = 0
+    nodes_fitting: int = 0
+    nodes_free: int = 0
+    ahead: int = 0
+    blockers: tuple[Blocker, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaitQuery:
+    """How long a long poll may wait, in seconds (at most 60)."""
+
+    wait_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogQuery:
+    """Which log: of the latest attempt unless `attempt` says otherwise; from `offset` bytes; `follow` streams until the job is over."""
+
+    stream: str = "stdout"
+    attempt: int | None = None
+    offset: int = 0
+    limit: int | None = None
+    follow: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArtifactQuery:
+    """Which attempt's artifacts: of the latest finished one unless `attempt` says otherwise."""
+
+    attempt: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArtifactPage:
+    """All artifacts of one attempt."""
+
+    items: tuple[ArtifactEntry, ...]
+    next_cursor: str | None = None
+    total: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CancelRequest:
+    """Why a job is cancelled; shown in its timeline."""
+
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blob:
+    """Uploaded bytes, named by their sha256 (hex); `size` in bytes."""
+
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeView:
+    """One node as clients see it; `attempts` are those that it holds."""
+
+    node_id: str
+    state: NodeState
+    version: str
+    protocol: int
+    boot_epoch: str
+    joined_at: datetime
+    last_seen_at: datetime | None = None
+    changed_at: datetime | None = None
+    reason: str | None = None
+    cpu_slots: int = 0
+    gpu_slots: int = 0
+    load: float = 0.0
+    free_mb: int = 0
+    gpu_free: int = 0
+    disk_free_mb: int | None = None
+    health: tuple[str, ...] = ()
+    attempts: tuple[Held, ...] = ()
+    capabilities: Capabilities | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodePage:
+    """All nodes by id."""
+
+    items: tuple[NodeView, ...]
+    next_cursor: str | None = None
+    total: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PageQuery:
+    """Where to go on and how many."""
+
+    cursor: str | None = None
+    limit: int = 100
+    count: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrainRequest:
+    """No new work for a node; what still runs after `timeout_s` is cancelled and retried elsewhere (absent: let it finish)."""
+
+    reason: str | None = None
+    timeout_s: float | None = None
+
+
+class TokenKind(StrEnum):
+    """Which door a stored token opens."""
+
+    JOIN = "join"
+    API = "api"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenRequest:
+    """Asks for a join token that enrols `uses` nodes within `expires_s` seconds."""
+
+    kind: TokenKind = TokenKind.JOIN
+    uses: int = 1
+    expires_s: float = 3600.0
+    note: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenView:
+    """One stored token; `token` itself is shown once, when it is made."""
+
+    token_id: str
+    kind: TokenKind
+    created_at: datetime
+    expires_at: datetime | None = None
+    uses_left: int | None = None
+    revoked_at: datetime | None = None
+    note: str | None = None
+    token: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenPage:
+    """All tokens, newest first."""
+
+    items: tuple[TokenView, ...]
+    next_cursor: str | None = None
+    total: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionView:
+    """What a coordinator is and speaks."""
+
+    version: str
+    protocol: int
+    protocol_min: int
+    schema: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HealthView:
+    """`/healthz` and `/readyz` of the coordinator; `checks` maps each check to "ok" or what is wrong."""
+
+    status: str
+    version: str
+    checks: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProblemDetail:
+    """One mistake in a request: the field's path and what to write instead."""
+
+    path: str
+    message: str
+    line: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProblemReport:
+    """RFC 9457 problem details, with a stable `code`, a `hint` that says what to do, and every mistake at once."""
+
+    title: str
+    status: int
+    code: str
+    type: str = "about:blank"
+    detail: str | None = None
+    instance: str | None = None
+    hint: str | None = None
+    errors: tuple[ProblemDetail, ...] = ()
+    challenge: str | None = None
+    offset: int | None = None

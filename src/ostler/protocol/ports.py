@@ -1,0 +1,89 @@
+"""The small ports through which runners plug into a node."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from ostler.model.attempt import Usage
+from ostler.model.failures import Failure
+from ostler.model.manifest import Manifest, Runner
+from ostler.model.sandbox import SandboxLevel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptTask:
+    """One attempt as a runner sees it: `root` is its workspace (input/ work/ output/ logs/ below it), made and filled already.
+
+    `sandbox` is the level in force, `gpus` the uuids that it may use, `timeout_s` its wall-clock limit.
+    """
+
+    job_id: str
+    attempt: int
+    manifest: Manifest
+    root: Path
+    sandbox: SandboxLevel
+    timeout_s: float
+    gpus: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """The name under which the keeper knows its processes."""
+        return f"{self.job_id}/{self.attempt}"
+
+    def log(self, stream: str) -> Path:
+        """Where this stream's bytes are written."""
+        return self.root / "logs" / f"{stream}.log"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """How an attempt's processes ended: no failure means success so far (artifacts are looked at afterwards)."""
+
+    failure: Failure | None = None
+    cancelled: bool = False
+    exit_code: int | None = None
+    signal: int | None = None
+    usage: Usage = Usage()  # noqa: RUF009 - a frozen value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """What a job says of itself: percent (0 to 100) and a note."""
+
+    pct: float | None = None
+    note: str | None = None
+
+
+class RunnerPort(Protocol):
+    """One kind of runner. All processes live under the keeper, so each method may be called by a daemon that was not there before."""
+
+    runner: Runner
+
+    def refuse(self, manifest: Manifest) -> Failure | None:
+        """Why this manifest will not be run here (E_DENY, E_SPEC), before anything is prepared; None when it may."""
+        ...
+
+    async def start(self, task: AttemptTask) -> Failure | None:
+        """Start the attempt's processes; returns as soon as they live, or with the failure to start them."""
+        ...
+
+    async def wait(self, task: AttemptTask, progress: Callable[[Progress], None]) -> Ending:
+        """Until the attempt's processes are gone. Also for an attempt that an earlier daemon started."""
+        ...
+
+    async def alive(self, task: AttemptTask) -> bool:
+        """Whether there is something to wait for: living processes, or an exit record."""
+        ...
+
+    async def kill(self, task: AttemptTask, *, reason: str, grace_s: float) -> None:
+        """End the whole tree: SIGTERM, the grace, SIGKILL. `wait` then returns; reason "cancel" makes it cancelled."""
+        ...
+
+    async def forget(self, task: AttemptTask) -> None:
+        """The attempt is delivered; nothing of it is needed any more."""
+        ...
+
+    async def close(self) -> None:
+        """The daemon ends; attempts go on."""
+        ...

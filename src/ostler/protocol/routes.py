@@ -1,0 +1,243 @@
+"""The route table: the one source of the router, the authorisation, the typed client and the OpenAPI document."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from ostler.model import errors
+from ostler.model.errors import OstlerError
+from ostler.model.manifest import Manifest
+from ostler.protocol import messages as m
+
+BASE = "/api/v1"
+MB = 2**20
+
+
+class Audience(StrEnum):
+    """Who may call a route."""
+
+    PUBLIC = "public"  # no credential
+    ENROL = "enrol"  # a join token, or a node's signature: the operation itself decides
+    NODE = "node"  # a node token
+    CLIENT = "client"  # an API token
+    MEMBER = "member"  # a node token or an API token
+
+
+class Body(StrEnum):
+    """What a request carries."""
+
+    NONE = "none"
+    JSON = "json"
+    BYTES = "bytes"  # streamed, never held in memory as a whole
+    FLEXIBLE = "flexible"  # JSON, or one of the source's forms (query parameters, multipart)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """One route. `request` and `response` are message classes (None: no JSON there); `media` is the answer's type where it is not JSON."""
+
+    name: str
+    method: str
+    path: str
+    audience: Audience
+    summary: str
+    body: Body = Body.NONE
+    request: Any = None
+    query: Any = None
+    response: Any = None
+    media: str = "application/json"
+    status: int = 200
+    also: tuple[int, ...] = ()  # further good answers, such as 202 while a result is not ready
+    errors: tuple[type[OstlerError], ...] = ()
+    max_body: int = MB
+
+    @property
+    def url(self) -> str:
+        """The whole path template, such as /api/v1/jobs/{job_id}."""
+        return self.path if self.path.startswith(("/healthz", "/readyz", "/metrics")) else BASE + self.path
+
+
+_JOB = (errors.NotFound,)
+
+REGISTER = Route(
+    name="register_node", method="POST", path="/nodes/register", audience=Audience.ENROL, body=Body.JSON,
+    summary="Enrol a node with a join token, or open a session by signing a challenge",
+    request=m.RegisterRequest, response=m.RegisterResponse,
+    errors=(errors.InvalidSpec, errors.Unauthenticated, errors.UpgradeRequired, errors.Forbidden, errors.AlreadyExists),
+)  # fmt: skip
+HEARTBEAT = Route(
+    name="heartbeat", method="POST", path="/nodes/heartbeat", audience=Audience.NODE, body=Body.JSON,
+    summary="Renew the leases that a node holds; answers directives",
+    request=m.HeartbeatRequest, response=m.HeartbeatResponse, errors=(errors.InvalidSpec, errors.Conflict),
+)  # fmt: skip
+PULL = Route(
+    name="pull_jobs", method="POST", path="/jobs/pull", audience=Audience.NODE, body=Body.JSON,
+    summary="Long poll for leases and directives",
+    request=m.PullRequest, response=m.PullResponse, errors=(errors.InvalidSpec, errors.Conflict),
+)  # fmt: skip
+ACK = Route(
+    name="ack_jobs", method="POST", path="/jobs/ack", audience=Audience.NODE, body=Body.FLEXIBLE,
+    summary="Accept leases, or hand them back unbegun",
+    request=m.AckBatch, response=m.BatchResponse, errors=(errors.InvalidSpec, errors.StaleAttempt),
+)  # fmt: skip
+PROGRESS = Route(
+    name="report_progress", method="POST", path="/jobs/progress", audience=Audience.NODE, body=Body.FLEXIBLE,
+    summary="Report stages and progress of running attempts",
+    request=m.ProgressBatch, response=m.BatchResponse, errors=(errors.InvalidSpec, errors.StaleAttempt),
+)  # fmt: skip
+RESULT = Route(
+    name="deliver_results", method="POST", path="/jobs/result", audience=Audience.NODE, body=Body.FLEXIBLE,
+    summary="Deliver outcomes: a JSON batch, or multipart with one outcome (`metadata`) and its artifacts",
+    request=m.OutcomeBatch, response=m.BatchResponse, max_body=64 * 1024 * MB,
+    errors=(errors.InvalidSpec, errors.StaleAttempt, errors.TooLarge, errors.StoreBusy),
+)  # fmt: skip
+FAIL = Route(
+    name="report_failures", method="POST", path="/jobs/fail", audience=Audience.NODE, body=Body.FLEXIBLE,
+    summary="Report failed attempts",
+    request=m.OutcomeBatch, response=m.BatchResponse, max_body=16 * MB,
+    errors=(errors.InvalidSpec, errors.StaleAttempt),
+)  # fmt: skip
+APPEND_LOG = Route(
+    name="append_log", method="PATCH", path="/jobs/{job_id}/attempts/{attempt}/log/{stream}", audience=Audience.NODE,
+    body=Body.BYTES, status=204, max_body=8 * MB,
+    summary="Append log bytes at `Upload-Offset`; the last call adds `Upload-Length` and `Upload-Checksum`",
+    errors=(errors.InvalidSpec, errors.NotFound, errors.Gone, errors.OffsetMismatch, errors.TooLarge),
+)  # fmt: skip
+UPLOAD_WORKSPACE = Route(
+    name="upload_workspace", method="PUT", path="/jobs/{job_id}/attempts/{attempt}/workspace", audience=Audience.NODE,
+    body=Body.BYTES, response=m.Blob, max_body=64 * 1024 * MB,
+    summary="Upload a pinned workspace as tar.gz, asked for by a debug directive",
+    errors=(errors.NotFound, errors.TooLarge),
+)  # fmt: skip
+
+SUBMIT = Route(
+    name="submit_jobs", method="POST", path="/jobs", audience=Audience.CLIENT, body=Body.JSON, status=201,
+    summary="Submit one manifest, a list, or {jobs: [...]}; all are accepted or none (at most 10,000)",
+    request=Manifest, response=m.SubmitResponse, max_body=64 * MB,
+    errors=(errors.InvalidSpec, errors.AlreadyExists, errors.TooLarge),
+)  # fmt: skip
+LIST_JOBS = Route(
+    name="list_jobs", method="GET", path="/jobs", audience=Audience.CLIENT, query=m.JobQuery, response=m.JobPage,
+    summary="List jobs, newest first", errors=(errors.InvalidSpec,),
+)  # fmt: skip
+SHOW_JOB = Route(
+    name="show_job", method="GET", path="/jobs/{job_id}", audience=Audience.CLIENT, response=m.JobView,
+    summary="One job with its attempts, timeline and artifacts", errors=_JOB,
+)  # fmt: skip
+AWAIT_JOB = Route(
+    name="await_job", method="GET", path="/jobs/{job_id}/result", audience=Audience.CLIENT, query=m.WaitQuery,
+    response=m.JobView, also=(202,),
+    summary="The finished job; 202 with Retry-After and the job as it is while it is not over", errors=_JOB,
+)  # fmt: skip
+EXPLAIN_JOB = Route(
+    name="explain_job", method="GET", path="/jobs/{job_id}/explain", audience=Audience.CLIENT, response=m.Explanation,
+    summary="Why a job is still pending", errors=_JOB,
+)  # fmt: skip
+READ_LOG = Route(
+    name="read_log", method="GET", path="/jobs/{job_id}/logs", audience=Audience.CLIENT, query=m.LogQuery,
+    media="text/plain", also=(206,),
+    summary="Log bytes from `offset`; with `follow=true` server-sent events until the job is over",
+    errors=(errors.NotFound, errors.InvalidSpec),
+)  # fmt: skip
+LIST_ARTIFACTS = Route(
+    name="list_artifacts", method="GET", path="/jobs/{job_id}/artifacts", audience=Audience.CLIENT, query=m.ArtifactQuery,
+    response=m.ArtifactPage, summary="Artifacts of the latest finished attempt, or of the one named", errors=_JOB,
+)  # fmt: skip
+GET_ARTIFACT = Route(
+    name="get_artifact", method="GET", path="/jobs/{job_id}/artifacts/{path:path}", audience=Audience.CLIENT,
+    query=m.ArtifactQuery, media="application/octet-stream", also=(206,),
+    summary="One artifact's bytes; honours Range", errors=_JOB,
+)  # fmt: skip
+CANCEL_JOB = Route(
+    name="cancel_job", method="POST", path="/jobs/{job_id}/cancel", audience=Audience.CLIENT, body=Body.JSON,
+    request=m.CancelRequest, response=m.JobView,
+    summary="Cancel a job: at once where nobody holds it, else as soon as its node has ended it",
+    errors=(errors.NotFound, errors.InvalidTransition),
+)  # fmt: skip
+RETRY_JOB = Route(
+    name="retry_job", method="POST", path="/jobs/{job_id}/retry", audience=Audience.CLIENT, response=m.JobView, status=201,
+    summary="Try again: now if the job waits for a retry; a job that is over is submitted anew under a new id",
+    errors=(errors.NotFound, errors.InvalidTransition),
+)  # fmt: skip
+HOLD_JOB = Route(
+    name="hold_job", method="POST", path="/jobs/{job_id}/hold", audience=Audience.CLIENT, response=m.JobView,
+    summary="Keep a pending job from being leased", errors=(errors.NotFound, errors.InvalidTransition),
+)  # fmt: skip
+RELEASE_JOB = Route(
+    name="release_job", method="POST", path="/jobs/{job_id}/release", audience=Audience.CLIENT, response=m.JobView,
+    summary="Let a held job be leased again", errors=(errors.NotFound, errors.InvalidTransition),
+)  # fmt: skip
+DEBUG_JOB = Route(
+    name="debug_job", method="POST", path="/jobs/{job_id}/debug", audience=Audience.CLIENT, response=m.JobView, status=202,
+    summary="Ask the node to pin the latest attempt's workspace and upload it",
+    errors=(errors.NotFound, errors.Conflict),
+)  # fmt: skip
+GET_WORKSPACE = Route(
+    name="get_workspace", method="GET", path="/jobs/{job_id}/attempts/{attempt}/workspace", audience=Audience.CLIENT,
+    media="application/gzip", also=(206,), summary="A workspace that was asked for by debug, as tar.gz", errors=_JOB,
+)  # fmt: skip
+UPLOAD_BLOB = Route(
+    name="upload_blob", method="POST", path="/blobs", audience=Audience.CLIENT, body=Body.BYTES, status=201, response=m.Blob,
+    summary="Upload one input file; manifests name it by its sha256", max_body=64 * 1024 * MB,
+    errors=(errors.TooLarge, errors.StoreBusy),
+)  # fmt: skip
+GET_BLOB = Route(
+    name="get_blob", method="GET", path="/blobs/{sha256}", audience=Audience.MEMBER, media="application/octet-stream",
+    also=(206,), summary="An uploaded file's bytes; a node reaches only inputs of attempts that it holds", errors=_JOB,
+)  # fmt: skip
+LIST_NODES = Route(
+    name="list_nodes", method="GET", path="/nodes", audience=Audience.CLIENT, query=m.PageQuery, response=m.NodePage,
+    summary="List nodes", errors=(errors.InvalidSpec,),
+)  # fmt: skip
+SHOW_NODE = Route(
+    name="show_node", method="GET", path="/nodes/{node_id}", audience=Audience.CLIENT, response=m.NodeView,
+    summary="One node with its capabilities and attempts", errors=_JOB,
+)  # fmt: skip
+DRAIN_NODE = Route(
+    name="drain_node", method="POST", path="/nodes/{node_id}/drain", audience=Audience.MEMBER, body=Body.JSON,
+    request=m.DrainRequest, response=m.NodeView, summary="Give a node no new work (a node may drain itself)",
+    errors=(errors.NotFound, errors.InvalidTransition),
+)  # fmt: skip
+RESUME_NODE = Route(
+    name="resume_node", method="POST", path="/nodes/{node_id}/resume", audience=Audience.MEMBER, response=m.NodeView,
+    summary="Give a drained node work again", errors=(errors.NotFound, errors.InvalidTransition),
+)  # fmt: skip
+CREATE_TOKEN = Route(
+    name="create_token", method="POST", path="/tokens", audience=Audience.CLIENT, body=Body.JSON, status=201,
+    request=m.TokenRequest, response=m.TokenView, summary="Make a join token; it is shown once", errors=(errors.InvalidSpec,),
+)  # fmt: skip
+LIST_TOKENS = Route(
+    name="list_tokens", method="GET", path="/tokens", audience=Audience.CLIENT, query=m.PageQuery, response=m.TokenPage,
+    summary="List tokens, without their secrets", errors=(errors.InvalidSpec,),
+)  # fmt: skip
+REVOKE_TOKEN = Route(
+    name="revoke_token", method="DELETE", path="/tokens/{token_id}", audience=Audience.CLIENT, response=m.TokenView,
+    summary="Make a token useless from now on", errors=(errors.NotFound, errors.Conflict),
+)  # fmt: skip
+VERSION = Route(
+    name="version", method="GET", path="/version", audience=Audience.PUBLIC, response=m.VersionView,
+    summary="Release, protocol and schema of this coordinator",
+)  # fmt: skip
+OPENAPI = Route(
+    name="openapi", method="GET", path="/openapi.json", audience=Audience.PUBLIC, summary="This document",
+)  # fmt: skip
+HEALTHZ = Route(
+    name="healthz", method="GET", path="/healthz", audience=Audience.PUBLIC, response=m.HealthView,
+    summary="Whether the process and its loops are alive", errors=(errors.StoreBusy,),
+)  # fmt: skip
+READYZ = Route(
+    name="readyz", method="GET", path="/readyz", audience=Audience.PUBLIC, response=m.HealthView,
+    summary="Whether it can serve: the store answers and the schema fits", errors=(errors.StoreBusy,),
+)  # fmt: skip
+METRICS = Route(
+    name="metrics", method="GET", path="/metrics", audience=Audience.PUBLIC, media="text/plain",
+    summary="Metrics in the Prometheus text format",
+)  # fmt: skip
+
+ROUTES: tuple[Route, ...] = (
+    REGISTER, HEARTBEAT, PULL, ACK, PROGRESS, RESULT, FAIL, APPEND_LOG, UPLOAD_WORKSPACE,
+    SUBMIT, LIST_JOBS, SHOW_JOB, AWAIT_JOB, EXPLAIN_JOB, READ_LOG, LIST_ARTIFACTS, GET_ARTIFACT,
+    CANCEL_JOB, RETRY_JOB, HOLD_JOB, RELEASE_JOB, DEBUG_JOB, GET_WORKSPACE, UPLOAD_BLOB, GET_BLOB,
+    LIST_NODES, SHOW_NODE, DRAIN_NODE, RESUME_NODE, CREATE_TOKEN, LIST_TOKENS, REVOKE_TOKEN,
+    VERSION, OPENAPI, HEALTHZ, READYZ, METRICS,
+)  # fmt: skip

@@ -1,0 +1,1 @@
+"""Clocks, backoff, the shape of loops, logs, configuration."""

@@ -1,0 +1,214 @@
+"""Files that people write, YAML or JSON, read so that each value's line is still known."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from ostler.model.errors import Problem
+
+Path = tuple[str | int, ...]
+MAX_DEPTH = 64
+MAX_NODES = 5_000_000  # aliases can make a small file expand without end
+_TOO_DEEP = f"is nested deeper than {MAX_DEPTH} levels"
+_MERGE = "tag:yaml.org,2002:merge"
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def join(path: Sequence[str | int]) -> str:
+    """`("input", "urls", 0, "name")` as `input.urls[0].name`."""
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One value of a file. `line_of` answers the line (1-based) where a field stands, or the nearest thing around it."""
+
+    value: Any
+    file: str
+    line: int = 1
+    _root: Callable[[], yaml.Node | None] = field(default=lambda: None, repr=False, compare=False)
+
+    def line_of(self, path: Path) -> int:
+        """The line of the field's key; of an absent one, the line of what should hold it."""
+        node, line = self._root(), self.line
+        for part in path:
+            found = next(((at, value) for key, at, value in _children(node) if key == part), None)
+            if found is None:
+                break
+            line, node = found
+        return line
+
+    def problem(self, path: Path, message: str, *, shown: Path | None = None) -> Problem:
+        """A mistake at `path`, with file and line; `shown` is the path that people see, where it is another."""
+        return Problem(join(path if shown is None else shown), message, self.file, self.line_of(path))
+
+
+def read_documents(text: str, file: str) -> tuple[list[Document], list[Problem]]:
+    """Every document of a file: one JSON value, JSON lines, or YAML (several after `---`). Empty YAML documents are left out."""
+    start = text.lstrip()[:1]
+    if start in {"{", "["}:
+        try:
+            return _json(text, file)
+        except ValueError as exc:
+            lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+            if len(lines) > 1 and all(line.lstrip()[0] == "{" for _, line in lines):
+                found = _json_lines(lines, file)
+                if found is not None:
+                    return found
+            if file.endswith((".json", ".jsonl", ".ndjson")):
+                return [], [_broken_json(exc, file)]
+    return _yaml(text, file)
+
+
+class _Twice(Exception):
+    """A JSON object that names a key twice."""
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise _Twice
+    return result
+
+
+def _json(text: str, file: str, line: int = 1) -> tuple[list[Document], list[Problem]]:
+    root: list[yaml.Node | None] = []
+
+    def lazily() -> yaml.Node | None:
+        # JSON is YAML: composed only when a mistake needs its line, for it is a hundred times slower than json.
+        if not root:
+            root.append(_compose_quietly("\n" * (line - 1) + text))
+        return root[0]
+
+    try:
+        return [Document(json.loads(text, object_pairs_hook=_pairs), file, line, lazily)], []
+    except _Twice:
+        return _yaml("\n" * (line - 1) + text, file)
+    except RecursionError:
+        return [], [Problem("", _TOO_DEEP, file, line)]
+
+
+def _json_lines(lines: list[tuple[int, str]], file: str) -> tuple[list[Document], list[Problem]] | None:
+    """None where most lines are not JSON by themselves: then the file is something else."""
+    documents: list[Document] = []
+    problems: list[Problem] = []
+    for number, line in lines:
+        try:
+            found, mistakes = _json(line, file, number)
+        except ValueError as exc:
+            found, mistakes = [], [_broken_json(exc, file, number)]
+        documents += found
+        problems += mistakes
+    return (documents, problems) if len(documents) * 2 >= len(lines) else None
+
+
+def _broken_json(exc: ValueError, file: str, line: int = 1) -> Problem:
+    if isinstance(exc, json.JSONDecodeError):
+        return Problem("", f"is not JSON: {exc.msg} (column {exc.colno})", file, line + exc.lineno - 1)
+    return Problem("", f"is not JSON: {exc}", file, line)
+
+
+def _compose_quietly(text: str) -> yaml.Node | None:
+    try:
+        _guard_depth(text)
+        node: yaml.Node | None = yaml.compose(text, Loader=_Loader)
+    except (yaml.YAMLError, RecursionError, _TooMuch):
+        return None
+    return node
+
+
+def _yaml(text: str, file: str) -> tuple[list[Document], list[Problem]]:
+    reader = _Reader(file)
+    documents = []
+    try:
+        _guard_depth(text)
+        for root in yaml.compose_all(text, Loader=_Loader):
+            value = reader.plain(root, ())
+            if value is not None or len(reader.problems):
+                documents.append(Document(value, file, root.start_mark.line + 1, lambda root=root: root))  # type: ignore[misc]
+    except yaml.YAMLError as exc:
+        mark = getattr(exc, "problem_mark", None)
+        reason = getattr(exc, "problem", None) or getattr(exc, "reason", None) or str(exc)
+        return [], [*reader.problems, Problem("", f"is not YAML: {reason}", file, mark.line + 1 if mark else None)]
+    except RecursionError:
+        return [], [Problem("", _TOO_DEEP, file)]
+    except _TooMuch as exc:
+        return [], [Problem("", str(exc), file)]
+    return documents, reader.problems
+
+
+class _TooMuch(Exception):
+    """The file expands beyond all measure."""
+
+
+def _guard_depth(text: str) -> None:
+    """Libyaml's composer recurses in C and takes the process with it, so depth is measured on the events, which do not nest."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise _TooMuch(_TOO_DEEP)
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+
+
+class _Reader:
+    """Turns YAML nodes into plain values and notes keys that stand twice, which YAML would pass over in silence."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.problems: list[Problem] = []
+        self._seen = 0
+        self._scalars = yaml.constructor.SafeConstructor()  # remembers every node: never shared
+
+    def plain(self, node: yaml.Node, path: Path) -> Any:
+        self._seen += 1
+        if self._seen > MAX_NODES:
+            raise _TooMuch(f"expands to more than {MAX_NODES} values")
+        if len(path) > MAX_DEPTH:
+            raise _TooMuch(_TOO_DEEP)
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, path)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.plain(item, (*path, i)) for i, item in enumerate(node.value)]
+        try:
+            return self._scalars.construct_object(node)
+        except (yaml.YAMLError, ValueError, OverflowError) as exc:
+            reason = getattr(exc, "problem", None) or str(exc)
+            self.problems.append(Problem(join(path), f"cannot be read: {reason}", self.file, node.start_mark.line + 1))
+            return None
+
+    def _mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
+        first: dict[Any, int] = {}
+        for key, _ in node.value:
+            if key.tag == _MERGE:
+                continue
+            line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                self.problems.append(Problem(join(path), "has a key that is not a word", self.file, line))
+            elif key.value in first:
+                message = f"stands twice; first on line {first[key.value]}"
+                self.problems.append(Problem(join((*path, key.value)), message, self.file, line))
+            else:
+                first[key.value] = line
+        if any(key.tag == _MERGE for key, _ in node.value):
+            self._scalars.flatten_mapping(node)
+        pairs = ((key.value, value) for key, value in node.value if isinstance(key, yaml.ScalarNode))
+        return {key: self.plain(value, (*path, key)) for key, value in pairs}
+
+
+def _children(node: yaml.Node | None) -> Iterator[tuple[str | int, int, yaml.Node]]:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in reversed(node.value):  # the last one counts, as it does for the value
+            if isinstance(key, yaml.ScalarNode):
+                yield key.value, key.start_mark.line + 1, value
+    elif isinstance(node, yaml.SequenceNode):
+        for i, value in enumerate(node.value):
+            yield i, value.start_mark.line + 1, value

@@ -1,0 +1,88 @@
+"""Databases of past releases open in this one, with everything in them, and go on."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ostler.coordinator.operations import duties, jobs, nodes, reads, tokens
+from ostler.coordinator.store.schema import SCHEMA
+from ostler.model.attempt import AttemptState
+from ostler.model.job import TERMINAL, JobState
+from ostler.model.node import NodeState
+from ostler.protocol import messages as m
+from store_rig import Rig, registration
+
+FIXTURES = sorted((Path(__file__).parent / "fixtures").glob("coordinator-*.db"))
+
+
+@pytest.fixture(params=FIXTURES, ids=lambda path: path.stem)
+def rig(request: pytest.FixtureRequest, tmp_path: Path):
+    path = tmp_path / "ostler.db"
+    shutil.copyfile(request.param, path)
+    rig = Rig.open(path)
+    yield rig
+    rig.close()
+
+
+def test_there_is_a_database_of_each_release():
+    assert [path.name for path in FIXTURES][:1] == ["coordinator-0.1.0.db"]
+
+
+async def test_everything_can_be_read(rig: Rig):
+    assert dict(await rig.rows("SELECT key, value FROM meta"))["schema"] == str(SCHEMA)
+    assert await rig.rows("PRAGMA integrity_check") == [("ok",)]
+    assert await rig.rows("PRAGMA foreign_key_check") == []
+    page = await rig.read(reads.list_jobs, m.JobQuery(limit=500, label="fixture=yes", count=True))
+    assert page.total == len(page.items)
+    assert {one.state for one in page.items} == set(JobState)
+    attempts = set()
+    for one in page.items:
+        job = await rig.job(one.job_id)
+        assert job.timeline[0].kind == "submit"
+        assert job.manifest is not None
+        assert job.manifest["job_id"] == job.job_id
+        assert (job.finished_at is not None) is (job.state in TERMINAL)
+        assert (await rig.read(reads.explain_job, job.job_id)).summary
+        attempts |= {attempt.state for attempt in job.attempts}
+    assert attempts == set(AttemptState)
+    found = await rig.read(reads.list_nodes, m.PageQuery(limit=500))
+    assert {node.state for node in found.items} == set(NodeState)
+    for node in found.items:
+        assert (await rig.read(reads.show_node, node.node_id)).capabilities is not None
+    assert len((await rig.read(tokens.list_tokens, m.PageQuery())).items) == 3
+    assert await rig.read(tokens.check_api_token, "ostler_api_fixture_not-a-secret")
+
+
+async def test_what_is_done_is_whole(rig: Rig):
+    job = await rig.job("done")
+    (artifact,) = job.artifacts
+    assert (artifact.path, artifact.size, job.exit_code) == ("out.txt", 6, 0)
+    facts = await rig.read(reads.log_facts, "done", "stdout")
+    assert (facts.length, facts.finished, facts.sha256) == (6, True, artifact.sha256)
+    assert await rig.read(reads.read_log, "done", 1, "stdout", 0, 100) == b"hello\n"
+    assert (await rig.job("failed")).attempts[0].workspace_sha256 == await rig.read(reads.workspace_of, "failed", 1)
+
+
+async def test_work_goes_on_where_it_stood(rig: Rig):
+    live = (await rig.read(reads.show_node, "worker")).attempts
+    assert {one.job_id for one in live} == {"leased", "acked", "preparing", "running", "uploading"}
+    session = await rig.register("worker", "boot:2", held=live, key=registration("worker").public_key, slots=8)
+    assert session == nodes.Session((), True)
+    found = {(one.kind, one.job_id) for one in await rig.beat("worker", held=live)}
+    assert found == {(m.DirectiveKind.DRAIN, None), (m.DirectiveKind.CANCEL, "running")}
+    await rig.write(nodes.resume_node, "worker")
+    leases = {one.job_id: one for one in await rig.pull("worker", slots=50, gpu_slots=1, held=live)}
+    assert leases.keys() == {"queued", "queued-python", "returned"}
+    assert leases["returned"].attempt == 2
+    by_id = {one.job_id: one for one in live}
+    assert await rig.append("worker", by_id["running"], 11, b" and the rest\n") == 25
+    assert (await rig.finish("worker", by_id["running"], cancelled=True)).ok
+    for job_id in ("acked", "preparing", "uploading"):
+        assert (await rig.finish("worker", by_id[job_id])).ok
+        assert (await rig.job(job_id)).state is JobState.DONE
+    assert (await rig.job("running")).state is JobState.CANCELLED
+    rig.clock.advance(10**6)
+    assert await rig.write(duties.promote_due) == 1
+    assert (await rig.write(jobs.retry_job, "expired")).retry_of == "expired"
+    assert len(await rig.submit(3)) == 3

@@ -1,0 +1,179 @@
+"""The store contract: what a transaction promises. Durable before it is answered, whole or not at all."""
+
+import asyncio
+import threading
+
+import pytest
+
+from ostler.coordinator.operations import reads
+from ostler.coordinator.operations.changes import write
+from ostler.model.errors import NotFound, StoreBusy
+from ostler.model.job import JobState
+from ostler.protocol import messages as m
+from store_rig import Rig
+
+
+class Gate:
+    """Keeps the writer inside an operation, so that those behind it share its transaction."""
+
+    def __init__(self, rig: Rig) -> None:
+        self.rig, self.inside, self.leave = rig, threading.Event(), threading.Event()
+
+    async def __aenter__(self) -> "Gate":
+        def wait(tx):
+            self.inside.set()
+            self.leave.wait()
+
+        self.task = asyncio.create_task(self.rig.write(wait))
+        await asyncio.to_thread(self.inside.wait)
+        return self
+
+    async def __aexit__(self, *_):
+        await asyncio.sleep(0)  # let what was created begin: each puts its operation into the queue at once
+        self.leave.set()
+        await self.task
+
+
+def note(tx, kind, *, fail=False):
+    tx.run("INSERT INTO events (at, kind) VALUES (?, ?)", (tx.at, kind))
+    tx.wake(("job", kind))
+    tx.after_commit(lambda: None)
+    if fail:
+        raise NotFound(f"no {kind}")
+    return kind
+
+
+async def kinds(rig: Rig) -> list[str]:
+    return [row[0] for row in await rig.rows("SELECT kind FROM events ORDER BY id")]
+
+
+async def test_an_error_undoes_its_own_operation_alone(rig: Rig):
+    async with Gate(rig):
+        tasks = [asyncio.create_task(rig.write(note, kind, fail=kind in "bd")) for kind in "abcde"]
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [answer if isinstance(answer, str) else type(answer) for answer in answers] == ["a", NotFound, "c", NotFound, "e"]
+    assert await kinds(rig) == ["a", "c", "e"]
+
+
+@pytest.mark.parametrize("failing", ["a", "ab", "abc"])
+async def test_an_error_at_the_head_of_a_transaction(rig: Rig, failing: str):
+    for kind in "abc":
+        if kind in failing:
+            with pytest.raises(NotFound):
+                await rig.write(note, kind, fail=True)
+        else:
+            await rig.write(note, kind)
+    assert await kinds(rig) == [kind for kind in "abc" if kind not in failing]
+
+
+async def test_a_bug_in_one_operation_leaves_the_writer_working(rig: Rig):
+    with pytest.raises(ZeroDivisionError):
+        await rig.write(lambda tx: 1 / 0)
+    with pytest.raises(Exception, match=r"(?i)syntax"):
+        await rig.write(lambda tx: tx.run("SELEKT"))
+    assert await rig.write(note, "a") == "a"
+
+
+async def test_reads_see_one_moment_and_all_that_was_answered(rig: Rig):
+    await rig.write(note, "a")
+    between, go_on = threading.Event(), threading.Event()
+
+    def look_twice(tx):
+        first = tx.rows("SELECT count(*) FROM events")
+        between.set()
+        go_on.wait()
+        return first, tx.rows("SELECT count(*) FROM events")
+
+    looking = asyncio.create_task(rig.read(look_twice))
+    await asyncio.to_thread(between.wait)
+    await rig.write(note, "b")
+    go_on.set()
+    assert await looking == ([(1,)], [(1,)])
+    assert await kinds(rig) == ["a", "b"]
+
+
+async def test_a_read_cannot_write(rig: Rig):
+    with pytest.raises(StoreBusy):
+        await rig.read(note, "a")
+    assert await kinds(rig) == []
+
+
+async def test_wake_ups_and_callbacks_come_after_the_commit(rig: Rig):
+    wakeups, order = rig.store.wakeups, []
+
+    def operation(tx):
+        note(tx, "a")
+        tx.wake(("queue",))
+        tx.after_commit(lambda: order.append(("after", threading.current_thread() is threading.main_thread())))
+        order.append(("inside", threading.current_thread() is threading.main_thread()))
+
+    async with wakeups.subscribe(("queue",), ("node", "n1")) as event, wakeups.subscribe(("node", "n1")) as other:
+        await rig.write(operation)
+        await event.wait()
+        assert await kinds(rig) == ["a"]
+        assert not other.is_set()
+    assert order == [("inside", False), ("after", True)]
+    async with wakeups.subscribe(("job", "b")) as event:
+        with pytest.raises(NotFound):
+            await rig.write(note, "b", fail=True)
+        assert not event.is_set()
+
+
+async def test_shutdown_wakes_everyone_now_and_later(rig: Rig):
+    async with rig.store.wakeups.subscribe(("queue",)) as event:
+        rig.store.wakeups.wake_all()
+        assert event.is_set()
+        assert rig.store.wakeups.closed
+    async with rig.store.wakeups.subscribe(("queue",)) as event:
+        assert event.is_set()
+
+
+async def test_a_caller_that_gives_up_disturbs_nobody(rig: Rig):
+    async with Gate(rig):
+        gone = asyncio.create_task(rig.write(note, "a"))
+        stays = asyncio.create_task(rig.write(note, "b"))
+        await asyncio.sleep(0)
+        gone.cancel()
+    assert await stays == "b"
+    assert await kinds(rig) == ["a", "b"]  # what was on its way is done
+
+
+async def test_closing_finishes_what_waits_and_refuses_the_rest(rig: Rig):
+    async with Gate(rig):
+        tasks = [asyncio.create_task(rig.write(note, kind)) for kind in "abc"]
+        await asyncio.sleep(0)
+        closing = asyncio.create_task(asyncio.to_thread(rig.close))
+        await asyncio.sleep(0)
+    await closing
+    assert await asyncio.gather(*tasks) == ["a", "b", "c"]
+    with pytest.raises(StoreBusy, match="closed"):
+        await rig.write(note, "d")
+    rig.reopen()
+    assert await kinds(rig) == ["a", "b", "c"]
+
+
+async def test_a_guarded_write_that_misses_undoes_the_operation(rig: Rig):
+    (job_id,) = await rig.submit()
+
+    def lost_race(tx):
+        note(tx, "a")
+        write(tx, "UPDATE jobs SET state = ? WHERE job_id = ? AND state = ?", [("leased", job_id, "acked")])
+
+    with pytest.raises(StoreBusy, match="1 of 1 rows"):
+        await rig.write(lost_race)
+    assert await kinds(rig) == ["submit"]
+    assert (await rig.job(job_id)).state is JobState.QUEUED
+
+
+async def test_a_reopened_store_has_everything(rig: Rig):
+    job_ids = await rig.submit(5)
+    await rig.join()
+    (lease, *_) = await rig.begin(slots=2)
+    await rig.append("n1", lease, 0, b"hello")
+    before = await rig.everything()
+    rig.reopen()
+    assert await rig.everything() == before
+    page = await rig.read(reads.list_jobs, m.JobQuery())
+    assert [one.job_id for one in page.items] == job_ids[::-1]
+    assert await rig.append("n1", lease, 5, b" world") == 11
+    assert (await rig.submit())[0] not in job_ids

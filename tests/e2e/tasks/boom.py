@@ -1,0 +1,5 @@
+"""Raises."""
+
+
+def run(message="boom"):
+    raise ValueError(message)

@@ -1,0 +1,287 @@
+"""Who may call what: tokens of every kind at every route, sessions of nodes, and how registration proves a key."""
+
+import asyncio
+import base64
+import re
+from datetime import timedelta
+
+import pytest
+
+from integration.api_rig import ADMIN, coordinator
+from ostler.coordinator.api.credentials import Credentials
+from ostler.coordinator.keys import Keys, open_keys
+from ostler.model import errors
+from ostler.protocol import codec, routes
+from ostler.protocol import messages as m
+from ostler.protocol.routes import ROUTES, Audience, Body
+from ostler.runtime.clock import ManualClock, SystemClock
+
+
+@pytest.fixture
+async def rig(tmp_path):
+    async with coordinator(tmp_path / "c") as one:
+        yield one
+
+
+_PATH = {
+    "job_id": "j-none", "attempt": "1", "stream": "stdout", "node_id": "n-none", "sha256": "0" * 64, "token_id": "t-none",
+}  # fmt: skip
+
+
+def url(route):
+    return route.url.replace("{path:path}", "a/b").format(**_PATH)
+
+
+async def request(rig, route, token):
+    headers = {"Authorization": f"Bearer {token}"} if token is not None else {}
+    content = b"{}" if route.body is not Body.NONE else None
+    return await rig.http.request(route.method, rig.url + url(route), headers=headers, content=content)
+
+
+async def test_every_route_refuses_whom_it_is_not_for(rig):
+    node = await rig.enrolled()
+    tokens = {"api": ADMIN, "node": node.token, "join": await rig.join_token()}
+    wanted = {
+        Audience.PUBLIC: {"api", "node", "join", None}, Audience.ENROL: {"join", None}, Audience.NODE: {"node"},
+        Audience.CLIENT: {"api"}, Audience.MEMBER: {"api", "node"},
+    }  # fmt: skip
+    for route in ROUTES:
+        for kind in ("api", "node", "join", None):
+            answer = await request(rig, route, tokens.get(kind))
+            if kind in wanted[route.audience]:
+                refused = {403, 500} if route is routes.REGISTER else {401, 403, 500}
+                assert answer.status_code not in refused, (route.name, kind, answer.text)
+            else:
+                assert answer.status_code == (401 if kind is None else 403), (route.name, kind, answer.text)
+            if answer.status_code == 401:
+                assert answer.headers["www-authenticate"].startswith("Bearer")
+            assert answer.headers["ostler-version"]
+            assert answer.headers["ostler-protocol"] == str(m.PROTOCOL)
+            assert answer.headers["ostler-request-id"]
+
+
+WRONG = "ostler_api_admin_" + "b" * 32
+BAD = ["x", WRONG, "ostler_api_", "ostler_node_e30.AAAA", "ostler_node_.", "ostler_node_", "ostler_join_x_y",
+       "ostler_node_" + "A" * 900, "A" * 5000]  # fmt: skip
+
+
+async def test_wrong_tokens_open_nothing(rig):
+    closed = [route for route in ROUTES if route.audience not in {Audience.PUBLIC, Audience.ENROL}]
+    for token in BAD:
+        for route in closed if token == WRONG else closed[::5]:
+            answer = await request(rig, route, token)
+            assert answer.status_code in {401, 403}, (route.name, token, answer.text)
+    for header in (b"Basic abc", b"Bearer", b"Bearer \xff\xfe", b"bearer"):
+        answer = await rig.http.get("/jobs", headers=[(b"authorization", header)])
+        assert answer.status_code == 401
+    answer = await rig.http.get("/jobs", headers=[("Authorization", f"Bearer {ADMIN}"), ("Authorization", "Bearer x")])
+    assert answer.status_code == 401
+    assert (await rig.http.get("/jobs", headers={"Authorization": f"bEaReR   {ADMIN}"})).status_code == 200
+
+
+async def test_a_forged_node_token_opens_nothing(rig):
+    node = await rig.enrolled()
+    payload, _, mac = node.token.removeprefix("ostler_node_").partition(".")
+    said = codec.decode(base64.urlsafe_b64decode(payload + "=="), dict)
+    said["node_id"] = "another"
+    other = base64.urlsafe_b64encode(codec.encode(said)).rstrip(b"=").decode()
+    foreign = Credentials(Keys.of(b"1" * 32, b"2" * 32), clock=SystemClock(), token_ttl=timedelta(hours=1))
+    for token in (f"ostler_node_{other}.{mac}", node.token[:-1] + "_", foreign.node_token(node.node_id, node.epoch)):
+        answer = await rig.http.post("/jobs/pull", json={"node_id": node.node_id}, headers=rig.bearer(token))
+        assert answer.status_code == 401, answer.text
+
+
+async def test_a_node_token_ends(tmp_path):
+    clock = ManualClock()
+    keys = open_keys(tmp_path / "keys")
+    credentials = Credentials(keys, clock=clock, token_ttl=timedelta(hours=1))
+    token = credentials.node_token("n", "e")
+    clock.advance(1700)
+    assert not credentials.wants_refresh(credentials.read_node_token(token))
+    clock.advance(200)
+    assert credentials.wants_refresh(credentials.read_node_token(token))
+    clock.advance(1700)
+    with pytest.raises(errors.Unauthenticated, match="expired"):
+        credentials.read_node_token(token)
+    again = Credentials(open_keys(tmp_path / "keys"), clock=clock, token_ttl=timedelta(hours=1))
+    assert again.read_node_token(again.node_token("n", "e")).node_id == "n", "a restart reads the same keys"
+
+
+async def test_a_token_is_refreshed_by_heartbeats_in_its_second_half(tmp_path):
+    async with coordinator(tmp_path / "c", token_ttl=timedelta(microseconds=1)) as rig:
+        node = await rig.enrolled()
+        with pytest.raises(errors.Unauthenticated, match="expired"):
+            await node.pull()
+    clock = ManualClock(SystemClock().now() - timedelta(minutes=40))
+    async with coordinator(tmp_path / "c") as rig:
+        older = Credentials(open_keys(tmp_path / "c" / "keys"), clock=clock, token_ttl=timedelta(hours=1))
+        node.rig, node.token = rig, older.node_token(node.node_id, node.epoch)
+        answer = await node.call(routes.HEARTBEAT, m.HeartbeatRequest(node_id=node.node_id, held=()))
+        [fresh] = [one.token for one in answer.directives if one.kind is m.DirectiveKind.REFRESH_TOKEN]
+        node.token = fresh
+        answer = await node.call(routes.HEARTBEAT, m.HeartbeatRequest(node_id=node.node_id, held=()))
+        assert answer.directives == ()
+
+
+async def test_revoking_works_at_once(rig):
+    made = await rig.people.call(routes.CREATE_TOKEN, m.TokenRequest(kind=m.TokenKind.API))
+    for _ in range(3):
+        assert (await rig.http.get("/jobs", headers=rig.bearer(made.token))).status_code == 200
+    view = await rig.people.call(routes.REVOKE_TOKEN, token_id=made.token_id)
+    assert view.revoked_at is not None
+    assert (await rig.http.get("/jobs", headers=rig.bearer(made.token))).status_code == 401
+    listed = await rig.people.call(routes.LIST_TOKENS)
+    assert all(one.token is None for one in listed.items)
+    admin = re.search(r"admin\w+", " ".join(one.token_id for one in listed.items)).group()
+    with pytest.raises(errors.Conflict, match="last good API token"):
+        await rig.people.call(routes.REVOKE_TOKEN, token_id=admin)
+    assert (await rig.http.get("/jobs", headers=rig.bearer())).status_code == 200
+
+
+async def test_a_check_that_was_under_way_does_not_outlive_a_revocation(rig):
+    """Many checks and one revocation at the same time: whatever their order, afterwards the token is dead."""
+    for _ in range(5):
+        made = await rig.people.call(routes.CREATE_TOKEN, m.TokenRequest(kind=m.TokenKind.API))
+        calls = [rig.http.get("/jobs", headers=rig.bearer(made.token)) for _ in range(8)]
+        await asyncio.gather(*calls, rig.people.call(routes.REVOKE_TOKEN, token_id=made.token_id))
+        assert (await rig.http.get("/jobs", headers=rig.bearer(made.token))).status_code == 401
+
+
+# --- registration ------------------------------------------------------------------------------------------------------------
+
+
+async def challenge(node):
+    with pytest.raises(errors.Unauthenticated) as caught:
+        await node.register()
+    return caught.value.challenge
+
+
+def signed(node, text, key=None, epoch=None):
+    return {
+        "challenge": text,
+        "signature": (key or node.key).sign(m.register_message(text, node.node_id, epoch or node.epoch)),
+    }
+
+
+async def test_a_node_joins_once_and_proves_its_key_afterwards(rig):
+    node = rig.node()
+    token = await rig.join_token()
+    first = await node.register(token)
+    assert (first.node_id, first.lease_s, first.heartbeat_s) == (node.node_id, 45.0, 15.0)
+    old = node.token
+    node.epoch = "boot:next"
+    answer = await node.register(**signed(node, await challenge(node)))
+    assert answer.coordinator_key == first.coordinator_key
+    await node.pull()
+    node.token = old
+    with pytest.raises(errors.Unauthenticated, match="newer session"):
+        await node.pull()
+    other = rig.node()
+    with pytest.raises(errors.Unauthenticated, match="used up"):
+        await other.register(token)
+
+
+async def test_a_challenge_is_good_once_for_two_minutes_and_only_here(rig, tmp_path):
+    node = await rig.enrolled()
+    text = await challenge(node)
+    request = signed(node, text)
+    await node.register(**request)
+    with pytest.raises(errors.Unauthenticated):
+        await node.register(**request)
+    foreign = Credentials(Keys.of(b"1" * 32, b"2" * 32), clock=SystemClock(), token_ttl=timedelta(hours=1)).challenge()
+    for bad in (foreign, "", "a.b.c", "..", text[:-1] + "_", "é.1.x"):
+        with pytest.raises(errors.Unauthenticated) as caught:
+            await node.register(**signed(node, bad))
+        assert caught.value.challenge
+    clock = ManualClock()
+    credentials = Credentials(open_keys(tmp_path / "k"), clock=clock, token_ttl=timedelta(hours=1))
+    text = credentials.challenge()
+    clock.advance(119)
+    assert credentials.challenge_is_good(text)
+    clock.advance(3)
+    assert not credentials.challenge_is_good(text)
+
+
+async def test_a_signature_must_fit_key_node_and_epoch(rig):
+    node, other = await rig.enrolled(), await rig.enrolled()
+    for wrong in (
+        signed(node, await challenge(node), key=other.key),
+        signed(node, await challenge(node), epoch="boot:another"),
+        {**signed(node, await challenge(node)), "public_key": other.key.public_key().public_bytes_raw()},
+        {"challenge": await challenge(node), "signature": b"short"},
+        {"challenge": await challenge(node), "signature": None},
+    ):
+        with pytest.raises(errors.Unauthenticated):
+            await node.register(**wrong)
+    stranger = rig.node()
+    with pytest.raises(errors.Unauthenticated, match="no node"):
+        await stranger.register(**signed(stranger, await challenge(stranger)))
+
+
+async def test_another_key_cannot_take_a_nodes_name(rig):
+    node = await rig.enrolled()
+    thief = rig.node(node.node_id)
+    with pytest.raises(errors.AlreadyExists):
+        await thief.register(await rig.join_token())
+    body = {
+        "node_id": node.node_id,
+        "version": "1",
+        "cpu": {"cores": 1, "arch": "x"},
+        "memory_mb": 1,
+        "disk_free_mb": 1,
+        "runners": [],
+    }
+    answer = await rig.http.post("/nodes/register", json=body, headers=rig.bearer(await rig.join_token()))
+    assert answer.status_code == 409, answer.text
+    await node.pull()
+
+
+async def test_a_node_without_a_key_cannot_register_without_a_token(rig):
+    body = {
+        "node_id": "plain",
+        "version": "1",
+        "cpu": {"cores": 1, "arch": "x"},
+        "memory_mb": 1,
+        "disk_free_mb": 1,
+        "runners": ["cli"],
+    }
+    answer = await rig.http.post("/nodes/register", json=body, headers=rig.bearer(await rig.join_token()))
+    assert answer.status_code == 200, answer.text
+    assert (await rig.http.post("/nodes/register", json=body)).status_code == 401
+    assert (await rig.http.post("/nodes/register", json=body, headers=rig.bearer("ostler_join_x_y"))).status_code == 401
+    node = rig.node("plain")
+    with pytest.raises(errors.Unauthenticated):
+        await node.register(**signed(node, await challenge(node)))
+
+
+@pytest.mark.parametrize("protocol", [0, m.PROTOCOL + 1, -5])
+async def test_a_node_outside_the_window_is_told_the_command(rig, protocol):
+    """Also where the rest of its message is of a shape that this release does not know, and before anybody asks who it is."""
+    answer = await rig.http.post("/nodes/register", json={"protocol": protocol, "node": {"id": "x"}})
+    assert (answer.status_code, answer.json()["code"]) == (426, "upgrade_required")
+    assert "pip install" in answer.json()["hint"]
+
+
+async def test_registration_mistakes_are_all_named(rig):
+    node = rig.node("bad name!")
+    with pytest.raises(errors.InvalidSpec) as caught:
+        await node.register(await rig.join_token(), boot_epoch="", public_key=b"short", cpu_slots=-1)
+    assert {one.path for one in caught.value.problems} == {"node_id", "boot_epoch", "public_key", "cpu_slots"}
+
+
+async def test_a_node_reaches_itself_alone(rig):
+    node, other = await rig.enrolled(), await rig.enrolled()
+    for route, message in (
+        (routes.HEARTBEAT, m.HeartbeatRequest(node_id=other.node_id)),
+        (routes.PULL, m.PullRequest(node_id=other.node_id, protocol=1)),
+    ):
+        with pytest.raises(errors.NotFound):
+            await node.call(route, message)
+    for route in (routes.DRAIN_NODE, routes.RESUME_NODE):
+        with pytest.raises(errors.NotFound):
+            await node.call(route, node_id=other.node_id)
+    assert (await node.call(routes.DRAIN_NODE, m.DrainRequest(reason="mine"), node_id=node.node_id)).reason == "mine"
+    await node.call(routes.RESUME_NODE, node_id=node.node_id)
+    epoch = m.HeartbeatRequest(node_id=node.node_id, boot_epoch="boot:another")
+    with pytest.raises(errors.StaleAttempt):
+        await node.call(routes.HEARTBEAT, epoch)

@@ -1,0 +1,319 @@
+"""The hot routes over a real socket: who gets what, when, and what a stale word changes (nothing)."""
+
+import asyncio
+import dataclasses
+import json
+
+import pytest
+
+from integration.api_rig import coordinator
+from ostler.model import errors
+from ostler.model.attempt import AttemptState
+from ostler.model.failures import Failure, FailureCode
+from ostler.model.job import JobState
+from ostler.protocol import codec, routes
+from ostler.protocol import messages as m
+
+
+@pytest.fixture
+async def rig(tmp_path):
+    async with coordinator(tmp_path / "c") as one:
+        yield one
+
+
+def outcome(held, **more):
+    return m.Outcome(job_id=held.job_id, attempt=held.attempt, exit_code=0, **more)
+
+
+async def test_a_job_goes_all_the_way(rig):
+    node = await rig.enrolled()
+    text = '{"command":"echo",  "args":["h\\u00e4"], "labels": {"a":"b"}}'
+    job_id = (await rig.people.call(routes.SUBMIT, text.encode())).items[0].job_id
+    [lease] = await node.pull()
+    assert (lease.job_id, lease.attempt, lease.node_id, lease.spec, lease.tries) == (job_id, 1, node.node_id, text, 0)
+    held = m.Held(lease.job_id, lease.attempt)
+    assert [one.ok for one in await node.ack(held)] == [True]
+    item = m.ProgressItem(job_id=job_id, attempt=1, state=AttemptState.RUNNING, pct=50.0, note="half")
+    answer = await node.call(routes.PROGRESS, m.ProgressBatch(items=(item,)))
+    assert answer.items[0].ok
+    view = await rig.show(job_id)
+    assert (view.state, view.pct, view.note) == (JobState.RUNNING, 50.0, "half")
+    assert [one.ok for one in await node.finish(outcome(held))] == [True]
+    assert [one.ok for one in await node.finish(outcome(held))] == [True], "the same outcome again is no mistake"
+    view = await rig.people.call(routes.AWAIT_JOB, job_id=job_id)
+    assert (view.state, view.exit_code) == (JobState.DONE, 0)
+
+
+async def test_submit_wakes_an_open_pull(rig):
+    node = await rig.enrolled()
+    pulling = asyncio.create_task(node.pull(wait_s=30))
+    await rig.open_calls(routes.PULL)
+    job_id = await rig.submit()
+    [lease] = await asyncio.wait_for(pulling, 5)
+    assert lease.job_id == job_id
+
+
+async def test_the_newest_pull_wins(rig):
+    node = await rig.enrolled()
+    older = asyncio.create_task(node.pull(wait_s=30))
+    await rig.open_calls(routes.PULL)
+    newer = asyncio.create_task(node.pull(wait_s=30))
+    assert await asyncio.wait_for(older, 5) == []
+    assert not newer.done()
+    job_id = await rig.submit()
+    assert [one.job_id for one in await asyncio.wait_for(newer, 5)] == [job_id]
+
+
+async def test_an_offer_that_a_later_pull_does_not_hold_is_offered_anew(rig):
+    node = await rig.enrolled()
+    await rig.submit()
+    [first] = await node.pull()
+    [second] = await node.pull(wait_s=30)
+    assert (second.job_id, second.attempt, second.tries) == (first.job_id, 2, 0)
+    [stale] = await node.ack(m.Held(first.job_id, first.attempt))
+    assert (stale.ok, stale.code) == (False, "stale_attempt")
+
+
+async def test_a_pull_whose_caller_went_away_claims_nothing(rig):
+    node, other = await rig.enrolled(), await rig.enrolled()
+    pulling = asyncio.create_task(node.pull(wait_s=30))
+    await rig.open_calls(routes.PULL)
+    pulling.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await pulling
+    await rig.open_calls(routes.PULL, 0)
+    job_id = await rig.submit()
+    assert [one.job_id for one in await other.pull()] == [job_id]
+    assert (await rig.show(job_id)).attempt == 1
+
+
+async def test_one_job_wakes_many_and_goes_to_one(rig):
+    nodes = [await rig.enrolled() for _ in range(20)]
+    pulls = [asyncio.create_task(node.pull(wait_s=30)) for node in nodes]
+    await rig.open_calls(routes.PULL, 20)
+    job_id = await rig.submit()
+    done, _ = await asyncio.wait(pulls, return_when=asyncio.FIRST_COMPLETED, timeout=5)
+    assert [one.job_id for task in done for one in task.result()] == [job_id]
+    for _ in range(19):
+        await rig.submit()
+    leases = [lease for pull in pulls for lease in await asyncio.wait_for(pull, 5)]
+    assert len({lease.job_id for lease in leases}) == 20
+
+
+async def test_a_heartbeat_raises_the_credit_of_an_open_pull(rig):
+    node = await rig.enrolled()
+    await rig.submit()
+    pulling = asyncio.create_task(node.pull(slots=0, wait_s=30))
+    await rig.open_calls(routes.PULL)
+    await node.call(routes.HEARTBEAT, m.HeartbeatRequest(node_id=node.node_id, held=(), slots=2))
+    assert len(await asyncio.wait_for(pulling, 5)) == 1
+
+
+async def test_a_cancel_reaches_an_open_pull_at_once_and_only_once(rig):
+    node = await rig.enrolled()
+    held = await node.take()
+    pulling = asyncio.create_task(node.pull_raw(wait_s=30, held=(held,)))
+    await rig.open_calls(routes.PULL)
+    await rig.people.call(routes.CANCEL_JOB, m.CancelRequest(reason="enough"), job_id=held.job_id)
+    answer = await asyncio.wait_for(pulling, 5)
+    assert [(one.kind, one.job_id, one.attempt) for one in answer.directives] == [(m.DirectiveKind.CANCEL, held.job_id, 1)]
+    again = asyncio.create_task(node.pull_raw(wait_s=30, held=(held,)))
+    await rig.open_calls(routes.PULL)
+    [result] = await node.finish(m.Outcome(job_id=held.job_id, attempt=1, cancelled=True))
+    assert result.ok
+    assert (await rig.show(held.job_id)).state is JobState.CANCELLED
+    again.cancel()
+
+
+async def test_shutdown_ends_long_polls_at_once(tmp_path):
+    async with coordinator(tmp_path / "c") as rig:
+        node = await rig.enrolled()
+        job_id = await rig.submit(requirements={"node": "elsewhere"})
+        pulling = asyncio.create_task(node.pull(wait_s=30))
+        waiting = asyncio.create_task(rig.people.call(routes.AWAIT_JOB, query=m.WaitQuery(wait_s=60), job_id=job_id))
+        await rig.open_calls(routes.PULL)
+        await rig.open_calls(routes.AWAIT_JOB)
+        rig.stop.set()
+        assert await asyncio.wait_for(pulling, 5) == []
+        assert (await asyncio.wait_for(waiting, 5)).state is JobState.QUEUED
+        await asyncio.wait_for(rig.task, 10)
+
+
+# --- stale and foreign words ---------------------------------------------------------------------------------------------------
+
+
+async def _facts(rig, job_id):
+    view = await rig.show(job_id)
+    return dataclasses.replace(view, timeline=()), len(view.timeline)
+
+
+async def _hot_calls(node, job_id, attempt):
+    """Every word that a node can say about an attempt, as (route, what came of it)."""
+    failure = Failure(FailureCode.EXIT, "no")
+    said = [
+        (routes.ACK, m.AckBatch(items=(m.AckItem(job_id=job_id, attempt=attempt),))),
+        (routes.ACK, m.AckBatch(items=(m.AckItem(job_id=job_id, attempt=attempt, decline="no"),))),
+        (routes.PROGRESS, m.ProgressBatch(items=(m.ProgressItem(job_id=job_id, attempt=attempt, pct=99.0, note="stale"),))),
+        (routes.RESULT, m.OutcomeBatch(items=(m.Outcome(job_id=job_id, attempt=attempt, exit_code=7),))),
+        (routes.FAIL, m.OutcomeBatch(items=(m.Outcome(job_id=job_id, attempt=attempt, failure=failure),))),
+    ]
+    found = []
+    for route, message in said:
+        [item] = (await node.call(route, message)).items
+        found.append((route.name, item.ok, item.code))
+    single = {"job_id": job_id, "attempt": attempt, "pct": 3, "error_code": "E_EXIT", "error_msg": "no", "exit_code": 1}
+    for route in (routes.ACK, routes.PROGRESS, routes.RESULT, routes.FAIL):
+        with pytest.raises(errors.StaleAttempt):
+            await node.call(route, codec.encode(single), shape=dict)
+    metadata = codec.encode(m.Outcome(job_id=job_id, attempt=attempt, exit_code=7))
+    form = {"metadata": (None, metadata)}
+    answer = await node.rig.http.post("/jobs/result", files=form, headers=node.rig.bearer(node.token))
+    assert (answer.status_code, answer.json()["code"]) == (409, "stale_attempt")
+    with pytest.raises((errors.Gone, errors.NotFound)):
+        await node.rig.nobody.append_log(m.Held(job_id, attempt), "stdout", 0, b"stale", token=node.token)
+    answer = await node.rig.http.put(
+        f"/jobs/{job_id}/attempts/{attempt}/workspace", content=b"stale", headers=node.rig.bearer(node.token)
+    )
+    assert answer.status_code == 404
+    return found
+
+
+async def test_a_stale_attempt_changes_nothing(rig):
+    node = await rig.enrolled()
+    await rig.submit()
+    [first] = await node.pull()
+    [second] = await node.pull(wait_s=30)
+    assert (await node.ack(m.Held(second.job_id, second.attempt)))[0].ok
+    before = await _facts(rig, first.job_id)
+    for name, ok, code in await _hot_calls(node, first.job_id, first.attempt):
+        assert (ok, code) == (False, "stale_attempt"), name
+    assert await _facts(rig, first.job_id) == before
+    assert rig.stored == []
+
+
+async def test_another_nodes_attempt_is_not_reached(rig):
+    node, other = await rig.enrolled(), await rig.enrolled()
+    held = await node.take()
+    before = await _facts(rig, held.job_id)
+    for name, ok, code in await _hot_calls(other, held.job_id, held.attempt):
+        assert (ok, code) == (False, "stale_attempt"), name
+    assert await _facts(rig, held.job_id) == before
+    assert rig.stored == []
+
+
+async def test_a_batch_answers_per_item(rig):
+    node = await rig.enrolled()
+    held = await node.take()
+    good, bad = outcome(held), m.Outcome(job_id="j-none", attempt=1, exit_code=0)
+    results = await node.finish(bad, good, bad)
+    assert [one.ok for one in results] == [False, True, False]
+
+
+async def test_artifacts_come_with_bytes_or_not_at_all(rig):
+    """A batch that only names a sha256 could otherwise claim content that somebody else delivered."""
+    node = await rig.enrolled()
+    held = await node.take(artifacts=[{"path": "out"}])
+    blob = await rig.http.post("/blobs", content=b"somebody else's", headers=rig.bearer())
+    entry = m.ArtifactEntry(path="out", type="text/plain", size=15, sha256=blob.json()["sha256"])
+    [result] = await node.finish(outcome(held, artifacts=(entry,)))
+    assert (result.ok, result.code) == (False, "not_found")
+
+
+async def test_failures_only_on_the_route_for_failures(rig):
+    node = await rig.enrolled()
+    held = await node.take()
+    with pytest.raises(errors.InvalidSpec, match="failure"):
+        await node.call(routes.FAIL, m.OutcomeBatch(items=(outcome(held),)))
+
+
+# --- the source's section 8 ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def plain(rig):
+    """A node that knows no more than section 8: it registers with its capabilities and names no attempt or protocol anywhere."""
+    body = {
+        "node_id": "node-abc123", "version": "0.1.0", "cpu": {"cores": 16, "arch": "x86_64"}, "memory_mb": 64000,
+        "disk_free_mb": 250000,
+        "gpu": [{"vendor": "nvidia", "name": "RTX", "vram_mb": 16384, "cuda": {"version": "12.3", "driver": "545.23.06"}}],
+        "runners": ["cli", "python"], "tags": ["debian", "cuda", "cpu"],
+    }  # fmt: skip
+    answer = await rig.http.post("/nodes/register", json=body, headers=rig.bearer(await rig.join_token()))
+    assert answer.status_code == 200, answer.text
+    headers = rig.bearer(answer.json()["node_token"])
+    beat = {"node_id": "node-abc123", "load": 0.5, "free_mb": 1000, "gpu_free": 1}
+    assert (await rig.http.post("/nodes/heartbeat", json=beat, headers=headers)).status_code == 200
+    return headers
+
+
+async def _plain_pull(rig, headers):
+    answer = await rig.http.post("/jobs/pull", json={"node_id": "node-abc123", "filters": None}, headers=headers)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+async def test_section_8_all_the_way(rig, plain):
+    assert await _plain_pull(rig, plain) == {"job": None}
+    job_id = await rig.submit(command="echo", args=["hi"], artifacts=[{"path": "output.txt", "type": "text/plain", "max_mb": 1}])
+    job = (await _plain_pull(rig, plain))["job"]
+    assert (job["job_id"], job["command"], job["args"]) == (job_id, "echo", ["hi"])
+    query = {"job_id": job_id, "node_id": "node-abc123"}
+    assert (await rig.http.post("/jobs/ack", params=query, headers=plain)).json()["ok"] is True
+    body = {"job_id": job_id, "pct": 40, "note": "going"}
+    assert (await rig.http.post("/jobs/progress", json=body, headers=plain)).status_code == 200
+    assert (await rig.show(job_id)).pct == 40
+    answer = await rig.http.post(
+        "/jobs/result", data={"job_id": job_id, "metadata": json.dumps({"exit_code": 0, "anything": [1]})},
+        files={"artifact": ("output.txt", b"hi\n", "text/plain")}, headers=plain,
+    )  # fmt: skip
+    assert (answer.status_code, answer.json()["ok"]) == (200, True), answer.text
+    view = await rig.show(job_id)
+    assert (view.state, view.exit_code, [one.path for one in view.artifacts]) == (JobState.DONE, 0, ["output.txt"])
+    got = await rig.http.get(f"/jobs/{job_id}/artifacts/output.txt", headers=rig.bearer())
+    assert (got.content, got.headers["content-type"]) == (b"hi\n", "text/plain")
+
+
+async def test_section_8_gpu_job_ack_in_json_and_failure(rig, plain):
+    job_id = await rig.submit(requirements={"gpu": True, "vram_mb": 12000}, retries=0)
+    assert (await _plain_pull(rig, plain))["job"]["job_id"] == job_id
+    body = {"job_id": job_id, "node_id": "node-abc123"}
+    assert (await rig.http.post("/jobs/ack", json=body, headers=plain)).status_code == 200
+    body = {"job_id": job_id, "error_code": "E_MADE_UP", "error_msg": "it broke", "logs_ref": None}
+    assert (await rig.http.post("/jobs/fail", json=body, headers=plain)).status_code == 200
+    view = await rig.show(job_id)
+    assert (view.state, view.failure.message) == (JobState.FAILED, "E_MADE_UP: it broke")
+
+
+async def test_section_8_without_a_live_lease_is_a_conflict(rig, plain):
+    job_id = await rig.submit()
+    for path, body in {
+        "/jobs/ack": {"job_id": job_id, "node_id": "node-abc123"},
+        "/jobs/progress": {"job_id": job_id, "pct": 1},
+        "/jobs/fail": {"job_id": job_id, "error_code": "E_EXIT", "error_msg": ""},
+    }.items():
+        answer = await rig.http.post(path, json=body, headers=plain)
+        assert answer.status_code == 409, path
+    answer = await rig.http.post(
+        "/jobs/result", data={"job_id": job_id, "metadata": "{}"}, files={"artifact": ("a", b"")}, headers=plain
+    )
+    assert answer.status_code == 409
+    assert (await rig.show(job_id)).state is JobState.QUEUED
+
+
+async def test_section_8_names_its_own_node_alone(rig, plain):
+    answer = await rig.http.post("/jobs/pull", json={"node_id": "another"}, headers=plain)
+    assert answer.status_code == 404
+    answer = await rig.http.post("/jobs/ack", params={"job_id": "x", "node_id": "another"}, headers=plain)
+    assert answer.status_code == 404
+
+
+async def test_section_8_a_form_must_hold_a_file_and_its_job_may_declare_none(rig, plain):
+    job_id = await rig.submit()
+    await _plain_pull(rig, plain)
+    await rig.http.post("/jobs/ack", params={"job_id": job_id, "node_id": "node-abc123"}, headers=plain)
+    answer = await rig.http.post(
+        "/jobs/result", data={"job_id": job_id, "metadata": "{}"}, files={"artifact": ("exec.log", b"log")}, headers=plain
+    )
+    assert answer.status_code == 200, answer.text
+    assert (await rig.show(job_id)).artifacts == ()
+    assert rig.stored == []

@@ -1,0 +1,770 @@
+"""The node daemon against a scripted coordinator over real HTTP: the way of a job, and all that may go wrong on it."""
+
+import asyncio
+import json
+import os
+import socket
+import tarfile
+import threading
+from dataclasses import replace
+from io import BytesIO
+
+import httpx
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from integration.node_rig import FakeCoordinator, NodeRig, until
+from ostler.model.attempt import AttemptState
+from ostler.model.capabilities import HealthProblem
+from ostler.model.failures import Failure, FailureCode
+from ostler.node import leases
+from ostler.protocol import messages as m
+from ostler.protocol.ports import Ending
+
+
+@pytest.fixture
+async def coordinator():
+    fake = await FakeCoordinator().start()
+    yield fake
+    await fake.stop()
+
+
+@pytest.fixture
+async def rig(tmp_path, coordinator):
+    one = NodeRig(tmp_path, coordinator)
+    await one.start()
+    yield one
+    await one.stop()
+
+
+def writes(text, stream="stdout"):
+    def work(task):
+        with task.log(stream).open("ab") as log:
+            log.write(text)
+
+    return work
+
+
+# --- the way of a job ---
+
+
+async def test_a_job_goes_from_pull_to_delivery(rig, coordinator):
+    coordinator.offer("j1")
+    outcome = await until(lambda: rig.over("j1"), "the outcome")
+    assert outcome.failure is None
+    assert outcome.exit_code == 0
+    assert outcome.sandbox == "none"
+    assert outcome.logs == ()
+    assert coordinator.acked == [("j1", 1)]
+    await until(lambda: not rig.held(), "nothing is held any more")
+    await until(lambda: rig.runner.forgotten == ["j1/1"], "the keeper may forget it")
+    assert rig.daemon.health.report()[0]
+    state = json.loads((rig.folder / "jobs/j1/state.json").read_text())
+    assert [word for word, _ in state["history"]] == ["PULLING", "ACKED", "PREP", "RUNNING", "UPLOADING", "DONE"]
+
+
+async def test_nothing_starts_before_the_ack_was_answered(rig, coordinator):
+    coordinator.refuse["/jobs/ack"] = [(503, b"{}"), (503, b"{}")]
+    coordinator.offer("j1")
+    await until(lambda: len(coordinator.refuse["/jobs/ack"]) == 1, "a refused ack")
+    assert rig.runner.started == []
+    await until(lambda: rig.over("j1"), "the outcome")
+    assert rig.runner.started == ["j1/1"]
+
+
+async def test_a_stale_ack_is_never_run(rig, coordinator):
+    coordinator.stale.add(("j1", 1))
+    coordinator.offer("j1")
+    coordinator.offer("j2")
+    await until(lambda: rig.over("j2"), "the other one")
+    await until(lambda: not rig.held(), "it is let go")
+    assert rig.runner.started == ["j2/1"]
+
+
+async def test_many_short_jobs_are_batched_and_all_are_delivered_once(rig, coordinator):
+    names = [f"j{i}" for i in range(200)]
+    for name in names:
+        coordinator.offer(name)
+    await until(lambda: len(coordinator.outcomes) == 200, "all outcomes")
+    assert sorted(coordinator.deliveries) == sorted((name, 1) for name in names)
+    assert sum(kind == "ack" for kind, _ in coordinator.calls) < 150
+    await until(lambda: not rig.held(), "nothing is held")
+
+
+async def test_slots_are_kept_and_freed(rig, coordinator):
+    for i in range(4):
+        coordinator.offer(f"j{i}", command="wait")
+    await until(lambda: len(rig.runner.started) == 2, "two run")
+    await rig.beats()
+    assert rig.runner.started == ["j0/1", "j1/1"]
+    rig.runner.end("j0/1")
+    await until(lambda: len(rig.runner.started) == 3, "the next one begins")
+    assert rig.runner.started[2] == "j2/1"
+    for i in (1, 2):
+        rig.runner.end(f"j{i}/1")
+    await until(lambda: len(rig.runner.started) == 4, "the last one begins")
+    rig.runner.end("j3/1")
+    await until(lambda: len(coordinator.outcomes) == 4, "all are delivered")
+
+
+async def test_a_gpu_job_for_a_node_without_one_is_handed_back(rig, coordinator):
+    coordinator.offer("j1", requirements={"gpu": True})
+    await until(lambda: coordinator.declined, "it is declined")
+    assert "can never run here" in coordinator.declined[0].decline
+    assert rig.runner.started == []
+
+
+@pytest.mark.parametrize(
+    ("command", "code"), [("denied", FailureCode.DENY), ("unstartable", FailureCode.START)], ids=["denied", "unstartable"]
+)
+async def test_failures_before_the_start_are_delivered(rig, coordinator, command, code):
+    coordinator.offer("j1", command=command)
+    outcome = await until(lambda: rig.over("j1"), "the outcome")
+    assert outcome.failure.code is code
+
+
+async def test_a_runner_that_the_node_does_not_offer_is_a_bad_spec(rig, coordinator):
+    coordinator.offer("j1", runner="python", task="x")
+    outcome = await until(lambda: rig.over("j1"), "the outcome")
+    assert outcome.failure.code is FailureCode.SPEC
+
+
+async def test_a_manifest_of_a_later_release_is_a_bad_spec(rig, coordinator):
+    coordinator.offer("j1", spec='{"runner": "quantum"}')
+    outcome = await until(lambda: rig.over("j1"), "the outcome")
+    assert outcome.failure.code is FailureCode.SPEC
+    assert rig.runner.started == []
+
+
+async def test_inputs_that_cannot_be_had_fail_the_attempt(rig, coordinator):
+    rig.inputs["j1"] = Failure(FailureCode.INPUT, "404")
+    coordinator.offer("j1", input={"inline": {"a.txt": "x"}})
+    outcome = await until(lambda: rig.over("j1"), "the outcome")
+    assert outcome.failure.code is FailureCode.INPUT
+    assert rig.runner.started == []
+
+
+# --- whom the node believes ---
+
+
+async def test_an_assignment_signed_by_another_key_is_reported_and_never_run(rig, coordinator):
+    coordinator.offer("j1", signer=Ed25519PrivateKey.generate())
+    outcome = await until(lambda: rig.over("j1"), "the outcome")
+    assert outcome.failure.code is FailureCode.SIGNATURE
+    assert ("j1", 1) in coordinator.acked
+    assert rig.runner.started == []
+
+
+async def test_an_assignment_for_another_node_is_reported_and_never_run(rig, coordinator):
+    coordinator.offer("j1", node_id="node-2")
+    outcome = await until(lambda: rig.over("j1"), "the outcome")
+    assert outcome.failure.code is FailureCode.SIGNATURE
+    assert "node-2" in outcome.failure.message
+    assert rig.runner.started == []
+
+
+async def test_a_coordinator_with_another_key_is_refused(tmp_path, coordinator):
+    rig = NodeRig(tmp_path, coordinator)
+    await rig.start()
+    await until(lambda: coordinator.registrations, "enrolled")
+    await rig.stop()
+    coordinator.key = Ed25519PrivateKey.generate()
+    daemon = await rig.start()
+    coordinator.offer("j1")
+    await until(lambda: daemon.registrar.failure and len(coordinator.registrations) > 3, "it registers in vain, again and again")
+    assert not daemon.session.is_open
+    assert "another signing key" in daemon.registrar.failure
+    assert rig.runner.started == []
+    await rig.stop()
+
+
+async def test_a_restarted_daemon_needs_no_join_token(tmp_path, coordinator):
+    rig = NodeRig(tmp_path, coordinator)
+    await rig.start()
+    await until(lambda: coordinator.registrations, "enrolled")
+    await rig.stop()
+    coordinator.join_token = None
+    await rig.start()
+    await until(lambda: len(coordinator.registrations) == 2, "it signed the challenge")
+    assert coordinator.registrations[1].signature is not None
+    assert [one.boot_epoch for one in coordinator.registrations] == ["boot:1", "boot:2"]
+    assert (tmp_path / "state/node.key").stat().st_mode & 0o777 == 0o600
+    await rig.stop()
+
+
+async def test_a_token_that_is_no_longer_good_costs_one_registration(rig, coordinator):
+    await until(lambda: coordinator.beats, "a session")
+    coordinator.tokens.clear()
+    coordinator.offer("j1")
+    await until(lambda: rig.over("j1"), "the outcome")
+    assert len(coordinator.registrations) == 2
+
+
+async def test_a_refreshed_token_is_used(rig, coordinator):
+    await until(lambda: coordinator.beats, "a session")
+    coordinator.tokens.add("fresh")
+    one = coordinator.tell("refresh_token", token="fresh")
+    await until(lambda: rig.daemon.session._token == "fresh", "it is taken")
+    coordinator.directives.remove(one)
+    coordinator.tokens = {"fresh"}
+    coordinator.offer("j1")
+    await until(lambda: rig.over("j1"), "the outcome")
+    assert len(coordinator.registrations) == 1
+
+
+async def test_an_outdated_node_idles_and_keeps_its_jobs(rig, coordinator):
+    coordinator.offer("j1", command="wait")
+    await until(lambda: rig.runner.started, "it runs")
+    body = json.dumps(
+        {"title": "x", "status": 426, "code": "upgrade_required", "detail": "too old", "hint": "pip install ostler==9"}
+    )
+    for route in ("/nodes/register", "/nodes/heartbeat", "/jobs/pull"):
+        coordinator.refuse[route] = [(426, body.encode())] * 1000
+    await until(lambda: rig.daemon.session.outdated, "it knows")
+    assert "pip install ostler==9" in rig.daemon.health.report()[1]["problems"][0]
+    assert not rig.daemon.health.report()[0]
+    assert rig.held() == {("j1", 1)}
+    assert rig.runner.killed == []
+
+
+# --- logs ---
+
+
+async def test_a_short_log_travels_inside_the_outcome(rig, coordinator):
+    rig.runner.work["j1"] = writes(b"hello\n")
+    coordinator.offer("j1")
+    outcome = await until(lambda: rig.over("j1"), "the outcome")
+    [end] = outcome.logs
+    assert (end.stream, end.length, end.offset, end.tail) == ("stdout", 6, 0, b"hello\n")
+    assert not [kind for kind, _ in coordinator.calls if kind == "log"]
+
+
+async def test_a_running_job_is_followed(rig, coordinator):
+    rig.runner.work["j1"] = writes(b"one\n")
+    coordinator.offer("j1", command="wait")
+    key = ("j1", 1, "stdout")
+    await until(lambda: coordinator.logs[key] == b"one\n", "the first line")
+    writes(b"two\n")(rig.daemon.table.get("j1", 1).task)
+    await until(lambda: coordinator.logs[key] == b"one\ntwo\n", "the second line")
+    writes(b"three\n")(rig.daemon.table.get("j1", 1).task)
+    rig.runner.end("j1/1")
+    outcome = await until(lambda: rig.over("j1"), "the outcome")
+    assert coordinator.logs[key] == b"one\ntwo\nthree\n"
+    assert outcome.logs[0].length == 14
+
+
+async def test_a_long_log_is_shipped_before_the_outcome(rig, coordinator):
+    text = os.urandom(900_000)
+    rig.runner.work["j1"] = writes(text)
+    coordinator.offer("j1")
+    outcome = await until(lambda: rig.over("j1"), "the outcome")
+    assert coordinator.logs["j1", 1, "stdout"] == text
+    assert len(outcome.logs[0].tail) <= m.INLINE_LOG_BYTES
+
+
+async def test_a_log_is_sent_from_where_the_coordinator_says(rig, coordinator):
+    rig.runner.work["j1"] = writes(b"0123456789")
+    coordinator.logs["j1", 1, "stdout"] = b"0123"  # as after a daemon that died with its offsets
+    coordinator.offer("j1")
+    await until(lambda: rig.over("j1"), "the outcome")
+    assert coordinator.logs["j1", 1, "stdout"] == b"0123456789"
+
+
+async def test_following_resumes_where_the_coordinator_is(rig, coordinator):
+    rig.runner.work["j1"] = writes(b"0123456789")
+    coordinator.logs["j1", 1, "stdout"] = b"0123"
+    coordinator.offer("j1", command="wait")
+    await until(lambda: coordinator.logs["j1", 1, "stdout"] == b"0123456789", "the rest")
+    rig.runner.end("j1/1")
+    await until(lambda: rig.over("j1"), "the outcome")
+
+
+async def test_a_log_of_an_attempt_that_is_gone_ends_it(rig, coordinator):
+    coordinator.offer("j1", command="wait")
+    await until(lambda: rig.runner.started, "it runs")
+    coordinator.stale.add(("j1", 1))
+    writes(b"x")(rig.daemon.table.get("j1", 1).task)
+    await until(lambda: rig.runner.killed == [("j1/1", "forgotten")], "it is killed")
+    await until(lambda: not rig.held(), "it is let go")
+    assert rig.over("j1") is None
+
+
+# --- artifacts ---
+
+
+def makes(name, content):
+    return lambda task: (task.root / "output" / name).write_bytes(content)
+
+
+async def test_artifacts_are_delivered_with_the_outcome(rig, coordinator):
+    content = os.urandom(3_000_000)
+    rig.runner.work["j1"] = makes("a.bin", content)
+    coordinator.offer("j1", artifacts=[{"path": "a.bin", "max_mb": 5}])
+    outcome = await until(lambda: rig.over("j1"), "the outcome")
+    assert coordinator.files["j1/a.bin"] == content
+    assert outcome.artifacts[0].size == len(content)
+
+
+async def test_a_missing_artifact_is_the_jobs_failure(rig, coordinator):
+    coordinator.offer("j1", artifacts=[{"path": "a.bin"}])
+    outcome = await until(lambda: rig.over("j1"), "the outcome")
+    assert outcome.failure.code is FailureCode.OUTPUT
+
+
+async def test_an_upload_that_breaks_is_made_again(rig, coordinator):
+    coordinator.refuse["/jobs/result"] = ["drop", (503, b"{}"), "drop"]
+    rig.runner.work["j1"] = makes("a.bin", b"x" * 2_000_000)
+    coordinator.offer("j1", artifacts=[{"path": "a.bin", "max_mb": 5}])
+    await until(lambda: rig.over("j1"), "the outcome")
+    assert coordinator.files["j1/a.bin"] == b"x" * 2_000_000
+
+
+async def test_an_artifact_damaged_before_its_delivery_is_never_delivered(rig, coordinator):
+    coordinator.refuse["/jobs/result"] = [(503, b"{}")]
+    rig.runner.work["j1"] = makes("a.bin", b"good")
+    coordinator.offer("j1", artifacts=[{"path": "a.bin"}])
+    live = await until(lambda: rig.daemon.table.get("j1", 1), "it is here")
+    await until(lambda: live.outcome is not None and not coordinator.refuse["/jobs/result"], "a refused upload")
+    (live.workspace.path / "output/a.bin").write_bytes(b"evil")
+    live.outputs = ()  # as after a restart
+    outcome = await until(lambda: rig.over("j1"), "the outcome")
+    assert outcome.failure.code is FailureCode.LOST
+    assert "j1/a.bin" not in coordinator.files
+
+
+# --- delivery ---
+
+
+async def test_outcomes_wait_for_a_coordinator_that_is_away(tmp_path, coordinator):
+    rig = NodeRig(tmp_path, coordinator)
+    await rig.start()
+    coordinator.offer("j1", command="wait")
+    coordinator.offer("j2", command="wait", artifacts=[{"path": "a.bin"}])
+    await until(lambda: len(rig.runner.started) == 2, "both run")
+    makes("a.bin", b"content")(rig.daemon.table.get("j2", 1).task)
+    await coordinator.stop()
+    rig.runner.end("j1/1")
+    rig.runner.end("j2/1")
+    await until(lambda: len(rig.daemon.table.over()) == 2, "both wait")
+    await until(lambda: rig.daemon.heart.failure, "the coordinator is away")
+    assert rig.held() == {("j1", 1), ("j2", 1)}
+    assert rig.runner.forgotten == []
+    await coordinator.start()
+    await until(lambda: len(coordinator.outcomes) == 2, "both are delivered")
+    assert coordinator.files["j2/a.bin"] == b"content"
+    await rig.stop()
+
+
+async def test_a_stale_outcome_is_discarded(rig, coordinator):
+    coordinator.offer("j1", command="wait")
+    await until(lambda: rig.runner.started, "it runs")
+    coordinator.stale.add(("j1", 1))
+    rig.runner.end("j1/1")
+    await until(lambda: not rig.held(), "it is let go")
+    assert rig.over("j1") is None
+    assert rig.daemon.counts.discarded == 1
+
+
+async def test_an_outcome_that_spoils_its_batch_does_not_hold_up_the_others(rig, coordinator):
+    body = json.dumps({"title": "x", "status": 422, "code": "invalid_spec", "detail": "no"}).encode()
+    for name in ("j1", "j2"):
+        coordinator.offer(name, command="wait")
+    await until(lambda: len(rig.runner.started) == 2, "both run")
+    coordinator.refuse["/jobs/result"] = [(422, body)] * 3
+    rig.runner.end("j1/1")
+    rig.runner.end("j2/1")
+    await until(lambda: len(coordinator.outcomes) == 2, "both are delivered")
+
+
+async def test_an_outcome_that_is_refused_for_good_becomes_a_failure(rig, coordinator):
+    body = json.dumps({"title": "x", "status": 413, "code": "too_large", "detail": "too much"}).encode()
+    coordinator.refuse["/jobs/result"] = [(413, body)] * 2
+    rig.runner.work["j1"] = makes("a.bin", b"x")
+    coordinator.offer("j1", artifacts=[{"path": "a.bin"}])
+    outcome = await until(lambda: rig.over("j1"), "the outcome")
+    assert outcome.failure.code is FailureCode.OUTPUT
+    assert "too much" in outcome.failure.message
+
+
+# --- directives ---
+
+
+async def test_a_cancelled_job_is_reported_cancelled(rig, coordinator):
+    coordinator.offer("j1", command="wait")
+    await until(lambda: rig.runner.started, "it runs")
+    coordinator.tell("cancel", "j1", 1, reason="changed my mind")
+    outcome = await until(lambda: rig.over("j1"), "the outcome")
+    assert outcome.cancelled
+    assert outcome.failure is None
+    assert rig.runner.killed == [("j1/1", "cancel")]
+
+
+async def test_a_job_is_cancelled_while_its_inputs_come(rig, coordinator):
+    gate = asyncio.Event()
+
+    async def slow(live, workspace):
+        await gate.wait()
+
+    rig.daemon.executor._prepare = slow
+    coordinator.offer("j1", input={"inline": {"a": "x"}})
+    await until(lambda: (live := rig.daemon.table.get("j1", 1)) and live.state is AttemptState.PREPARING, "inputs come")
+    coordinator.tell("cancel", "j1", 1)
+    outcome = await until(lambda: rig.over("j1"), "the outcome")
+    assert outcome.cancelled
+    assert rig.runner.started == []
+
+
+async def test_a_forgotten_attempt_is_killed_and_not_reported(rig, coordinator):
+    coordinator.offer("j1", command="wait")
+    await until(lambda: rig.runner.started, "it runs")
+    coordinator.tell("forget", "j1", 1)
+    await until(lambda: not rig.held(), "it is let go")
+    assert rig.runner.killed == [("j1/1", "forgotten")]
+    assert coordinator.deliveries == []
+
+
+async def test_an_attempt_that_the_node_does_not_have_is_reported_lost(rig, coordinator):
+    coordinator.acked.append(("j9", 3))
+    coordinator.tell("reconcile", "j9", 3)
+    outcome = await until(lambda: rig.over("j9", 3), "the outcome")
+    assert outcome.failure.code is FailureCode.LOST
+
+
+async def test_a_new_attempt_of_the_same_job_ends_the_older_one(rig, coordinator):
+    coordinator.offer("j1", 1, command="wait")
+    await until(lambda: rig.runner.started, "it runs")
+    coordinator.offer("j1", 2, command="wait")
+    await until(lambda: rig.runner.started == ["j1/1", "j1/2"], "the new one runs")
+    assert rig.runner.killed == [("j1/1", "forgotten")]
+    assert (rig.folder / "jobs/j1/attempt-2/state.json").exists()
+    rig.runner.end("j1/2")
+    await until(lambda: rig.over("j1", 2), "its outcome")
+    assert rig.over("j1", 1) is None
+
+
+async def test_the_coordinator_drains_and_resumes_the_node(rig, coordinator):
+    coordinator.offer("j1", command="wait")
+    await until(lambda: rig.runner.started, "it runs")
+    one = coordinator.tell("drain", reason="maintenance")
+    await until(lambda: rig.daemon.readiness.draining, "it drains")
+    coordinator.offer("j2")
+    await until(lambda: coordinator.beats and coordinator.beats[-1].draining, "it says so")
+    assert rig.daemon.health.report()[1]["status"] == "draining"
+    rig.runner.end("j1/1")
+    await until(lambda: rig.over("j1"), "what ran is finished")
+    assert rig.over("j2") is None
+    coordinator.directives.remove(one)
+    coordinator.tell("resume")
+    await until(lambda: rig.over("j2"), "it works again")
+
+
+async def test_a_drain_with_a_deadline_ends_what_still_runs(rig, coordinator):
+    coordinator.offer("j1", command="wait")
+    await until(lambda: rig.runner.started, "it runs")
+    coordinator.tell("drain", timeout_s=0.2)
+    outcome = await until(lambda: rig.over("j1"), "the outcome")
+    assert outcome.failure.code is FailureCode.LOST
+    assert "drained" in outcome.failure.message
+
+
+async def test_a_workspace_is_pinned_and_uploaded_on_request(rig, coordinator):
+    rig.runner.work["j1"] = lambda task: (
+        (task.root / "work/found.txt").write_text("here"),
+        (task.root / "work/link").symlink_to("/etc/passwd"),
+        os.mkfifo(task.root / "work/fifo"),
+    )
+    coordinator.offer("j1")
+    await until(lambda: rig.over("j1"), "the outcome")
+    coordinator.tell("debug", "j1", 1)
+    archive = await until(lambda: coordinator.workspaces.get(("j1", 1)), "the workspace")
+    with tarfile.open(fileobj=BytesIO(archive)) as tar:
+        members = {one.name: one for one in tar.getmembers()}
+        assert tar.extractfile("work/found.txt").read() == b"here"
+    assert members["work/link"].issym()
+    assert "work/fifo" not in members
+    assert (rig.folder / "jobs/j1/.pinned").exists()
+
+
+# --- leases ---
+
+
+async def test_the_open_poll_is_one_and_carries_what_is_held(rig, coordinator):
+    coordinator.offer("j1", command="wait")
+    coordinator.offer("j2", command="wait")
+    await until(lambda: len(rig.runner.started) == 2, "both run")
+    await until(lambda: coordinator.open_pulls == 1, "a poll is open without a free slot")
+    [last] = [body for kind, body in coordinator.calls if kind == "pull"][-1:]
+    assert last.slots == 0
+    assert {(one.job_id, one.attempt) for one in last.held} == {("j1", 1), ("j2", 1)}
+    rig.runner.end("j1/1")
+    coordinator.offer("j3")
+    await until(lambda: rig.over("j3"), "the freed slot is offered at once")
+    assert coordinator.most_pulls <= 2
+
+
+async def test_an_attempt_goes_on_beyond_its_lease_and_is_given_up_after_the_ride_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(leases, "RIDE_OUT_S", 3.5)
+    coordinator = await FakeCoordinator(lease_s=1.0, heartbeat_s=0.2).start()
+    rig = NodeRig(tmp_path, coordinator)
+    daemon = await rig.start()
+    coordinator.offer("j1", command="wait")
+    await until(lambda: rig.runner.started, "it runs")
+    await coordinator.stop()
+    live = daemon.table.get("j1", 1)
+    await until(lambda: live.unrenewed, "the lease's end is noticed")
+    assert rig.runner.killed == []
+    await until(lambda: rig.runner.killed == [("j1/1", "lost")], "it is given up")
+    await until(lambda: live.outcome is not None, "its outcome")
+    assert live.outcome.failure.code is FailureCode.LOST
+    assert rig.held() == {("j1", 1)}
+    await coordinator.start()
+    outcome = await until(lambda: rig.over("j1"), "it is delivered")
+    assert outcome.failure.code is FailureCode.LOST
+    await rig.stop()
+    await coordinator.stop()
+
+
+async def test_in_silence_an_attempt_is_given_up_before_its_lease_is_over(tmp_path):
+    """A coordinator that is frozen accepts connections and answers nothing, like a network that swallows everything."""
+    coordinator = await FakeCoordinator(lease_s=4.0, heartbeat_s=0.2).start()
+    rig = NodeRig(tmp_path, coordinator)
+    await rig.start()
+    coordinator.offer("j1", command="wait")
+    await until(lambda: rig.runner.started, "it runs")
+    await coordinator.stop()
+    with socket.create_server(("127.0.0.1", coordinator.port)):
+        await until(lambda: rig.runner.killed == [("j1/1", "lost")], "it is given up")
+        await rig.stop()
+
+
+async def test_jobs_outlive_a_coordinator_that_restarts(rig, coordinator):
+    coordinator.offer("j1", command="wait")
+    await until(lambda: rig.runner.started, "it runs")
+    await coordinator.stop()
+    await until(lambda: rig.daemon.puller.failure, "a poll failed")
+    await coordinator.start()
+    await until(lambda: coordinator.open_pulls == 1, "a new poll")
+    rig.runner.end("j1/1")
+    outcome = await until(lambda: rig.over("j1"), "the outcome")
+    assert outcome.failure is None
+
+
+# --- reports ---
+
+
+async def test_stages_and_progress_are_told_of_attempts_that_last(rig, coordinator):
+    coordinator.offer("j1", command="wait")
+    coordinator.offer("short")
+    await until(lambda: [one for one in coordinator.progress if one.job_id == "j1"], "it is told")
+    assert coordinator.progress[0].state is AttemptState.RUNNING
+    rig.runner.say("j1/1", 50.0, "half")
+    rig.runner.say("j1/1", 60.0, "n" * 900)
+    told = await until(lambda: [one for one in coordinator.progress if one.pct is not None], "progress")
+    assert told[-1].pct == 60.0
+    assert len(told[-1].note) == 500
+    assert len(told) == 1
+    assert not [one for one in coordinator.progress if one.job_id == "short"]
+
+
+# --- the end and the beginning of a daemon ---
+
+
+async def test_a_stopped_daemon_leaves_its_jobs_to_the_next(tmp_path, coordinator):
+    rig = NodeRig(tmp_path, coordinator)
+    await rig.start()
+    rig.runner.work["j1"] = writes(b"before\n")
+    coordinator.offer("j1", command="wait")
+    await until(lambda: coordinator.logs["j1", 1, "stdout"] == b"before\n", "it runs and is followed")
+    await rig.stop()
+    assert coordinator.beats[-1].draining
+    assert rig.runner.killed == []
+    daemon = await rig.start()
+    await until(lambda: len(coordinator.registrations) == 2, "it registers")
+    assert coordinator.registrations[1].held == (m.Held("j1", 1),)
+    live = daemon.table.get("j1", 1)
+    assert live.state is AttemptState.RUNNING
+    writes(b"after\n")(live.task)
+    await until(lambda: coordinator.logs["j1", 1, "stdout"] == b"before\nafter\n", "the log goes on")
+    rig.runner.end("j1/1")
+    outcome = await until(lambda: rig.over("j1"), "the outcome")
+    assert outcome.failure is None
+    assert rig.runner.started == ["j1/1"]
+    await rig.stop()
+
+
+async def test_what_ended_while_no_daemon_lived_is_delivered(tmp_path, coordinator):
+    rig = NodeRig(tmp_path, coordinator)
+    await rig.start()
+    coordinator.offer("j1", command="wait")
+    await until(lambda: rig.runner.started, "it runs")
+    await rig.crash()
+    rig.runner.end("j1/1", Ending(exit_code=3, failure=Failure(FailureCode.EXIT, "3")))
+    await rig.start()
+    outcome = await until(lambda: rig.over("j1"), "the outcome")
+    assert outcome.exit_code == 3
+    await rig.stop()
+
+
+async def test_what_died_without_a_trace_is_lost(tmp_path, coordinator):
+    rig = NodeRig(tmp_path, coordinator)
+    await rig.start()
+    coordinator.offer("j1", command="wait")
+    await until(lambda: rig.runner.started, "it runs")
+    await rig.crash()
+    rig.runner.living.clear()
+    await rig.start()
+    outcome = await until(lambda: rig.over("j1"), "the outcome")
+    assert outcome.failure.code is FailureCode.LOST
+    assert rig.runner.started == ["j1/1"]
+    await rig.stop()
+
+
+async def test_an_outcome_survives_the_daemon(tmp_path, coordinator):
+    rig = NodeRig(tmp_path, coordinator)
+    await rig.start()
+    coordinator.offer("j1", command="wait", artifacts=[{"path": "a.bin"}])
+    rig.runner.work["j1"] = lambda task: (makes("a.bin", b"content")(task), writes(b"log\n")(task))
+    await until(lambda: rig.runner.started, "it runs")
+    coordinator.refuse["/jobs/result"] = [(503, b"{}")] * 1000
+    rig.runner.end("j1/1")
+    await until(rig.daemon.table.over, "the outcome waits")
+    await rig.crash()
+    rig.runner.living.clear()
+    coordinator.refuse.clear()
+    await rig.start()
+    outcome = await until(lambda: rig.over("j1"), "the outcome")
+    assert outcome.failure is None
+    assert coordinator.files["j1/a.bin"] == b"content"
+    assert coordinator.logs["j1", 1, "stdout"] == b"log\n"
+    await rig.stop()
+
+
+async def test_an_attempt_that_was_accepted_and_never_begun_runs_after_a_new_ack(tmp_path, coordinator):
+    rig = NodeRig(tmp_path, coordinator)
+    await rig.start()
+    coordinator.refuse["/jobs/ack"] = [(503, b"{}")] * 1000
+    coordinator.offer("j1")
+    await until(lambda: len(coordinator.refuse["/jobs/ack"]) < 1000, "an ack was tried")
+    await rig.crash()
+    coordinator.refuse.clear()
+    await rig.start()
+    outcome = await until(lambda: rig.over("j1"), "the outcome")
+    assert outcome.failure is None
+    assert coordinator.acked == [("j1", 1)]
+    await rig.stop()
+
+
+async def test_what_is_over_for_the_coordinator_is_not_run_again(tmp_path, coordinator):
+    rig = NodeRig(tmp_path, coordinator)
+    await rig.start()
+    coordinator.offer("j1", command="wait")
+    await until(lambda: rig.runner.started, "it runs")
+    await rig.crash()
+    coordinator.forget = (m.Held("j1", 1),)
+    await rig.start()
+    await until(lambda: rig.runner.killed == [("j1/1", "forgotten")], "it is ended")
+    await until(lambda: not rig.held(), "it is let go")
+    assert coordinator.deliveries == []
+    await rig.stop()
+
+
+# --- health, control ---
+
+
+async def test_health_metrics_and_control(rig, coordinator):
+    await until(lambda: coordinator.beats, "a session")
+    coordinator.offer("j1", command="wait")
+    await until(lambda: rig.runner.started, "it runs")
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{rig.daemon.door.port}") as http:
+        for path in ("/healthz", "/health"):
+            answer = await http.get(path)
+            assert answer.status_code == 200
+            assert set(answer.json()) >= {
+                "status", "version", "node_id", "machine_id", "active_vps", "running", "queued", "cpu_load", "vram_free",
+                "uptime_seconds", "active_sessions", "memory_usage_mb", "last_heartbeat",
+            }  # fmt: skip
+        assert answer.json()["running"] == 1
+        text = (await http.get("/metrics")).text
+        assert 'ostler_node_attempts{state="running"} 1.0' in text
+        assert (await http.post("/drain")).status_code == 405
+        assert (await http.get("/nothing")).status_code == 404
+    transport = httpx.AsyncHTTPTransport(uds=str(rig.config.state / "daemon.sock"))
+    async with httpx.AsyncClient(transport=transport, base_url="http://node") as http:
+        [shown] = (await http.get("/attempts")).json()["items"]
+        assert (shown["job_id"], shown["state"]) == ("j1", "running")
+        assert (await http.post("/drain", params={"timeout": "x"})).status_code == 422
+        assert (await http.post("/drain")).json()["draining"]
+        coordinator.offer("j2")
+        rig.runner.end("j1/1")
+        await until(lambda: rig.over("j1"), "it ends")
+        assert rig.over("j2") is None
+        assert not (await http.post("/resume")).json()["draining"]
+        await until(lambda: rig.over("j2"), "it works again")
+    assert (rig.config.state / "daemon.sock").stat().st_mode & 0o777 == 0o600
+
+
+async def test_a_taken_port_is_no_reason_not_to_work(tmp_path, coordinator):
+    taken = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
+    port = taken.sockets[0].getsockname()[1]
+    rig = NodeRig(tmp_path, coordinator, config=lambda c: replace(c, health=replace(c.health, listen=f"127.0.0.1:{port}")))
+    await rig.start()
+    coordinator.offer("j1")
+    await until(lambda: rig.over("j1"), "the outcome")
+    await rig.stop()
+    taken.close()
+
+
+async def test_silence_makes_the_node_unhealthy(rig, coordinator):
+    await until(lambda: coordinator.beats, "a session")
+    await coordinator.stop()
+    await until(lambda: not rig.daemon.health.report()[0], "it is unhealthy")
+    assert "last contact" in rig.daemon.health.report()[1]["problems"][0]
+    await coordinator.start()
+    await until(lambda: rig.daemon.health.report()[0], "it is well again")
+
+
+async def test_a_failed_disk_drains_the_node_until_it_is_mended(rig, coordinator):
+    await until(lambda: coordinator.beats, "a session")
+    problem = HealthProblem(code="disk_read_only", subject="/jobs", message="is read-only", quarantine=True)
+    well = rig.capabilities
+    rig.capabilities = replace(well, health=(problem,))
+    rig.daemon.prober.wake()
+    await until(lambda: coordinator.beats[-1].draining, "it drains itself")
+    assert "read-only" in rig.daemon.readiness.refusal
+    assert coordinator.beats[-1].health == ("disk_read_only /jobs: is read-only",)
+    assert [beat for beat in coordinator.beats if beat.capabilities is not None][-1].capabilities.health == (problem,)
+    coordinator.offer("j1")
+    rig.capabilities = well
+    rig.daemon.prober.wake()
+    await until(lambda: rig.over("j1"), "it works again")
+
+
+async def test_a_reload_changes_slots_and_drops_nothing(rig, coordinator):
+    for i in range(3):
+        coordinator.offer(f"j{i}", command="wait")
+    await until(lambda: len(rig.runner.started) == 2, "two run")
+    rig.daemon.reload(replace(rig.config, resources=replace(rig.config.resources, max_concurrent_cpu=3)))
+    await until(lambda: len(rig.runner.started) == 3, "the third runs")
+    assert rig.runner.killed == []
+
+
+async def test_heartbeats_go_on_while_the_disk_hangs(rig, coordinator):
+    await until(lambda: coordinator.beats, "a session")
+    stuck = threading.Event()
+    rig.daemon._disk.do(stuck.wait, 10)
+    coordinator.offer("j1")
+    await until(lambda: coordinator.acked, "it is accepted")
+    await rig.beats(3)
+    assert rig.runner.started == []
+    stuck.set()
+    await until(lambda: rig.over("j1"), "the outcome")
+
+
+async def test_a_log_that_the_coordinator_will_not_have_does_not_fail_the_job(rig, coordinator):
+    body = json.dumps({"title": "x", "status": 413, "code": "too_large", "detail": "too much"}).encode()
+    coordinator.refuse["log"] = [(413, body)] * 100
+    rig.runner.work["j1"] = writes(b"x" * 300_000)
+    coordinator.offer("j1")
+    outcome = await until(lambda: rig.over("j1"), "the outcome")
+    assert outcome.failure is None
+    assert outcome.logs == ()

@@ -1,0 +1,86 @@
+import signal
+
+import pytest
+
+from ostler.cli import exits
+from ostler.model import errors
+from ostler.model.errors import InvalidSpec, OstlerError, Problem, Rejected, Unavailable
+from ostler.model.job import JobState
+
+
+def tree(root: type[OstlerError]) -> list[type[OstlerError]]:
+    """The classes of the tree itself; a part may have finer ones of its own."""
+    children = [child for child in root.__subclasses__() if child.__module__ == errors.__name__]
+    return [root, *(one for child in children for one in tree(child))]
+
+
+@pytest.mark.parametrize("kind", tree(OstlerError))
+def test_the_tree_decides_the_code(kind: type[OstlerError]) -> None:
+    error = kind("x", offset=1) if kind is errors.OffsetMismatch else kind("x")
+    expected = 3 if issubclass(kind, Rejected) else 4 if issubclass(kind, Unavailable) else 1
+    assert exits.error_code(error) == expected
+
+
+@pytest.mark.parametrize(
+    ("state", "code", "killed_by", "expected"),
+    [
+        (JobState.DONE, 0, None, 0),
+        (JobState.FAILED, 7, None, 7),
+        (JobState.FAILED, None, 9, 137),
+        (JobState.FAILED, None, None, 125),
+        (JobState.FAILED, 0, None, 125),  # the program ended well, its artifact is missing
+        (JobState.CANCELLED, None, 15, 143),
+        (JobState.CANCELLED, None, None, 125),
+        (JobState.EXPIRED, None, None, 125),
+    ],
+)
+def test_a_job_s_own_code(state: JobState, code: int | None, killed_by: int | None, expected: int) -> None:
+    assert exits.job_code(state, code, killed_by) == expected
+
+
+def raiser(error: BaseException):
+    def program() -> None:
+        raise error
+
+    return program
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (SystemExit(2), 2, ""),
+        (SystemExit(None), 0, ""),
+        (exits.Exit(42), 42, ""),
+        (errors.NotFound("no job j", hint="ostler job list"), 3, "error: no job j\nhint: ostler job list\n"),
+        (errors.CoordinatorUnreachable("gone"), 4, "error: gone\n"),
+        (
+            InvalidSpec("two", [Problem("a.b", "is bad", "f", 3), Problem("c", "is worse")]),
+            3,
+            "error: two\n  f:3: a.b: is bad\n  c: is worse\n",
+        ),
+        (KeyboardInterrupt(), 130, ""),
+        (PermissionError(13, "Permission denied", "/x"), 1, "error: Permission denied: /x\n"),
+        (ZeroDivisionError("oh"), 1, "bug: ZeroDivisionError: oh\nhint: OSTLER_DEBUG=1 shows where; please report it\n"),
+    ],
+)
+def test_never_a_traceback(
+    error: BaseException, code: int, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OSTLER_DEBUG", raising=False)
+    assert exits.guard(raiser(error)) == code
+    assert capsys.readouterr().err == said
+
+
+def test_unless_asked_for(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OSTLER_DEBUG", "1")
+    assert exits.guard(raiser(ZeroDivisionError("oh"))) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_what_strangers_wrote_cannot_drive_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exits.guard(raiser(errors.Conflict("job \x1b[2J\x07 is taken"))) == 3
+    assert capsys.readouterr().err == "error: job \\x1b[2J\\x07 is taken\n"
+
+
+def test_codes_of_signals() -> None:
+    assert (exits.INTERRUPTED, exits.TERMINATED) == (128 + signal.SIGINT, 143)

@@ -1,0 +1,61 @@
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from ostler.cli.job_page import print_job, time_in_states
+from ostler.model.attempt import AttemptState, Usage
+from ostler.model.failures import Failure, FailureCode
+from ostler.model.job import JobState
+from ostler.model.manifest import Runner
+from ostler.protocol.messages import ArtifactEntry, AttemptView, EventView, JobView
+
+T0 = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def at(seconds: float) -> datetime:
+    return T0 + timedelta(seconds=seconds)
+
+
+ATTEMPT = AttemptView(
+    attempt=1, node_id="n1", state=AttemptState.FAILED, leased_at=at(1), acked_at=at(1.5), finished_at=at(9),
+    failure=Failure(FailureCode.EXIT, "exit code 3"), exit_code=3, sandbox="bwrap",
+    usage=Usage(prepare_s=0.5, wall_s=6.0, upload_s=0.25, cpu_user_s=2.0, cpu_system_s=0.5, peak_memory_mb=12.5, read_bytes=2048),
+)  # fmt: skip
+JOB = JobView(
+    job_id="j-1", state=JobState.FAILED, runner=Runner.CLI, title="echo \x1b[31mhi", queue="default", priority=0,
+    labels={"b": "2", "a": "1"}, submitted_at=T0, attempt=1, tries=1, node_id="n1", finished_at=at(9), failure=ATTEMPT.failure,
+    exit_code=3, attempts=(ATTEMPT,), timeline=(EventView(id=1, at=at(0), kind="submitted", job_id="j-1"),),
+    artifacts=(ArtifactEntry(path="out.txt", type="text/plain", size=3, sha256="0" * 64),),
+)  # fmt: skip
+
+
+def test_time_in_each_state_as_measured_by_the_node() -> None:
+    assert time_in_states(ATTEMPT, (), at(100)) == [("leased", 0.5), ("preparing", 0.5), ("running", 6.0), ("uploading", 0.25)]
+
+
+def test_time_in_each_state_while_it_runs() -> None:
+    live = replace(ATTEMPT, state=AttemptState.RUNNING, finished_at=None, usage=None, failure=None)
+    events = (
+        EventView(id=1, at=at(2), kind="prepare", attempt=1),
+        EventView(id=2, at=at(3), kind="start", attempt=1),
+        EventView(id=3, at=at(3), kind="start", attempt=2),
+    )
+    assert time_in_states(live, events, at(10)) == [("leased", 0.5), ("acked", 0.5), ("preparing", 1.0), ("running", 7.0)]
+
+
+def test_an_attempt_that_nobody_took() -> None:
+    offered = replace(ATTEMPT, acked_at=None, finished_at=at(4), usage=None)
+    assert time_in_states(offered, (), at(10)) == [("leased", 3.0)]
+
+
+def test_the_page(capsys: pytest.CaptureFixture[str]) -> None:
+    print_job(JOB, at(20))
+    said = capsys.readouterr().out
+    assert "\x1b" not in said
+    for part in (
+        "state      failed", "labels     a=1, b=2", "exit code  3", "failure  E_EXIT: exit code 3", "Read `ostler job logs j-1`.",
+        "leased 500ms preparing 500ms running 6.0s uploading 250ms", "12.5 MiB", "2.0 KiB", "bwrap", "E_EXIT", "submitted",
+        "out.txt",
+    ):  # fmt: skip
+        assert part in said, part

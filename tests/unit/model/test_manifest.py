@@ -1,0 +1,213 @@
+"""Manifests: what is accepted, what is refused and under which path; encodings round-trip and ignore unknown fields."""
+
+import dataclasses
+from datetime import timedelta
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ostler.model.errors import InvalidSpec, Problem
+from ostler.model.failures import CODES, FailureCode, Retry
+from ostler.model.manifest import (
+    Artifact,
+    InputFile,
+    Inputs,
+    InputUrl,
+    Manifest,
+    Policy,
+    Requirements,
+    RetryPolicy,
+    Runner,
+    problems,
+    retry_policy,
+    unsafe_name,
+    unsafe_path,
+)
+
+SECTION_8 = b"""{
+  "job_id": "j-20250926-001",
+  "runner": "cli",
+  "requirements": {"gpu": true, "vram_mb": 12000, "cpu_threads": 4},
+  "timeout_s": 3600,
+  "input": {"urls": ["https://.../input1"], "inline": {"text": "..."}},
+  "command": "ffmpeg",
+  "args": ["-y", "-i", "input1.mp4", "-c:v", "libx264", "output.mp4"],
+  "artifacts": [{"path": "output.mp4", "type": "video/mp4", "max_mb": 5000}]
+}"""
+
+
+def ok(**fields):
+    return Manifest(**{"command": "true", **fields})
+
+
+def paths(manifest):
+    return [problem.path for problem in problems(manifest)]
+
+
+def test_the_manifest_of_the_source_is_accepted_as_printed():
+    manifest = msgspec.json.decode(SECTION_8, type=Manifest)
+    assert problems(manifest) == []
+    assert manifest.requirements.gpu_count == 1
+    assert manifest.timeout == timedelta(hours=1)
+    assert manifest.artifacts == (Artifact(path="output.mp4", type="video/mp4", max_mb=5000),)
+
+
+def test_unknown_fields_of_a_later_release_are_ignored():
+    assert msgspec.json.decode(b'{"command": "true", "aura": {"x": [1]}, "policy": {"glow": 3}}', type=Manifest) == ok()
+
+
+texts = st.text(max_size=20)
+manifests = st.builds(
+    Manifest,
+    runner=st.sampled_from(Runner),
+    job_id=st.none() | texts,
+    command=st.none() | texts,
+    args=st.lists(texts, max_size=3).map(tuple),
+    params=st.dictionaries(texts, st.none() | st.booleans() | st.integers(-(2**53), 2**53) | texts, max_size=3),
+    requirements=st.builds(
+        Requirements, gpu=st.booleans(), vram_mb=st.integers(0, 10**6), tags=st.lists(texts, max_size=2).map(tuple)
+    ),
+    timeout_s=st.floats(0.1, 1e6),
+    input=st.builds(
+        Inputs,
+        urls=st.lists(texts | st.builds(InputUrl, url=texts, name=st.none() | texts), max_size=2).map(tuple),
+        inline=st.dictionaries(texts, texts, max_size=2),
+        files=st.lists(st.builds(InputFile, name=texts, sha256=texts, size=st.integers(0, 10**12)), max_size=2).map(tuple),
+    ),
+    retries=st.none() | st.integers(0, 100) | st.builds(RetryPolicy, max=st.integers(0, 9)),
+    labels=st.dictionaries(texts, texts, max_size=2),
+    policy=st.builds(Policy, memory_mb=st.none() | st.integers(1, 10**6)),
+)
+
+
+@given(manifests)
+def test_encoding_round_trips(manifest):
+    assert msgspec.json.decode(msgspec.json.encode(manifest), type=Manifest) == manifest
+
+
+@given(manifests)
+def test_any_manifest_of_the_right_shape_gets_a_verdict(manifest):
+    for problem in problems(manifest):
+        assert problem.message
+        assert isinstance(problem.path, str)
+
+
+BAD = [
+    ({"job_id": "../x"}, "job_id"),
+    ({"job_id": ""}, "job_id"),
+    ({"command": None}, "command"),
+    ({"command": "a" * 256}, "command"),
+    ({"task": "resize"}, "task"),
+    ({"runner": Runner.CONTAINER}, "runner"),
+    ({"args": ("a\0b",)}, "args[0]"),
+    ({"args": ("x" * 70_000, "y" * 70_000)}, "args"),
+    ({"retries": 101}, "retries"),
+    ({"timeout_s": 0}, "timeout_s"),
+    ({"timeout_s": float("nan")}, "timeout_s"),
+    ({"ttl_s": -1.0}, "ttl_s"),
+    ({"priority": 1001}, "priority"),
+    ({"queue": "a b"}, "queue"),
+    ({"retries": -1}, "retries"),
+    ({"retries": RetryPolicy(backoff_s=-1)}, "retries.backoff_s"),
+    ({"retries": RetryPolicy(codes=(FailureCode.DENY,))}, "retries.codes"),
+    ({"stdout": "../log"}, "stdout"),
+    ({"requirements": Requirements(vram_mb=-1)}, "requirements.vram_mb"),
+    ({"requirements": Requirements(tags=("a b",))}, "requirements.tags[0]"),
+    ({"requirements": Requirements(node="a/b")}, "requirements.node"),
+    ({"policy": Policy(memory_mb=0)}, "policy.memory_mb"),
+    ({"labels": {"-": "x"}}, "labels.-"),
+    ({"labels": {"a": "x" * 256}}, "labels.a"),
+    ({"labels": {f"k{i}": "" for i in range(65)}}, "labels"),
+    ({"env": {"A-B": "x"}}, "env.A-B"),
+    ({"env": {"A": "x\0"}}, "env.A"),
+    ({"input": Inputs(urls=("ftp://x/y",))}, "input.urls[0]"),
+    ({"input": Inputs(urls=(InputUrl(url="http://h/x", name="../x"),))}, "input.urls[0].name"),
+    ({"input": Inputs(urls=(InputUrl(url="http://h/x", sha256="ABC"),))}, "input.urls[0].sha256"),
+    ({"input": Inputs(urls=(InputUrl(url="http://h/x", max_mb=0),))}, "input.urls[0].max_mb"),
+    ({"input": Inputs(inline={"a/b": ""})}, "input.inline.a/b"),
+    ({"input": Inputs(files=(InputFile(name="-i", sha256="0" * 64, size=1),))}, "input.files[0].name"),
+    ({"input": Inputs(files=(InputFile(name="i", sha256="0", size=-1),))}, "input.files[0].sha256"),
+    ({"artifacts": (Artifact(path="/etc/passwd"),)}, "artifacts[0].path"),
+    ({"artifacts": (Artifact(path="a/../b"),)}, "artifacts[0].path"),
+    ({"artifacts": (Artifact(path="a"), Artifact(path="a"))}, "artifacts[1].path"),
+    ({"artifacts": (Artifact(path="a", max_mb=0),)}, "artifacts[0].max_mb"),
+]
+
+
+@pytest.mark.parametrize(("fields", "path"), BAD, ids=[path for _, path in BAD])
+def test_each_mistake_is_named_by_its_path(fields, path):
+    assert path in paths(ok(**fields))
+
+
+def test_python_jobs_need_a_task_and_no_command():
+    assert paths(Manifest(runner=Runner.PYTHON)) == ["task"]
+    assert paths(Manifest(runner=Runner.PYTHON, task="a-b")) == ["task"]
+    assert paths(Manifest(runner=Runner.PYTHON, task="resize.fast", params={"w": 3})) == []
+    assert paths(Manifest(runner=Runner.PYTHON, task="x", command="y")) == ["command"]
+
+
+def test_two_inputs_may_not_share_a_name():
+    inputs = Inputs(inline={"a": "1"}, files=(InputFile(name="a", sha256="0" * 64, size=1),))
+    assert [p.message for p in problems(ok(input=inputs))] == ["'a' is already the name of input.inline.a"]
+
+
+def test_all_mistakes_come_at_once():
+    assert len(problems(ok(timeout_s=0, queue="", priority=5000, stdout="..", job_id="?"))) == 5
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\\b", "-rf", "a\nb", "\x7f", "x" * 256, "ü" * 128])
+def test_unsafe_names(name):
+    assert unsafe_name(name)
+
+
+@pytest.mark.parametrize("name", ["a", "input1.mp4", "ü", ".hidden", "a b", "x" * 255])
+def test_safe_names(name):
+    assert unsafe_name(name) is None
+
+
+def test_long_paths_are_refused():
+    assert unsafe_path("/".join(["abcdefgh"] * 200))
+    assert unsafe_path("a//b")
+    assert unsafe_path("a/b/c.txt") is None
+
+
+def test_inputs_are_false_when_there_are_none():
+    assert not Inputs()
+    assert Inputs(inline={"a": ""})
+
+
+def test_gpus_are_counted():
+    assert Requirements().gpu_count == 0
+    assert Requirements(vram_mb=1).gpu_count == 1
+    assert Requirements(gpu=True, gpus=3).gpu_count == 3
+
+
+def test_retries_absent_cover_the_machine_and_a_number_the_program_too():
+    absent = retry_policy(ok())
+    assert FailureCode.LOST in absent.codes
+    assert FailureCode.EXIT not in absent.codes
+    assert retry_policy(ok(retries=2)) == RetryPolicy(max=2)
+    own = RetryPolicy(max=1, codes=(FailureCode.OOM,))
+    assert retry_policy(ok(retries=own)) is own
+
+
+def test_each_code_is_documented():
+    assert set(CODES) == set(FailureCode)
+    for code, info in CODES.items():
+        assert code.value.startswith("E_")
+        assert info.meaning.endswith(".")
+        assert info.advice.endswith(".")
+        assert isinstance(info.retry, Retry)
+
+
+def test_a_problem_says_where():
+    assert str(Problem("a.b", "is wrong", "f.yaml", 3)) == "f.yaml:3: a.b: is wrong"
+    assert str(Problem("", "is wrong", "f.yaml")) == "f.yaml: is wrong"
+    assert "a: is wrong" in str(InvalidSpec("bad manifest", [Problem("a", "is wrong")]))
+
+
+def test_values_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        ok().command = "other"

@@ -1,0 +1,162 @@
+"""How much work a node asks for, accepts and starts."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ostler.model.attempt import AttemptState
+from ostler.model.failures import Failure, FailureCode
+from ostler.model.manifest import Manifest, Requirements
+from ostler.node.attempts import AttemptTable, Live, Slots
+from ostler.node.credit import (
+    ACK_AHEAD_S,
+    LEASE_AHEAD_S,
+    OFFER_PATIENCE_S,
+    Pace,
+    ahead,
+    asking,
+    credit,
+    plan_acks,
+    should_replace,
+    startable,
+    taken,
+)
+from ostler.node.leases import Lease, Standing, standing
+from ostler.protocol.messages import Held, Outcome
+
+
+def live(name="j", gpus=0, offered_at=0.0, state=AttemptState.LEASED, refusal=None):
+    one = Live(name, 1, Manifest(requirements=Requirements(gpus=gpus)), Lease(0.0, 45.0), offered_at, refusal=refusal)
+    one.state = state
+    return one
+
+
+def plan(limits, open_, offers, *, pace_s=None, prefetch=32, now=0.0, refusal=None):
+    return plan_acks(limits, open_, offers, pace_s=pace_s, prefetch=prefetch, now=now, refusal=refusal)
+
+
+def test_short_jobs_are_taken_ahead_and_long_ones_are_not():
+    assert ahead(None, 2, 32, 0.25) == 0
+    assert ahead(0.005, 2, 32, 0.25) == 32
+    assert ahead(0.05, 2, 32, 0.25) == 10
+    assert ahead(10.0, 2, 32, 0.25) == 0
+    assert ahead(0.005, 0, 32, 0.25) == 0
+
+
+def test_the_pace_is_the_median_of_recent_attempts():
+    pace = Pace()
+    for seconds in [0.01] * 10 + [60.0]:
+        pace.add(seconds)
+    assert pace.median_s == 0.01
+
+
+def test_a_job_takes_a_slot_of_one_kind():
+    assert taken([live(), live(gpus=2), live()]) == Slots(2, 2)
+    assert credit(Slots(3, 4), [live(), live(gpus=2)], None, 32) == Slots(2, 2)
+    assert credit(Slots(1, 0), [live(), live()], None, 32) == Slots(0, 0)
+
+
+def test_a_poll_gathers_credit_while_enough_work_lies_here():
+    limits, half = Slots(2, 1), ahead(0.005, 2, 32, LEASE_AHEAD_S) // 2
+    assert asking(Slots(2, 1), half, limits, 0.005, 32) == Slots(0, 1)
+    assert asking(Slots(half, 1), half, limits, 0.005, 32) == Slots(half, 1)
+    assert asking(Slots(2, 1), half - 1, limits, 0.005, 32) == Slots(2, 1)
+    assert asking(Slots(2, 0), half, limits, 10.0, 32) == Slots(2, 0)
+
+
+def test_an_open_poll_is_replaced_for_the_first_credit_and_for_the_last():
+    assert should_replace(Slots(0, 0), Slots(1, 0))
+    assert should_replace(Slots(1, 0), Slots(1, 1))
+    assert should_replace(Slots(3, 1), Slots(0, 0))
+    assert not should_replace(Slots(1, 0), Slots(5, 0))
+    assert not should_replace(Slots(0, 0), Slots(0, 0))
+
+
+def test_offers_are_accepted_as_far_as_slots_and_pace_go():
+    offers = [live(f"j{i}") for i in range(5)]
+    assert plan(Slots(2, 0), offers, offers).accept == offers[:2]
+    assert plan(Slots(2, 0), offers, offers, pace_s=0.005).accept == offers
+
+
+def test_acks_ahead_are_gathered():
+    enough = ahead(0.005, 2, 32, ACK_AHEAD_S) // 2 + 2
+    waiting = [live(f"w{i}", state=AttemptState.ACKED) for i in range(enough)]
+    offers = [live(f"j{i}") for i in range(5)]
+    assert plan(Slots(2, 0), [*waiting, *offers], offers, pace_s=0.005).accept == []
+    assert plan(Slots(2, 0), [*waiting[:6], *offers], offers, pace_s=0.005).accept == offers
+
+
+def test_what_waited_too_long_and_what_never_fits_is_handed_back():
+    busy = [live("busy", state=AttemptState.RUNNING)]
+    old, gpu = live("old", offered_at=0.0), live("gpu", gpus=1)
+    found = plan(Slots(1, 0), [*busy, old, gpu], [old, gpu], now=OFFER_PATIENCE_S + 1)
+    assert found.accept == []
+    assert [one for one, _ in found.decline] == [old, gpu]
+    assert plan(Slots(1, 0), [*busy, old], [old], now=1.0).decline == []
+
+
+def test_a_draining_node_hands_everything_back_but_what_it_must_report():
+    good, bad = live("good"), live("bad", refusal=Failure(FailureCode.SIGNATURE, "no"))
+    found = plan(Slots(1, 0), [good, bad], [good, bad], refusal="drained")
+    assert found.accept == [bad]
+    assert found.decline == [(good, "drained")]
+
+
+def test_nothing_offered_is_nothing_planned():
+    found = plan(Slots(1, 0), [], [])
+    assert (found.accept, found.decline) == ([], [])
+
+
+def test_a_job_for_many_gpus_is_not_starved_by_later_ones_for_few():
+    big, small, cpu = live("big", gpus=2), live("small", gpus=1), live("cpu")
+    assert startable(Slots(1, 2), [live("other", gpus=1)], [big, small, cpu]) == [cpu]
+    assert startable(Slots(1, 2), [], [big, small, cpu]) == [big, cpu]
+    assert startable(Slots(0, 0), [], [cpu]) == []
+
+
+@given(
+    cpu=st.integers(0, 4),
+    gpu=st.integers(0, 4),
+    working=st.lists(st.integers(0, 3), max_size=6),
+    waiting=st.lists(st.integers(0, 3), max_size=10),
+)
+def test_slots_are_never_exceeded(cpu, gpu, working, waiting):
+    limits = Slots(cpu, gpu)
+    before = [live(gpus=count) for count in working]
+    chosen = startable(limits, before, [live(gpus=count) for count in waiting])
+    used = taken([*before, *chosen])
+    if any(one.gpu_count == 0 for one in chosen):
+        assert used.cpu <= cpu
+    if any(one.gpu_count for one in chosen):
+        assert used.gpu <= gpu
+
+
+def test_a_lease_without_an_end_is_always_renewed():
+    assert standing(Lease(0.0, float("inf")), 1e9) is Standing.RENEWED
+
+
+def test_the_table_knows_where_each_attempt_stands():
+    table = AttemptTable()
+    first, second = live("a"), Live("a", 2, Manifest(), Lease(0.0, 1.0), 0.0)
+    table.add(first)
+    table.add(second)
+    assert table.held() == (Held("a", 1), Held("a", 2))
+    assert table.of_job("a") == [first, second]
+    assert table.has_offers
+    first.state = AttemptState.ACKED
+    assert table.waiting() == [first]
+    assert table.offered() == [second]
+    table.begin(first)
+    assert table.working() == [first]
+    assert table.open() == [second, first]
+    assert table.queued() == 1
+    table.end(first, Outcome(job_id="a", attempt=1))
+    assert table.over() == [first]
+    assert table.get("a", 1) is first
+    assert len(table) == 2
+    table.remove(first)
+    table.remove(first)
+    table.remove(second)
+    assert len(table) == 0
+    assert table.of_job("a") == []
+    assert table.get("a", 1) is None
+    assert not table.has_offers
