@@ -149,8 +149,8 @@ def test_what_detaches_itself_dies_with_its_own_attempt_and_not_with_another(kee
     wait_until(lambda: not any(alive(pid) for group in pids.values() for pid in group))
 
 
-# 127 processes, if nobody holds it; each begets two and stays.
-BOMB = "grow() { [ $1 -gt 0 ] && { grow $(($1-1)) & grow $(($1-1)) & }; echo . >&2; sleep 1000; }; grow 6"
+# 127 processes, if nobody holds it; each begets two and stays. A shell that cannot fork exits, so the first one is none by then.
+BOMB = "grow() { [ $1 -gt 0 ] && { grow $(($1-1)) & grow $(($1-1)) & }; echo . >&2; sleep 1000; }; grow 6 & exec sleep 1000"
 # Ever another process: each lives for a moment, in a session of its own, and leaves one behind.
 HOPPER = """
 import os

@@ -106,11 +106,11 @@ def _run(options: Options) -> int:
     keeper = Keeper(boot_id=boot_id, keeper_id=keeper_id, journal=journal, cgroups=groups, publish=server.publish, log=log)
     keeper.take_over(records, new)
     log("keeper.started", {"pid": os.getpid(), "cgroup": groups.version, "lost": len(new), "ended": len(records)})
+    spawn.warm()  # before anyone is told: it looks at this process's parent, which leaves once it hears
     if ready >= 0:
         os.write(ready, b"+")
         os.close(ready)
     # No cycles are made in the loop; frozen objects keep their pages shared with children between fork and exec.
-    spawn.warm()
     gc.collect()
     gc.freeze()
     gc.disable()
