@@ -77,9 +77,9 @@ class Line:
 class Keeper:
     """A keeper process with a state directory, started and killed at will."""
 
-    def __init__(self, folder: Path, *, cgroup: str = "auto", ordinary: bool = False, listens=None):
+    def __init__(self, folder: Path, *, cgroup: str = "auto", fork: bool = False, ordinary: bool = False, listens=None):
         self.folder = folder
-        self.cgroup = cgroup
+        self.options = ["--cgroup", cgroup, *(["--fork"] if fork else [])]
         self.ordinary = ordinary and os.getuid() == 0
         self.uid = NOBODY if self.ordinary else os.getuid()
         self.state = folder / "state"
@@ -109,7 +109,7 @@ class Keeper:
         """Another keeper on the same state, without a look at whether it starts."""
         command = [*self.prefix, *self.command, "--socket", str(self.path), "--state", str(self.state)]
         with self.log.open("ab") as log:
-            return subprocess.Popen([*command, "--cgroup", self.cgroup, *options], stdout=log, stderr=log, cwd="/")
+            return subprocess.Popen([*command, *self.options, *options], stdout=log, stderr=log, cwd="/")
 
     def start(self) -> None:
         self.process = self.spawn()
@@ -159,7 +159,10 @@ class Keeper:
         return path.read_text() if path.exists() else ""
 
     def written(self, key: str) -> dict:
-        return json.loads((self.work / f"{key}.json").read_text())
+        """The file of an attempt's record, which it gets where nobody forgets it soon."""
+        path = self.work / f"{key}.json"
+        wait_until(path.exists)
+        return json.loads(path.read_text())
 
     def kill(self) -> None:
         """As the machine would: without a word."""

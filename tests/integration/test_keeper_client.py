@@ -45,6 +45,7 @@ async def test_from_start_to_record(keeper, client):
     record = await client.wait("a")
     assert (record.exit_code, record.signal, record.killed, record.oom) == (3, None, None, None)
     assert (record.pid, record.start_time) == (started.pid, started.start_time)
+    await asyncio.to_thread(keeper.written, "a")
     assert read_record(keeper.work / "a.json", "a") == record
     assert read_record(keeper.work / "a.json", "b") is None
     (child,) = await client.list()
@@ -109,6 +110,7 @@ async def test_another_daemon_waits_for_what_the_first_one_started(keeper, clien
     await second.ping()
     await asyncio.to_thread(go.write_text, "go\n")
     assert (await waiting).exit_code == 4
+    await asyncio.to_thread(keeper.written, "a")
     for key in "ab":
         await second.forget(key)
     assert (await second.wait("a", record=keeper.work / "a.json")).exit_code == 4

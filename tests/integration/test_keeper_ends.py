@@ -13,7 +13,7 @@ import pytest
 from integration.keeper_rig import NOBODY, Keeper, alive, folder, pids_of, wait_until
 
 ROOT = os.getuid() == 0
-KINDS = ["none", "auto", "v2", "ordinary"] if ROOT else ["none"]
+KINDS = ["none", "auto", "v2", "fork", "ordinary"] if ROOT else ["none", "fork"]
 
 # Forks, leaves the session, forks again and empties its environment: nothing of its ancestry is left to see.
 DAEMON = r"""
@@ -30,7 +30,12 @@ HUNGRY = "import os\nheld = []\nwhile True: held.append(bytearray(os.urandom(1) 
 def keeper(request):
     kind = request.param
     with folder() as where:
-        options = {"none": {"cgroup": "none"}, "v2": {"cgroup": "v2"}, "ordinary": {"ordinary": True}}.get(kind, {})
+        options = {
+            "none": {"cgroup": "none"},
+            "v2": {"cgroup": "v2"},
+            "fork": {"fork": True},
+            "ordinary": {"ordinary": True},
+        }.get(kind, {})
         keeper = Keeper(where, **options)
         yield keeper
         keeper.close()

@@ -1,4 +1,8 @@
-"""The attempts that are over and not forgotten yet: their records in files, in the journal and for `list`."""
+"""The attempts that are over and not forgotten yet: their records in the journal, for `list`, and in files.
+
+A record gets its file where it is not forgotten soon: the daemon that heard of an end lets go of it once that is delivered, and
+the journal tells until then. Thousands of short jobs would make and delete thousands of files.
+"""
 
 from ostler.node.keeper import wire
 from ostler.node.keeper.journal import Journal, replace_file
@@ -8,6 +12,7 @@ if TYPE_CHECKING:  # typing and collections cost memory
     from collections.abc import Callable
 
 _KEPT = 20_000
+_FILE_AFTER_S = 0.5
 
 
 class _Ended:
@@ -29,7 +34,7 @@ class Archive:
         self._journal = journal
         self._log = log
         self._ended: dict[str, _Ended] = {}
-        self._unwritten: dict[str, str] = {}
+        self._unwritten: dict[str, tuple[float, str, str]] = {}
 
     def __contains__(self, key: str) -> bool:
         return key in self._ended
@@ -37,12 +42,12 @@ class Archive:
     def __len__(self) -> int:
         return len(self._ended)
 
-    def add(self, record: dict[str, object], path: str | None) -> str:
-        """Take in the record of an attempt that has just ended, and write it to its file; returns its JSON."""
+    def add(self, record: dict[str, object], path: str | None, now: float) -> str:
+        """Take in the record of an attempt that has just ended; returns its JSON. `mend` sees to its file."""
         text = wire.encode(record)
-        if path is not None:
-            self._write(path, text)
         self.restore(record, text)
+        if path is not None:
+            self._unwritten[str(record["key"])] = (now + _FILE_AFTER_S, path, text)
         self._journal.later(f'{{"end":{text}}}\n')
         return text
 
@@ -55,9 +60,11 @@ class Archive:
     def drop(self, key: str) -> None:
         """Let go of a record whose key is in use again."""
         self._ended.pop(key, None)
+        self._unwritten.pop(key, None)
 
     def forget(self, key: str) -> None:
         """Let go of a record for good; one that is unknown is forgotten already."""
+        self._unwritten.pop(key, None)
         if self._ended.pop(key, None) is not None:
             self._journal.later(f'{{"forget":{wire.encode(key)}}}\n')
 
@@ -69,26 +76,22 @@ class Archive:
         """What the journal must tell of them."""
         return [f'{{"end":{one.record}}}\n' for one in self._ended.values()]
 
-    def mend(self) -> bool:
-        """Try again to write what could not be written; True when nothing is left of that."""
-        unwritten, self._unwritten = self._unwritten, {}
-        for path, text in unwritten.items():
-            self._write(path, text)
+    def mend(self, now: float) -> bool:
+        """Write the files that are due, also those that could not be written before; True when none waits."""
+        for key, (due, path, text) in list(self._unwritten.items()):
+            if due <= now and self._written(path, text):
+                del self._unwritten[key]
         return not self._unwritten
 
-    @property
-    def whole(self) -> bool:
-        """True when all records stand in their files."""
-        return not self._unwritten
-
-    def _write(self, path: str, text: str) -> None:
+    def _written(self, path: str, text: str) -> bool:
         try:
             replace_file(path, text)
         except (FileNotFoundError, NotADirectoryError):
             self._log("keeper.record_homeless", {"path": path})  # the workspace is gone; `list` still tells
         except OSError as error:
             self._log("keeper.record_unwritten", {"path": path, "error": str(error)})
-            self._unwritten[path] = text
+            return False
+        return True
 
 
 def child(key: str, pid: object, start_time: object, started_at: object, record: str | None) -> str:

@@ -158,7 +158,7 @@ class Keeper:
         for record in records:
             key = str(record["key"])
             if key in new:
-                self._archive.add(record, new[key])
+                self._archive.add(record, new[key], time.monotonic())
             else:
                 self._archive.restore(record, wire.encode(record))
         self._rewrite_journal()
@@ -230,7 +230,9 @@ class Keeper:
             self._mend_soon()
 
     def close(self) -> None:
-        """Remove what only a living keeper needs."""
+        """Write what waits, and remove what only a living keeper needs."""
+        self._archive.mend(NEVER)
+        self._journal.flush()
         for directory in self._doomed:
             remove(directory)
         self._cgroups.close()
@@ -368,9 +370,8 @@ class Keeper:
         attempt.tree.end()
         if attempt.group is not None:
             self._remove_later(attempt.group.remove())
-        text = self._archive.add(record, attempt.record)
-        if not self._archive.whole:
-            self._mend_soon()
+        text = self._archive.add(record, attempt.record, now)
+        self._mend_soon()
         self._publish(f'{{"event":"exited","key":{wire.encode(attempt.key)},"record":{text}}}')
         if stuck:
             self._log("keeper.stuck_processes", {"key": attempt.key, "pids": stuck[:100]})
@@ -421,7 +422,7 @@ class Keeper:
     def _mend(self, now: float) -> None:
         """Try again what a full disk or a dying process was in the way of."""
         self._doomed = [directory for directory in self._doomed if not remove(directory)]
-        done = [self._archive.mend(), self._journal.flush(), not self._doomed]
+        done = [self._archive.mend(now), self._journal.flush(), not self._doomed]
         self._repair = NEVER if all(done) else now + _REPAIR_EVERY_S
 
     def _rewrite_journal(self) -> None:

@@ -30,19 +30,19 @@ _SIG_BLOCK, _SIG_SETMASK = 0, 2
 
 # PyDLL: there is one thread, so the interpreter lock need not be dropped around calls of a microsecond, and must not
 # be around clone3, whose child would have to take it again. Neither argument types nor ctypes' copy of errno are used:
-# in a child between fork and exec, both touch 45 shared pages more, 0.1 ms.
-_libc = ctypes.PyDLL(None)
-_prctl = _libc.prctl
-_sigprocmask = _libc.sigprocmask
-_syscall = _libc.syscall
-_errno_location = _libc.__errno_location
+# in a forked child both touch 45 shared pages more, 0.1 ms.
+libc = ctypes.PyDLL(None)
+_prctl = libc.prctl
+_sigprocmask = libc.sigprocmask
+_syscall = libc.syscall
+_errno_location = libc.__errno_location
 _errno_location.restype = ctypes.c_void_p
 
-# Steps of a child, a function and its arguments each; -1 is a failure.
+# Steps of a child, a function of the C library and its arguments each (numbers, and arrays for pointers); -1 is a failure.
 # SIGKILL when the parent ends; cleared by a change of user and by executing a setuid file:
 DIE_WITH_PARENT = (_prctl, _PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)
 NO_NEW_PRIVILEGES = (_prctl, _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-UNBLOCK_SIGNALS = (_sigprocmask, _SIG_SETMASK, bytes(128), None)
+UNBLOCK_SIGNALS = (_sigprocmask, _SIG_SETMASK, ctypes.create_string_buffer(128), 0)
 
 _SignalSet = ctypes.c_ulong * 16  # 1024 bits, as glibc and musl have it
 
@@ -81,8 +81,8 @@ class SeccompProgram:
         if not program or len(program) % 8 or len(program) // 8 > 4096:
             raise ValueError(f"a seccomp program is 1 to 4096 instructions of 8 bytes; this one has {len(program)} bytes")
         self._buffer = ctypes.create_string_buffer(program, len(program))
-        reference = ctypes.byref(_ProgramHeader(len(program) // 8, ctypes.addressof(self._buffer)))
-        self.install = (_prctl, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, reference, 0, 0)
+        header = (_ProgramHeader * 1)(_ProgramHeader(len(program) // 8, ctypes.addressof(self._buffer)))
+        self.install = (_prctl, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, header, 0, 0)
 
 
 def failed() -> OSError:
@@ -97,7 +97,7 @@ def become_subreaper() -> None:
         raise failed()
 
 
-def io_priority(io_class: int, level: int) -> "tuple[Callable[..., int], int, int, int, int] | None":
+def io_priority(io_class: int, level: int) -> "tuple[Callable[..., object], int, int, int, int] | None":
     """The step of a child that sets its I/O class (see IO_CLASSES) and level (0 high to 7 low); None on a machine whose
     number for the system call is not known.
     """
@@ -109,11 +109,11 @@ def block_signals() -> None:
     """Hold back, for this process, the signals that `signal_descriptor` reads and those that must not end it.
 
     They are blocked rather than ignored or handled: an ignored signal would stay ignored in what a child executes,
-    and a handler could run in a child between fork and exec. Python starts with SIGPIPE and SIGXFSZ ignored; for the
-    same reason they go back to the default and are blocked.
+    and a handler could run in a child between fork and exec. Python starts with SIGPIPE and SIGXFSZ ignored and
+    SIGINT handled; for the same reason they go back to the default and are blocked.
     """
-    for number in (SIGPIPE, SIGXFSZ):
-        _libc.signal(number, None)
+    for number in (SIGINT, SIGPIPE, SIGXFSZ):
+        libc.signal(number, None)
     chosen = _signal_set(SIGHUP, SIGINT, SIGPIPE, SIGTERM, SIGCHLD, SIGXFSZ)
     if _sigprocmask(_SIG_BLOCK, ctypes.byref(chosen), None) != 0:
         raise failed()
@@ -122,7 +122,7 @@ def block_signals() -> None:
 def signal_descriptor() -> int:
     """Open a descriptor that becomes readable on SIGCHLD, SIGTERM, SIGINT and SIGHUP (signalfd(2), 128-byte records)."""
     chosen = _signal_set(SIGHUP, SIGINT, SIGTERM, SIGCHLD)
-    descriptor: int = _libc.signalfd(-1, ctypes.byref(chosen), os.O_NONBLOCK | os.O_CLOEXEC)
+    descriptor: int = libc.signalfd(-1, ctypes.byref(chosen), os.O_NONBLOCK | os.O_CLOEXEC)
     if descriptor < 0:
         raise failed()
     return descriptor
@@ -131,7 +131,7 @@ def signal_descriptor() -> int:
 def _signal_set(*numbers: int) -> "ctypes.Array[ctypes.c_ulong]":
     chosen = _SignalSet()
     for number in numbers:
-        _libc.sigaddset(ctypes.byref(chosen), number)
+        libc.sigaddset(ctypes.byref(chosen), number)
     return chosen
 
 

@@ -1,4 +1,4 @@
-"""The keeper's command line: `--socket PATH --state DIR [--cgroup auto|v1|v2|none] [--detach]`."""
+"""The keeper's command line: `--socket PATH --state DIR [--cgroup auto|v1|v2|none] [--detach] [--fork]`."""
 
 import _socket
 import fcntl
@@ -15,13 +15,14 @@ from ostler.node.keeper.keeper import Keeper
 from ostler.node.keeper.server import PROTOCOL, Server
 
 _USAGE = """\
-usage: python -m ostler.node.keeper --socket PATH --state DIR [--cgroup auto|v1|v2|none] [--detach]
+usage: python -m ostler.node.keeper --socket PATH --state DIR [--cgroup auto|v1|v2|none] [--detach] [--fork]
 
 The parent of all attempts of one node. It must not be restarted when the daemon is.
   --socket PATH   where to listen; its directory must be this user's alone (0700) and is made if missing
   --state DIR     where it keeps what it must remember; one keeper per directory
   --cgroup KIND   which cgroups to use for attempts; auto takes version 1, else 2, else none
   --detach        go into the background once the socket listens
+  --fork          start programs by forking, as where the helper in C was not built
 """
 _LOCK_WAIT_S = 0.5
 _LOCK_POLL_S = 0.02
@@ -35,16 +36,19 @@ class Refused(Exception):
 class Options:
     """The command line."""
 
-    __slots__ = ("cgroup", "detach", "socket", "state")
+    __slots__ = ("cgroup", "detach", "fork", "socket", "state")
 
     def __init__(self, arguments: list[str]) -> None:
         self.socket = self.state = ""
         self.cgroup = "auto"
-        self.detach = False
+        self.detach = self.fork = False
         waiting = iter(arguments)
         for argument in waiting:
             if argument == "--detach":
                 self.detach = True
+                continue
+            if argument == "--fork":
+                self.fork = True
                 continue
             value = next(waiting, "")
             if argument == "--socket":
@@ -88,6 +92,8 @@ def _run(options: Options) -> int:
     os.chdir("/")
     kernel.become_subreaper()
     kernel.block_signals()
+    if options.fork:
+        spawn.fork_only()
     boot_id = proc.read("/proc/sys/kernel/random/boot_id", 64).decode().strip()
     keeper_id = _identity(options.state)
     journal = Journal(options.state + "/journal")
@@ -106,7 +112,6 @@ def _run(options: Options) -> int:
     keeper = Keeper(boot_id=boot_id, keeper_id=keeper_id, journal=journal, cgroups=groups, publish=server.publish, log=log)
     keeper.take_over(records, new)
     log("keeper.started", {"pid": os.getpid(), "cgroup": groups.version, "lost": len(new), "ended": len(records)})
-    spawn.warm()  # before anyone is told: it looks at this process's parent, which leaves once it hears
     if ready >= 0:
         os.write(ready, b"+")
         os.close(ready)

@@ -1,27 +1,30 @@
 """One function that starts a program with everything set before it executes: `spawn(program) -> pid`.
 
-A fork of this small process costs half a millisecond more than vfork would, but vfork leaves Python no room for what
-must happen in between: the parent-death signal, hard limits, no_new_privs, seccomp. A small exec helper in C can take
-over behind this same function.
-
-What the child does is a list of steps made by the parent. Each memory page that the child touches is a page fault of
-1 to 2 µs, and looking up the name of each function there costs more of them than calling it.
+What the child does is a list of steps made here beforehand, each a call of the C library. A helper in C (`_spawn.c`) carries
+them out in a child that shares this process's memory until it executes. Where that was not built, a fork does: its child is
+Python, and the copies of the pages that it touches cost more than all the rest, about a millisecond.
 """
 
+import ctypes
 import fcntl
 import os
-import resource
 import select
 
 from ostler.node.keeper import kernel
+from ostler.node.keeper.kernel import libc
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing and collections cost memory
     from collections.abc import Callable
 
+    _Step = tuple[str, Callable[..., object], tuple[object, ...]]
+
 # How long the child may take from fork to exec; only a hung file system makes it longer.
 _EXEC_DEADLINE_MS = 5000
-_WARM = 50
+_TIMED_OUT = 110
+_MISSES = (2, 20)  # ENOENT, ENOTDIR
+_ZERO = ctypes.create_string_buffer(b"0")
+_PADDING = [[0] * (6 - used) for used in range(7)]
 _reports = select.poll()
 
 
@@ -71,59 +74,75 @@ class Program:
         self.seccomp: kernel.SeccompProgram | None = None
 
 
-class _Steps:
-    """What a child does one after the other: (name for the report, function, arguments). A result of -1 is a failure."""
+class _Plan:
+    """What a child does one after the other: (name for the report, function, arguments); -1 is a failure.
 
-    __slots__ = ("steps",)
+    Before the step `late` it sees whether its parent lives; from `execute` on one step after the other is tried until one
+    succeeds.
+    """
+
+    __slots__ = ("execute", "late", "steps")
 
     def __init__(self) -> None:
-        self.steps: list[tuple[str, Callable[..., object], tuple[object, ...]]] = []
+        self.steps: list[_Step] = []
+        self.late = self.execute = 0
 
     def add(self, name: str, function: "Callable[..., object]", *arguments: object) -> None:
         self.steps.append((name, function, arguments))
 
 
-def _plan(program: Program, files: list[tuple[int, int]]) -> _Steps:  # noqa: PLR0912 - one list in one order
+def _plan(program: Program, files: list[tuple[int, int]]) -> _Plan:  # noqa: PLR0912 - one list in one order
     """The order matters: groups as the user that may; files before the limit on their number; the user before the
     parent-death signal, which it would clear; what cannot be undone and forbids the rest last.
     """
-    plan = _Steps()
-    plan.add("session", os.setsid)
+    plan = _Plan()
+    plan.add("session", libc.setsid)
     for descriptor in program.tasks:
         # "0" in `tasks` moves the writing thread at once; a pid, or `cgroup.procs`, waits 19 ms for an RCU grace period
-        plan.add("cgroup", os.write, descriptor, b"0")
+        plan.add("cgroup", libc.write, descriptor, _ZERO, 1)
     for here, number in files:
-        plan.add("files", os.dup2, here, number)
-    plan.add("cwd", os.chdir, program.cwd)
+        plan.add("files", libc.dup2, here, number)
+    plan.add("cwd", libc.chdir, _text(program.cwd))
     if program.cpus is not None:
-        plan.add("cpus", os.sched_setaffinity, 0, program.cpus)
+        mask = (ctypes.c_ubyte * 128)()
+        for cpu in program.cpus:
+            mask[cpu // 8] |= 1 << (cpu % 8)
+        plan.add("cpus", libc.sched_setaffinity, 0, 128, mask)
     if program.nice is not None:
-        plan.add("nice", os.setpriority, os.PRIO_PROCESS, 0, program.nice)
+        plan.add("nice", libc.setpriority, os.PRIO_PROCESS, 0, program.nice)
     if program.io is not None:
         step = kernel.io_priority(*program.io)
         if step is not None:
             plan.add("io_class", *step)
     for which, soft, hard in program.limits:
-        plan.add("limits", resource.setrlimit, which, (soft, hard))
+        plan.add("limits", libc.setrlimit, which, (ctypes.c_ulong * 2)(soft, hard))
     if program.gid is not None or program.uid is not None:
-        plan.add("user", os.setgroups, [])
+        plan.add("user", libc.setgroups, 0, 0)
         if program.gid is not None:
-            plan.add("user", os.setresgid, program.gid, program.gid, program.gid)
+            plan.add("user", libc.setresgid, program.gid, program.gid, program.gid)
         if program.uid is not None:
-            plan.add("user", os.setresuid, program.uid, program.uid, program.uid)
+            plan.add("user", libc.setresuid, program.uid, program.uid, program.uid)
     plan.add("signals", *kernel.UNBLOCK_SIGNALS)
     plan.add("parent", *kernel.DIE_WITH_PARENT)
-    plan.add("parent", _demand_parent, os.getpid())
+    plan.late = len(plan.steps)
     if program.no_new_privs:
         plan.add("no_new_privs", *kernel.NO_NEW_PRIVILEGES)
     if program.seccomp is not None:
         plan.add("seccomp", *program.seccomp.install)
-    paths = _candidates(program.argv[0], program.env)
-    if len(paths) == 1:
-        plan.add("exec", os.execve, paths[0], program.argv, program.env)
-    else:
-        plan.add("exec", _execute_first, paths, program.argv, program.env)
+    plan.execute = len(plan.steps)
+    argv = _texts(program.argv)
+    env = _texts([name + b"=" + value for name, value in program.env.items()])
+    for path in _candidates(program.argv[0], program.env):
+        plan.add("exec", libc.execve, _text(path), argv, env)
     return plan
+
+
+def _text(value: bytes) -> "ctypes.Array[ctypes.c_char]":
+    return ctypes.create_string_buffer(value)
+
+
+def _texts(values: list[bytes]) -> "ctypes.Array[ctypes.c_char_p]":
+    return (ctypes.c_char_p * (len(values) + 1))(*values)
 
 
 def _candidates(name: bytes, env: dict[bytes, bytes]) -> list[bytes]:
@@ -134,50 +153,6 @@ def _candidates(name: bytes, env: dict[bytes, bytes]) -> list[bytes]:
     return [directory + b"/" + name for directory in path.split(b":") if directory.startswith(b"/")]
 
 
-def _execute_first(paths: list[bytes], argv: list[bytes], env: dict[bytes, bytes]) -> None:
-    """Execute the first of some files that can be; a refusal counts for more than a miss, as in a shell."""
-    refused: OSError | None = None
-    for path in paths:
-        try:
-            os.execve(path, argv, env)  # noqa: S606 - there is no shell, on purpose
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except PermissionError as error:
-            refused = error
-    raise refused or FileNotFoundError(2, os.strerror(2))
-
-
-def _demand_parent(pid: int) -> None:
-    """End at once if the keeper has died before its death could be asked for as a signal."""
-    if os.getppid() != pid:
-        os._exit(127)
-
-
-def _carry_out(steps: "list[tuple[str, Callable[..., object], tuple[object, ...]]]", report: int) -> None:
-    """Turn the forked child into the program."""
-    at = ""
-    try:
-        for name, function, arguments in steps:
-            at = name
-            if function(*arguments) == -1:
-                _report(report, at, kernel.failed().errno)
-                return
-    except OSError as error:
-        _report(report, at, error.errno)
-    except Exception:  # such as ValueError for a limit above the hard one
-        _report(report, at, 22)
-
-
-def _report(report: int, step: str, number: int | None) -> None:
-    os.write(report, f"{step} {number or 5}".encode())
-
-
-def warm() -> None:
-    """Let the interpreter specialise what children run, once, here: they would each begin anew."""
-    for _ in range(_WARM):
-        _carry_out([("", os.getpid, ()), ("", _demand_parent, (os.getppid(),))], -1)
-
-
 def spawn(program: Program) -> int:
     """Start the program as a child in a session of its own and return its pid once it executes.
 
@@ -185,34 +160,141 @@ def spawn(program: Program) -> int:
     """
     files = _out_of_the_way(program.files)
     moved = [here for (here, _), (before, _) in zip(files, program.files, strict=True) if here != before]
-    steps = _plan(program, files).steps
-    receive, report = os.pipe2(os.O_CLOEXEC)
-    if len(files) > 3:
-        report = _above(report, max([number for _, number in files]))
+    plan = _plan(program, files)
     try:
+        if not plan.steps[plan.execute :]:
+            raise SpawnError("exec", 2, "the program cannot be executed")
+        floor = 0 if len(files) == 3 else 1 + max([number for _, number in files])
+        # only clone3 can start a child in a version 2 cgroup, and it gives no child a stack in a way that C could use
+        start = _shared if _helper is not None and program.cgroup is None else _forked
+        pid, failed, number = start(plan, floor, program.cgroup)
+    finally:
+        for descriptor in moved:
+            os.close(descriptor)
+    if failed < 0:
+        return pid
+    os.kill(pid, kernel.SIGKILL)
+    os.waitpid(pid, 0)
+    step = plan.steps[failed][0]
+    if number == _TIMED_OUT:
+        raise SpawnError(step, number, "the program's file system does not answer")
+    raise SpawnError(step, number, "the program cannot be executed" if step == "exec" else f"setting {step} failed")
+
+
+def _no_process(number: int) -> SpawnError:
+    return SpawnError("fork", number, "no process could be made")
+
+
+# with the helper in C
+
+
+class _Order(ctypes.Structure):
+    """`struct order` of `_spawn.c`."""
+
+    _fields_ = [
+        (name, ctypes.c_long)
+        for name in ("steps", "late", "exec", "count", "parent", "deadline_ms", "floor", "failed", "number")
+    ]  # fmt: skip
+
+
+_order = _Order(deadline_ms=_EXEC_DEADLINE_MS)
+_addresses: dict[int, int] = {}  # of C functions, by the identity of the object that stands for one here
+
+
+def _load_helper() -> "Callable[..., int] | None":
+    try:
+        helper: Callable[..., int] = ctypes.PyDLL(os.path.dirname(__file__) + "/_spawn.so").ostler_spawn
+    except (OSError, AttributeError):
+        return None
+    return helper
+
+
+_helper = _load_helper()
+
+
+def fork_only() -> None:
+    """Do without the helper in C, as where it was not built."""
+    global _helper  # noqa: PLW0603 - a choice for the life of the process
+    _helper = None
+
+
+def _shared(plan: _Plan, floor: int, _: int | None) -> tuple[int, int, int]:
+    """Start the child; returns its pid, and the step that failed (-1: none) with its errno."""
+    words = []
+    for _name, function, arguments in plan.steps:
+        address = _addresses.get(id(function))
+        if address is None:
+            address = _addresses[id(function)] = ctypes.cast(function, ctypes.c_void_p).value or 0  # type: ignore[arg-type]
+        words.append(address)
+        words += [value if isinstance(value, int) else ctypes.addressof(value) for value in arguments]  # type: ignore[arg-type]
+        words += _PADDING[len(arguments)]
+    steps = (ctypes.c_long * len(words))(*words)
+    _order.steps = ctypes.addressof(steps)
+    _order.late, _order.exec, _order.count = plan.late, plan.execute, len(plan.steps)
+    _order.parent, _order.floor = os.getpid(), floor
+    assert _helper is not None  # noqa: S101
+    pid = _helper(ctypes.byref(_order))
+    if pid < 0:
+        raise _no_process(-pid)
+    return pid, _order.failed, _order.number
+
+
+# with a fork
+
+
+def _forked(plan: _Plan, floor: int, cgroup: int | None) -> tuple[int, int, int]:
+    """The same, with a child that has a copy of this process."""
+    parent = os.getpid()
+    receive, report = os.pipe2(os.O_CLOEXEC)
+    try:
+        report = _above(report, floor)
         try:
-            pid = kernel.fork(program.cgroup)
+            pid = kernel.fork(cgroup)
         except OSError as error:
-            raise SpawnError("fork", error.errno or 11, "no process could be made") from None
+            raise _no_process(error.errno or 11) from None
         if pid == 0:
             try:
-                _carry_out(steps, report)
+                _carry_out(plan, report, parent)
             finally:  # whatever happens, a child must never go on as a second keeper
                 os._exit(127)
         os.close(report)
         report = -1
-        failure = _outcome(receive)
-        if failure is not None:
-            os.kill(pid, kernel.SIGKILL)
-            os.waitpid(pid, 0)
-            raise failure
-        return pid
+        return (pid, *_outcome(plan, receive))
     finally:
         os.close(receive)
         if report >= 0:
             os.close(report)
-        for descriptor in moved:
-            os.close(descriptor)
+
+
+def _carry_out(plan: _Plan, report: int, parent: int) -> None:
+    """Turn the forked child into the program."""
+    at = number = refused = 0
+    for _name, function, arguments in plan.steps:
+        if at == plan.late and os.getppid() != parent:
+            return  # it died before its death could be asked for as a signal
+        if function(*arguments) == -1:
+            number = kernel.failed().errno or 5
+            if at < plan.execute:
+                os.write(report, b"%d %d" % (at, number))
+                return
+            if number not in _MISSES:  # counts for more than a miss, as in a shell
+                refused = number
+        at += 1  # noqa: SIM113 - `enumerate` would be one thing more for the child to touch
+    os.write(report, b"%d %d" % (plan.execute, refused or number))
+
+
+def _outcome(plan: _Plan, receive: int) -> tuple[int, int]:
+    """Wait for the child's report: end of file when it executed, else the step that failed and its errno."""
+    _reports.register(receive, select.POLLIN)
+    heard = _reports.poll(_EXEC_DEADLINE_MS)
+    _reports.unregister(receive)
+    if not heard:
+        return plan.execute, _TIMED_OUT
+    text = os.read(receive, 100)
+    if not text:
+        return -1, 0
+    step, _, number = text.partition(b" ")
+    return int(step), int(number)
 
 
 def _out_of_the_way(files: list[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -224,23 +306,9 @@ def _out_of_the_way(files: list[tuple[int, int]]) -> list[tuple[int, int]]:
     return [(fcntl.fcntl(here, fcntl.F_DUPFD_CLOEXEC, floor) if here in numbers else here, number) for here, number in files]
 
 
-def _above(descriptor: int, highest: int) -> int:
-    if descriptor > highest:
+def _above(descriptor: int, floor: int) -> int:
+    if descriptor >= floor:
         return descriptor
-    moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, highest + 1)
+    moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, floor)
     os.close(descriptor)
     return moved
-
-
-def _outcome(receive: int) -> SpawnError | None:
-    """Wait for the child's report: end of file when it executed, else the step that failed."""
-    _reports.register(receive, select.POLLIN)
-    heard = _reports.poll(_EXEC_DEADLINE_MS)
-    _reports.unregister(receive)
-    if not heard:
-        return SpawnError("exec", 110, "the program's file system does not answer")
-    text = os.read(receive, 100)
-    if not text:
-        return None
-    step, _, number = text.decode().partition(" ")
-    return SpawnError(step, int(number), "the program cannot be executed" if step == "exec" else f"setting {step} failed")
