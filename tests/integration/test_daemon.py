@@ -654,6 +654,90 @@ async def test_an_attempt_that_was_accepted_and_never_begun_runs_after_a_new_ack
     await rig.stop()
 
 
+async def furnished(rig, coordinator):
+    """A node whose slots are taken and that has accepted `next` ahead of a free one, as short jobs let it; its workspace."""
+    for number in range(20):
+        coordinator.offer(f"short{number}")
+    await until(lambda: len(coordinator.outcomes) == 20, "short jobs")
+    for name in ("w0", "w1", "next"):
+        coordinator.offer(name, command="wait")
+    folder = rig.config.workspace.root / "next"
+    await until((folder / "logs").exists, "the workspace is made ahead")
+    assert len(rig.runner.started) == 22
+    assert not (folder / "state.json").exists()
+    return folder
+
+
+async def test_a_workspace_made_ahead_is_used(rig, coordinator):
+    folder = await furnished(rig, coordinator)
+    rig.runner.end("w0/1")
+    await until(lambda: "next/1" in rig.runner.started, "it has its slot")
+    await until((folder / "state.json").exists, "it lasts, so its state is written")
+    assert json.loads((folder / "state.json").read_text())["state"] == "RUNNING"
+    rig.runner.end("next/1")
+    await until(lambda: rig.over("next"), "the outcome")
+    words = [word for word, _ in json.loads((folder / "state.json").read_text())["history"]]
+    assert words == ["PULLING", "ACKED", "PREP", "RUNNING", "UPLOADING", "DONE"]
+    short = json.loads((rig.config.workspace.root / "short7" / "state.json").read_text())
+    assert ([word for word, _ in short["history"]], short["runner"], short["exit_code"]) == (words, "cli", 0)
+
+
+async def test_a_workspace_made_ahead_goes_with_an_attempt_that_is_taken_away(rig, coordinator):
+    folder = await furnished(rig, coordinator)
+    rig.daemon.executor.forget(rig.daemon.table.get("next", 1))
+    await until(lambda: not folder.exists() and rig.daemon.table.get("next", 1) is None, "nothing is left of it")
+
+
+async def test_an_attempt_cancelled_before_its_slot_was_free_leaves_a_workspace_that_says_so(rig, coordinator):
+    folder = await furnished(rig, coordinator)
+    rig.daemon.executor.cancel(rig.daemon.table.get("next", 1), "not wanted")
+    outcome = await until(lambda: rig.over("next"), "the outcome")
+    assert outcome.cancelled
+    assert json.loads((folder / "state.json").read_text())["node_state"] == "cancelled"
+
+
+async def test_what_only_has_a_workspace_is_offered_again_after_a_crash(tmp_path, coordinator):
+    rig = NodeRig(tmp_path, coordinator)
+    await rig.start()
+    folder = await furnished(rig, coordinator)
+    await rig.crash()
+    for name in ("w0", "w1"):
+        rig.runner.end(f"{name}/1")
+    before = coordinator.acked.count(("next", 1))
+    await rig.start()
+    await until(lambda: "next/1" in rig.runner.started, "it runs")
+    assert coordinator.acked.count(("next", 1)) == before + 1
+    rig.runner.end("next/1")
+    assert (await until(lambda: rig.over("next"), "the outcome")).failure is None
+    assert [path.name for path in folder.parent.glob("next*")] == ["next"]
+    assert not list(folder.glob("attempt-*"))
+    await rig.stop()
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_a_workspace_without_a_word_in_it_is_believed_only_until_the_machine_starts_anew(
+    tmp_path, coordinator, monkeypatch, known
+):
+    rig = NodeRig(tmp_path, coordinator)
+    await rig.start()
+    await furnished(rig, coordinator)
+    await rig.crash()
+    for name in ("w0", "w1"):
+        rig.runner.end(f"{name}/1")
+    if known:  # the keeper had started it when the daemon died
+        rig.runner.living["next/1"] = asyncio.get_running_loop().create_future()
+        rig.runner.end("next/1")
+    else:
+        (tmp_path / "boot").write_text("another")
+        monkeypatch.setattr("ostler.node.journal.BOOT_ID", tmp_path / "boot")
+    await rig.start()
+    outcome = await until(lambda: rig.over("next"), "the outcome")
+    assert (outcome.failure is None) == known
+    assert known or outcome.failure.code is FailureCode.LOST
+    assert "next/1" not in rig.runner.started
+    await rig.stop()
+
+
 async def test_what_is_over_for_the_coordinator_is_not_run_again(tmp_path, coordinator):
     rig = NodeRig(tmp_path, coordinator)
     await rig.start()

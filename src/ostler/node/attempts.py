@@ -45,6 +45,8 @@ class Live:
     forgotten: bool = False
     task: AttemptTask | None = None
     workspace: Workspace | None = None
+    furnished: "asyncio.Future[Workspace] | None" = None  # a workspace made before its slot was free
+    note: asyncio.TimerHandle | None = None  # when that gets its `state.json`
     gpus: tuple[str, ...] = ()
     outputs: tuple[Output, ...] = ()
     outcome: Outcome | None = None

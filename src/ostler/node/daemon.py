@@ -250,6 +250,7 @@ class NodeDaemon:
         self._journal.start()
         await self.door.listen(config.health.listen, self.health.serve)
         await self.door.listen_locally(config.state / "daemon.sock", self.health.serve_owner)
+        renewal = self._journal.last_renewal()
         recovery = Recovery(
             root=config.workspace.root,
             level=config.sandbox.level,
@@ -257,7 +258,8 @@ class NodeDaemon:
             table=self.table,
             executor=self.executor,
             runners=self.parts.runners,
-            lease=self._journal.last_renewal() or Lease(self._clock.monotonic(), self.session.terms.lease_s),
+            lease=renewal or Lease(self._clock.monotonic(), self.session.terms.lease_s),
+            same_boot=renewal is not None,
             clock=self._clock,
             logger=self._logger,
         )

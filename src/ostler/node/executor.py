@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ _PASSED = {
     AttemptState.PREPARING: (AttemptState.LEASED, AttemptState.ACKED),
     AttemptState.RUNNING: (AttemptState.LEASED, AttemptState.ACKED, AttemptState.PREPARING),
 }
+NOTE_AFTER_S = 0.1  # what an attempt that has its workspace already may take without a word in it
 DURABLE_TRIES = 3  # how often an outcome knocks at a full journal before it is delivered from memory
 
 
@@ -83,6 +85,14 @@ class Executor:
         live.started_at = self._clock.monotonic()
         self._work(live, self._run(live, adopted=False))
 
+    def furnish(self, live: Live) -> None:
+        """Make the workspace of an acknowledged attempt before it has its slot, so that it need not wait for the disk then.
+
+        Until it begins there is no `state.json` in it: that tells a later life of the daemon that nothing was run.
+        """
+        if live.furnished is None:
+            live.furnished = self._disk.do(Workspace.create, self._root, live.job_id, live.attempt)
+
     def adopt(self, live: Live) -> None:
         """Wait for an attempt that an earlier daemon started; its `task` and `workspace` are known."""
         live.started_at = self._clock.monotonic()
@@ -115,7 +125,9 @@ class Executor:
         if live.forgotten:
             return
         live.forgotten = True
-        if live.work is None or live.work.done():
+        if live.work is None and live.furnished is not None:
+            live.work = asyncio.get_running_loop().create_task(self._unfurnish(live, live.furnished))
+        elif live.work is None or live.work.done():
             self._watchers.forgotten(live)
         else:
             self._stop(live, "forgotten")
@@ -175,7 +187,7 @@ class Executor:
             live.gpus = chosen
         first = AttemptState.PREPARING if manifest.input else AttemptState.RUNNING
         try:
-            workspace = await self._disk.do(self._make, live, first, level)
+            workspace = await self._workspace(live, first, level)
         except InvalidSpec as exc:
             return _failed(FailureCode.SPEC, str(exc))
         except OSError as exc:
@@ -233,17 +245,56 @@ class Executor:
             return Ending(failure=disk_failure(exc, "writing the workspace's state"))
         return None
 
+    async def _workspace(self, live: Live, state: AttemptState, level: SandboxLevel) -> Workspace:
+        if live.furnished is None:
+            return await self._disk.do(self._make, live, state, level)
+        workspace = await live.furnished
+        if live.manifest.input or live.gpus:
+            await self._disk.do(self._note, live, workspace, state, level)
+        else:
+            self._note_later(live, workspace, level)
+        return workspace
+
     def _make(self, live: Live, state: AttemptState, level: SandboxLevel) -> Workspace:
         workspace = Workspace.create(self._root, live.job_id, live.attempt)
+        self._note(live, workspace, state, level)
+        return workspace
+
+    def _note(self, live: Live, workspace: Workspace, state: AttemptState, level: SandboxLevel) -> None:
         workspace.write_state(
             state,
             at=self._clock.now(),
             passed=_PASSED[state],
-            runner=live.manifest.runner.value,
-            sandbox=level.value,
-            gpus=live.gpus,
+            **_origin(live, level),
         )
-        return workspace
+
+    def _note_later(self, live: Live, workspace: Workspace, level: SandboxLevel) -> None:
+        """A job of milliseconds gets its `state.json` once, at its end: until then the keeper has a record of its start."""
+
+        def note() -> None:
+            live.note = None
+            noted = self._disk.do(self._note, live, workspace, AttemptState.RUNNING, level)
+            noted.add_done_callback(told)
+
+        def told(noted: asyncio.Future[None]) -> None:
+            exc = None if noted.cancelled() else noted.exception()
+            if exc is not None:
+                self._not_noted(live, exc)
+
+        live.note = asyncio.get_running_loop().call_later(NOTE_AFTER_S, note)
+
+    def _not_noted(self, live: Live, exc: BaseException) -> None:
+        attrs = {"attempt": live.attempt, "error": str(exc)}
+        self._logger.warning("workspace_state_not_written", extra={"job_id": live.job_id, "attrs": attrs})
+
+    async def _unfurnish(self, live: Live, furnished: "asyncio.Future[Workspace]") -> None:
+        """Take a workspace away in which nothing was begun."""
+        try:
+            await self._disk.do((await furnished).remove)
+        except (InvalidSpec, OSError) as exc:
+            attrs = {"attempt": live.attempt, "error": str(exc)}
+            self._logger.warning("workspace_not_removed", extra={"job_id": live.job_id, "attrs": attrs})
+        self._watchers.forgotten(live)
 
     async def _start(self, runner: RunnerPort, task: AttemptTask) -> Failure | None:
         try:
@@ -347,21 +398,43 @@ class Executor:
 
     async def _leave(self, live: Live, state: AttemptState, facts: dict[str, object]) -> None:
         """The workspace's last word, and what its logs hold; a disk that cannot take it is no reason to keep the outcome back."""
+        try:
+            if live.workspace is None and live.furnished is not None:
+                live.workspace = await live.furnished
+        except (InvalidSpec, OSError) as exc:
+            self._not_noted(live, exc)
         if live.workspace is None:
             live.log_ends = ()
             return
+        passed: tuple[AttemptState, ...] = (AttemptState.UPLOADING,) if state is AttemptState.DONE else ()
+        if live.note is not None:
+            live.note.cancel()
+            passed = (*_PASSED[AttemptState.RUNNING], AttemptState.RUNNING, *passed)
+            facts = {**_origin(live), **facts}
         try:
-            live.log_ends = await self._disk.do(_last_word, live, live.workspace, state, self._clock, facts)
+            live.log_ends = await self._disk.do(
+                _last_word, live, live.workspace, state, at=self._clock.now(), passed=passed, facts=facts
+            )
         except OSError as exc:
-            attrs = {"attempt": live.attempt, "error": str(exc)}
-            self._logger.warning("workspace_state_not_written", extra={"job_id": live.job_id, "attrs": attrs})
+            self._not_noted(live, exc)
+
+
+def _origin(live: Live, level: SandboxLevel | None = None) -> dict[str, object]:
+    """What `state.json` says of how an attempt is run."""
+    level = live.task.sandbox if level is None and live.task is not None else level
+    return {"runner": live.manifest.runner.value, "sandbox": level.value if level else None, "gpus": live.gpus}
 
 
 def _last_word(
-    live: Live, workspace: Workspace, state: AttemptState, clock: Clock, facts: dict[str, object]
+    live: Live,
+    workspace: Workspace,
+    state: AttemptState,
+    *,
+    at: datetime,
+    passed: Sequence[AttemptState],
+    facts: dict[str, object],
 ) -> tuple[LogEnd, ...] | None:
-    passed = (AttemptState.UPLOADING,) if state is AttemptState.DONE else ()
-    workspace.write_state(state, at=clock.now(), passed=passed, **facts)
+    workspace.write_state(state, at=at, passed=passed, **facts)
     if live.tails:
         return None  # the shipper has begun with them, and may be at work
     return ends(open_tails(workspace.path)) if has_logs(workspace.path) else ()

@@ -1,4 +1,4 @@
-"""Delivered attempts are forgotten by their runners, and so by the keeper: in the background, one after the other."""
+"""Delivered attempts are forgotten by their runners, and so by the keeper: in the background, many at once."""
 
 import asyncio
 import logging
@@ -11,6 +11,8 @@ from ostler.node.attempts import Live
 from ostler.protocol.ports import AttemptTask, RunnerPort
 
 AGAIN_S = 5.0
+GATHER_S = 0.05
+BATCH = 64
 
 
 class Forgetting:
@@ -39,15 +41,22 @@ class Forgetting:
 
     async def _run(self) -> None:
         while self._due:
-            runner, task = self._due[0]
-            try:
-                await runner.forget(task)
-            except Unavailable:  # the keeper is being replaced; the next one has the records of the last
+            await asyncio.sleep(
+                GATHER_S
+            )  # short jobs come by the hundred, and one call to the keeper each would cost as much again
+            batch = [self._due.popleft() for _ in range(min(len(self._due), BATCH))]
+            answers = await asyncio.gather(*(runner.forget(task) for runner, task in batch), return_exceptions=True)
+            later = [one for one, answer in zip(batch, answers, strict=True) if not self._settled(one[1], answer)]
+            if later:
+                self._due.extendleft(reversed(later))
                 await asyncio.sleep(AGAIN_S)
-                continue
-            except OstlerError as exc:
-                attrs = {"attempt": task.attempt, "error": str(exc)}
-                self._logger.debug("nothing_to_forget", extra={"job_id": task.job_id, "attrs": attrs})
-            except Exception:
-                self._logger.exception("forget_failed", extra={"job_id": task.job_id, "attrs": {"attempt": task.attempt}})
-            self._due.popleft()
+
+    def _settled(self, task: AttemptTask, answer: BaseException | None) -> bool:
+        attrs = {"attempt": task.attempt, "error": str(answer)}
+        if isinstance(answer, Unavailable):  # the keeper is being replaced; the next one has the records of the last
+            return False
+        if isinstance(answer, OstlerError):
+            self._logger.debug("nothing_to_forget", extra={"job_id": task.job_id, "attrs": attrs})
+        elif answer is not None:
+            self._logger.error("forget_failed", extra={"job_id": task.job_id, "attrs": attrs}, exc_info=answer)
+        return True

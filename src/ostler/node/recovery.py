@@ -37,9 +37,11 @@ class Recovery:
         executor: Executor,
         runners: Mapping[Runner, RunnerPort],
         lease: Lease,
+        same_boot: bool,
         clock: Clock,
         logger: logging.Logger,
     ) -> None:
+        """`lease` is what the attempts stand on; `same_boot` whether the machine has not started anew since."""
         self._root = root
         self._level = level
         self._journal = journal
@@ -47,6 +49,7 @@ class Recovery:
         self._executor = executor
         self._runners = runners
         self._lease = lease
+        self._same_boot = same_boot
         self._clock = clock
         self._logger = logger
 
@@ -60,6 +63,8 @@ class Recovery:
         for entry in entries:
             live = self._live(entry)
             found = places.get((entry.job_id, entry.attempt))
+            if found is not None and await self._unused(live, found):
+                found = None
             if found is not None:
                 await self._resume(live, found)
             self._table.add(live)
@@ -89,6 +94,19 @@ class Recovery:
             refusal=refusal,
         )
 
+    async def _unused(self, live: Live, found: Found) -> bool:
+        """Take away a workspace that was made ahead: it has no `state.json`, and the keeper knows nothing of the attempt.
+
+        That can be trusted until the machine starts anew, which may forget what was not flushed to the disk.
+        """
+        runner = self._runners.get(live.manifest.runner)
+        if live.outcome is not None or not found.blank or not self._same_boot or runner is None:
+            return False
+        if await runner.alive(self._task(live, found)):
+            return False
+        await asyncio.to_thread(Workspace(found.path, found.job_id, found.attempt).remove)
+        return True
+
     async def _resume(self, live: Live, found: Found) -> None:
         try:
             live.workspace = await asyncio.to_thread(Workspace.resume, found)
@@ -98,7 +116,10 @@ class Recovery:
             return
         gpus = found.facts.get("gpus")
         live.gpus = tuple(str(one) for one in gpus) if isinstance(gpus, list) else ()
-        live.task = AttemptTask(
+        live.task = self._task(live, found)
+
+    def _task(self, live: Live, found: Found) -> AttemptTask:
+        return AttemptTask(
             job_id=live.job_id,
             attempt=live.attempt,
             manifest=live.manifest,

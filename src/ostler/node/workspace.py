@@ -152,7 +152,7 @@ _OWN_KEYS = frozenset({"job_id", "attempt", "state", "node_state", "at", "histor
 @dataclass(frozen=True, slots=True)
 class Found:
     """A workspace that lies on disk. `state` is its section 11 word and `facts` all of `state.json`, as far as it could be read;
-    `problem` says what is wrong with it, as a sentence about `path`."""
+    `problem` says what is wrong with it, as a sentence about `path`. A `blank` one has no `state.json`."""
 
     path: Path
     job_id: str
@@ -160,6 +160,7 @@ class Found:
     state: str | None
     facts: Mapping[str, Any]
     problem: str | None = None
+    blank: bool = False
 
 
 def scan(root: Path) -> list[Found]:
@@ -250,7 +251,8 @@ def _look(path: Path, job_id: str, attempt: int) -> Found:
                 return Found(path, job_id, attempt, None, {}, f"its {STATE} is not a regular file")
             content = stream.read(MAX_STATE_BYTES + 1)
     except OSError as exc:
-        return Found(path, job_id, attempt, None, {}, f"its {STATE} cannot be read: {exc.strerror}")
+        blank = isinstance(exc, FileNotFoundError)
+        return Found(path, job_id, attempt, None, {}, f"its {STATE} cannot be read: {exc.strerror}", blank)
     try:
         facts = msgspec.json.decode(content, type=dict[str, Any])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:

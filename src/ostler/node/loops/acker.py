@@ -16,6 +16,7 @@ from ostler.runtime.clock import Clock
 from ostler.runtime.loop import Loop
 
 SESSION_S = 60.0
+FURNISHED_PER_SLOT = 4  # workspaces made for attempts that wait for a slot
 WAITING_S = 0.5  # with offers that wait for a slot it looks again so often
 
 
@@ -77,8 +78,13 @@ class Acker(Loop):
         """Give free slots to accepted attempts, first come first served."""
         waiting = self._table.waiting()
         if waiting:
-            for live in startable(self._limits(), self._table.working(), waiting):
+            limits = self._limits()
+            starting = startable(limits, self._table.working(), waiting)
+            for live in starting:
                 self._executor.start(live)
+            for live in waiting[: len(starting) + FURNISHED_PER_SLOT * limits.cpu]:
+                if live.work is None:
+                    self._executor.furnish(live)
 
     async def _settle(self, plan: AckPlan) -> None:
         accept, decline = plan.accept, plan.decline

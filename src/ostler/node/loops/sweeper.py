@@ -75,9 +75,11 @@ class Sweeper(Loop):
         now = self.clock.now()
         remains = []
         for found in scan(config.root):
+            if (found.job_id, found.attempt) in held:
+                continue
             if found.problem is not None and found.state is None:
                 self._report(found)
-            elif (found.job_id, found.attempt) not in held and (one := self._judge(found, now)) is not None:
+            elif (one := self._judge(found, now)) is not None:
                 remains.append(one)
         due, rest = decide(remains, now=now, keep_success=config.keep_success, keep_failed=config.keep_failed)
         count = sum(self._remove(one, "age") for one in due)
