@@ -663,7 +663,7 @@ async def furnished(rig, coordinator):
         coordinator.offer(name, command="wait")
     folder = rig.config.workspace.root / "next"
     await until((folder / "logs").exists, "the workspace is made ahead")
-    assert len(rig.runner.started) == 22
+    await until(lambda: len(rig.runner.started) == 22, "both slots are taken")
     assert not (folder / "state.json").exists()
     return folder
 
