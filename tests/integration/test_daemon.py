@@ -446,7 +446,7 @@ async def test_the_coordinator_drains_and_resumes_the_node(rig, coordinator):
     coordinator.offer("j1", command="wait")
     await until(lambda: rig.runner.started, "it runs")
     one = coordinator.tell("drain", reason="maintenance")
-    await until(lambda: rig.daemon.readiness.draining, "it drains")
+    await until(lambda: not asked_last(coordinator), "it asks for nothing any more")
     coordinator.offer("j2")
     await until(lambda: coordinator.beats and coordinator.beats[-1].draining, "it says so")
     assert rig.daemon.health.report()[1]["status"] == "draining"
@@ -755,6 +755,11 @@ async def test_what_is_over_for_the_coordinator_is_not_run_again(tmp_path, coord
 # --- health, control ---
 
 
+def asked_last(coordinator):
+    """For how many jobs the newest poll asks."""
+    return [body.slots for kind, body in coordinator.calls if kind == "pull"][-1]
+
+
 async def test_health_metrics_and_control(rig, coordinator):
     await until(lambda: coordinator.beats, "a session")
     coordinator.offer("j1", command="wait")
@@ -778,6 +783,7 @@ async def test_health_metrics_and_control(rig, coordinator):
         assert (shown["job_id"], shown["state"]) == ("j1", "running")
         assert (await http.post("/drain", params={"timeout": "x"})).status_code == 422
         assert (await http.post("/drain")).json()["draining"]
+        await until(lambda: not asked_last(coordinator), "it asks for nothing any more")
         coordinator.offer("j2")
         rig.runner.end("j1/1")
         await until(lambda: rig.over("j1"), "it ends")

@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,6 +21,7 @@ import httpx
 from ostler.model.errors import CoordinatorUnreachable, InvalidSpec, Unavailable
 from ostler.protocol import codec, routes
 from ostler.protocol import messages as m
+from ostler.protocol.connection import Answer, DirectCalls, direct_to
 from ostler.protocol.events import EventReader, ServerEvent
 from ostler.protocol.exchange import ROUTE_SHAPE, Prepared, failure, prepare, root_of, understand
 from ostler.protocol.forms import FilePart, Form, file_blocks
@@ -33,7 +35,6 @@ SILENCE_S = 45.0  # a followed log sends a comment each 15 s
 
 _LIMITS = httpx.Limits(max_connections=64, max_keepalive_connections=16, keepalive_expiry=KEEP_ALIVE_S)
 _OPTIONS = ("token", "query", "headers")
-Answer = tuple[int, httpx.Headers, bytes]
 
 
 def _timeout(timeout_s: float, wait_s: float = 0.0) -> httpx.Timeout:
@@ -54,16 +55,16 @@ def _request(prepared: Prepared, limit: httpx.Timeout, content: Any = None) -> h
         raise InvalidSpec(f"{prepared.url!r} is not the URL of a coordinator: {exc}") from exc
 
 
-def _context(verify: bool | str) -> Any:
-    """`verify` as httpx wants it: a path names the one authority to trust."""
-    return ssl.create_default_context(cafile=verify) if isinstance(verify, str) else verify
+def _context(verify: bool | str) -> ssl.SSLContext:
+    """`verify` is whether to, or a path that names the one authority to trust."""
+    return ssl.create_default_context(cafile=verify) if isinstance(verify, str) else httpx.create_ssl_context(verify=verify)
 
 
 def _body_headers(size: int) -> dict[str, str]:
     return {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
 
 
-def _unreachable(prepared: Prepared, exc: httpx.HTTPError) -> CoordinatorUnreachable:
+def _unreachable(prepared: Prepared, exc: httpx.HTTPError | OSError) -> CoordinatorUnreachable:
     server = httpx.URL(prepared.url)
     why = str(exc) or type(exc).__name__
     return CoordinatorUnreachable(
@@ -144,7 +145,20 @@ class AsyncClient(_Shell):
         patience_s: float = 0.0,
     ) -> None:
         super().__init__(base_url, token=token, timeout_s=timeout_s, patience_s=patience_s)
-        self._http = httpx.AsyncClient(verify=_context(verify), limits=_LIMITS)
+        self._verify = verify
+        address = direct_to(self.root)
+        self._direct: DirectCalls | None = None
+        if address is not None:
+            self._direct = DirectCalls(address, context=self._context if address.scheme == "https" else None, keep_s=KEEP_ALIVE_S)
+
+    @cached_property
+    def _context(self) -> ssl.SSLContext:
+        return _context(self._verify)
+
+    @cached_property
+    def _http(self) -> httpx.AsyncClient:
+        """For what is streamed, and for addresses that need more than a connection."""
+        return httpx.AsyncClient(verify=self._context, limits=_LIMITS)
 
     async def __aenter__(self) -> Self:
         return self
@@ -154,15 +168,32 @@ class AsyncClient(_Shell):
 
     async def close(self) -> None:
         """Closes its connections."""
-        await self._http.aclose()
+        if self._direct is not None:
+            self._direct.close()
+        if "_http" in self.__dict__:
+            await self._http.aclose()
 
-    async def _exchange(self, prepared: Prepared, limit: httpx.Timeout, content: AsyncIterator[bytes] | None = None) -> Answer:
+    async def _exchange(self, prepared: Prepared, timeout_s: float | None, content: AsyncIterator[bytes] | None = None) -> Answer:
+        limit_s = self.timeout_s if timeout_s is None else timeout_s
+        if self._direct is None or content is not None:
+            status, headers, answer = await self._exchange_at_large(prepared, _timeout(limit_s, prepared.wait_s), content)
+        else:
+            times = {"connect_s": min(limit_s, CONNECT_S), "answer_s": limit_s + prepared.wait_s}
+            try:
+                status, headers, answer = await self._direct.call(
+                    prepared.method, prepared.url, prepared.headers, prepared.content or b"", **times
+                )
+            except OSError as exc:
+                raise _unreachable(prepared, exc) from exc
+        if not 200 <= status < 300:
+            raise failure(status, answer, headers)
+        return status, headers, answer
+
+    async def _exchange_at_large(self, prepared: Prepared, limit: httpx.Timeout, content: AsyncIterator[bytes] | None) -> Answer:
         try:
             response = await self._http.send(_request(prepared, limit, content))
         except httpx.HTTPError as exc:
             raise _unreachable(prepared, exc) from exc
-        if not response.is_success:
-            raise failure(response.status_code, response.content, response.headers)
         return response.status_code, response.headers, response.content
 
     async def call(
@@ -177,7 +208,7 @@ class AsyncClient(_Shell):
         began, backoff = time.monotonic(), Backoff(min_s=0.2, max_s=5.0)
         while True:
             try:
-                status, _, content = await self._exchange(prepared, self._timeout(timeout_s, prepared.wait_s))
+                status, _, content = await self._exchange(prepared, timeout_s)
                 return understand(route, status, content, shape=shape)
             except Unavailable as exc:
                 pause = self._pause(exc, began, backoff) if route.method == "GET" else None
@@ -197,7 +228,7 @@ class AsyncClient(_Shell):
     ) -> Any:
         """A form with files as the body, in constant memory."""
         prepared = self._prepare(route, None, {"token": token, "headers": form.headers}, path)
-        status, _, content = await self._exchange(prepared, self._timeout(timeout_s), _threaded(form.blocks()))
+        status, _, content = await self._exchange(prepared, timeout_s, _threaded(form.blocks()))
         return understand(route, status, content, shape=shape)
 
     async def deliver(
@@ -213,7 +244,7 @@ class AsyncClient(_Shell):
         """A file as the whole body of a call, in constant memory."""
         size = (await asyncio.to_thread(file.stat)).st_size
         prepared = self._prepare(route, None, {"token": token, "headers": _body_headers(size)}, path)
-        status, _, content = await self._exchange(prepared, self._timeout(timeout_s), _threaded(file_blocks(file, size)))
+        status, _, content = await self._exchange(prepared, timeout_s, _threaded(file_blocks(file, size)))
         blob: m.Blob = understand(route, status, content)
         return blob
 
@@ -232,7 +263,7 @@ class AsyncClient(_Shell):
         options = {"token": token, "headers": _append_headers(offset, final)}
         path = {"job_id": held.job_id, "attempt": held.attempt, "stream": stream}
         prepared = self._prepare(routes.APPEND_LOG, data, options, path)
-        _, headers, _ = await self._exchange(prepared, self._timeout(timeout_s))
+        _, headers, _ = await self._exchange(prepared, timeout_s)
         return int(headers.get("upload-offset", offset + len(data)))
 
     @asynccontextmanager

@@ -34,6 +34,15 @@ class MeasuredStore(Store):
             if self.observe is not None:
                 self.observe(time.perf_counter() - began)
 
+    async def write_lazily(self, operation: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """See Store."""
+        began = time.perf_counter()
+        try:
+            return await super().write_lazily(operation, *args, **kwargs)
+        finally:
+            if self.observe is not None:
+                self.observe(time.perf_counter() - began)
+
 
 class Metrics:
     """Counters of one coordinator, in a registry of its own."""

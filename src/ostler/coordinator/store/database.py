@@ -17,7 +17,7 @@ class Database(Protocol):
         """A connection, set up for writing or for reading alone."""
         ...
 
-    def begin(self, connection: Connection, *, write: bool) -> None:
+    def begin(self, connection: Connection, *, write: bool, durable: bool = True) -> None:
         """Begin a transaction."""
         ...
 

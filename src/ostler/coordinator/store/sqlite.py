@@ -18,6 +18,7 @@ from ostler.model.errors import Conflict, InvalidSpec, OstlerError, Rejected, St
 BUSY_TIMEOUT_MS = 5000  # readers and the writer never wait for each other in WAL mode; a backup or an `sqlite3` shell may
 WRITER_CACHE_KB = 16_384
 READER_CACHE_KB = 4_096
+_LEVEL = "synchronous"
 WAL_KEPT_BYTES = 64 * 2**20  # what a burst made longer is cut back to this
 
 # What the disk or another process did; the same call may succeed later. SQLite names the condition, not the cause.
@@ -62,12 +63,19 @@ class SqliteDatabase:
             _execute(connection, "PRAGMA query_only = ON")
         return connection
 
-    def begin(self, connection: Connection, *, write: bool) -> None:
-        """Begin; the writer takes its lock now, so that no statement of an operation can fail for want of it."""
+    def begin(self, connection: Connection, *, write: bool, durable: bool = True) -> None:
+        """Begin; the writer takes its lock now, so that no statement of an operation can fail for want of it.
+
+        What need not be `durable` survives the process; the log is synced with the next transaction that must be.
+        """
+        level = "FULL" if durable else "NORMAL"
+        if write and connection.info.get(_LEVEL, "FULL") != level:
+            _execute(connection, f"PRAGMA synchronous = {level}")
+            connection.info[_LEVEL] = level
         _execute(connection, "BEGIN IMMEDIATE" if write else "BEGIN")
 
     def commit(self, connection: Connection) -> None:
-        """Commit; with `synchronous = FULL` the log is synced before this returns."""
+        """Commit; where it must be durable the log is synced before this returns."""
         _execute(connection, "COMMIT")
 
     def rollback(self, connection: Connection) -> None:

@@ -62,6 +62,15 @@ class Store:
         self._writer.put(Pending(operation, args, kwargs, future))
         return await future
 
+    async def write_lazily(self, operation: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The same for what may be forgotten in a power cut: answered after the commit, which is not waited for by the disk.
+
+        It outlives the coordinator all the same, and is durable with whatever is written after it.
+        """
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._writer.put(Pending(operation, args, kwargs, future, durable=False))
+        return await future
+
     async def read(self, operation: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run an operation that only reads, in one snapshot that holds everything answered so far."""
         if self._closed:

@@ -29,6 +29,7 @@ class Pending:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     future: asyncio.Future[Any]
+    durable: bool = True
     value: Any = None
     error: BaseException | None = None
     topics: set[Topic] = field(default_factory=set)
@@ -98,12 +99,16 @@ class Writer:
         until = time.monotonic() + MAX_BATCH_S
         try:
             connection = self._connection = self._connection or database.connect(write=True)
-            database.begin(connection, write=True)
-            done = self._execute(connection, first, alone=True)
+            with self._some:
+                durable = first.durable or any(pending.durable for pending in self._waiting)
+            database.begin(connection, write=True, durable=durable)
+            done = self._execute(connection, first, alone=True, durable=durable)
             while self._waiting and len(batch) < MAX_OPERATIONS and time.monotonic() < until:
+                if self._waiting[0].durable and not durable:
+                    break
                 pending = self._waiting.popleft()
                 batch.append(pending)
-                done = self._execute(connection, pending, alone=not done) or done
+                done = self._execute(connection, pending, alone=not done, durable=durable) or done
             database.commit(connection)
         except BaseException as exc:
             # Nothing of this transaction is durable: whoever believed to be done is told otherwise.
@@ -114,7 +119,7 @@ class Writer:
             self._logger.warning("transaction_failed", extra={"attrs": {"operations": len(batch), "error": str(exc)}})
         return batch
 
-    def _execute(self, connection: Connection, pending: Pending, *, alone: bool) -> bool:
+    def _execute(self, connection: Connection, pending: Pending, *, alone: bool, durable: bool) -> bool:
         """Run one operation; True when it succeeded. Raises where the engine has undone the whole transaction."""
         database = self._database
         if not alone:
@@ -126,7 +131,7 @@ class Writer:
             pending.error = database.translate(exc) or exc
             if alone:
                 database.rollback(connection)
-                database.begin(connection, write=True)
+                database.begin(connection, write=True, durable=durable)
             elif not database.undo(connection):
                 raise
             return False

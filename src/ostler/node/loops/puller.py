@@ -17,6 +17,7 @@ from ostler.runtime.loop import Loop
 SOURCE_IDLE_S = 2.0  # a coordinator without long polls is asked so often
 SESSION_S = 60.0
 QUICK_S = 0.05
+AFTER_ACK_S = 0.003  # what was just leased is acknowledged first; the next poll need not race it for this process
 
 
 class Puller(Loop):
@@ -77,7 +78,7 @@ class Puller(Loop):
             await self._answered.wait()
         self._asked = None
         self._newest.result()
-        return 0.0
+        return AFTER_ACK_S if self._table.has_offers else 0.0
 
     async def close(self) -> None:
         """Leave no poll open."""
