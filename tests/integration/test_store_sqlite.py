@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -374,3 +375,42 @@ async def test_leases_go_on_after_a_restart(rig: Rig):
     assert await rig.write(leases.finish_attempts, "n1", [m.Outcome(job_id=job_id, attempt=1)]) == [
         m.ItemResult(job_id=job_id, attempt=1)
     ]
+
+
+# --- what must be on the disk before it is answered ---------------------------------------------------------------------------
+
+
+def level(tx, started=None, go=None):
+    """The `synchronous` that an operation's transaction is committed with: 1 leaves the sync to a later one, 2 syncs."""
+    if started is not None:
+        started.set()
+        assert go.wait(10)
+    return tx.row("PRAGMA synchronous")[0]
+
+
+async def test_only_a_lease_is_answered_before_it_is_synced(rig):
+    store = rig.store
+    assert await store.write(level) == 2
+    assert await store.write_lazily(level) == 1
+    assert await store.write(level) == 2
+    # one behind the other while the writer is busy: what must be synced never shares the transaction of what need not
+    started, go = threading.Event(), threading.Event()
+    first = asyncio.create_task(store.write_lazily(level, started, go))
+    await asyncio.to_thread(started.wait, 10)
+    others = [asyncio.create_task(write(level)) for write in (store.write_lazily, store.write, store.write_lazily)]
+    await asyncio.sleep(0)
+    go.set()
+    assert await first == 1
+    found = [await other for other in others]
+    assert found[1] == 2
+
+
+async def test_a_lazy_write_that_fails_leaves_the_next_one_whole(rig):
+    def fail(tx):
+        raise NotFound("nothing")
+
+    with pytest.raises(NotFound):
+        await rig.store.write_lazily(fail)
+    results = await asyncio.gather(rig.store.write_lazily(fail), rig.store.write(level), return_exceptions=True)
+    assert isinstance(results[0], NotFound)
+    assert results[1] == 2
