@@ -154,6 +154,20 @@ def test_what_detaches_itself_dies_with_its_own_attempt_and_not_with_another(kee
     wait_until(lambda: not any(alive(pid) for group in pids.values() for pid in group))
 
 
+def test_what_detaches_itself_while_it_executes_another_program_dies_though_others_run(keeper, line):
+    line.start(**keeper.sh("other", "sleep 1000"))
+    escaped = []
+    for number in range(20):
+        note = keeper.work / f"pid-{number}"
+        script = f"(setsid sh -c 'echo $$ > {note}; exec sleep 1000' &); while [ ! -s {note} ]; do :; done"
+        line.start(**keeper.sh(f"k{number}", script))
+        line.record(f"k{number}")
+        escaped += pids_of(note.read_text())
+    wait_until(lambda: not any(alive(pid) for pid in escaped))
+    line.ask("kill", key="other", reason="cancel", grace_s=0)
+    assert line.record("other")["killed"] == "cancel"
+
+
 # 127 processes, if nobody holds it; each begets two and stays. A shell that cannot fork exits, so the first one is none by then.
 BOMB = "grow() { [ $1 -gt 0 ] && { grow $(($1-1)) & grow $(($1-1)) & }; echo . >&2; sleep 1000; }; grow 6 & exec sleep 1000"
 # Ever another process: each lives for a moment, in a session of its own, and leaves one behind.

@@ -56,7 +56,7 @@ class Keeper:
         self._roots: dict[int, Attempt] = {}
         self._owners: dict[int, Attempt] = {}
         self._touched: dict[str, Attempt] = {}
-        self._orphans = Orphans()
+        self._orphans = Orphans(self._keeper_id)
         self._openings = Openings()
         self._doomed: list[str] = []
         self._repair = NEVER

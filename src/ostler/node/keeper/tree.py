@@ -156,10 +156,12 @@ class Orphans:
     """The keeper's children that it did not start itself, and whose they are.
 
     One that cannot be told is noted with all attempts that ran when it started; it is the leftover of the last of
-    them to end. `roots` are the children that the keeper did start.
+    them to end, unless a later look tells: while it executes a program, for a moment it has no environment to be seen.
+    `roots` are the children that the keeper did start.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, keeper_id: bytes) -> None:
+        self._keeper_marker = KEEPER_MARKER + b"=" + keeper_id
         self.trees: list[WalkedTree] = []
         self.roots: set[int] = set()
         self._strangers = set(proc.own_children())
@@ -169,14 +171,21 @@ class Orphans:
     def claim(self, ending: WalkedTree | None = None) -> None:
         """Look for new orphans and attribute them; `ending` takes those that only it could own."""
         for pid in proc.own_children():
-            if pid in self.roots or pid in self._owners or pid in self._strangers or pid in self._unclaimed:
+            if pid in self.roots or pid in self._owners or pid in self._strangers:
                 continue
             found = proc.stat(pid)
             if found is None or found.dead:
                 continue
             owner = self._owner(pid, found)
             if owner is not None:
+                self._unclaimed.pop(pid, None)
                 self._give(pid, found.start_time, owner)
+                continue
+            if self._is_left_over(pid):
+                self._unclaimed.pop(pid, None)
+                self._kill(pid)
+                continue
+            if pid in self._unclaimed:
                 continue
             possible = [tree for tree in self.trees if tree.start_time <= found.start_time]
             if len(possible) == 1:
@@ -222,6 +231,11 @@ class Orphans:
                 return tree
         markers = [entry for entry in proc.environment(pid) if entry.startswith(MARKER)]
         return next((tree for tree in self.trees if tree.marker in markers), None)
+
+    def _is_left_over(self, pid: int) -> bool:
+        """Whether it says that it belongs to an attempt of this keeper; asked of one that belongs to none that runs."""
+        entries = proc.environment(pid)
+        return self._keeper_marker in entries and any(entry.startswith(MARKER) for entry in entries)
 
     def _give(self, pid: int, start_time: int, tree: WalkedTree) -> None:
         self._owners[pid] = tree
