@@ -71,6 +71,16 @@ def test_a_kill_from_outside_is_no_lack_of_memory(keeper, line):
     assert (record["signal"], record["killed"], record["oom"]) == (9, None, None)
 
 
+def test_arguments_that_do_not_fit_into_the_memory_limit_end_nobody_else(keeper, line):
+    """The kernel copies them inside the cgroup, before the child has a memory of its own."""
+    line.start(**keeper.spec("other", "sleep", "1000"))
+    answer = line.ask("start", **keeper.spec("a", "true", *["x" * 100_000] * 15, limits={"memory_mb": 1}))
+    if answer.get("ok"):
+        assert line.record("a")["key"] == "a"
+    assert line.ask("kill", key="other", reason="test", grace_s=0)["running"] is True
+    assert line.record("other")["killed"] == "test"
+
+
 def test_what_cannot_be_executed_is_told_with_its_reason(keeper, line):
     (keeper.work / "text").write_text("no program")
     (keeper.work / "text").chmod(0o755)

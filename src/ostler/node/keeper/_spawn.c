@@ -84,7 +84,11 @@ int ostler_spawn(struct order *order) {
     close(ends[1]);
     if (pid > 0) {
         struct pollfd executed = {.fd = ends[0], .events = POLLIN};
-        if (poll(&executed, 1, (int)order->deadline_ms) == 0) {
+        int heard;
+        do
+            heard = poll(&executed, 1, (int)order->deadline_ms);
+        while (heard < 0); /* a signal; to return before the child is done would pull its steps from under it */
+        if (heard == 0) {
             kill(pid, SIGKILL); /* here already: it must not write below after this */
             order->failed = order->exec;
             order->number = ETIMEDOUT;

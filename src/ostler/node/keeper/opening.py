@@ -88,6 +88,7 @@ class Openings:
         program.no_new_privs = request.no_new_privs
         program.seccomp = None if request.seccomp is None else self._filter(request.seccomp)
         if group is not None:
+            program.memory_mb = limits.memory_mb
             try:
                 program.cgroup, program.tasks = group.open()
             except OSError as error:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # typing and collections cost memory
 # How long the child may take from fork to exec; only a hung file system makes it longer.
 _EXEC_DEADLINE_MS = 5000
 _TIMED_OUT = 110
+_ROOM_TO_EXECUTE_MB = 16
 _MISSES = (2, 20)  # ENOENT, ENOTDIR
 _ZERO = ctypes.create_string_buffer(b"0")
 _PADDING = [[0] * (6 - used) for used in range(7)]
@@ -42,12 +43,12 @@ class Program:
 
     files: (descriptor here, number in the program) pairs, standard streams included; limits: (RLIMIT number, soft,
     hard); tasks: open `tasks` files of version 1 cgroups to join; cgroup: an open directory of a version 2 cgroup to
-    start in; io: I/O class and level.
+    start in; io: I/O class and level; memory_mb: the limit of the cgroup.
     """
 
     __slots__ = (
-        "argv", "cgroup", "cpus", "cwd", "env", "files", "gid", "io", "limits", "nice", "no_new_privs", "seccomp",
-        "tasks", "uid",
+        "argv", "cgroup", "cpus", "cwd", "env", "files", "gid", "io", "limits", "memory_mb", "nice", "no_new_privs",
+        "seccomp", "tasks", "uid",
     )  # fmt: skip
 
     def __init__(
@@ -64,6 +65,7 @@ class Program:
         self.files = files
         self.limits: list[tuple[int, int, int]] = []
         self.tasks: list[int] = []
+        self.memory_mb: float | None = None
         self.cgroup: int | None = None
         self.nice: int | None = None
         self.io: tuple[int, int] | None = None
@@ -166,7 +168,8 @@ def spawn(program: Program) -> int:
             raise SpawnError("exec", 2, "the program cannot be executed")
         floor = 0 if len(files) == 3 else 1 + max([number for _, number in files])
         # only clone3 can start a child in a version 2 cgroup, and it gives no child a stack in a way that C could use
-        start = _shared if _helper is not None and program.cgroup is None else _forked
+        shared = _helper is not None and program.cgroup is None and not _could_run_out(program)
+        start = _shared if shared else _forked
         pid, failed, number = start(plan, floor, program.cgroup)
     finally:
         for descriptor in moved:
@@ -179,6 +182,14 @@ def spawn(program: Program) -> int:
     if number == _TIMED_OUT:
         raise SpawnError(step, number, "the program's file system does not answer")
     raise SpawnError(step, number, "the program cannot be executed" if step == "exec" else f"setting {step} failed")
+
+
+def _could_run_out(program: Program) -> bool:
+    """Whether what the kernel copies to execute (argv and env, 6 MiB at most) may not fit into the program's cgroup.
+
+    Then the kernel kills the child, and with it whoever shares its memory.
+    """
+    return program.memory_mb is not None and program.memory_mb < _ROOM_TO_EXECUTE_MB
 
 
 def _no_process(number: int) -> SpawnError:
