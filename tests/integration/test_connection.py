@@ -157,6 +157,8 @@ async def test_one_that_was_closed_meanwhile_or_was_idle_for_long_is_not_used_ag
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nabc<close>", ConnectionError),
         (b"HTTP/1.1 200 OK\r\nContent-Le<close>", ConnectionError),
         (b"HTTP/1.1 200 OK\r\nX-One: a\r\n<close>", ConnectionError),
+        (b"HTTP/1.1 100 Continue\r\n\r\n<close>", ConnectionError),
+        (b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n", ProtocolViolation),
         (None, ConnectionError),
     ],
 )
@@ -194,6 +196,22 @@ async def test_bytes_that_nobody_asked_for_close_the_connection(calls, server):
     assert server.connections == 2
 
 
+@pytest.mark.parametrize("more", [GOOD.replace(b"ok", b"no"), b"HTTP/1.1 200 OK\r\nX-One"])
+async def test_nor_is_a_connection_used_again_that_gave_more_than_the_answer(calls, server, more):
+    server.answers = [GOOD + more, b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nright"]
+    assert (await call(calls, server))[2] == b"ok"
+    assert (await call(calls, server))[2] == b"right"
+    assert server.connections == 2
+
+
+@pytest.mark.parametrize("head", [b"HTTP/1.1 200 OK\r\nX: " + b"a" * 3000, b"HTTP/1.1 100 Continue\r\n\r\n" * 100])
+async def test_an_endless_head_is_cut(calls, server, monkeypatch, head):
+    monkeypatch.setattr(connection, "MAX_HEAD_BYTES", 2048)
+    server.answers = [head]
+    with pytest.raises(ProtocolViolation, match="longer than"):
+        await call(calls, server)
+
+
 async def test_an_endless_answer_is_cut(calls, server, monkeypatch):
     monkeypatch.setattr(connection, "MAX_ANSWER_BYTES", 1000)
     server.answers = [b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n" + b"x" * 5000]
@@ -219,10 +237,13 @@ async def test_what_would_be_another_request_is_not_sent(calls, server, path, he
     assert server.requests == []
 
 
-async def test_close_ends_what_is_under_way(calls, server):
-    server.answers = [b""]
+@pytest.mark.parametrize("begun", [b"", b"HTTP/1.1 200 OK\r\n\r\nhalf"])
+async def test_close_ends_what_is_under_way(calls, server, begun):
+    server.answers = [begun]
     waiting = asyncio.create_task(call(calls, server))
     await server.asked.wait()
+    while begun and not any(one._open_ended for one in calls._busy):  # noqa: ASYNC110 - nothing tells how far the parser is
+        await asyncio.sleep(0)
     calls.close()
     with pytest.raises(ConnectionError):
         await waiting

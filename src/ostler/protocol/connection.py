@@ -17,6 +17,7 @@ import httptools
 from ostler.model.errors import InvalidSpec
 
 IDLE_KEPT = 16  # connections that wait for the next call
+MAX_HEAD_BYTES = 256 * 2**10
 MAX_ANSWER_BYTES = 256 * 2**20
 _NO_CONTENT_LENGTH = frozenset({"GET", "DELETE"})
 
@@ -47,7 +48,10 @@ class _Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._answer: asyncio.Future[Answer] | None = None
         self._parser: Any = None
+        self._head = 0  # bytes that came before the answer's body
+        self._in_head = False
         self._open_ended = False
+        self._ended = False
         self._headers: dict[str, str] = {}
         self._body = bytearray()
 
@@ -64,6 +68,7 @@ class _Connection(asyncio.Protocol):
         if self._transport is None or self._transport.is_closing():
             raise ConnectionResetError("the connection was closed")
         self.reusable = False
+        self._head, self._in_head, self._open_ended = 0, True, False
         self._answer = asyncio.get_running_loop().create_future()
         self._parser = httptools.HttpResponseParser(self)
         self._transport.write(request)
@@ -80,14 +85,21 @@ class _Connection(asyncio.Protocol):
             return
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserError as exc:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as exc:
             self._fail(ProtocolViolation(f"the answer is not HTTP: {exc}"))
+        if self._in_head:
+            self._head += len(data)
+            if self._head > MAX_HEAD_BYTES:
+                self._fail(ProtocolViolation(f"the head of the answer is longer than {MAX_HEAD_BYTES >> 10} KiB"))
+
+    def eof_received(self) -> None:
+        self._ended = True
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         if self._answer is None or self._answer.done():
             return
-        if exc is None and self._open_ended:
+        if exc is None and self._ended and self._open_ended:
             self._complete(reusable=False)
         else:
             self._fail(
@@ -97,7 +109,8 @@ class _Connection(asyncio.Protocol):
     # what the parser tells
 
     def on_message_begin(self) -> None:
-        self._open_ended = False
+        if self._answer is None or self._answer.done():  # more than the answer: what follows belongs to no call
+            self.reusable = False
         self._headers = {}
         self._body = bytearray()
 
@@ -105,6 +118,9 @@ class _Connection(asyncio.Protocol):
         self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
+        if self._parser.get_status_code() < 200:
+            return
+        self._in_head = False
         # without a length its end is the end of the connection
         self._open_ended = not self._headers.keys() & {"content-length", "transfer-encoding"}
 
