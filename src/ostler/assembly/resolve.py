@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from ostler.assembly import handover
 from ostler.coordinator.config import CoordinatorConfig
@@ -68,6 +69,8 @@ def node_rules(config: NodeConfig) -> Iterator[Problem]:
         yield Problem("node_id", "must be 1 to 63 letters, digits, '.', '_' or '-'; leave it out to have one made")
     if not config.coordinator.base_url.startswith(("http://", "https://")):
         yield Problem("coordinator.base_url", "must start with http:// or https://")
+    elif not _names_a_host(config.coordinator.base_url):
+        yield Problem("coordinator.base_url", "must name a host, and where there is one a port from 1 to 65535")
     yield from _numbers(config)
     if config.resources.io_class not in IO_CLASSES:
         yield Problem("resources.io_class", f"must be one of {', '.join(IO_CLASSES)}")
@@ -82,6 +85,14 @@ def node_rules(config: NodeConfig) -> Iterator[Problem]:
         yield Problem("workspace.root", "must be an absolute path")
     if config.state_dir is not None and not config.state_dir.is_absolute():
         yield Problem("state_dir", "must be an absolute path")
+
+
+def _names_a_host(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def _numbers(config: NodeConfig) -> Iterator[Problem]:

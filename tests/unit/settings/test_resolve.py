@@ -49,6 +49,10 @@ def test_what_the_host_lacks_is_told_apart(section_4: Path) -> None:
     [
         ("node_id: 'a b'", "node_id"),
         ("coordinator: {base_url: 'ftp://x'}", "coordinator.base_url"),
+        ("coordinator: {base_url: 'http://x:99999'}", "coordinator.base_url"),
+        ("coordinator: {base_url: 'http://x:0'}", "coordinator.base_url"),
+        ("coordinator: {base_url: 'http://[::1'}", "coordinator.base_url"),
+        ("coordinator: {base_url: 'http://:80/api/v1'}", "coordinator.base_url"),
         ("heartbeat: {interval_s: 0}", "heartbeat.interval_s"),
         ("heartbeat: {interval_s: .nan}", "heartbeat.interval_s"),
         ("heartbeat: {backoff: {min_s: 50, max_s: 5}}", "heartbeat.backoff.min_s"),
