@@ -212,3 +212,10 @@ def test_failures_in_the_sandbox_are_told_as_truthfully(sandboxed):
     failed(sandboxed, sh("sleep 60", timeout_s=1), "E_TIMEOUT")
     hog = "x=$(head -c 200000000 /dev/zero | tr '\\0' x); echo ${#x}"
     failed(sandboxed, sh(hog, policy={"memory_mb": 48}), "E_OOM", "48")
+
+
+def test_a_job_inherits_nothing_but_its_streams(fleet):
+    """3 is the folder that ls reads."""
+    job = fleet.sh("ls /proc/self/fd")
+    assert fleet.wait(job)["state"] == "done"
+    assert fleet.log(job).split() == ["0", "1", "2", "3"]

@@ -81,6 +81,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _run(options: Options) -> int:
+    _close_what_was_inherited()
     _occupy_standard_streams()
     os.umask(0o022)  # what attempts inherit; the keeper names the mode of each file that it makes
     own_directory(options.state)
@@ -136,6 +137,19 @@ def log(event: str, attrs: dict[str, object]) -> None:
         os.write(2, line.encode() + b"\n")
     except OSError:
         pass
+
+
+def _close_what_was_inherited() -> None:
+    """Close all but the standard streams: every program would inherit it too, whatever its sandbox.
+
+    uvloop leaves copies of a child's standard streams open in it, and of these one is the keeper's log.
+    """
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if int(name) > 2:
+                os.close(int(name))
+        except OSError:  # the listing's own
+            pass
 
 
 def _occupy_standard_streams() -> None:
