@@ -160,24 +160,30 @@ def look_at_coordinator() -> Iterator[Finding]:
 def _reach(endpoint: Endpoint) -> Iterator[Finding]:
     import httpx
 
-    verify = str(endpoint.ca_file) if endpoint.ca_file else True
+    from ostler.protocol.exchange import root_of
+
+    url = root_of(endpoint.url)
+    verify = str(endpoint.ca_file) if endpoint.ca_file and url.startswith("https:") else True
     try:
         before = time.time()
-        answer = httpx.get(f"{endpoint.url}/readyz", timeout=_PATIENCE_S, verify=verify)
+        answer = httpx.get(f"{url}/readyz", timeout=_PATIENCE_S, verify=verify)
         took = time.time() - before
     except httpx.HTTPError as exc:
-        mend = f"look whether it runs, and whether a firewall is between: curl {endpoint.url}/readyz"
-        yield Finding("coordinator", FAIL, f"{endpoint.url} does not answer: {exc or type(exc).__name__}", mend)
+        mend = f"look whether it runs, and whether a firewall is between: curl {url}/readyz"
+        yield Finding("coordinator", FAIL, f"{url} does not answer: {exc or type(exc).__name__}", mend)
+        return
+    if "ostler-version" not in answer.headers:
+        yield Finding(
+            "coordinator", FAIL, f"what answers at {url} is no coordinator", "set OSTLER_URL to a coordinator's address"
+        )
         return
     state = OK if answer.status_code == 200 else FAIL
-    yield Finding(
-        "coordinator", state, f"{endpoint.url} answered {answer.status_code} in {took * 1000:.0f} ms", "look into its log"
-    )
+    yield Finding("coordinator", state, f"{url} answered {answer.status_code} in {took * 1000:.0f} ms", "look into its log")
     if date := answer.headers.get("date"):
         yield judge_skew(parsedate_to_datetime(date), datetime.fromtimestamp(before, UTC), took)
     if endpoint.token:
         asked = httpx.get(
-            f"{endpoint.url}/api/v1/nodes",
+            f"{url}/api/v1/nodes",
             params={"limit": 1},
             headers={"Authorization": f"Bearer {endpoint.token}"},
             timeout=_PATIENCE_S,

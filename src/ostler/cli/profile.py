@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from ostler.model.errors import Rejected
 
@@ -29,8 +30,39 @@ def find_endpoint(env: Mapping[str, str] | None = None) -> Endpoint:
 
 
 def look_for_endpoint(env: Mapping[str, str] | None = None) -> Endpoint | None:
-    """The same, or None where nothing names one; raises InvalidSpec for a profile that cannot be used."""
-    env = os.environ if env is None else env
+    """The same, or None where nothing names one; raises Rejected for what cannot be used."""
+    found = _look(os.environ if env is None else env)
+    if found is not None:
+        _check(found)
+    return found
+
+
+def _check(endpoint: Endpoint) -> None:
+    """What could never reach a coordinator is told before anything is tried, and never with the token in the text."""
+    try:
+        address = urlsplit(endpoint.url)
+        good = address.scheme in {"http", "https"} and bool(address.hostname) and address.port != 0
+        good = good and endpoint.url.isprintable() and " " not in endpoint.url
+    except ValueError:
+        good = False
+    if not good:
+        hint = "it has the form http://HOST:PORT or https://HOST"
+        raise Rejected(f"{endpoint.url!r}, named by {endpoint.origin}, is not the URL of a coordinator", hint=hint)
+    if endpoint.token is not None and not (endpoint.token.isascii() and endpoint.token.isprintable()):
+        raise Rejected("the token holds a character that no token has", hint="set OSTLER_TOKEN anew, as one line")
+    if endpoint.ca_file is not None and address.scheme == "https":
+        import ssl  # takes a while to load, and most coordinators need none
+
+        try:
+            ssl.create_default_context(cafile=endpoint.ca_file)
+        except OSError as exc:  # an SSLError is one
+            why = exc.strerror or exc
+            raise Rejected(
+                f"the CA file {endpoint.ca_file} cannot be used: {why}", hint="OSTLER_CA_FILE names a PEM file"
+            ) from exc
+
+
+def _look(env: Mapping[str, str]) -> Endpoint | None:
     url, token = (env.get("OSTLER_URL") or "").rstrip("/") or None, env.get("OSTLER_TOKEN") or None
     if url is not None and token is not None:
         return Endpoint(url=url, token=token, ca_file=_ca_file(env), origin="OSTLER_URL")

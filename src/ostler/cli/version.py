@@ -37,7 +37,7 @@ def version(as_json: JsonOption = False) -> None:
     if theirs is not None:
         output.say(output.clean(f"coordinator {_words(theirs)} at {where}"))
     elif why is not None:
-        output.note(f"coordinator at {where}: {why}")
+        output.note(f"coordinator at {where}: {why}" if where else f"coordinator: {why}")
 
 
 def _words(facts: dict[str, Any]) -> str:

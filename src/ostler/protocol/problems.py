@@ -61,7 +61,8 @@ def restore(status: int, content: bytes, *, retry_after: float | None = None) ->
     try:
         report = codec.decode(content, ProblemReport, what="problem report")
     except errors.InvalidSpec:
-        report = ProblemReport(title=_phrase(status), status=status, code="")
+        hint = "check that the URL is a coordinator's" if status < HTTPStatus.INTERNAL_SERVER_ERROR else None
+        report = ProblemReport(title=_phrase(status), status=status, code="", hint=hint)
     kind = CLASSES.get(report.code) or _BY_STATUS.get(status) or (errors.Unavailable if status >= 500 else errors.Rejected)
     message = report.detail or f"the coordinator answered {status} {report.title}"
     if issubclass(kind, errors.InvalidSpec):

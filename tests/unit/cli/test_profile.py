@@ -36,6 +36,28 @@ def test_a_profile_s_token_goes_nowhere_else(env: dict[str, str]) -> None:
     assert find_endpoint({**env, "OSTLER_URL": "http://evil:2"}).token is None
 
 
+@pytest.mark.parametrize(
+    "url", ["here", "ftp://a", "http://", "http://a:99999", "http://a:b", "http://a b", "http://\udcff", "http://[::1"]
+)
+def test_an_address_that_no_coordinator_has(env: dict[str, str], url: str) -> None:
+    with pytest.raises(Rejected, match="named by OSTLER_URL, is not the URL of a coordinator"):
+        find_endpoint({**env, "OSTLER_URL": url, "OSTLER_TOKEN": "t"})
+
+
+@pytest.mark.parametrize("token", ["sec\nret", "sec\udcffret", "secr\u00e8t"])
+def test_a_token_that_no_header_can_carry_is_told_without_its_text(env: dict[str, str], token: str) -> None:
+    with pytest.raises(Rejected, match="the token holds a character that no token has") as caught:
+        find_endpoint({**env, "OSTLER_URL": "http://a:1", "OSTLER_TOKEN": token})
+    assert "sec" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["none", "empty", "."])
+def test_a_ca_file_that_cannot_be_used_is_named(env: dict[str, str], tmp_path: Path, name: str) -> None:
+    (tmp_path / "empty").touch()
+    with pytest.raises(Rejected, match=f"the CA file {tmp_path / name} cannot be used: "):
+        find_endpoint({**env, "OSTLER_URL": "https://a:1", "OSTLER_TOKEN": "t", "OSTLER_CA_FILE": str(tmp_path / name)})
+
+
 def test_nothing_named(env: dict[str, str]) -> None:
     assert look_for_endpoint(env) is None
     with pytest.raises(Rejected) as caught:
