@@ -1,5 +1,6 @@
 """The installed command line against a real coordinator, without a node: jobs wait, so that each moment can be looked at."""
 
+import http.server
 import json
 import os
 import pty
@@ -7,6 +8,7 @@ import re
 import select
 import signal
 import subprocess
+import threading
 
 import pytest
 
@@ -51,6 +53,13 @@ def test_version_names_both(alone):
         (["run", "--out", "../x", "--", "true"], 3, "--out: '../x' leaves the workspace"),
         (["run", "--in", "/none/such", "--", "true"], 3, "--in: /none/such does not exist"),
         (["job", "submit", "/none/such"], 3, "cannot be read: No such file"),
+        (["job", "show", "\udcff"], 3, "is not valid Unicode"),
+        (["job", "list", "--label", "a=\udcff"], 3, "is not valid Unicode"),
+        (["run", "--", "echo", "\udcff"], 3, "args[0]: '\\udcff' is not valid Unicode"),
+        (["run", "--out", "\udcff", "--", "true"], 3, "--out: '\\udcff' is not valid Unicode"),
+        (["run", "--timeout", "0", "--", "true"], 3, "--timeout: must be more than 0"),
+        (["run", "--gpu", "9" * 20, "--", "true"], 3, "--gpu: must be from 0 to 2147483648"),
+        (["run", "--in", "/proc/cpuinfo", "--", "true"], 3, "/proc/cpuinfo changed while it was sent"),
     ],
 )
 def test_misuse_is_told_without_a_traceback(alone, words, code, said):
@@ -68,6 +77,29 @@ def test_nobody_at_home_is_4(alone):
         )
         assert done.returncode == 4, done.stderr
         assert "http://127.0.0.1:1" in done.stderr
+
+
+def test_something_else_at_the_address(alone, tmp_path):
+    """A web server that answers everything with a page."""
+
+    class Page(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<html>")
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        env = {**alone.env, "OSTLER_URL": f"http://127.0.0.1:{server.server_port}", "OSTLER_TOKEN": "x"}
+        found = subprocess.run([OSTLER, "doctor"], env=env, capture_output=True, text=True, timeout=60, check=False)
+        listed = subprocess.run([OSTLER, "job", "list"], env=env, capture_output=True, text=True, timeout=60, check=False)
+        server.shutdown()
+    assert re.search(r"fail  coordinator +what answers at \S+ is no coordinator", found.stdout)
+    assert "token " not in found.stdout.partition("no coordinator")[2]
+    assert (found.returncode, listed.returncode) == (1, 4)
 
 
 def test_a_wrong_token_is_3(alone):

@@ -94,7 +94,7 @@ def describe(
         "labels": labels or {},
         "timeout_s": timeout_s,
     }
-    manifest = {key: value for key, value in manifest.items() if value or key in {"command", "args"}}
+    manifest = {key: value for key, value in manifest.items() if value or value == 0 or key in {"command", "args"}}
     return manifest, codec.convert(manifest, Manifest, what="command")
 
 

@@ -28,7 +28,7 @@ class Session(Client):
 
     def __init__(self, endpoint: Endpoint, *, patience_s: float = 0.0) -> None:
         # Without TLS there is nothing to verify, and loading the authorities takes a while.
-        verify = str(endpoint.ca_file) if endpoint.ca_file else endpoint.url.startswith("https:")
+        verify = (str(endpoint.ca_file) if endpoint.ca_file else True) if endpoint.url.startswith("https:") else False
         super().__init__(endpoint.url, token=endpoint.token, verify=verify, patience_s=patience_s)
         self.endpoint = endpoint
 
@@ -68,8 +68,10 @@ class Session(Client):
         prepared = self._prepare(routes.UPLOAD_BLOB, None, {"headers": headers}, {})
         try:
             status, _, answer = self._exchange(prepared, self._timeout(None), content())
+        except OSError as exc:
+            raise InvalidSpec(f"{file} cannot be read: {exc.strerror or exc}") from exc
         except Exception as exc:
-            if sent != size and file.stat().st_size != size:
+            if sent > size or (sent != size and file.stat().st_size != size):
                 raise _changed(file) from exc
             raise
         blob: Blob = understand(routes.UPLOAD_BLOB, status, answer)
@@ -133,7 +135,8 @@ def _sleep(seconds: float) -> None:
 
 
 def _changed(file: Path) -> InvalidSpec:
-    return InvalidSpec(f"{file} changed while it was sent", hint="wait until it is complete, and try again")
+    hint = "wait until it is complete, or copy it where it cannot change, and try again"
+    return InvalidSpec(f"{file} changed while it was sent", hint=hint)
 
 
 @contextlib.contextmanager

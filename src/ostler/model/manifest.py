@@ -179,6 +179,8 @@ def unsafe_name(name: str) -> str | None:
     """Why `name` cannot be a file of a workspace, or None. Holds for inputs, outputs and `stdout`."""
     if not name or name in {".", ".."}:
         return "is empty or a dot"
+    if not is_unicode(name):
+        return "is not valid Unicode"
     if len(name.encode()) > 255:
         return "is longer than 255 bytes"
     if "/" in name or "\\" in name:
@@ -190,10 +192,21 @@ def unsafe_name(name: str) -> str | None:
     return None
 
 
+def is_unicode(text: str) -> bool:
+    """Whether UTF-8 can say it: a lone surrogate, which stands for a byte that was none in an argument, cannot be sent."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def unsafe_path(path: str) -> str | None:
     """Why `path` cannot be a relative path inside a workspace, or None."""
     if path.startswith("/"):
         return "is absolute; give it relative to the working directory"
+    if not is_unicode(path):
+        return "is not valid Unicode"
     if len(path.encode()) > 1024:
         return "is longer than 1024 bytes"
     for part in path.split("/"):
@@ -237,13 +250,6 @@ def problems(manifest: Manifest) -> list[Problem]:  # noqa: PLR0912 - one flat l
                 bad("command", "belongs to the cli runner; the python runner takes `task` and `params`")
         case other:
             bad("runner", f"{other.value!r} is not offered by this release; use cli or python")
-    if manifest.command and (len(manifest.command) > 255 or "\0" in manifest.command):
-        bad("command", "must be at most 255 characters without NUL")
-    if sum(len(a.encode("utf-8", "surrogatepass")) + 1 for a in manifest.args) > MAX_ARGS_BYTES:
-        bad("args", f"are longer than {MAX_ARGS_BYTES} bytes in all; pass long input as a file")
-    for i, arg in enumerate(manifest.args):
-        if "\0" in arg:
-            bad(f"args[{i}]", "holds a NUL character")
     if not 0 < manifest.timeout_s <= 30 * 86400:
         bad("timeout_s", "must be more than 0 and at most 2592000 (30 days)")
     if manifest.ttl_s is not None and not 0 < manifest.ttl_s <= 365 * 86400:
@@ -262,17 +268,33 @@ def problems(manifest: Manifest) -> list[Problem]:  # noqa: PLR0912 - one flat l
             bad("retries.codes", f"{code.value} is never retried: the same thing would happen again")
     if manifest.stdout is not None and (why := unsafe_name(manifest.stdout)):
         bad("stdout", f"{manifest.stdout!r} {why}")
+    found.extend(_command_problems(manifest))
     found.extend(_number_problems(manifest))
     found.extend(_label_problems(manifest))
     found.extend(_file_problems(manifest))
     return found
 
 
+def _command_problems(manifest: Manifest) -> Iterator[Problem]:
+    command = manifest.command or ""
+    if len(command) > 255 or "\0" in command:
+        yield Problem("command", "must be at most 255 characters without NUL")
+    if not is_unicode(command):
+        yield Problem("command", f"{command[:80]!r} is not valid Unicode")
+    if sum(len(a.encode("utf-8", "surrogatepass")) + 1 for a in manifest.args) > MAX_ARGS_BYTES:
+        yield Problem("args", f"are longer than {MAX_ARGS_BYTES} bytes in all; pass long input as a file")
+    for i, arg in enumerate(manifest.args):
+        if "\0" in arg:
+            yield Problem(f"args[{i}]", "holds a NUL character")
+        if not is_unicode(arg):
+            yield Problem(f"args[{i}]", f"{arg[:80]!r} is not valid Unicode")
+
+
 def _number_problems(manifest: Manifest) -> Iterator[Problem]:
     need = manifest.requirements
     for name in ("gpus", "vram_mb", "cpu_threads", "memory_mb", "disk_mb"):
         if not 0 <= getattr(need, name) <= 2**31:
-            yield Problem(f"requirements.{name}", "must be 0 or more")
+            yield Problem(f"requirements.{name}", f"must be from 0 to {2**31}")
     for i, tag in enumerate(need.tags):
         if not NAME.fullmatch(tag):
             yield Problem(f"requirements.tags[{i}]", "must be 1 to 63 letters, digits, '.', '_' or '-'")
@@ -281,7 +303,7 @@ def _number_problems(manifest: Manifest) -> Iterator[Problem]:
     for name in ("memory_mb", "address_space_mb", "disk_mb", "cpu_pct", "processes", "open_files", "log_mb", "grace_s"):
         value = getattr(manifest.policy, name)
         if value is not None and not 0 < value <= 2**31:
-            yield Problem(f"policy.{name}", "must be more than 0")
+            yield Problem(f"policy.{name}", f"must be more than 0 and at most {2**31}")
 
 
 def _label_problems(manifest: Manifest) -> Iterator[Problem]:
@@ -292,6 +314,8 @@ def _label_problems(manifest: Manifest) -> Iterator[Problem]:
             yield Problem(f"labels.{key}", "must be 1 to 63 letters, digits, '.', '_', '-' or '/'")
         if len(value) > 255:
             yield Problem(f"labels.{key}", "has a value longer than 255 characters")
+        if not is_unicode(value):
+            yield Problem(f"labels.{key}", f"{value[:80]!r} is not valid Unicode")
     for key, value in manifest.env.items():
         if not ENV_NAME.fullmatch(key):
             yield Problem(f"env.{key}", "is not the name of an environment variable")

@@ -51,6 +51,16 @@ def prepare(
     path: Mapping[str, Any],
 ) -> Prepared:
     """The request of one call. `message` is a value of the route's shape, or bytes that are sent as they are."""
+    try:
+        return _prepare(root, route, message, token=token, query=query, headers=headers, path=path)
+    except UnicodeEncodeError as exc:  # an argument of a command line that was not UTF-8
+        raise InvalidSpec(f"{exc.object[:80]!r} is not valid Unicode") from exc
+
+
+def _prepare(
+    root: str, route: Route, message: Any, *, token: str | None, query: Any, headers: Mapping[str, str] | None,
+    path: Mapping[str, Any],
+) -> Prepared:  # fmt: skip
     url = root + _fill(route.url, path)
     wait_s = getattr(message, "wait_s", 0.0)
     if query is not None:
@@ -87,6 +97,8 @@ def _fill(template: str, path: Mapping[str, Any]) -> str:
         text = str(path[name])
         if text in {"", ".", ".."}:  # what stands between slashes and is one of these changes which route is meant
             raise InvalidSpec(f"{name} must not be {text!r}")
+        if "/" in text and kind != "path":  # the coordinator would take it for the end of one part of the path
+            raise InvalidSpec(f"{name} must not hold '/': {text[:200]!r}")
         parts.append(quote(text, safe=_SAFE + "/" if kind == "path" else _SAFE))
     return "/".join(parts)
 

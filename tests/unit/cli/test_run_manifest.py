@@ -33,6 +33,10 @@ def test_what_is_not_said_is_not_sent() -> None:
     assert set(sent) == {"job_id", "command", "args"}
 
 
+def test_a_limit_of_nothing_is_a_mistake_and_not_the_default() -> None:
+    assert [one.path for one in problems(describe(["true"], timeout_s=0.0)[1])] == ["timeout_s"]
+
+
 def test_two_runs_are_two_jobs() -> None:
     assert describe(["true"])[0]["job_id"] != describe(["true"])[0]["job_id"]
 

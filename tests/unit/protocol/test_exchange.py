@@ -29,24 +29,42 @@ def test_the_base_may_name_the_routes_or_not(base, root):
 
 
 def test_paths_are_encoded_and_only_paths_keep_slashes():
-    path = {"job_id": "a/b ä?#", "path": "x/y z?#%"}
+    path = {"job_id": "a b ä?#", "path": "x/y z?#%"}
     assert (
         prepare("http://h", routes.GET_ARTIFACT, path=path).url
-        == "http://h/api/v1/jobs/a%2Fb%20%C3%A4%3F%23/artifacts/x/y%20z%3F%23%25"
+        == "http://h/api/v1/jobs/a%20b%20%C3%A4%3F%23/artifacts/x/y%20z%3F%23%25"
     )
     assert prepare("http://h", routes.METRICS, path={}).url == "http://h/metrics"
 
 
-@pytest.mark.parametrize("name", ["", ".", ".."])
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b"])
 def test_a_name_that_would_mean_another_route_is_refused(name):
     with pytest.raises(errors.InvalidSpec):
         prepare("http://h", routes.SHOW_JOB, path={"job_id": name})
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"route": routes.SHOW_JOB, "path": {"job_id": "\udcff"}},
+        {"route": routes.LIST_JOBS, "query": m.JobQuery(label="a=\udcff"), "path": {}},
+        {"route": routes.CANCEL_JOB, "message": m.CancelRequest(reason="\udcff"), "path": {"job_id": "j"}},
+    ],
+)
+def test_what_no_utf_8_can_say_is_told(more):
+    with pytest.raises(errors.InvalidSpec, match="is not valid Unicode"):
+        prepare("http://h", **more)
 
 
 def test_queries_leave_out_what_is_not_asked():
     prepared = prepare("http://h", routes.LIST_JOBS, query=m.JobQuery(label="a=b&c", count=True), path={})
     assert prepared.url == "http://h/api/v1/jobs?label=a%3Db%26c&limit=50&count=true"
     assert prepare("http://h", routes.AWAIT_JOB, query=m.WaitQuery(wait_s=9), path={"job_id": "j"}).wait_s == 9
+
+
+def test_an_answer_of_something_else_asks_for_a_look_at_the_url():
+    assert failure(404, b"<html>", {}).hint == "check that the URL is a coordinator's"
+    assert failure(503, b"<html>", {}).hint is None
 
 
 def test_tokens_and_bodies():
