@@ -58,8 +58,11 @@ def describe(error: OstlerError) -> str:
 def guard(program: Callable[[], object]) -> int:
     """Run the program; answers its exit code and never lets a traceback out, unless OSTLER_DEBUG asks for it."""
     try:
+        _fill_standard_streams()
         program()
     except SystemExit as exc:
+        if isinstance(exc.__context__, BrokenPipeError):  # what parses the command line caught it, and says 1
+            return SIGNALLED + signal.SIGPIPE
         return exc.code if isinstance(exc.code, int) else (GOOD if exc.code is None else FAILED)
     except Exit as exc:
         return exc.code
@@ -82,6 +85,17 @@ def guard(program: Callable[[], object]) -> int:
             _say(f"bug: {type(exc).__name__}: {exc}\nhint: OSTLER_DEBUG=1 shows where; please report it")
         return FAILED
     return GOOD
+
+
+def _fill_standard_streams() -> None:
+    """Put /dev/null where a standard stream is closed (`>&-`): else the next file that is opened gets its number."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    sys.stdin, sys.stdout, sys.stderr = (
+        stream or os.fdopen(number, mode)
+        for stream, number, mode in ((sys.stdin, 0, "r"), (sys.stdout, 1, "w"), (sys.stderr, 2, "w"))
+    )
 
 
 def _say(text: str) -> None:

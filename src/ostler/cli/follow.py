@@ -50,6 +50,8 @@ class Follower(threading.Thread):
             self.failure = exc
         except BrokenPipeError:
             return
+        except OSError as exc:
+            self.failure = OstlerError(f"{self.stream} of {self._job_id} cannot be passed on: {exc.strerror}")
         finally:
             self._session.close()
 

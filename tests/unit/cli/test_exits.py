@@ -1,4 +1,7 @@
+import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -69,6 +72,26 @@ def test_never_a_traceback(
     monkeypatch.delenv("OSTLER_DEBUG", raising=False)
     assert exits.guard(raiser(error)) == code
     assert capsys.readouterr().err == said
+
+
+def test_a_reader_who_left_is_a_broken_pipe_also_where_the_parser_caught_it() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys; from ostler.cli.main import main; sys.exit(main())", "config", "schema"],
+        stdout=_without_a_reader(), stderr=subprocess.PIPE, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
+
+
+def _without_a_reader() -> int:
+    reading, writing = os.pipe()
+    os.close(reading)
+    return writing
+
+
+def test_closed_standard_streams_are_no_bug() -> None:
+    program = "import sys; from ostler.cli.main import main; sys.exit(main())"
+    command = f'"{sys.executable}" -c "{program}" config schema <&- >&- 2>&-'
+    assert subprocess.run(command, shell=True, check=False).returncode == 0
 
 
 def test_unless_asked_for(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
