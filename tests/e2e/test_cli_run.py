@@ -110,6 +110,17 @@ def test_a_reader_who_leaves_does_not_end_the_job(fleet, tmp_path):
     process.stderr.close()
 
 
+def test_a_full_disk_behind_standard_output_is_told(fleet):
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [OSTLER, "run", "--", "sh", "-c", "echo one; exit 3"], env=fleet.env, stdout=full, stderr=subprocess.PIPE, text=True,
+            stdin=subprocess.DEVNULL, timeout=60, check=False,
+        )  # fmt: skip
+    assert done.returncode == 3
+    assert "cannot be passed on: No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_signal_ends_the_job_on_its_node(fleet):
     process = running(fleet, "--label", "test=signal", "--", "sh", "-c", "echo begun; sleep 1000")
     assert process.stdout.readline() == b"begun\n"
@@ -195,7 +206,7 @@ def test_the_page_of_a_job_tells_its_story(fleet):
     job = fleet.sh("exit 3", labels={"page": "story"})
     fleet.cli("job", "wait", job)
     page = fleet.cli("job", "show", job).stdout
-    for word in ("E_EXIT", "running ", "page=story", "exit code  3", "process", "PEAK MEMORY", "what to do"):
+    for word in ("E_EXIT", "running ", "page=story", "exit code   3", "process", "PEAK MEMORY", "what to do"):
         assert word in page, page
     assert re.search(rf"{job} +failed", fleet.cli("job", "list").stdout)
 

@@ -12,9 +12,6 @@ def print_job(view: JobView, now: datetime | None = None) -> None:
     """The whole page."""
     now = now or datetime.now(UTC)
     output.fields(_head(view, now))
-    if view.failure is not None:
-        output.say(f"{output.paint('failure', 'red')}  {output.clean(f'{view.failure.code.value}: {view.failure.message}')}")
-        output.say(output.clean(f"what to do  {advice(view.failure.code, view.job_id)}"))
     if view.attempts:
         output.say()
         _attempts(view, now)
@@ -49,6 +46,9 @@ def _head(view: JobView, now: datetime) -> Iterator[tuple[str, object]]:
     yield "exit code", view.exit_code
     yield "signal", view.signal
     yield "retry of", view.retry_of
+    if view.failure is not None:
+        yield "failure", f"{view.failure.code.value}: {view.failure.message}"
+        yield "what to do", advice(view.failure.code, view.job_id)
 
 
 def _attempts(view: JobView, now: datetime) -> None:

@@ -50,7 +50,7 @@ CODES: dict[FailureCode, CodeInfo] = {
     FailureCode.DENY: CodeInfo(
         "The node's allowlist or policy does not permit the command, an argument or the runner.",
         Retry.NEVER,
-        "Compare with `ostler allowlist test FILE -- COMMAND ARG …`; the message names the rule that came closest.",
+        "The message names what is allowed; for a command, `ostler allowlist test FILE -- COMMAND ARG …` on the node tells more.",
     ),
     FailureCode.SIGNATURE: CodeInfo(
         "The assignment was not signed by the coordinator that the node trusts, or names another node.",
@@ -70,7 +70,7 @@ CODES: dict[FailureCode, CodeInfo] = {
     FailureCode.OUTPUT: CodeInfo(
         "A declared artifact is missing, too large or not a regular file of the workspace, or the log outgrew its cap.",
         Retry.NEVER,
-        "`ostler job debug JOB` shows where the workspace was kept.",
+        "`ostler job debug JOB` fetches the workspace as it was left.",
     ),
     FailureCode.SANDBOX: CodeInfo(
         "The sandbox level that the job demands could not be set up on this node.",

@@ -54,7 +54,8 @@ def test_the_page(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     assert "\x1b" not in said
     for part in (
-        "state      failed", "labels     a=1, b=2", "exit code  3", "failure  E_EXIT: exit code 3", "Read `ostler job logs j-1`.",
+        "state       failed", "labels      a=1, b=2", "exit code   3", "failure     E_EXIT: exit code 3",
+        "what to do  Read `ostler job logs j-1`.",
         "leased 500ms preparing 500ms running 6.0s uploading 250ms", "12.5 MiB", "2.0 KiB", "bwrap", "E_EXIT", "submitted",
         "out.txt",
     ):  # fmt: skip
