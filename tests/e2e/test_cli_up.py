@@ -205,6 +205,32 @@ def test_an_address_that_is_none(tmp_path, listen):
     assert "listen" in done.stderr
 
 
+def test_only_the_latest_failure_is_told(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        refused(tmp_path, "up", "--data", str(tmp_path / "d"), "--listen", f"127.0.0.1:{taken.getsockname()[1]}")
+    done = refused(tmp_path, "up", "--data", str(tmp_path / "d"), "--listen", "0.0.0.0:0")
+    assert "`allow_insecure_listen: true`" in done.stderr
+    assert "cannot listen" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("file", "it is not a directory"), ("file/below", "Not a directory"), ("\udcff", "its name is not valid Unicode")],
+)
+def test_a_data_directory_that_cannot_be_one(tmp_path, name, why):
+    (tmp_path / "file").touch()
+    done = refused(tmp_path, "up", "--data", str(tmp_path / name), "--listen", "127.0.0.1:0")
+    assert done.returncode == 3
+    assert re.match(rf"error: the data directory {tmp_path}/\S+ cannot be used: {why}\nhint: ", done.stderr)
+
+
+def test_a_coordinator_alone_without_a_directory_to_write(tmp_path):
+    (tmp_path / "file").touch()
+    done = refused(tmp_path, "coordinator", "--data", str(tmp_path / "file"), "--listen", "127.0.0.1:0")
+    assert (done.returncode, done.stderr) == (3, f"{tmp_path}/file cannot be used: File exists\n")
+    assert "say --data DIR" in refused(tmp_path, "coordinator").stderr
+
+
 def test_a_broken_node_yaml_is_told_with_its_lines(tmp_path):
     data = tmp_path / "d"
     data.mkdir()
@@ -229,7 +255,6 @@ def test_daemons_alone_are_checked_before_they_start(tmp_path):
     done = refused(tmp_path, "coordinator", "--data", str(tmp_path / "d"), "--config", str(file))
     assert done.returncode == 3
     assert f"{file}:2: heartbeat: 60 s must be less than half of the lease" in done.stderr
-    assert "data: is missing" in refused(tmp_path, "coordinator").stderr
 
 
 def test_the_coordinator_alone_replaces_the_command_line(tmp_path):

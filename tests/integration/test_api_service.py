@@ -74,7 +74,7 @@ def test_its_configuration_may_come_through_a_descriptor(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["--data", "d", "--listen", "0.0.0.0:0"], 3, "--allow-insecure-listen"),
+        (["--data", "d", "--listen", "0.0.0.0:0"], 3, "allow_insecure_listen: true"),
         (["--data", "d", "--listen", "nowhere.invalid:1"], 3, "not an address"),
         (["--data", "d", "--listen", "127.0.0.1"], 2, "HOST:PORT"),
         (["--data", "d", "--lease", "1"], 3, "heartbeat"),

@@ -43,6 +43,7 @@ class Child:
     _stdout: int = -1
     _pidfd: int = -1
     _started_at: float = 0.0
+    _log_from: int = 0
     _backoff: Backoff = field(default_factory=lambda: Backoff(min_s=0.5, max_s=30.0))
 
     @property
@@ -57,6 +58,7 @@ class Child:
         reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         os.set_blocking(writing, True)
         with self.log.open("ab") as stream:
+            self._log_from = stream.tell()
             # A session of its own: Ctrl-C in the terminal must reach this process alone, which stops the others in order.
             self.process = subprocess.Popen(
                 launch.command,
@@ -86,6 +88,17 @@ class Child:
         """The rest of the first line, once that begins with a word."""
         line, newline, _ = self.ready.partition(b"\n")
         return line[len(word) :].decode().strip() if newline and line.startswith(word) else None
+
+    def tail(self) -> str:
+        """The last lines that it wrote since it was started."""
+        try:
+            with self.log.open("rb") as stream:
+                stream.seek(0, os.SEEK_END)
+                stream.seek(max(self._log_from, stream.tell() - _TAIL))
+                lines = stream.read().decode("utf-8", "replace").splitlines()
+        except OSError:
+            return ""
+        return "\n".join(f"  {line}" for line in lines[-12:])
 
     def bury(self) -> int:
         """It ended: its exit code. It is due again after a wait that grows."""
@@ -190,10 +203,10 @@ class Nursery:
             if not child.alive:
                 code = child.bury()
                 raise Rejected(
-                    f"{child.name} ended with code {code} before it was ready:\n{tail(child.log)}", hint=f"see {child.log}"
+                    f"{child.name} ended with code {code} before it was ready:\n{child.tail()}", hint=f"see {child.log}"
                 )
             if time.monotonic() > deadline:
-                raise Rejected(f"{child.name} was not ready in {timeout_s:g} s:\n{tail(child.log)}", hint=f"see {child.log}")
+                raise Rejected(f"{child.name} was not ready in {timeout_s:g} s:\n{child.tail()}", hint=f"see {child.log}")
             self.look(0.05)
 
     def look(self, timeout_s: float | None) -> None:
@@ -229,18 +242,6 @@ class Nursery:
                         self.tell(f"{child.name} cannot be started, and is tried again: {exc}")
             due = [child.due_at for child in self.children if child.due_at is not None]
             self.look(max(0.0, min(due) - time.monotonic()) if due else None)
-
-
-def tail(log: Path) -> str:
-    """The last lines of a log."""
-    try:
-        with log.open("rb") as stream:
-            stream.seek(0, os.SEEK_END)
-            stream.seek(max(0, stream.tell() - _TAIL))
-            lines = stream.read().decode("utf-8", "replace").splitlines()
-    except OSError:
-        return ""
-    return "\n".join(f"  {line}" for line in lines[-12:])
 
 
 def rotate(log: Path) -> None:

@@ -290,6 +290,9 @@ def main(arguments: Sequence[str]) -> int:
     except OstlerError as exc:
         sys.stderr.write(f"{exc}\n" + (f"hint: {exc.hint}\n" if exc.hint else ""))
         return CANNOT_START
+    except OSError as exc:
+        sys.stderr.write(f"{exc.filename or 'the state directory'} cannot be used: {exc.strerror or exc}\n")
+        return CANNOT_START
     return 0
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from ostler.assembly import first_run, handover, keeper_stop, launch, profile
 from ostler.assembly.children import Child, Launch, Nursery, Stopped
 from ostler.assembly.resolve import resolve_coordinator
-from ostler.model.errors import OperationInFlight, OstlerError
+from ostler.model.errors import OperationInFlight, OstlerError, Rejected
 from ostler.model.node import NodeState
 from ostler.node.config import NodeConfig
 from ostler.protocol import routes
@@ -54,7 +54,7 @@ class Up:
 
     def run(self) -> None:
         """Start, say so, watch, stop. Raises OperationInFlight where another one runs on this data."""
-        self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make(self.data)
         with hold(self.data), self.nursery.signals():
             try:
                 self._start()
@@ -169,6 +169,24 @@ class Up:
             self.tell(
                 f"killed {killed} running attempt{'' if killed == 1 else 's'}; they are tried again where their jobs allow it"
             )
+
+
+def _make(data: Path) -> None:
+    """The data directory, usable; raises Rejected."""
+    why = None
+    try:
+        str(data).encode()
+        data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not os.access(data, os.R_OK | os.W_OK | os.X_OK):
+            why = "it is not writable for you"
+    except UnicodeEncodeError:
+        why = "its name is not valid Unicode"
+    except FileExistsError:
+        why = "it is not a directory"
+    except OSError as exc:
+        why = str(exc.strerror or exc)
+    if why is not None:
+        raise Rejected(f"the data directory {data} cannot be used: {why}", hint="give another with --data DIR")
 
 
 def _epochs(client: Client) -> dict[str, str]:

@@ -143,7 +143,7 @@ def listen(config: CoordinatorConfig) -> tuple[socket.socket, str]:
         raise InvalidSpec(
             f"the coordinator does not listen on {where}: whoever can reach it could read tokens and jobs off the wire",
             hint="listen on 127.0.0.1 behind a proxy that terminates TLS, or a tunnel; "
-            "--allow-insecure-listen is for such a proxy on another machine",
+            "`allow_insecure_listen: true` in its configuration is for such a proxy on another machine",
         )
     try:
         listener = socket.create_server((where, port), family=family, backlog=BACKLOG)
