@@ -10,6 +10,7 @@ app = typer.Typer(
     name="ostler",
     help="One fleet out of the machines that you own or rent: jobs, nodes, tokens.",
     no_args_is_help=True,
+    rich_markup_mode="markdown",  # paragraphs of the help are wrapped to the terminal, not where they break here
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

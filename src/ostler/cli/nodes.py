@@ -11,7 +11,7 @@ from ostler.cli.options import JsonOption, LimitOption, seconds
 
 SYSTEM_CONFIG = Path("/etc/ostler/node.yaml")
 
-app = typer.Typer(help="Run the node daemon, or look at nodes and drain them.")
+app = typer.Typer()
 
 NodeArgument = Annotated[str, typer.Argument(metavar="NODE", help="The node's id.")]
 OptionalNode = Annotated[

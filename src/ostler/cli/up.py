@@ -32,8 +32,7 @@ def up(
     """Start a coordinator, a node and its keeper on this machine, and keep them alive until Ctrl-C.
 
     Prints `ready URL` once jobs can be submitted. A new data directory gets a node.yaml, an allowlist.d with a few harmless
-    commands
-    and ffmpeg, and an admin.token (0600). Other commands find the way by a profile: DIR/profile.yaml, and
+    commands and ffmpeg, and an admin.token (0600). Other commands find the way by a profile: DIR/profile.yaml, and
     ~/.config/ostler/profile.yaml unless that names another coordinator. The end stops jobs that still run; they are tried again
     where they allow it.
     """
@@ -61,4 +60,6 @@ def coordinator(
     """Run the coordinator in the foreground. It prints `ready URL`, logs JSON lines to standard error, and ends on SIGTERM."""
     from ostler.assembly import launch
 
+    if data is None and config is None and not os.environ.get("OSTLER_COORDINATOR__DATA"):
+        raise typer.BadParameter("say --data DIR")
     launch.become_coordinator(data, listen, config)

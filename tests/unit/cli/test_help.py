@@ -1,6 +1,7 @@
 """Every command and every option says what it means: the reference page is made of these texts."""
 
 import typer.main
+from typer.testing import CliRunner
 
 from ostler.cli.main import app
 
@@ -43,3 +44,14 @@ def test_what_prints_a_value_prints_json_too():
         options = {text for param in command.params for text in param.opts}
         if words not in RAW:
             assert "--json" in options, words
+
+
+def test_paragraphs_fill_the_terminal(monkeypatch):
+    """Not broken where the source's lines end."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERMINAL_WIDTH", "80")
+    shown = CliRunner().invoke(app, ["up", "--help"]).output
+    lines = [line.strip() for line in shown.partition("Options")[0].splitlines()]
+    paragraph = lines[next(i for i, line in enumerate(lines) if line.startswith("Prints")) :]
+    ends = [len(line) for line in paragraph[: paragraph.index("")]]
+    assert min(ends[:-1]) > 60, paragraph
