@@ -32,6 +32,8 @@ def parse_seconds(text: str) -> float:
     compact = text.strip()
     if re.fullmatch(r"\d+(\.\d+)?", compact, re.ASCII):
         compact += "s"
+    elif not _WHOLE.fullmatch(compact.replace(" ", "")):
+        raise ValueError("is not a duration: a number of seconds, or one with units, such as 24h, 7d, 90s or 1h30m")
     return parse_duration(compact).total_seconds()
 
 

@@ -74,9 +74,10 @@ def load(
     what = str(file) if file else shape.__name__
     layers = _Layers(shape)
     document, problems = _one_document(file) if file else (Document({}, "default"), [])
-    if document is not None:
-        layers.document = document
-        layers.data = _copy(document.value)
+    if document is None:  # what it lacks would only hide why
+        raise invalid(what, problems)
+    layers.document = document
+    layers.data = _copy(document.value)
     for path, value in (defaults or {}).items():
         if _get(layers.data, tuple(path.split("."))) is None:
             layers.put(tuple(path.split(".")), value, "", "default")

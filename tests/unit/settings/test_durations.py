@@ -45,6 +45,8 @@ def test_refuses_what_is_none(text: str, why: str) -> None:
 def test_command_lines_may_leave_the_unit_out() -> None:
     assert parse_seconds("90") == 90.0
     assert parse_seconds("1m") == 60.0
+    with pytest.raises(ValueError, match="is not a duration: a number of seconds, or one with units"):
+        parse_seconds("-1")
 
 
 @given(st.integers(min_value=0, max_value=10 * 365 * 86400 * 1000))

@@ -144,6 +144,12 @@ def test_a_file_that_is_no_configuration(tmp_path: Path, content: bytes | None, 
         load(Outer, file=file)
 
 
+def test_a_file_that_cannot_be_read_lacks_nothing_else(tmp_path: Path) -> None:
+    with pytest.raises(InvalidSpec) as caught:
+        load(Outer, file=tmp_path)
+    assert [one.message for one in caught.value.problems] == ["cannot be read: Is a directory"]
+
+
 def test_an_empty_section_means_its_defaults(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("name: a\ninner:\n")
