@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -76,7 +77,7 @@ def test_never_a_traceback(
 
 def test_a_reader_who_left_is_a_broken_pipe_also_where_the_parser_caught_it() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", "import sys; from ostler.cli.main import main; sys.exit(main())", "config", "schema"],
+        [sys.executable, "-c", "import sys; from ostler.cli.entry import main; sys.exit(main())", "config", "schema"],
         stdout=_without_a_reader(), stderr=subprocess.PIPE, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
@@ -89,7 +90,7 @@ def _without_a_reader() -> int:
 
 
 def test_closed_standard_streams_are_no_bug() -> None:
-    program = "import sys; from ostler.cli.main import main; sys.exit(main())"
+    program = "import sys; from ostler.cli.entry import main; sys.exit(main())"
     command = f'"{sys.executable}" -c "{program}" config schema <&- >&- 2>&-'
     assert subprocess.run(command, shell=True, check=False).returncode == 0
 
@@ -107,3 +108,12 @@ def test_what_strangers_wrote_cannot_drive_the_terminal(capsys: pytest.CaptureFi
 
 def test_codes_of_signals() -> None:
     assert (exits.INTERRUPTED, exits.TERMINATED) == (128 + signal.SIGINT, 143)
+
+
+def test_ctrl_c_while_the_program_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt")
+    program = "import sys; from ostler.cli.entry import main; sys.exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (130, b"")
