@@ -218,7 +218,7 @@ async def test_busy_draining_and_next(rig: Rig):
     await rig.write(jobs.cancel_job, first)
     assert "its cancel was asked for" in (await rig.read(reads.explain_job, first)).summary
     await rig.finish("n1", lease, cancelled=True)
-    assert (await rig.read(reads.explain_job, first)).summary == "it is cancelled"
+    assert (await rig.read(reads.explain_job, first)).summary == f"it is over; `ostler job retry {first}` submits it anew"
 
 
 async def test_stories_of_jobs_that_do_not_wait_for_a_node(rig: Rig):
@@ -236,6 +236,18 @@ async def test_stories_of_jobs_that_do_not_wait_for_a_node(rig: Rig):
     (lease,) = await rig.begin()
     await rig.fail("n1", lease, FailureCode.DENY)
     assert "after 2 tries" in (await rig.read(reads.explain_job, job_id)).summary
+
+
+async def test_stories_of_jobs_that_are_over(rig: Rig):
+    (good,) = await rig.submit()
+    await rig.join(slots=1)
+    (lease,) = await rig.begin(slots=1)
+    await rig.finish("n1", lease)
+    assert (await rig.read(reads.explain_job, good)).summary == f"it ended well; see `ostler job show {good}`"
+    (bad,) = await rig.submit()
+    (lease,) = await rig.begin(slots=1)
+    await rig.fail("n1", lease, FailureCode.DENY)
+    assert "after 1 try; " in (await rig.read(reads.explain_job, bad)).summary
 
 
 async def test_who_is_ahead_is_counted_to_a_bound(rig: Rig):

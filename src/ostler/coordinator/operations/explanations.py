@@ -75,7 +75,10 @@ def _story(job: JobView) -> str:
             wish = "; its cancel was asked for" if job.cancel_requested else ""
             return f"it is {job.state.value} on {job.node_id} (attempt {job.attempt}){wish}"
         case JobState.FAILED:
-            return f"it failed{why} after {job.tries} tries; `ostler job retry {job.job_id}` submits it anew"
+            tries = f"{job.tries} {'try' if job.tries == 1 else 'tries'}"
+            return f"it failed{why} after {tries}; `ostler job retry {job.job_id}` submits it anew"
         case JobState.EXPIRED:
             return "its time-to-live passed before any node took it"
-    return f"it is {job.state.value}"
+        case JobState.DONE:
+            return f"it ended well; see `ostler job show {job.job_id}`"
+    return f"it is over; `ostler job retry {job.job_id}` submits it anew"
