@@ -29,7 +29,7 @@ STATES = {
     "submit": "queued", "lease": "leased", "ack": "acked", "prepare": "preparing", "start": "running", "upload": "uploading",
     "retry": "retry_wait", "due": "queued", "return": "queued",
 }  # fmt: skip
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)  # the terminal wraps, and a command stays whole for copying
 
 
 def say(text: str) -> None:

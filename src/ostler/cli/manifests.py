@@ -71,6 +71,9 @@ def read_manifests(files: Sequence[str]) -> list[Written]:
 
 def _places(file: str, problems: list[Problem]) -> Iterator[tuple[Document, FieldPath]]:
     """Each manifest of a file: its documents, the items of those that are lists, and what stands under `jobs`."""
+    if not file:  # a variable that is not set, most likely
+        problems.append(Problem("", "a file's name is empty"))
+        return
     name = "<stdin>" if file == STDIN else file
     try:
         content = sys.stdin.buffer.read() if file == STDIN else Path(file).read_bytes()

@@ -83,6 +83,11 @@ def test_too_many(tmp_path: Path) -> None:
     assert complaints(file) == ["a.jsonl: 10001 manifests are more than the 10000 that one call takes"]
 
 
+def test_a_name_that_is_empty() -> None:
+    with pytest.raises(InvalidSpec, match="a file's name is empty"):
+        read_manifests([""])
+
+
 def test_a_flood_of_mistakes_is_cut(tmp_path: Path) -> None:
     file = write(tmp_path, "a.jsonl", '{"comand": "true"}\n' * 300)
     found = complaints(file)
