@@ -21,7 +21,7 @@ from ostler.assembly import handover
 from ostler.coordinator.config import CoordinatorConfig
 from ostler.coordinator.keys import read_secret
 from ostler.coordinator.service import run_coordinator
-from ostler.model.errors import InvalidSpec, OstlerError, Problem
+from ostler.model.errors import InvalidSpec, OstlerError, Problem, Rejected
 from ostler.runtime.logs import open_log
 
 TOKEN_NAME = "admin.token"  # noqa: S105 - a file's name
@@ -61,10 +61,15 @@ def parse(arguments: Sequence[str]) -> tuple[CoordinatorConfig, argparse.Namespa
 
 
 def admin_token(config: CoordinatorConfig) -> str:
-    """The API token of whoever owns the data directory, made at the first start."""
-    config.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """The API token of whoever owns the data directory, made at the first start. Raises Rejected where that cannot be used."""
     made = f"ostler_api_admin_{secrets.token_urlsafe(32)}\n"
-    return read_secret(config.data / TOKEN_NAME, made.encode).decode().strip()
+    try:
+        config.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return read_secret(config.data / TOKEN_NAME, made.encode).decode().strip()
+    except OSError as exc:
+        raise Rejected(
+            f"the data directory {config.data} cannot be used: {exc.strerror}", hint="give another with --data DIR"
+        ) from exc
 
 
 async def _run(config: CoordinatorConfig, given: argparse.Namespace) -> None:
@@ -92,9 +97,6 @@ def main(arguments: Sequence[str]) -> int:
             runner.run(_run(config, given))
     except OstlerError as exc:
         sys.stderr.write(f"{exc}\n" + (f"hint: {exc.hint}\n" if exc.hint else ""))
-        return CANNOT_START
-    except OSError as exc:
-        sys.stderr.write(f"{exc.filename or 'the data directory'} cannot be used: {exc.strerror or exc}\n")
         return CANNOT_START
     return 0
 

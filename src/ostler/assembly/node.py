@@ -27,7 +27,15 @@ from ostler import __version__
 from ostler.assembly import handover
 from ostler.assembly.keeper_stop import is_attempt
 from ostler.model.capabilities import Capabilities
-from ostler.model.errors import CoordinatorUnreachable, InvalidSpec, KeeperUnreachable, OstlerError, Unauthenticated, Unavailable
+from ostler.model.errors import (
+    CoordinatorUnreachable,
+    InvalidSpec,
+    KeeperUnreachable,
+    OstlerError,
+    Problem,
+    Unauthenticated,
+    Unavailable,
+)
 from ostler.model.failures import Failure
 from ostler.model.manifest import Runner
 from ostler.model.sandbox import SandboxAbilities
@@ -267,8 +275,11 @@ def _check_sandbox(config: NodeConfig, able: SandboxAbilities, logger: logging.L
 
 
 def _make_folders(config: NodeConfig) -> None:
-    config.state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    config.workspace.root.mkdir(mode=0o711, parents=True, exist_ok=True)
+    for name, place, mode in (("state_dir", config.state, 0o700), ("workspace.root", config.workspace.root, 0o711)):
+        try:
+            place.mkdir(mode=mode, parents=True, exist_ok=True)
+        except OSError as exc:
+            raise InvalidSpec("the node cannot start here", [Problem(name, f"{place} cannot be made: {exc.strerror}")]) from exc
 
 
 def _open_eyes(config: NodeConfig, able: SandboxAbilities, node_id: str) -> Eyes:
@@ -289,9 +300,6 @@ def main(arguments: Sequence[str]) -> int:
             runner.run(run(config, given.config_file))
     except OstlerError as exc:
         sys.stderr.write(f"{exc}\n" + (f"hint: {exc.hint}\n" if exc.hint else ""))
-        return CANNOT_START
-    except OSError as exc:
-        sys.stderr.write(f"{exc.filename or 'the state directory'} cannot be used: {exc.strerror or exc}\n")
         return CANNOT_START
     return 0
 
