@@ -180,6 +180,8 @@ def test_a_job_that_forks_away_is_killed_whole(fleet, tmp_path):
 
 def test_a_disk_quota(fleet):
     failed(fleet, sh("head -c 30000000 /dev/zero > fill; sleep 30", policy={"disk_mb": 5}, retries=0), "E_DISK")
+    failed(fleet, sh("head -c 30000000 /dev/zero > fill", policy={"disk_mb": 5}, retries=0), "E_DISK", "29 MB, quota 5")
+    failed(fleet, sh("head -c 30000000 /dev/zero > fill; exit 3", policy={"disk_mb": 5}, retries=0), "E_EXIT")
 
 
 def test_disk_full_in_the_workspace(tmp_path):

@@ -104,7 +104,12 @@ class Recovery:
             return False
         if await runner.alive(self._task(live, found)):
             return False
-        await asyncio.to_thread(Workspace(found.path, found.job_id, found.attempt).remove)
+        try:
+            await asyncio.to_thread(Workspace(found.path, found.job_id, found.attempt).remove)
+        except OSError as exc:
+            attrs = {"attempt": live.attempt, "path": str(found.path), "error": str(exc)}
+            self._logger.warning("workspace_not_removed", extra={"job_id": live.job_id, "attrs": attrs})
+            return False
         return True
 
     async def _resume(self, live: Live, found: Found) -> None:

@@ -105,7 +105,8 @@ def _killed(record: ExitRecord, about: Circumstances) -> Failure:
             cap = f"{about.log_mb:g} MB" if about.log_mb is not None else "their cap"
             return Failure(FailureCode.OUTPUT, f"its output streams grew over {cap}; raise policy.log_mb or write to a file")
         case "disk":
-            return Failure(FailureCode.DISK, f"was ended for what it has on the disk: {detail.strip() or 'more than its quota'}")
+            how = "ended with more than it may have" if record.exit_code == 0 else "was ended for what it has"
+            return Failure(FailureCode.DISK, f"{how} on the disk: {detail.strip() or 'more than its quota'}")
         case "keeper-lost":
             return Failure(FailureCode.LOST, "the node's keeper died, and the attempt with it; how far it came is not known")
         case "shutdown":

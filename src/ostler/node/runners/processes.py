@@ -1,9 +1,10 @@
 """An attempt's own processes under the keeper: started inside its sandbox, waited for, ended. What all runners have in common."""
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ostler.model.errors import InvalidSpec, NotFound
 from ostler.model.failures import Failure, FailureCode
@@ -14,7 +15,7 @@ from ostler.node.gpus import device_nodes
 from ostler.node.keeper_client import ExitRecord, KeeperClient, KeeperRefused, Limits, StartSpec, read_record
 from ostler.node.runners import limits
 from ostler.node.runners.ending import Circumstances
-from ostler.node.runners.watch import DiskWatch, Watched, free_mb
+from ostler.node.runners.watch import DiskWatch, Watched, free_mb, over_quota
 from ostler.node.sandbox import Host, plan
 from ostler.protocol.ports import AttemptTask
 
@@ -94,11 +95,15 @@ class Processes:
 
         self.watch.add(Watched(key=task.key, root=task.root, quota_mb=quota_mb, kill=end))
         try:
-            return await self.keeper.wait(task.key, record=task.root / RECORD)
+            record = await self.keeper.wait(task.key, record=task.root / RECORD)
         except NotFound:
             return None
         finally:
             self.watch.remove(task.key)
+        if quota_mb is not None and record.exit_code == 0 and record.killed is None:
+            # It may have been over before anybody looked.
+            return replace(record, killed=await asyncio.to_thread(over_quota, task.root, quota_mb))
+        return record
 
     async def kill(self, task: AttemptTask, *, reason: str, grace_s: float) -> None:
         """End them; nothing to end is no error."""

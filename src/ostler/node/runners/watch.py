@@ -105,6 +105,11 @@ class DiskWatch:
         return loud | decide(uses, quotas, free_mb=self._min_free_mb if free is None else free, min_free_mb=self._min_free_mb)
 
 
+def over_quota(root: Path, quota_mb: int) -> str | None:
+    """The reason to end an attempt for what it has on the disk, or None; blocks while the tree is walked."""
+    return decide({"": _use_mb(root)}, {"": quota_mb}, free_mb=0.0, min_free_mb=0.0).get("")
+
+
 def _use_mb(root: Path) -> float:
     """A later attempt's workspace may lie inside the first one's, so only the folders of this one count."""
     uses = [measure_tree(root / name) for name in FOLDERS]
