@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from ostler.coordinator.operations import duties, jobs, nodes, reads, tokens
+from ostler.coordinator.operations import duties, groups, jobs, nodes, reads, tokens
 from ostler.coordinator.store.schema import SCHEMA
 from ostler.model.attempt import AttemptState
+from ostler.model.group import GroupState
 from ostler.model.job import TERMINAL, JobState
 from ostler.model.node import NodeState
 from ostler.protocol import messages as m
-from store_rig import Rig, registration
+from store_rig import Rig, manifest, registration
 
 FIXTURES = sorted((Path(__file__).parent / "fixtures").glob("coordinator-*.db"))
 
@@ -86,3 +87,21 @@ async def test_work_goes_on_where_it_stood(rig: Rig):
     assert await rig.write(duties.promote_due) == 1
     assert (await rig.write(jobs.retry_job, "expired")).retry_of == "expired"
     assert len(await rig.submit(3)) == 3
+
+
+async def test_arrays_are_at_home_in_it(rig: Rig):
+    before = await rig.rows("SELECT seq, job_id, state FROM jobs ORDER BY seq")
+    await rig.write(jobs.submit_jobs, groups.expand(*manifest(array=3, job_id="array", queue="array")))
+    assert await rig.rows("SELECT seq, job_id, state FROM jobs WHERE group_id IS NULL ORDER BY seq") == before
+    await rig.write(nodes.resume_node, "ready")
+    some = await rig.begin("ready", slots=4, filters={"queues": ["array"]})
+    assert [one.job_id for one in some] == ["array-0", "array-1", "array-2"]
+    for one in some[:2]:
+        await rig.finish("ready", one)
+    view = await rig.write(groups.cancel_group, "array")
+    assert view.counts == {JobState.ACKED: 1, JobState.DONE: 2}
+    await rig.finish("ready", some[2], cancelled=True)
+    assert (await rig.read(groups.show_group, "array")).state is GroupState.CANCELLED
+    page = await rig.read(reads.list_jobs, m.JobQuery(group="array"))
+    assert [one.job_id for one in page.items] == ["array-2", "array-1", "array-0"]
+    assert await rig.rows("PRAGMA integrity_check") == [("ok",)]

@@ -23,7 +23,10 @@ PAGES = sorted(
 RUN = [
     ROOT / "README.md",
     ROOT / "docs/tutorial/first-job.md",
-    *(ROOT / f"docs/how-to/{name}.md" for name in ("allow-a-program", "add-a-machine", "when-a-job-fails")),
+    *(
+        ROOT / f"docs/how-to/{name}.md"
+        for name in ("allow-a-program", "add-a-machine", "when-a-job-fails", "one-command-many-inputs")
+    ),
 ]
 BLOCK = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 ELISION = "…"

@@ -24,7 +24,8 @@ async def rig(tmp_path):
 
 
 _PATH = {
-    "job_id": "j-none", "attempt": "1", "stream": "stdout", "node_id": "n-none", "sha256": "0" * 64, "token_id": "t-none",
+    "job_id": "j-none", "group_id": "g-none", "attempt": "1", "stream": "stdout", "node_id": "n-none", "sha256": "0" * 64,
+    "token_id": "t-none",
 }  # fmt: skip
 
 

@@ -45,9 +45,9 @@ BODIES = st.one_of(
     plausible(["node_id", "slots", "gpu_slots", "wait_s", "held", "protocol", "filters", "load", "free_mb", "health"]).map(
         codec.encode
     ),
-    plausible(["command", "args", "labels", "priority", "retries", "ttl_s", "timeout_s", "job_id", "queue", "env", "params"]).map(
-        codec.encode
-    ),
+    plausible(
+        ["command", "args", "labels", "priority", "retries", "ttl_s", "timeout_s", "job_id", "queue", "env", "params", "array"]
+    ).map(codec.encode),
     st.sampled_from(
         [b"[" * 5000, b'{"a":' * 5000, b'"', b"\xef\xbb\xbf{}", b"{}" * 3, b"1" * 5000, b'{"items":[' + b"{}," * 3000 + b"{}]}"]
     ),
@@ -68,7 +68,7 @@ KINDS = st.sampled_from(["api", "node", "join", "none"])
 
 async def one(rig: Rig, route, token, path, query, body, kind):
     template = route.url
-    for name in ("job_id", "attempt", "stream", "node_id", "sha256", "token_id", "path:path"):
+    for name in ("job_id", "group_id", "attempt", "stream", "node_id", "sha256", "token_id", "path:path"):
         template = template.replace("{" + name + "}", quote(path, safe="%") or "x")
     headers = [(b"content-type", kind.encode("latin-1")), (b"upload-offset", b"0")]
     if token is not None:

@@ -190,6 +190,10 @@ async def test_a_claim_walks_its_index_whatever_is_queued(rig: Rig):
         ("SELECT state, count(*) FROM jobs WHERE state IN ('queued', 'acked') GROUP BY state", "ix_jobs_list"),
         ("SELECT seq FROM jobs WHERE node_id = 'n' AND seq < 9 ORDER BY seq DESC LIMIT 5", "ix_jobs_node"),
         ("SELECT id FROM events WHERE job_seq = 1 ORDER BY id", "ix_events_job"),
+        ("SELECT state, count(*) FROM jobs WHERE group_id = 'g' GROUP BY state", "ix_jobs_group"),
+        ("SELECT 1 FROM jobs WHERE group_id = 'g' AND state IN ('queued', 'acked') LIMIT 1", "COVERING INDEX ix_jobs_group"),
+        ("SELECT seq FROM jobs WHERE group_id = 'g' AND state = 'done' AND seq < 9 ORDER BY seq DESC LIMIT 5", "ix_jobs_group"),
+        ("SELECT title FROM jobs WHERE group_id = 'g' AND state = 'failed' ORDER BY seq LIMIT 5", "ix_jobs_group"),
     ],
 )
 async def test_hot_and_listed_reads_use_an_index(rig: Rig, sql: str, index: str):

@@ -175,7 +175,8 @@ class Foreground:
                 return
 
     def _wait(self) -> JobView | None:
-        return watch.Watch(self.session, self.job_id, patience_s=FOLLOW_PATIENCE_S).until_over()
+        view = watch.Watch(self.session, self.job_id, patience_s=FOLLOW_PATIENCE_S).until_over()
+        return view if isinstance(view, JobView) else None
 
     # --- in the main thread ---
 

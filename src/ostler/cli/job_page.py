@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 from ostler.cli import output
 from ostler.cli.watch import advice
-from ostler.protocol.messages import AttemptView, EventView, JobView
+from ostler.protocol.messages import AttemptView, EventView, GroupView, JobView
 
 
 def print_job(view: JobView, now: datetime | None = None) -> None:
@@ -24,6 +24,32 @@ def print_job(view: JobView, now: datetime | None = None) -> None:
         output.table(output.columns("ARTIFACT~|SIZE>|TYPE~"), rows)
 
 
+def print_group(view: GroupView, now: datetime | None = None) -> None:
+    """An array: how it stands, and the first few jobs that failed."""
+    now = now or datetime.now(UTC)
+    output.fields(
+        [
+            ("array", view.group_id),
+            ("state", view.state.value),
+            ("jobs", f"{view.count}: {output.tally(view.counts)}"),
+            *_times(view, now),
+        ]
+    )
+    if view.failures:
+        output.say()
+        rows = [(one.job_id, one.state.value, one.exit_code, *_why(one)) for one in view.failures]
+        output.table(output.columns("FIRST THAT FAILED|STATE|EXIT>|CODE|WHY~"), rows)
+
+
+def _why(view: JobView) -> tuple[str | None, str | None]:
+    return (view.failure.code.value, view.failure.message) if view.failure else (None, None)
+
+
+def _times(view: JobView | GroupView, now: datetime) -> Iterator[tuple[str, object]]:
+    yield "submitted", f"{view.submitted_at.astimezone():%Y-%m-%d %H:%M:%S} ({output.ago(view.submitted_at, now)} ago)"
+    yield "took", output.span((view.finished_at - view.submitted_at).total_seconds()) if view.finished_at else None
+
+
 def _head(view: JobView, now: datetime) -> Iterator[tuple[str, object]]:
     yield "job", view.job_id
     yield "state", view.state.value
@@ -34,8 +60,7 @@ def _head(view: JobView, now: datetime) -> Iterator[tuple[str, object]]:
     yield "queue", f"{view.queue}, priority {view.priority}"
     yield "labels", ", ".join(f"{key}={value}" for key, value in sorted(view.labels.items()))
     yield "node", view.node_id
-    yield "submitted", f"{view.submitted_at.astimezone():%Y-%m-%d %H:%M:%S} ({output.ago(view.submitted_at, now)} ago)"
-    yield "took", output.span((view.finished_at - view.submitted_at).total_seconds()) if view.finished_at else None
+    yield from _times(view, now)
     yield "tries", f"{view.tries} (attempt {view.attempt})" if view.attempt else None
     yield "next try", f"in {output.span((view.due_at - now).total_seconds())}" if view.due_at else None
     yield (
@@ -46,6 +71,7 @@ def _head(view: JobView, now: datetime) -> Iterator[tuple[str, object]]:
     yield "exit code", view.exit_code
     yield "signal", view.signal
     yield "retry of", view.retry_of
+    yield "array", view.group_id
     if view.failure is not None:
         yield "failure", f"{view.failure.code.value}: {view.failure.message}"
         yield "what to do", advice(view.failure.code, view.job_id)

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -10,7 +11,16 @@ from typing import Annotated, Any
 import typer
 
 from ostler.cli import exits, output
-from ostler.cli.options import AttemptOption, JobArgument, JobsArgument, JsonOption, LimitOption, seconds
+from ostler.cli.options import (
+    AttemptOption,
+    JobArgument,
+    JobOrArrayArgument,
+    JobsArgument,
+    JobsOrArraysArgument,
+    JsonOption,
+    LimitOption,
+    seconds,
+)
 
 app = typer.Typer(no_args_is_help=True, help="Submit jobs, look at them, wait for them, act on them.")
 DEBUG_PATIENCE_S = 120.0
@@ -33,9 +43,9 @@ def submit(
     wait: Annotated[bool, typer.Option("--wait", help="Wait until all are over, and exit like `job wait`.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Submit jobs, all of them or none; prints one id a line.
+    """Submit jobs, all of them or none; prints one id a line, and one line for an array.
 
-    A file holds one manifest, a list, several YAML documents, or JSON lines; at most 10,000 in one call. Every mistake is
+    A file holds one manifest, a list, several YAML documents, or JSON lines; at most 10,000 jobs in one call. Every mistake is
     shown with its file, line and path before anything is sent.
     """
     from ostler.cli.manifests import read_manifests, relocate
@@ -49,14 +59,16 @@ def submit(
             answer = session.call(routes.SUBMIT, [one.plain for one in written], timeout_s=120.0)
         except InvalidSpec as exc:
             raise relocate(exc, written) from exc
+        arrays = {item.group_id for item in answer.items}
+        counts = Counter(item.group_id or item.job_id for item in answer.items)
         if as_json:
             output.print_json(answer)
         else:
-            for item in answer.items:
-                output.say(item.job_id)
+            for name, count in counts.items():
+                output.say(f"array {name}: {count} jobs" if name in arrays else name)
         sys.stdout.flush()
         if wait:
-            _wait_for(session, [item.job_id for item in answer.items], deadline=None, as_json=False)
+            _wait_for(session, list(counts), deadline=None, as_json=False)
 
 
 @app.command("list")
@@ -68,6 +80,7 @@ def list_jobs(
     label: Annotated[str | None, typer.Option("--label", metavar="K=V", help="Only jobs with this label.")] = None,
     queue: Annotated[str | None, typer.Option("--queue", metavar="Q", help="Only jobs of this queue.")] = None,
     node: Annotated[str | None, typer.Option("--node", metavar="NODE", help="Only jobs on this node.")] = None,
+    group: Annotated[str | None, typer.Option("--group", metavar="ID", help="Only jobs of this array.")] = None,
     limit: LimitOption = 50,
     as_json: JsonOption = False,
 ) -> None:
@@ -77,7 +90,7 @@ def list_jobs(
     from ostler.protocol.messages import JobQuery
 
     with open_session() as session:
-        query = JobQuery(state=state, label=label, queue=queue, node=node, limit=min(limit, _PAGE))
+        query = JobQuery(state=state, label=label, queue=queue, node=node, group=group, limit=min(limit, _PAGE))
         jobs, more = session.pages(routes.LIST_JOBS, query, limit)
     if as_json:
         output.print_json({"items": jobs, "more": more})
@@ -96,16 +109,22 @@ def _row(job: Any) -> tuple[object, ...]:
 
 
 @app.command()
-def show(job: JobArgument, as_json: JsonOption = False) -> None:
-    """Show one job: its attempts with the time in each state, what they used, the timeline and the artifacts."""
-    from ostler.cli.job_page import print_job
+def show(job: JobOrArrayArgument, as_json: JsonOption = False) -> None:
+    """Show one job: its attempts with the time in each state, what they used, the timeline and the artifacts.
+
+    Of an array: how many of its jobs are in which state, and the first few that failed.
+    """
+    from ostler.cli.job_page import print_group, print_job
     from ostler.cli.session import open_session
     from ostler.protocol import routes
+    from ostler.protocol.messages import GroupView
 
     with open_session() as session:
-        view = session.call(routes.SHOW_JOB, job_id=job)
+        view = session.call_either(routes.SHOW_JOB, routes.SHOW_GROUP, job)
     if as_json:
         output.print_json(view)
+    elif isinstance(view, GroupView):
+        print_group(view)
     else:
         print_job(view)
 
@@ -147,7 +166,7 @@ def logs(
 
 @app.command()
 def wait(
-    jobs: JobsArgument,
+    jobs: JobsOrArraysArgument,
     timeout: Annotated[
         float | None,
         typer.Option(
@@ -159,7 +178,7 @@ def wait(
     """Wait until jobs are over, and exit with the job's own code.
 
     125 where it has none, 128+n for a signal. Of several jobs, the code of the first (as named) that did not end well; 0 if all
-    did.
+    did. An array is over when all its jobs are, and its code is that of its first job that failed.
     """
     from ostler.cli.session import open_session
 
@@ -188,11 +207,11 @@ def _wait_for(session: Any, jobs: Sequence[str], *, deadline: float | None, as_j
 
 @app.command()
 def cancel(
-    jobs: JobsArgument,
+    jobs: JobsOrArraysArgument,
     reason: Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Why; shown in the job's timeline.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Cancel jobs: at once where no node holds them, else as soon as the node has ended them."""
+    """Cancel jobs: at once where no node holds them, else as soon as the node has ended them. Of an array, all that are not over."""
     from ostler.protocol import routes
     from ostler.protocol.messages import CancelRequest
 
@@ -202,6 +221,7 @@ def cancel(
         lambda view: "is being cancelled" if view.finished_at is None else f"is {view.state}",
         as_json,
         CancelRequest(reason=reason),
+        of_group=routes.CANCEL_GROUP,
     )
 
 
@@ -234,8 +254,10 @@ def release(jobs: JobsArgument, as_json: JsonOption = False) -> None:
     _act(jobs, routes.RELEASE_JOB, lambda _view: "is released", as_json)
 
 
-def _act(jobs: Sequence[str], route: Any, said: Callable[[Any], str], as_json: bool, message: Any = None) -> None:
-    """One call a job. All are tried; the first error decides the exit code."""
+def _act(
+    jobs: Sequence[str], route: Any, said: Callable[[Any], str], as_json: bool, message: Any = None, *, of_group: Any = None
+) -> None:
+    """One call a job, or an array where there is a route for it. All are tried; the first error decides the exit code."""
     from ostler.cli.session import open_session
     from ostler.model.errors import OstlerError
 
@@ -243,7 +265,9 @@ def _act(jobs: Sequence[str], route: Any, said: Callable[[Any], str], as_json: b
     with open_session() as session:
         for job in jobs:
             try:
-                view = session.call(route, message, job_id=job)
+                view = (
+                    session.call_either(route, of_group, job, message) if of_group else session.call(route, message, job_id=job)
+                )
             except OstlerError as exc:
                 if len(jobs) == 1:
                     raise

@@ -9,7 +9,7 @@ from typing import Any
 
 from ostler.model.errors import InvalidSpec, Problem
 from ostler.model.manifest import Manifest
-from ostler.model.manifest import problems as rules
+from ostler.model.manifest import problems_as_written as rules
 from ostler.runtime.documents import Document, join, read_documents
 from ostler.runtime.documents import Path as FieldPath
 from ostler.runtime.settings import check, invalid
@@ -42,7 +42,7 @@ def read_manifests(files: Sequence[str]) -> list[Written]:
     found: list[Written] = []
     problems: list[Problem] = []
     first: dict[str, Written] = {}
-    count = 0
+    count = jobs = 0
     for file in files:
         for document, at in _places(file, problems):
             count += 1
@@ -59,7 +59,10 @@ def read_manifests(files: Sequence[str]) -> list[Written]:
                 if taken is not one:
                     where = f"{taken.document.file}:{taken.document.line_of((*taken.at, 'job_id'))}"
                     problems.append(_located(one, Problem("job_id", f"{manifest.job_id!r} stands already at {where}")))
+            jobs += manifest.array or 1
             found.append(one)
+    if not problems and jobs > MAX_MANIFESTS >= count:
+        problems.append(Problem("", f"{jobs} jobs are more than the {MAX_MANIFESTS} that one call takes", ", ".join(files)))
     if count > MAX_MANIFESTS:
         problems.append(Problem("", f"{count} manifests are more than the {MAX_MANIFESTS} that one call takes", ", ".join(files)))
     if not count and not problems:

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -154,6 +154,11 @@ def span(seconds: float) -> str:
         if count or words:
             words.append((count, unit))
     return "".join(f"{count}{unit}" for count, unit in words[:2] if count)
+
+
+def tally(counts: Mapping[Any, int]) -> str:
+    """How many of what: `3 done, 1 failed`."""
+    return ", ".join(f"{count} {name}" for name, count in counts.items())
 
 
 def size(count: float) -> str:

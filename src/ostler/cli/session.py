@@ -10,7 +10,7 @@ from typing import Any
 
 from ostler.cli.profile import Endpoint, find_endpoint
 from ostler.cli.transfer import blocks, progress
-from ostler.model.errors import InvalidSpec, Problem, Unavailable
+from ostler.model.errors import InvalidSpec, NotFound, Problem, Unavailable
 from ostler.model.manifest import unsafe_path
 from ostler.protocol import routes
 from ostler.protocol.client import Client
@@ -35,6 +35,16 @@ class Session(Client):
     def patient(self) -> "Session":
         """A session of its own, for a thread that follows a log through restarts."""
         return Session(self.endpoint, patience_s=FOLLOW_PATIENCE_S)
+
+    def call_either(self, of_job: Route, of_group: Route, name: str, message: Any = None, **more: Any) -> Any:
+        """The answer of the first route where a job has this name, of the second where an array has. NotFound where neither."""
+        try:
+            return self.call(of_job, message, job_id=name, **more)
+        except NotFound as exc:
+            try:
+                return self.call(of_group, message, group_id=name, **more)
+            except NotFound:
+                raise exc from None
 
     def pages(self, route: Route, query: Any, limit: int) -> tuple[list[Any], bool]:
         """At most `limit` items over as many pages as that takes, and whether there are more."""

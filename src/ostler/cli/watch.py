@@ -7,9 +7,10 @@ from ostler.cli import exits, output
 from ostler.cli.session import FOLLOW_PATIENCE_S, Session
 from ostler.model.errors import OstlerError, Rejected, Unavailable
 from ostler.model.failures import CODES, FailureCode
-from ostler.model.job import TERMINAL, JobState
+from ostler.model.group import GroupState
+from ostler.model.job import JobState
 from ostler.protocol import routes
-from ostler.protocol.messages import Explanation, JobView, WaitQuery
+from ostler.protocol.messages import Explanation, GroupView, JobView, WaitQuery
 from ostler.runtime.backoff import Backoff
 
 EXPLAIN_AFTER_S = 3.0
@@ -19,7 +20,7 @@ _WAITING = frozenset({JobState.QUEUED, JobState.RETRY_WAIT})
 
 
 class Watch:
-    """One job that is waited for. Its call may be interrupted by an exception out of a signal handler, and made again."""
+    """One job, or one array, that is waited for. Its call may be interrupted by an exception out of a signal handler, and made again."""
 
     def __init__(
         self,
@@ -36,7 +37,7 @@ class Watch:
         self._began = clock()
         self._explained = not explain
 
-    def until_over(self, *, deadline: float | None = None) -> JobView | None:
+    def until_over(self, *, deadline: float | None = None) -> JobView | GroupView | None:
         """The job once it is over; None where the deadline (of the clock) passed first.
 
         Raises Rejected, and Unavailable where the coordinator is away for longer than the patience: an hour, once it answered.
@@ -49,7 +50,7 @@ class Watch:
             if not self._explained:
                 rest = min(rest, max(0.0, self._began + EXPLAIN_AFTER_S - self._clock()))
             try:
-                view: JobView = self.session.call(routes.AWAIT_JOB, query=WaitQuery(wait_s=rest), job_id=self.job_id)
+                view = self._ask(WaitQuery(wait_s=rest))
             except Unavailable as exc:
                 if self._clock() - heard_at >= self.patience_s:
                     raise
@@ -59,14 +60,18 @@ class Watch:
                 continue
             backoff.reset()
             heard_at, self.patience_s = self._clock(), FOLLOW_PATIENCE_S
-            if view.state in TERMINAL:
+            if view.finished_at is not None:
                 return view
             if not self._explained and self._clock() - self._began >= EXPLAIN_AFTER_S:
                 self._explained = True
                 self._explain(view)
 
-    def _explain(self, view: JobView) -> None:
-        if view.state not in _WAITING:
+    def _ask(self, query: WaitQuery) -> JobView | GroupView:
+        view: JobView | GroupView = self.session.call_either(routes.AWAIT_JOB, routes.SHOW_GROUP, self.job_id, query=query)
+        return view
+
+    def _explain(self, view: JobView | GroupView) -> None:
+        if isinstance(view, GroupView) or view.state not in _WAITING:
             return
         try:
             why: Explanation = self.session.call(routes.EXPLAIN_JOB, job_id=self.job_id)
@@ -75,13 +80,22 @@ class Watch:
         output.note(f"{self.job_id} is {view.state}: {why.summary}")
 
 
-def exit_code(view: JobView) -> int:
-    """The exit code that stands for this job."""
+def exit_code(view: JobView | GroupView) -> int:
+    """The exit code that stands for this job, or for this array: that of its first job that failed."""
+    if isinstance(view, GroupView):
+        first = next(iter(view.failures), None)
+        return exit_code(first) if first else exits.GOOD if view.state is GroupState.DONE else exits.NO_CODE
     return exits.job_code(view.state, view.exit_code, view.signal)
 
 
-def tell_end(view: JobView) -> None:
-    """Say on standard error why a job did not end well, and what to do."""
+def tell_end(view: JobView | GroupView) -> None:
+    """Say on standard error why a job did not end well, and what to do; of an array, for the first few that failed."""
+    if isinstance(view, GroupView):
+        if view.state is not GroupState.DONE:
+            output.note(f"array {view.group_id} is {view.state}: {output.tally(view.counts)}")
+        for one in view.failures:
+            tell_end(one)
+        return
     if view.state is JobState.DONE:
         return
     if view.failure is None:

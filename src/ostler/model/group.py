@@ -59,5 +59,7 @@ def advance(group: Group, event: GroupEvent, *, now: datetime) -> Group:
     """The only way to change a group's state; raises InvalidTransition where the table has no edge."""
     state = TRANSITIONS.get((group.state, event))
     if state is None:
-        raise InvalidTransition(f"group {group.group_id} is {group.state}: it cannot {event}")
+        raise InvalidTransition(
+            f"group {group.group_id} is {group.state}: it cannot {event}", hint=f"see `ostler job show {group.group_id}`"
+        )
     return replace(group, state=state, finished_at=now)

@@ -23,6 +23,8 @@ ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 TASK = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
 SHA256 = re.compile(r"[0-9a-f]{64}")
 MAX_PRIORITY = 1000
+MAX_ARRAY = 10_000
+MAX_JOB_ID = 128
 MAX_ARGS_BYTES = 128 * 1024
 DEFAULT_TIMEOUT_S = 3600
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
@@ -146,7 +148,11 @@ class Policy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """One job as asked for. Defaults are what a job gets that says nothing."""
+    """One job as asked for. Defaults are what a job gets that says nothing.
+
+    `array: N` makes N jobs of it, in whose `args`, `params`, inputs, `artifacts` and `stdout` the text `{index}` is the job's number.
+    Each of them has that number in `array_index` and N in `array_count`, which the coordinator alone sets.
+    """
 
     __pydantic_config__ = STRICT
 
@@ -168,6 +174,9 @@ class Manifest:
     env: dict[str, str] = field(default_factory=dict)
     policy: Policy = Policy()
     stdout: str | None = None
+    array: int | None = None
+    array_index: int | None = None
+    array_count: int | None = None
 
     @property
     def timeout(self) -> timedelta:
@@ -226,6 +235,15 @@ def retry_policy(manifest: Manifest) -> RetryPolicy:
     return RetryPolicy(max=asked) if isinstance(asked, int) else asked
 
 
+def problems_as_written(manifest: Manifest) -> list[Problem]:
+    """Every mistake in a manifest that somebody submits, who may not set what the coordinator sets."""
+    ours = {"array_index": manifest.array_index, "array_count": manifest.array_count}
+    mistakes = [
+        Problem(name, "is set by the coordinator alone; write `array: N` for N jobs") for name in ours if ours[name] is not None
+    ]
+    return problems(manifest) + mistakes
+
+
 def problems(manifest: Manifest) -> list[Problem]:  # noqa: PLR0912 - one flat list of rules, read top to bottom
     """Every mistake in a manifest whose types are right; empty when it is good."""
     found: list[Problem] = []
@@ -269,6 +287,7 @@ def problems(manifest: Manifest) -> list[Problem]:  # noqa: PLR0912 - one flat l
     if manifest.stdout is not None and (why := unsafe_name(manifest.stdout)):
         bad("stdout", f"{manifest.stdout!r} {why}")
     found.extend(_command_problems(manifest))
+    found.extend(_array_problems(manifest))
     found.extend(_number_problems(manifest))
     found.extend(_label_problems(manifest))
     found.extend(_file_problems(manifest))
@@ -288,6 +307,17 @@ def _command_problems(manifest: Manifest) -> Iterator[Problem]:
             yield Problem(f"args[{i}]", "holds a NUL character")
         if not is_unicode(arg):
             yield Problem(f"args[{i}]", f"{arg[:80]!r} is not valid Unicode")
+
+
+def _array_problems(manifest: Manifest) -> Iterator[Problem]:
+    if manifest.array is None:
+        return
+    if not 1 <= manifest.array <= MAX_ARRAY:
+        yield Problem("array", f"must be from 1 to {MAX_ARRAY}")
+    elif manifest.job_id is not None:
+        room = MAX_JOB_ID - len(f"-{manifest.array - 1}")
+        if room < len(manifest.job_id) <= MAX_JOB_ID:
+            yield Problem("job_id", f"must be at most {room} characters: the array's jobs are called JOB_ID-{manifest.array - 1}")
 
 
 def _number_problems(manifest: Manifest) -> Iterator[Problem]:

@@ -12,6 +12,7 @@ from typing import Any
 from ostler.model.attempt import AttemptState, Usage
 from ostler.model.capabilities import Capabilities
 from ostler.model.failures import Failure
+from ostler.model.group import GroupState
 from ostler.model.job import JobState
 from ostler.model.manifest import Runner
 from ostler.model.node import NodeState
@@ -278,15 +279,16 @@ class BatchResponse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submitted:
-    """One accepted job."""
+    """One accepted job; `group_id` names the array that it is one of."""
 
     job_id: str
     state: JobState = JobState.QUEUED
+    group_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubmitResponse:
-    """The accepted jobs, in the order of the manifests. All are accepted, or none."""
+    """The accepted jobs, in the order of the manifests, those of an array by their number. All are accepted, or none."""
 
     items: tuple[Submitted, ...]
 
@@ -348,6 +350,7 @@ class JobView:
     held: bool = False
     cancel_requested: bool = False
     retry_of: str | None = None
+    group_id: str | None = None
     attempts: tuple[AttemptView, ...] = ()
     timeline: tuple[EventView, ...] = ()
     artifacts: tuple[ArtifactEntry, ...] = ()
@@ -365,15 +368,32 @@ class JobPage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobQuery:
-    """Filters of `GET /jobs`. `state` may hold several, comma-separated; `label` is `key=value`."""
+    """Filters of `GET /jobs`. `state` may hold several, comma-separated; `label` is `key=value`; `group` is an array's id."""
 
     state: str | None = None
     label: str | None = None
     queue: str | None = None
     node: str | None = None
+    group: str | None = None
     cursor: str | None = None
     limit: int = 50
     count: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupView:
+    """One array: how many of its jobs are in which state (those with any), and the first few that failed or expired.
+
+    `finished_at` is the time of the last job's end, null while one is not over.
+    """
+
+    group_id: str
+    state: GroupState
+    count: int
+    counts: dict[JobState, int]
+    submitted_at: datetime
+    finished_at: datetime | None = None
+    failures: tuple[JobView, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

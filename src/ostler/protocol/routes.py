@@ -112,7 +112,7 @@ UPLOAD_WORKSPACE = Route(
 
 SUBMIT = Route(
     name="submit_jobs", method="POST", path="/jobs", audience=Audience.CLIENT, body=Body.JSON, status=201,
-    summary="Submit one manifest, a list, or {jobs: [...]}; all are accepted or none (at most 10,000)",
+    summary="Submit one manifest, a list, or {jobs: [...]}; all are accepted or none (at most 10,000 jobs)",
     request=Manifest, response=m.SubmitResponse, max_body=64 * MB,
     errors=(errors.InvalidSpec, errors.AlreadyExists, errors.TooLarge),
 )  # fmt: skip
@@ -185,6 +185,17 @@ GET_BLOB = Route(
     name="get_blob", method="GET", path="/blobs/{sha256}", audience=Audience.MEMBER, media="application/octet-stream",
     also=(206,), summary="An uploaded file's bytes; a node reaches only inputs of attempts that it holds", errors=_JOB,
 )  # fmt: skip
+SHOW_GROUP = Route(
+    name="show_group", method="GET", path="/groups/{group_id}", audience=Audience.CLIENT, query=m.WaitQuery, response=m.GroupView,
+    summary="One array with the states of its jobs; with `wait_s` held back until all are over or the time is",
+    errors=(errors.NotFound, errors.InvalidSpec),
+)  # fmt: skip
+CANCEL_GROUP = Route(
+    name="cancel_group", method="POST", path="/groups/{group_id}/cancel", audience=Audience.CLIENT, body=Body.JSON,
+    request=m.CancelRequest, response=m.GroupView,
+    summary="Cancel all jobs of an array that are not over, each as `cancel_job` does",
+    errors=(errors.NotFound, errors.InvalidTransition),
+)  # fmt: skip
 LIST_NODES = Route(
     name="list_nodes", method="GET", path="/nodes", audience=Audience.CLIENT, query=m.PageQuery, response=m.NodePage,
     summary="List nodes", errors=(errors.InvalidSpec,),
@@ -237,7 +248,7 @@ METRICS = Route(
 ROUTES: tuple[Route, ...] = (
     REGISTER, HEARTBEAT, PULL, ACK, PROGRESS, RESULT, FAIL, APPEND_LOG, UPLOAD_WORKSPACE,
     SUBMIT, LIST_JOBS, SHOW_JOB, AWAIT_JOB, EXPLAIN_JOB, READ_LOG, LIST_ARTIFACTS, GET_ARTIFACT,
-    CANCEL_JOB, RETRY_JOB, HOLD_JOB, RELEASE_JOB, DEBUG_JOB, GET_WORKSPACE, UPLOAD_BLOB, GET_BLOB,
+    CANCEL_JOB, RETRY_JOB, HOLD_JOB, RELEASE_JOB, DEBUG_JOB, GET_WORKSPACE, SHOW_GROUP, CANCEL_GROUP, UPLOAD_BLOB, GET_BLOB,
     LIST_NODES, SHOW_NODE, DRAIN_NODE, RESUME_NODE, CREATE_TOKEN, LIST_TOKENS, REVOKE_TOKEN,
     VERSION, OPENAPI, HEALTHZ, READYZ, METRICS,
 )  # fmt: skip

@@ -3,12 +3,13 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from ostler.cli.job_page import print_job, time_in_states
+from ostler.cli.job_page import print_group, print_job, time_in_states
 from ostler.model.attempt import AttemptState, Usage
 from ostler.model.failures import Failure, FailureCode
+from ostler.model.group import GroupState
 from ostler.model.job import JobState
 from ostler.model.manifest import Runner
-from ostler.protocol.messages import ArtifactEntry, AttemptView, EventView, JobView
+from ostler.protocol.messages import ArtifactEntry, AttemptView, EventView, GroupView, JobView
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -60,3 +61,19 @@ def test_the_page(capsys: pytest.CaptureFixture[str]) -> None:
         "out.txt",
     ):  # fmt: skip
         assert part in said, part
+
+
+def test_the_page_of_an_array(capsys) -> None:
+    view = GroupView(
+        group_id="g", state=GroupState.FAILED, count=12, counts={JobState.DONE: 10, JobState.FAILED: 2}, submitted_at=T0,
+        finished_at=at(9), failures=(replace(JOB, job_id="g-3"), replace(JOB, job_id="g-7", exit_code=None)),
+    )  # fmt: skip
+    print_group(view, at(60))
+    shown = capsys.readouterr().out
+    assert "jobs       12: 10 done, 2 failed\n" in shown
+    assert "(1m ago)" in shown
+    assert "took       9.0s\n" in shown
+    assert [line.split()[:4] for line in shown.splitlines()[-2:]] == [
+        ["g-3", "failed", "3", "E_EXIT"],
+        ["g-7", "failed", "-", "E_EXIT"],
+    ]

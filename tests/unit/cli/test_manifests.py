@@ -19,6 +19,17 @@ def complaints(*files: str) -> list[str]:
     return [str(one).replace(str(Path(files[0]).parent) + "/", "") for one in caught.value.problems]
 
 
+def test_an_array_counts_as_its_jobs(tmp_path: Path) -> None:
+    text = "command: 'true'\narray: 6000\n---\ncommand: 'true'\narray: 4000\n"
+    assert len(read_manifests([write(tmp_path, "all.yaml", text)])) == 2
+    file = write(tmp_path, "more.yaml", text + "---\ncommand: 'true'\n")
+    assert complaints(file) == ["more.yaml: 10001 jobs are more than the 10000 that one call takes"]
+    assert complaints(write(tmp_path, "bad.yaml", "command: x\narray: 0\narray_index: 1\n")) == [
+        "bad.yaml:2: array: must be from 1 to 10000",
+        "bad.yaml:3: array_index: is set by the coordinator alone; write `array: N` for N jobs",
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [

@@ -41,6 +41,12 @@ def test_what_the_node_says_of_an_attempt_cannot_be_replaced():
     assert env["HOME"] == "/w/j/work"
 
 
+def test_a_job_of_an_array_knows_its_number():
+    env = environment(task(array_index=0, array_count=3, env={"OSTLER_ARRAY_INDEX": "9"}), tmp="/tmp")
+    assert (env["OSTLER_ARRAY_INDEX"], env["OSTLER_ARRAY_COUNT"]) == ("0", "3")
+    assert not {"OSTLER_ARRAY_INDEX", "OSTLER_ARRAY_COUNT"} & environment(task(), tmp="/tmp").keys()
+
+
 def test_variables_that_make_trusted_code_run_other_code():
     bad = [
         "LD_PRELOAD",

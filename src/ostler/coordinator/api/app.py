@@ -44,6 +44,7 @@ _DRAIN_S = 2.0
 _OUR_HEADERS = [(b"ostler-version", __version__.encode()), (b"ostler-protocol", str(PROTOCOL).encode())]
 _PATH_RULES = {
     "job_id": JOB_ID,
+    "group_id": JOB_ID,
     "node_id": NAME,
     "attempt": re.compile(r"[0-9]{1,9}"),
     "stream": re.compile("|".join(LOG_STREAMS)),

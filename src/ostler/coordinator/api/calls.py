@@ -1,8 +1,11 @@
 """One call: what an endpoint is given, and what it may answer."""
 
+import asyncio
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Protocol, TypeVar
 
 from starlette.responses import Response
@@ -17,12 +20,28 @@ from ostler.coordinator.artifacts.store import Artifacts
 from ostler.coordinator.config import CoordinatorConfig
 from ostler.coordinator.keys import Keys
 from ostler.coordinator.store.store import Store
+from ostler.coordinator.store.tx import Tx
+from ostler.coordinator.store.wakeups import Topic
 from ostler.model.errors import NotFound
+from ostler.protocol.messages import WaitQuery
 from ostler.protocol.routes import Route
 from ostler.runtime.clock import Clock
 from ostler.runtime.loop import Loop
 
 T = TypeVar("T")
+MAX_WAIT_S = 60.0
+
+
+class Ending(Protocol):
+    """What comes to an end."""
+
+    @property
+    def finished_at(self) -> datetime | None:
+        """When it did; None while it has not."""
+        ...
+
+
+V = TypeVar("V", bound=Ending)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +92,20 @@ class Call:
     def query(self, shape: type[T]) -> T:
         """The query as its message."""
         return decode_query(self.scope["query_string"], shape)
+
+    async def until_over(self, topic: Topic, operation: Callable[[Tx, str], V], name: str) -> V:
+        """What a read answers once it has a `finished_at`; what it answers at the end of the caller's `wait_s` (60 at most)."""
+        store, loop = self.services.store, asyncio.get_running_loop()
+        until = loop.time() + min(self.query(WaitQuery).wait_s, MAX_WAIT_S)
+        async with store.wakeups.subscribe(topic) as event:
+            while True:
+                event.clear()
+                view = await store.read(operation, name)
+                if view.finished_at is not None or loop.time() >= until or store.wakeups.closed:
+                    return view
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout_at(until):
+                        await event.wait()
 
     @property
     def node(self) -> NodeToken:

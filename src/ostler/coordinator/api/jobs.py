@@ -1,17 +1,15 @@
 """Endpoints for people's jobs: submit, look, wait, act."""
 
 import asyncio
-import contextlib
 
 from ostler.coordinator.api.calls import Answer, Call
 from ostler.coordinator.api.manifests import read_manifests
+from ostler.coordinator.operations import groups, reads
 from ostler.coordinator.operations import jobs as ops
-from ostler.coordinator.operations import reads
 from ostler.model.errors import InvalidSpec, Problem
 from ostler.model.job import TERMINAL
 from ostler.protocol import messages as m
 
-MAX_WAIT_S = 60.0
 IN_A_THREAD = 64 * 1024  # bytes of manifests from which on reading them would hold up everybody else
 MAX_REASON = 1000
 
@@ -19,7 +17,7 @@ MAX_REASON = 1000
 async def submit_jobs(call: Call) -> m.SubmitResponse:
     """All of them, or none and every mistake."""
     raw, limit = await call.body.whole(), call.services.config.max_batch
-    if len(raw) < IN_A_THREAD:
+    if len(raw) < IN_A_THREAD and b'"array"' not in raw:
         manifests = read_manifests(raw, call.content_type(), limit)
     else:
         manifests = await asyncio.to_thread(read_manifests, raw, call.content_type(), limit)
@@ -38,20 +36,11 @@ async def show_job(call: Call) -> m.JobView:
 
 async def await_job(call: Call) -> m.JobView | Answer:
     """Holds the answer back until the job is over or the time is."""
-    store, job_id = call.services.store, call.path["job_id"]
-    loop = asyncio.get_running_loop()
-    until = loop.time() + min(call.query(m.WaitQuery).wait_s, MAX_WAIT_S)
-    async with store.wakeups.subscribe(("job", job_id)) as event:
-        while True:
-            event.clear()
-            view = await store.read(reads.job_state, job_id)
-            if view.state in TERMINAL:
-                return await store.read(reads.show_job, job_id)
-            if loop.time() >= until or store.wakeups.closed:
-                return Answer(view, 202, {"Retry-After": "1"})
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(until):
-                    await event.wait()
+    job_id = call.path["job_id"]
+    view = await call.until_over(("job", job_id), reads.job_state, job_id)
+    if view.state in TERMINAL:
+        return await call.services.store.read(reads.show_job, job_id)
+    return Answer(view, 202, {"Retry-After": "1"})
 
 
 async def explain_job(call: Call) -> m.Explanation:
@@ -61,10 +50,25 @@ async def explain_job(call: Call) -> m.Explanation:
 
 async def cancel_job(call: Call) -> m.JobView:
     """The end of a job, as soon as it can be."""
+    return await call.services.store.write(ops.cancel_job, call.path["job_id"], await _reason(call))
+
+
+async def _reason(call: Call) -> str | None:
     reason = (await call.json(m.CancelRequest)).reason
     if reason is not None and len(reason) > MAX_REASON:
         raise InvalidSpec("the request is not valid", [Problem("reason", f"is longer than {MAX_REASON} characters")])
-    return await call.services.store.write(ops.cancel_job, call.path["job_id"], reason)
+    return reason
+
+
+async def show_group(call: Call) -> m.GroupView:
+    """An array by the states of its jobs."""
+    group_id = call.path["group_id"]
+    return await call.until_over(("group", group_id), groups.show_group, group_id)
+
+
+async def cancel_group(call: Call) -> m.GroupView:
+    """The end of all jobs of an array."""
+    return await call.services.store.write(groups.cancel_group, call.path["group_id"], await _reason(call))
 
 
 async def retry_job(call: Call) -> m.JobView:

@@ -10,8 +10,10 @@ import msgspec
 from pydantic import TypeAdapter, ValidationError
 
 from ostler.coordinator.api.bodies import guard_depth
+from ostler.coordinator.operations.groups import expand
 from ostler.model.errors import InvalidSpec, Problem, TooLarge
-from ostler.model.manifest import Manifest, problems
+from ostler.model.manifest import Manifest, problems, problems_as_written
+from ostler.protocol.routes import SUBMIT
 
 MAX_MANIFESTS = 10_000
 MAX_PROBLEMS = 100
@@ -34,7 +36,7 @@ Accepted = list[tuple[Manifest, str]]
 
 
 def read_manifests(raw: bytes, content_type: str, limit: int = MAX_MANIFESTS) -> Accepted:
-    """Each manifest with its text, byte for byte as it was sent; raises InvalidSpec (all mistakes) or TooLarge."""
+    """Each manifest with its text, byte for byte as it was sent, arrays as their jobs; raises InvalidSpec (all mistakes) or TooLarge."""
     listed, texts = _split(raw, content_type)
     if not texts:
         raise InvalidSpec("there is no manifest in the body", hint='send one manifest, a list, or {"jobs": [...]}')
@@ -42,6 +44,7 @@ def read_manifests(raw: bytes, content_type: str, limit: int = MAX_MANIFESTS) ->
         raise TooLarge(f"{len(texts)} manifests are more than the {limit} that one call takes", hint="send them in several calls")
     accepted: Accepted = []
     found: list[Problem] = []
+    jobs, size = len(texts), 0
     for number, text in enumerate(texts):
         prefix = f"[{number}]" if listed else ""
         one = _read_one(text, prefix)
@@ -50,8 +53,15 @@ def read_manifests(raw: bytes, content_type: str, limit: int = MAX_MANIFESTS) ->
             if len(found) > MAX_PROBLEMS:
                 found = [*found[:MAX_PROBLEMS], Problem("", "and more: these are the first hundred")]
                 break
-        else:
+        elif one[0].array is None:
             accepted.append(one)
+        else:
+            jobs += one[0].array - 1
+            size += one[0].array * len(text)
+            _check_room(jobs, limit, size)
+            children = expand(*one)
+            found.extend(_array_problems(children, prefix))
+            accepted.extend(children)
     if found:
         raise InvalidSpec("the manifest is not valid" if not listed else "the manifests are not valid; none was accepted", found)
     return accepted
@@ -95,10 +105,29 @@ def _read_one(text: bytes, prefix: str) -> tuple[Manifest, str] | list[Problem]:
         return [Problem(_join(prefix, path), message) for path, message in _mistakes(exc)]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         return [Problem(prefix, f"is not valid JSON: {exc}")]
-    found = problems(manifest)
+    found = problems_as_written(manifest)
     if found:
         return [Problem(_join(prefix, problem.path), problem.message) for problem in found]
     return manifest, text.decode()
+
+
+def _check_room(jobs: int, limit: int, size: int) -> None:
+    """What arrays make of a call is held to the limits of one that sent it all."""
+    if jobs > limit:
+        raise TooLarge(f"{jobs} jobs are more than the {limit} that one call takes", hint="send smaller arrays in several calls")
+    if size > SUBMIT.max_body:
+        raise TooLarge(
+            f"the manifests of all jobs of the arrays are {size} bytes, more than the {SUBMIT.max_body} that one call takes",
+            hint="upload what is long as an input file, or send smaller arrays in several calls",
+        )
+
+
+def _array_problems(children: Accepted, prefix: str) -> list[Problem]:
+    """The mistakes of the first job that has some: a number may make two names of one."""
+    for index, (manifest, _) in enumerate(children):
+        if found := problems(manifest):
+            return [Problem(_join(prefix, one.path), f"{one.message} (in job {index} of the array)") for one in found]
+    return []
 
 
 def _join(prefix: str, path: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from ostler.coordinator.store.schema import LIVE_SQL
+from ostler.coordinator.store.schema import LIVE_SQL, NOT_OVER_SQL
 from ostler.coordinator.store.times import micros, when_or_none
 from ostler.coordinator.store.tx import Row, Tx
 from ostler.model import attempt as attempts
@@ -30,7 +30,7 @@ _ATTEMPT_STATES = {state.value: state for state in AttemptState}
 
 _COLUMNS = """
     SELECT j.seq, j.job_id, j.state, j.attempt, j.tries, j.node_id, j.due_at, j.finished_at, j.failure_code, j.failure_message,
-           j.retry, j.cancel_at, j.held, j.shape_id,
+           j.retry, j.cancel_at, j.held, j.shape_id, j.group_id,
            a.node_id, a.boot_epoch, a.state, a.acked_at, a.failure_code, a.failure_message, a.missing"""
 
 
@@ -45,6 +45,7 @@ class Case:
     cancel_at: int | None
     held: bool
     shape_id: int
+    group_id: str | None
     boot_epoch: str = ""
     acked_at: int | None = None
     missing: int | None = None
@@ -80,6 +81,16 @@ def load_live(tx: Tx, node_id: str) -> list[Case]:
     return [_case(row) for row in tx.rows(sql, (node_id,))]
 
 
+def load_group(tx: Tx, group_id: str) -> list[Case]:
+    """The jobs of a group that are not over, first to last."""
+    sql = (
+        f"{_COLUMNS} FROM jobs j {tx.by_index('ix_jobs_group')} "
+        "LEFT JOIN attempts a ON a.job_seq = j.seq AND a.attempt = j.attempt "
+        f"WHERE j.group_id = ? AND j.state IN ({NOT_OVER_SQL}) ORDER BY j.seq"
+    )
+    return [_case(row) for row in tx.rows(sql, (group_id,))]
+
+
 def load_due(tx: Tx, *, limit: int) -> list[Case]:
     """Jobs whose wait for a retry is over, longest first."""
     sql = (
@@ -104,13 +115,13 @@ def load_expired(tx: Tx, *, limit: int) -> list[Case]:
 def _case(row: Row) -> Case:
     (
         seq, job_id, state, number, tries, node_id, due_at, finished_at, code, message, policy, cancel_at, held, shape_id,
-        attempt_node, boot_epoch, attempt_state, acked_at, attempt_code, attempt_message, missing,
+        group_id, attempt_node, boot_epoch, attempt_state, acked_at, attempt_code, attempt_message, missing,
     ) = row  # fmt: skip
     job = Job(
         job_id=job_id, state=_JOB_STATES[state], attempt=number, tries=tries, node_id=node_id,
         due_at=when_or_none(due_at), finished_at=when_or_none(finished_at), failure=failure_of(code, message),
     )  # fmt: skip
-    case = Case(seq, job, None, policy, cancel_at, bool(held), shape_id, read_job=job.state)
+    case = Case(seq, job, None, policy, cancel_at, bool(held), shape_id, group_id, read_job=job.state)
     if attempt_state is not None:
         case.attempt = Attempt(
             job_id=job_id, attempt=number, node_id=attempt_node, state=_ATTEMPT_STATES[attempt_state],
@@ -137,6 +148,7 @@ class Changes:
     def __init__(self, tx: Tx) -> None:
         self._tx = tx
         self._touched: dict[int, Case] = {}
+        self._groups: set[str] = set()  # those that a job ended in
         self._events: list[tuple[int, str, int | None, int | None, str | None, str | None]] = []
 
     def apply(
@@ -159,6 +171,8 @@ class Changes:
             case.acked_at = tx.at
         case.attempt = attempt
         self._touched[case.seq] = case
+        if case.group_id is not None and case.job.state in jobs.TERMINAL:
+            self._groups.add(case.group_id)
         kind = job_event.value if job_event is not None else attempt_event.value if attempt_event is not None else ""
         self.note(kind, case.seq, number, node_id, message)
         tx.wake(("job", case.job.job_id))
@@ -198,6 +212,11 @@ class Changes:
             if case.attempt is not None:
                 case.read_attempt = case.attempt.state
         self._touched.clear()
+        for group_id in self._groups:
+            # Whoever waits for a group is woken once, at its end: a wake-up per job would have the whole group counted each time.
+            if tx.row(_open_sql(tx), (group_id,)) is None:
+                tx.wake(("group", group_id))
+        self._groups.clear()
         if self._events:
             tx.many(_EVENT, self._events)
             self._events = []
@@ -218,6 +237,10 @@ _ATTEMPT_END = (
     "signal = ?, usage = ?, sandbox = ? WHERE job_seq = ? AND attempt = ? AND state = ?"
 )
 _EVENT = "INSERT INTO events (at, kind, job_seq, attempt, node_id, message) VALUES (?, ?, ?, ?, ?, ?)"
+
+
+def _open_sql(tx: Tx) -> str:
+    return f"SELECT 1 FROM jobs {tx.by_index('ix_jobs_group')} WHERE group_id = ? AND state IN ({NOT_OVER_SQL}) LIMIT 1"  # noqa: S608
 
 
 def _job_row(case: Case, *, whole: bool) -> tuple[object, ...]:

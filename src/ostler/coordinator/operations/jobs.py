@@ -6,7 +6,6 @@ import base64
 import secrets
 import shlex
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import datetime, timedelta
 
 from ostler.coordinator.operations.changes import Case, Changes, load, shortened, write
@@ -15,6 +14,7 @@ from ostler.coordinator.placement.shape import Shape, shape_of, write_shape
 from ostler.coordinator.store.times import micros, span
 from ostler.coordinator.store.tx import Tx
 from ostler.model import job as jobs
+from ostler.model.array import child_id
 from ostler.model.attempt import AttemptEvent
 from ostler.model.errors import AlreadyExists, Conflict, InvalidTransition
 from ostler.model.job import TERMINAL, JobEvent, JobState
@@ -27,49 +27,82 @@ _PENDING = frozenset({JobState.QUEUED, JobState.RETRY_WAIT})
 
 _INSERT = """
     INSERT INTO jobs (seq, job_id, state, shape_id, priority, queue, runner, title, labels, retry, retry_of, submitted_at,
-                      attempt, tries, held, expires_at)
-    VALUES (?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, 0, 0, ?)"""
+                      attempt, tries, held, expires_at{})
+    VALUES (?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, 0, 0, ?{})"""
+_INSERT_JOB = _INSERT.format("", "")
+_INSERT_CHILD = _INSERT.format(", group_id", ", ?")  # apart, so that other jobs do not pay for a parameter that they lack
 
 
 def submit_jobs(tx: Tx, manifests: Sequence[tuple[Manifest, str]]) -> SubmitResponse:
     """Queue all of them or none. Each is a validated manifest and its text exactly as submitted (one JSON object).
 
-    Raises AlreadyExists naming the job id that is taken (in the store, or twice in the batch).
+    An array stands here as its jobs, all of them and in order (`groups.expand`). Raises AlreadyExists naming the id that is taken
+    (in the store, or twice in the batch).
     """
-    return SubmitResponse(items=tuple(Submitted(job_id=job_id) for job_id in _insert(tx, manifests)))
+    names, groups = _names(tx, manifests)
+    if groups:
+        tx.many("INSERT INTO groups (group_id, count, submitted_at) VALUES (?, ?, ?)", groups)
+    _insert(tx, manifests, names)
+    return SubmitResponse(items=tuple(Submitted(job_id=job_id, group_id=group_id) for job_id, group_id in names))
 
 
-def _insert(tx: Tx, manifests: Sequence[tuple[Manifest, str]], *, retry_of: str | None = None) -> list[str]:
-    """Insert queued jobs; their ids in the manifests' order."""
+Name = tuple[str, str | None]  # of a job, and of its group
+
+
+def _names(tx: Tx, manifests: Sequence[tuple[Manifest, str]]) -> tuple[list[Name], list[tuple[str, int, int]]]:
+    """The name of each job, made where none was chosen, and the rows of the groups. Raises AlreadyExists."""
     made = iter(new_job_ids(tx.now, len(manifests)))
-    job_ids = [manifest.job_id or next(made) for manifest, _ in manifests]
-    _check_free(tx, [manifest.job_id for manifest, _ in manifests if manifest.job_id is not None])
+    names: list[Name] = []
+    asked: list[str] = []
+    groups: list[tuple[str, int, int]] = []
+    for manifest, _ in manifests:
+        job_id, index = manifest.job_id, manifest.array_index
+        if index is None:
+            names.append((job_id or next(made), None))
+        else:
+            if index == 0:
+                group_id = next(made) if job_id is None else job_id.removesuffix(child_id("", 0))
+                groups.append((group_id, manifest.array_count or 1, tx.at))
+                if job_id is not None:
+                    asked.append(group_id)
+            names.append((child_id(groups[-1][0], index), groups[-1][0]))
+        if job_id is not None:
+            asked.append(job_id)
+    _check_free(tx, asked)
+    return names, groups
+
+
+def _insert(tx: Tx, manifests: Sequence[tuple[Manifest, str]], names: Sequence[Name], *, retry_of: str | None = None) -> None:
+    """Insert queued jobs under these names."""
     seq = _reserve(tx, len(manifests))
     shapes: dict[Shape, int] = {}
     bodies: dict[int, str] = {}
-    rows, specs, events, labels, inputs = [], [], [], [], []
-    for job_id, (manifest, spec) in zip(job_ids, manifests, strict=True):
+    rows, children, specs, events, labels, inputs = [], [], [], [], [], []
+    for (job_id, group_id), (manifest, spec) in zip(names, manifests, strict=True):
         shape = shape_of(manifest)
         shape_id = shapes.get(shape)
         if shape_id is None:
             shape_id, body = write_shape(shape)
             shapes[shape], bodies[shape_id] = shape_id, body
-        rows.append(
-            (
-                seq, job_id, shape_id, manifest.priority, manifest.queue, manifest.runner.value, title_of(manifest),
-                encode(manifest.labels).decode() if manifest.labels else "{}",
-                None if manifest.retries is None else encode(retry_policy(manifest)).decode(),
-                retry_of, tx.at,
-                None if manifest.ttl_s is None else tx.at + span(timedelta(seconds=manifest.ttl_s)),
-            )
+        row = (
+            seq, job_id, shape_id, manifest.priority, manifest.queue, manifest.runner.value, title_of(manifest),
+            encode(manifest.labels).decode() if manifest.labels else "{}",
+            None if manifest.retries is None else encode(retry_policy(manifest)).decode(),
+            retry_of, tx.at,
+            None if manifest.ttl_s is None else tx.at + span(timedelta(seconds=manifest.ttl_s)),
         )  # fmt: skip
+        if group_id is None:
+            rows.append(row)
+        else:
+            children.append((*row, group_id))
         specs.append((seq, spec))
         events.append((tx.at, seq))
         labels += [(key, value, seq) for key, value in manifest.labels.items()]
         inputs += [(sha256, seq) for sha256 in {file.sha256 for file in manifest.input.files}]
         seq += 1
     tx.many("INSERT INTO shapes (shape_id, body) VALUES (?, ?) ON CONFLICT (shape_id) DO NOTHING", list(bodies.items()))
-    tx.many(_INSERT, rows)
+    tx.many(_INSERT_JOB, rows)
+    tx.many(_INSERT_CHILD, children)
     tx.many("INSERT INTO specs (job_seq, body) VALUES (?, ?)", specs)
     tx.many("INSERT INTO events (at, kind, job_seq) VALUES (?, 'submit', ?)", events)
     if labels:
@@ -77,11 +110,10 @@ def _insert(tx: Tx, manifests: Sequence[tuple[Manifest, str]], *, retry_of: str 
     if inputs:
         tx.many("INSERT INTO inputs (sha256, job_seq) VALUES (?, ?)", inputs)
     tx.wake(("queue",))
-    return job_ids
 
 
 def _check_free(tx: Tx, asked: Sequence[str]) -> None:
-    """Raises AlreadyExists where a chosen job id is taken."""
+    """Raises AlreadyExists where a chosen id is taken. Jobs and arrays share their names: commands take either."""
     if not asked:
         return
     seen: set[str] = set()
@@ -89,12 +121,16 @@ def _check_free(tx: Tx, asked: Sequence[str]) -> None:
         if job_id in seen:
             raise AlreadyExists(f"job id {job_id} stands twice in this call; nothing was submitted")
         seen.add(job_id)
-    taken = tx.row(f"SELECT job_id FROM jobs WHERE {tx.any_of('job_id')} ORDER BY job_id LIMIT 1", (tx.array(asked),))  # noqa: S608
-    if taken is not None:
-        raise AlreadyExists(
-            f"job {taken[0]} exists already; nothing was submitted",
-            hint=f"choose another job_id, leave it out, or see `ostler job show {taken[0]}`",
+    for what, column, table in (("job", "job_id", "jobs"), ("array", "group_id", "groups")):
+        taken = tx.row(
+            f"SELECT {column} FROM {table} WHERE {tx.any_of(column)} ORDER BY {column} LIMIT 1",  # noqa: S608 - names of ours
+            (tx.array(asked),),
         )
+        if taken is not None:
+            raise AlreadyExists(
+                f"{what} {taken[0]} exists already; nothing was submitted",
+                hint=f"choose another job_id, leave it out, or see `ostler job show {taken[0]}`",
+            )
 
 
 def _reserve(tx: Tx, count: int) -> int:
@@ -108,7 +144,9 @@ def _reserve(tx: Tx, count: int) -> int:
 def new_job_ids(now: datetime, count: int) -> list[str]:
     """Unique ids that sort by time: "j-" and 26 characters (48 bits of milliseconds, 80 random ones), rising within one call."""
     base = (micros(now) // 1000 << 80) | (secrets.randbits(80) & ~0xFFFF_FFFF)  # room to count up inside the random part
-    return ["j-" + base64.b32hexencode((base + number).to_bytes(16, "big"))[:26].decode().lower() for number in range(count)]
+    # Counting up reaches only the last 6 of the 16 bytes: the 16 characters of those before it are spelled once.
+    head, low = "j-" + base64.b32hexencode((base >> 48).to_bytes(10, "big")).decode().lower(), base & 0xFFFF_FFFF_FFFF
+    return [head + base64.b32hexencode((low + number).to_bytes(6, "big"))[:10].decode().lower() for number in range(count)]
 
 
 def title_of(manifest: Manifest) -> str:
@@ -124,8 +162,14 @@ def title_of(manifest: Manifest) -> str:
 def cancel_job(tx: Tx, job_id: str, reason: str | None = None) -> JobView:
     """Cancel at once where nobody works on it, else ask its node to; a second call is no error. NotFound, InvalidTransition."""
     case = _case(tx, job_id)
-    reason = shortened(reason)
     changes = Changes(tx)
+    cancel_case(tx, changes, case, shortened(reason))
+    changes.flush()
+    return job_view(tx, job_id)
+
+
+def cancel_case(tx: Tx, changes: Changes, case: Case, reason: str | None) -> None:
+    """What cancelling does to one job. Raises InvalidTransition."""
     if case.job.state in _PENDING:
         changes.apply(case, JobEvent.CANCEL, None, message=reason)
     elif case.job.state is JobState.LEASED:
@@ -139,16 +183,17 @@ def cancel_job(tx: Tx, job_id: str, reason: str | None = None) -> JobView:
                 [(tx.at, reason, case.seq, case.job.state.value, case.job.attempt)],
             )
             changes.note("request_cancel", case.seq, case.job.attempt, case.job.node_id, reason)
-            tx.wake(("job", job_id))
+            tx.wake(("job", case.job.job_id))
         _wake_node(tx, case)
     elif case.job.state is not JobState.CANCELLED:
         jobs.advance(case.job, JobEvent.CANCEL, now=tx.now)  # tells the whole story of why not
-    changes.flush()
-    return job_view(tx, job_id)
 
 
 def retry_job(tx: Tx, job_id: str) -> JobView:
-    """Try now what waits for a retry; submit anew, under a new id, what is over. Answers the job that will run."""
+    """Try now what waits for a retry; submit anew, under a new id, what is over. Answers the job that will run.
+
+    What is submitted anew belongs to no group: one that is over stays as it ended.
+    """
     case = _case(tx, job_id)
     if case.job.state is JobState.RETRY_WAIT:
         changes = Changes(tx)
@@ -163,8 +208,9 @@ def retry_job(tx: Tx, job_id: str) -> JobView:
         )
     row = tx.row("SELECT body FROM specs WHERE job_seq = ?", (case.seq,))
     spec = row[0] if row else "{}"
-    manifest = replace(decode(spec, Manifest, what="manifest"), job_id=None)
-    return job_view(tx, _insert(tx, [(manifest, spec)], retry_of=job_id)[0])
+    (anew,) = new_job_ids(tx.now, 1)
+    _insert(tx, [(decode(spec, Manifest, what="manifest"), spec)], [(anew, None)], retry_of=job_id)
+    return job_view(tx, anew)
 
 
 def hold_job(tx: Tx, job_id: str) -> JobView:
@@ -221,7 +267,7 @@ def request_debug(tx: Tx, job_id: str) -> JobView:
 def _case(tx: Tx, job_id: str) -> Case:
     case = load(tx, [job_id]).get(job_id)
     if case is None:
-        raise no_job(job_id)
+        raise no_job(tx, job_id)
     return case
 
 

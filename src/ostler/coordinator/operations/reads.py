@@ -29,7 +29,7 @@ from ostler.coordinator.operations.views import (
     timeline_of,
     write_cursor,
 )
-from ostler.coordinator.store.schema import LIVE_SQL, jobs, labels, listed
+from ostler.coordinator.store.schema import LIVE_SQL, NOT_OVER_SQL, jobs, labels
 from ostler.coordinator.store.tx import Tx
 from ostler.model.attempt import TERMINAL as TERMINAL_ATTEMPT
 from ostler.model.errors import InvalidSpec, NotFound, Problem
@@ -64,8 +64,6 @@ __all__ = [
     "workspace_of",
 ]
 
-_NOT_OVER_SQL = listed(frozenset(JobState) - TERMINAL)
-
 
 @dataclass(frozen=True, slots=True)
 class LogFacts:
@@ -93,7 +91,7 @@ def list_jobs(tx: Tx, query: JobQuery) -> JobPage:
     states = _states(query.state)
     source, seq, common = _filters(query, states)
     found: list[int] = []
-    for walk in [[]] if query.label or query.node else _walks(tx, query.queue, states):
+    for walk in _walks(tx, query, states):
         here = select(seq).select_from(source).where(*common, *walk)
         if place is not None:
             here = here.where(seq < place[0])
@@ -109,13 +107,19 @@ def list_jobs(tx: Tx, query: JobQuery) -> JobPage:
     )
 
 
-def _walks(tx: Tx, queue: str | None, states: Sequence[JobState]) -> Iterator[list[ColumnElement[bool]]]:
-    """The pieces of ix_jobs_list that hold all jobs in question, each in the page's order; a walk over several would sort."""
-    if queue is None and not states:
+def _walks(tx: Tx, query: JobQuery, states: Sequence[JobState]) -> Iterator[list[ColumnElement[bool]]]:
+    """The pieces of an index that hold all jobs in question, each in the page's order; a walk over several would sort.
+
+    Labels and nodes have indexes in that order as they are, groups one by state, and so have queues.
+    """
+    if query.label is not None or query.node is not None or (query.group is None and query.queue is None and not states):
         yield []
         return
     for state in states or JobState:
-        for name in _queues(tx, state) if queue is None else [queue]:
+        if query.group is not None:
+            yield [jobs.c.state == state.value]
+            continue
+        for name in _queues(tx, state) if query.queue is None else [query.queue]:
             yield [jobs.c.state == state.value, jobs.c.queue == name]
 
 
@@ -156,6 +160,8 @@ def _filters(query: JobQuery, states: Sequence[JobState]) -> tuple[FromClause, C
         found.append(jobs.c.queue == query.queue)
     if query.node is not None:
         found.append(jobs.c.node_id == query.node)
+    if query.group is not None:
+        found.append(jobs.c.group_id == query.group)
     if query.label is not None:
         key, separator, value = query.label.partition("=")
         if not separator or not key:
@@ -227,7 +233,7 @@ def log_facts(tx: Tx, job_id: str, stream: str, attempt: int | None = None) -> L
     logs.check_stream(stream)
     row = tx.row("SELECT seq, state, attempt FROM jobs WHERE job_id = ?", (job_id,))
     if row is None:
-        raise no_job(job_id)
+        raise no_job(tx, job_id)
     seq, state, latest = row
     if attempt is None:
         attempt = _latest_begun(tx, seq, latest)
@@ -265,7 +271,7 @@ def _seq(tx: Tx, job_id: str, attempt: int | None) -> int:
     """The job's number; raises NotFound where there is no such job, or no such attempt of it."""
     row = tx.row("SELECT seq, attempt FROM jobs WHERE job_id = ?", (job_id,))
     if row is None:
-        raise no_job(job_id)
+        raise no_job(tx, job_id)
     if attempt is not None and not tx.row("SELECT 1 FROM attempts WHERE job_seq = ? AND attempt = ?", (row[0], attempt)):
         raise NotFound(f"job {job_id} has no attempt {attempt}; its latest is {row[1]}")
     seq: int = row[0]
@@ -299,7 +305,7 @@ def counts(tx: Tx) -> Counts:
     live = tx.row(f"SELECT count(*) FROM attempts WHERE state IN ({LIVE_SQL})")  # noqa: S608 - our own constant
     return Counts(
         jobs=dict(
-            tx.rows(f"SELECT state, count(*) FROM jobs WHERE state IN ({_NOT_OVER_SQL}) GROUP BY state")  # noqa: S608
+            tx.rows(f"SELECT state, count(*) FROM jobs WHERE state IN ({NOT_OVER_SQL}) GROUP BY state")  # noqa: S608
         ),
         nodes=dict(tx.rows("SELECT state, count(*) FROM nodes GROUP BY state")),
         live_attempts=live[0] if live else 0,

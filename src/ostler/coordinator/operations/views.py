@@ -8,6 +8,7 @@ from ostler.coordinator.operations.changes import failure_of
 from ostler.coordinator.store.schema import LIVE_SQL
 from ostler.coordinator.store.times import when, when_or_none
 from ostler.coordinator.store.tx import Row, Tx
+from ostler.model.array import child_id
 from ostler.model.attempt import AttemptState, Usage
 from ostler.model.capabilities import Capabilities
 from ostler.model.errors import InvalidSpec, NotFound, Problem
@@ -20,7 +21,7 @@ from ostler.protocol.messages import ArtifactEntry, AttemptView, EventView, Held
 JOB_COLUMNS = """
     j.seq, j.job_id, j.state, j.runner, j.title, j.queue, j.priority, j.labels, j.submitted_at, j.attempt, j.tries, j.node_id,
     j.finished_at, j.due_at, j.expires_at, j.failure_code, j.failure_message, a.exit_code, a.signal, a.pct, a.note,
-    j.held, j.cancel_at, j.retry_of"""
+    j.held, j.cancel_at, j.retry_of, j.group_id"""
 JOB_FROM = "FROM jobs j LEFT JOIN attempts a ON a.job_seq = j.seq AND a.attempt = j.attempt"
 
 
@@ -29,13 +30,14 @@ def job_of(row: Row) -> JobView:
     (
         _, job_id, state, runner, title, queue, priority, labels, submitted_at, attempt, tries, node_id, finished_at, due_at,
         expires_at, code, message, exit_code, signal, pct, note, held, cancel_at, retry_of,
+        group_id,
     ) = row  # fmt: skip
     return JobView(
         job_id=job_id, state=JobState(state), runner=Runner(runner), title=title, queue=queue, priority=priority,
         labels=decode(labels, dict[str, str]), submitted_at=when(submitted_at), attempt=attempt, tries=tries, node_id=node_id,
         finished_at=when_or_none(finished_at), due_at=when_or_none(due_at), expires_at=when_or_none(expires_at),
         failure=failure_of(code, message), exit_code=exit_code, signal=signal, pct=pct, note=note, held=bool(held),
-        cancel_requested=cancel_at is not None, retry_of=retry_of,
+        cancel_requested=cancel_at is not None, retry_of=retry_of, group_id=group_id,
     )  # fmt: skip
 
 
@@ -43,7 +45,7 @@ def job_row(tx: Tx, job_id: str) -> Row:
     """The row of one job; raises NotFound."""
     row = tx.row(f"SELECT {JOB_COLUMNS} {JOB_FROM} WHERE j.job_id = ?", (job_id,))
     if row is None:
-        raise no_job(job_id)
+        raise no_job(tx, job_id)
     return row
 
 
@@ -52,8 +54,14 @@ def job_view(tx: Tx, job_id: str) -> JobView:
     return job_of(job_row(tx, job_id))
 
 
-def no_job(job_id: str) -> NotFound:
-    """There is no such job."""
+def no_job(tx: Tx, job_id: str) -> NotFound:
+    """There is no such job; where an array has this id, that is said."""
+    group = tx.row("SELECT count FROM groups WHERE group_id = ?", (job_id,))
+    if group is not None:
+        return NotFound(
+            f"{job_id} is an array of jobs and no job: this is for one of {child_id(job_id, 0)} to {child_id(job_id, group[0] - 1)}",
+            hint=f"see `ostler job list --group {job_id}`",
+        )
     return NotFound(f"there is no job {job_id}", hint="see `ostler job list`")
 
 

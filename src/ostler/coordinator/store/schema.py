@@ -26,10 +26,11 @@ from sqlalchemy.types import TypeEngine
 
 from ostler.model.attempt import LIVE as LIVE_ATTEMPT
 from ostler.model.attempt import AttemptState
+from ostler.model.job import TERMINAL as TERMINAL_JOB
 from ostler.model.job import JobState
 from ostler.model.node import NodeState
 
-SCHEMA = 1  # the newest that this release knows; each migration's revision is this number, four digits
+SCHEMA = 2  # the newest that this release knows; each migration's revision is this number, four digits
 
 metadata = MetaData(
     naming_convention={
@@ -51,6 +52,7 @@ def listed(values: Iterable[StrEnum]) -> str:
 
 
 LIVE_SQL = listed(LIVE_ATTEMPT)  # for the partial index of live attempts: a query must repeat it word for word to use it
+NOT_OVER_SQL = listed(frozenset(JobState) - TERMINAL_JOB)
 PENDING_SQL = listed((JobState.QUEUED, JobState.RETRY_WAIT))
 
 
@@ -178,6 +180,9 @@ jobs = Table(
     Column("failure_message", Text),
     Column("cancel_at", Int),  # when a person asked for the end of what a node works on
     Column("cancel_reason", Text),
+    Column(
+        "group_id", Text
+    ),  # the array that it is one of; no foreign key: a column that SQLite adds later cannot get one by name
     _in("state", JobState),
     _flag("held"),
     CheckConstraint("tries >= 0 AND attempt >= tries", name="attempt"),
@@ -204,6 +209,22 @@ Index(
     "ix_jobs_node", jobs.c.node_id, jobs.c.seq,
     sqlite_where=jobs.c.node_id.is_not(None), postgresql_where=jobs.c.node_id.is_not(None),
 )  # fmt: skip
+
+# The states of an array's jobs, and lists of them. Other jobs have no entry here.
+Index(
+    "ix_jobs_group", jobs.c.group_id, jobs.c.state, jobs.c.seq,
+    sqlite_where=jobs.c.group_id.is_not(None), postgresql_where=jobs.c.group_id.is_not(None),
+)  # fmt: skip
+
+groups = Table(
+    "groups",  # arrays; written once: how one stands is read from its jobs
+    metadata,
+    Column("group_id", Text, primary_key=True),
+    Column("count", Int, nullable=False),
+    Column("submitted_at", Int, nullable=False),
+    CheckConstraint("count > 0", name="count"),
+    sqlite_strict=True,
+)
 
 specs = Table(
     "specs",  # the manifests as submitted, apart from `jobs`, whose rows change ten times in a job's life

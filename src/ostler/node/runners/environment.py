@@ -16,17 +16,19 @@ _CODE = re.compile(
 
 def environment(task: AttemptTask, *, tmp: str) -> dict[str, str]:
     """All variables of an attempt. The manifest's replace the first ones, never those that say what it is and may use."""
-    root = str(task.root)
+    root, manifest = str(task.root), task.manifest
+    array = {"OSTLER_ARRAY_INDEX": manifest.array_index, "OSTLER_ARRAY_COUNT": manifest.array_count}
     return {
         "PATH": PATH,
         "LANG": "C.UTF-8",
         "HOME": f"{root}/work",
         "TMPDIR": tmp,
-        **task.manifest.env,
+        **manifest.env,
         "OSTLER_JOB_ID": task.job_id,
         "OSTLER_ATTEMPT": str(task.attempt),
         "OSTLER_INPUT_DIR": f"{root}/input",
         "OSTLER_OUTPUT_DIR": f"{root}/output",
+        **{name: str(number) for name, number in array.items() if number is not None},
         **gpu_environment(task.gpus),
     }
 

@@ -1,0 +1,73 @@
+"""Groups: how an array becomes jobs, how it stands by what they do, and its end by a person's wish."""
+
+from typing import Any
+
+from ostler.coordinator.operations.changes import Changes, load_group, shortened
+from ostler.coordinator.operations.jobs import cancel_case
+from ostler.coordinator.operations.views import JOB_COLUMNS, JOB_FROM, job_of
+from ostler.coordinator.store.times import when
+from ostler.coordinator.store.tx import Row, Tx
+from ostler.model import group as groups
+from ostler.model.array import child
+from ostler.model.errors import NotFound
+from ostler.model.group import Group, GroupEvent, GroupState
+from ostler.model.job import JobState
+from ostler.model.manifest import Manifest
+from ostler.protocol.codec import decode, encode
+from ostler.protocol.messages import GroupView
+
+MAX_FAILURES = 5
+
+
+def expand(manifest: Manifest, spec: str) -> list[tuple[Manifest, str]]:
+    """The jobs of an array, each a manifest and its text, as `submit_jobs` takes them. Pure, and no work for a transaction."""
+    plain = decode(spec, dict[str, Any], what="manifest")
+    texts = [encode(child(plain, index)).decode() for index in range(manifest.array or 0)]
+    return [(decode(text, Manifest, what="manifest"), text) for text in texts]
+
+
+def show_group(tx: Tx, group_id: str) -> GroupView:
+    """How a group stands, derived from its jobs. NotFound."""
+    row = tx.row("SELECT count, submitted_at FROM groups WHERE group_id = ?", (group_id,))
+    if row is None:
+        raise NotFound(f"there is no array {group_id}", hint="see `ostler job list`")
+    counts, group = _standing(tx, group_id)
+    return GroupView(
+        group_id=group_id, state=group.state, count=row[0], counts=counts, submitted_at=when(row[1]),
+        finished_at=group.finished_at, failures=tuple(job_of(one) for one in _failures(tx, group_id)),
+    )  # fmt: skip
+
+
+def cancel_group(tx: Tx, group_id: str, reason: str | None = None) -> GroupView:
+    """Cancel all jobs of a group that are not over; a second call is no error. NotFound, InvalidTransition."""
+    changes = Changes(tx)
+    open_jobs = load_group(tx, group_id)
+    for case in open_jobs:
+        cancel_case(tx, changes, case, shortened(reason))
+    changes.flush()
+    view = show_group(tx, group_id)
+    if not open_jobs and view.state is not GroupState.CANCELLED:
+        groups.advance(Group(group_id=group_id, state=view.state), GroupEvent.CANCEL, now=tx.now)  # tells why not
+    return view
+
+
+def _standing(tx: Tx, group_id: str) -> tuple[dict[JobState, int], Group]:
+    jobs = f"jobs {tx.by_index('ix_jobs_group')}"
+    found: dict[str, int] = dict(tx.rows(f"SELECT state, count(*) FROM {jobs} WHERE group_id = ? GROUP BY state", (group_id,)))  # noqa: S608
+    counts = {state: found[state.value] for state in JobState if state.value in found}
+    group, event = Group(group_id=group_id), groups.verdict(counts)
+    if event is None:
+        return counts, group
+    last = tx.row(f"SELECT max(finished_at) FROM {jobs} WHERE group_id = ?", (group_id,))  # noqa: S608 - a fragment of ours
+    return counts, groups.advance(group, event, now=when(last[0]) if last else tx.now)
+
+
+def _failures(tx: Tx, group_id: str) -> list[Row]:
+    """The first few jobs of a group that failed or expired; a walk for each state, since one over both would sort them all."""
+    rows: list[Row] = []
+    for state in (JobState.FAILED, JobState.EXPIRED):
+        rows += tx.rows(
+            f"SELECT {JOB_COLUMNS} {JOB_FROM} WHERE j.group_id = ? AND j.state = ? ORDER BY j.seq LIMIT ?",
+            (group_id, state.value, MAX_FAILURES),
+        )
+    return sorted(rows)[:MAX_FAILURES]
