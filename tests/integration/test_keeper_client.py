@@ -212,3 +212,20 @@ async def test_a_keeper_that_cannot_start_says_why(tmp_path):
     state.chmod(0o755)
     with pytest.raises(KeeperUnreachable, match=r"exit code 1.*open to others.*chmod 700"):
         await ensure_keeper(state)
+
+
+async def test_a_keeper_in_the_background_kills_what_detached_itself(tmp_path):
+    client = await ensure_keeper(tmp_path / "state", cgroup="none")
+    note = tmp_path / "pid"
+    script = f"(setsid sh -c 'echo $$ > {note}; exec sleep 1000' &); while [ ! -s {note} ]; do :; done"
+    started = StartSpec(
+        key="a", argv=("/bin/sh", "-c", script), env={"PATH": os.defpath}, cwd=str(tmp_path),
+        stdout=str(tmp_path / "out"), stderr=str(tmp_path / "err"), record=str(tmp_path / "a.json"),
+    )  # fmt: skip
+    await client.start(started)
+    record = await client.wait("a")
+    pid = int(note.read_text())
+    await asyncio.to_thread(wait_until, lambda: not alive(pid))
+    assert record.leftovers_killed == 1
+    await client.shutdown()
+    client.close()

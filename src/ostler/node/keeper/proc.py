@@ -3,7 +3,7 @@
 import os
 
 _CHUNK = 4000  # small enough for Python's own allocator: larger ones would map memory for each read
-_OWN_CHILDREN = f"/proc/self/task/{os.getpid()}/children"
+_OWN_CHILDREN = "/proc/thread-self/children"  # by name: the keeper is another process once it is in the background
 
 
 def read(path: str, limit: int = 65536) -> bytes:
