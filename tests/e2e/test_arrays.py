@@ -95,7 +95,7 @@ def test_what_is_misused_is_told(fleet):
     for words, said in (
         (["job", "logs", "told"], "told is an array of jobs and no job: this is for one of told-0 to told-1"),
         (["job", "hold", "told"], "told is an array of jobs"),
-        (["job", "cancel", "told"], "group told is done: it cannot cancel"),
+        (["job", "cancel", "told"], "group told is done: cancel is not possible"),
         (["job", "show", "told-2"], "there is no job told-2"),
         (["job", "wait", "nope"], "there is no job nope"),
         (["job", "cancel", "nope"], "there is no job nope"),

@@ -127,7 +127,7 @@ def test_the_token_stands_in_no_command_line_and_no_environment(alone):
 def test_a_second_up_says_where_the_first_is(alone):
     done = alone.cli("up", "--data", alone.data, "--listen", "127.0.0.1:0")
     assert done.returncode == 3
-    assert f"runs already on {alone.data} at {alone.url}" in done.stderr
+    assert f"runs already on {alone.data} at {alone.url} (process {alone.process.pid})" in done.stderr
 
 
 def test_submit_list_show_hold_release_cancel_retry(alone, tmp_path):

@@ -218,10 +218,13 @@ def hold(data: Path) -> Iterator[None]:
         except BlockingIOError as exc:
             facts = read_facts(data)
             where = f" at {facts['url']}" if facts.get("url") else ""
+            pid = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
             raise OperationInFlight(
-                f"`ostler up` runs already on {data}{where} (process {facts.get('pid', 'unknown')})",
+                f"`ostler up` runs already on {data}{where} (process {pid})",
                 hint="use it, or give another --data",
             ) from exc
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
         yield
     finally:
         os.close(descriptor)

@@ -135,6 +135,7 @@ class Foreground:
         self.interactive = sys.stdin.isatty() and sys.stderr.isatty()
         self.attention = Attention()
         self.followers: list[Follower] = []
+        self.lost = False  # some of the output did not come to its place
         self._sent = False
 
     def carry_out(self) -> int:
@@ -250,6 +251,7 @@ class Foreground:
         for follower in self.followers:
             follower.join(max(0.0, deadline - time.monotonic()))
             if follower.failure is not None:
+                self.lost = True
                 output.note(f"{follower.stream} was not followed to its end: {follower.failure.message}")
             elif follower.is_alive():
                 output.note(f"the rest of {follower.stream} is missing here; see `ostler job logs {self.job_id}`")
@@ -264,7 +266,7 @@ class Foreground:
             return exits.SIGNALLED + signalled
         watch.tell_end(view)
         fetching.result()
-        return watch.exit_code(view)
+        return watch.exit_code(view) or (exits.FAILED if self.lost else 0)
 
     def _fetch(self, view: JobView) -> None:
         wanted = {artifact["path"] for artifact in self.manifest.get("artifacts", ())}

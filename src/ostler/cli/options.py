@@ -1,6 +1,7 @@
 """Options that several commands share, and what their values mean."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -22,6 +23,13 @@ def seconds(text: str) -> float:
         return parse_seconds(text)
     except ValueError as exc:
         raise typer.BadParameter(f"{text!r} {exc}") from exc
+
+
+def folder(text: str) -> Path:
+    """A folder's path; an empty one is a variable that was not set, and not the current directory."""
+    if not text:
+        raise typer.BadParameter("the path is empty; is the variable that holds it set? The current directory is `.`")
+    return Path(text)
 
 
 def parse_labels(texts: Sequence[str]) -> dict[str, str]:

@@ -7,10 +7,13 @@ from typing import Annotated
 import typer
 
 from ostler.cli import output
+from ostler.cli.options import folder
 
 DataOption = Annotated[
     Path | None,
-    typer.Option("--data", metavar="DIR", help="The data directory. Default: ~/.local/state/ostler (XDG_STATE_HOME)."),
+    typer.Option(
+        "--data", metavar="DIR", parser=folder, help="The data directory. Default: ~/.local/state/ostler (XDG_STATE_HOME)."
+    ),
 ]
 ListenOption = Annotated[
     str | None,
@@ -50,7 +53,8 @@ def _ready(url: str) -> None:
 
 def coordinator(
     data: Annotated[
-        Path | None, typer.Option("--data", metavar="DIR", help="The data directory; it belongs to one coordinator.")
+        Path | None,
+        typer.Option("--data", metavar="DIR", parser=folder, help="The data directory; it belongs to one coordinator."),
     ] = None,
     listen: ListenOption = None,
     config: Annotated[

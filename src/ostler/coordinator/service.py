@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import ipaddress
 import logging
 import socket
@@ -148,8 +149,11 @@ def listen(config: CoordinatorConfig) -> tuple[socket.socket, str]:
     try:
         listener = socket.create_server((where, port), family=family, backlog=BACKLOG)
     except OSError as exc:
-        raise Conflict(
-            f"cannot listen on {where}:{port}: {exc.strerror}", hint="another program has the port; choose another"
-        ) from exc
+        hint = {
+            errno.EADDRINUSE: "another program has the port; choose another",
+            errno.EADDRNOTAVAIL: "no network interface of this machine has that address; see `ip address`",
+            errno.EACCES: "ports below 1024 are root's; choose another",
+        }.get(exc.errno or 0)
+        raise Conflict(f"cannot listen on {where}:{port}: {exc.strerror}", hint=hint) from exc
     bound = listener.getsockname()[1]
     return listener, f"http://[{where}]:{bound}" if family == socket.AF_INET6 else f"http://{where}:{bound}"

@@ -107,7 +107,7 @@ def advance(attempt: Attempt, event: AttemptEvent, *, now: datetime, failure: Fa
     state = TRANSITIONS.get((attempt.state, event))
     if state is None:
         raise InvalidTransition(
-            f"attempt {attempt.attempt} of job {attempt.job_id} on {attempt.node_id} is {attempt.state}: it cannot {event}",
+            f"attempt {attempt.attempt} of job {attempt.job_id} on {attempt.node_id} is {attempt.state}: {event} is not possible",
             hint=f"see `ostler job show {attempt.job_id}`",
         )
     if state in TERMINAL:

@@ -60,6 +60,6 @@ def advance(group: Group, event: GroupEvent, *, now: datetime) -> Group:
     state = TRANSITIONS.get((group.state, event))
     if state is None:
         raise InvalidTransition(
-            f"group {group.group_id} is {group.state}: it cannot {event}", hint=f"see `ostler job show {group.group_id}`"
+            f"group {group.group_id} is {group.state}: {event} is not possible", hint=f"see `ostler job show {group.group_id}`"
         )
     return replace(group, state=state, finished_at=now)

@@ -108,9 +108,9 @@ def advance(
     """
     state = TRANSITIONS.get((job.state, event))
     if state is None:
-        ended = f" since {job.finished_at.isoformat()}" if job.finished_at else ""
+        ended = f" since {job.finished_at.isoformat(timespec='seconds')}" if job.finished_at else ""
         raise InvalidTransition(
-            f"job {job.job_id} (attempt {job.attempt}) is {job.state}{ended}: it cannot {event}",
+            f"job {job.job_id} (attempt {job.attempt}) is {job.state}{ended}: {event} is not possible",
             hint=f"see `ostler job show {job.job_id}`",
         )
     match event:

@@ -77,7 +77,7 @@ def advance(node: Node, event: NodeEvent, *, now: datetime, reason: str | None =
     state = TRANSITIONS.get((node.state, event))
     if state is None:
         raise InvalidTransition(
-            f"node {node.node_id} is {node.state}: it cannot {event}", hint=f"see `ostler node show {node.node_id}`"
+            f"node {node.node_id} is {node.state}: {event} is not possible", hint=f"see `ostler node show {node.node_id}`"
         )
     if state is node.state:
         return node
