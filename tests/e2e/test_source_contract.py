@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from e2e.fleet import OSTLER, Fleet, until
+from unit.settings.section4 import SECTION_4
 
 JOB = {
     "job_id": "j-local-1",
@@ -116,51 +117,14 @@ def test_the_node_runs_against_the_mock_of_the_source(mock, tmp_path):
     assert {"ACKED", "RUNNING", "DONE"} <= words
 
 
-SECTION_4 = """\
-node_id: "node-<shortid>"
-coordinator:
-  base_url: "https://coordinator.local/api/v1"
-  auth_token: "env:MINER_AUTH"        # read from env at runtime
-  tls_verify: true
-  timeout_s: 20
-
-heartbeat:
-  interval_s: 15
-  jitter_pct: 10
-  backoff:
-    min_s: 5
-    max_s: 120
-
-runners:
-  cli:
-    enable: true
-    allowlist_files:
-      - "{etc}/allowlist.d/ffmpeg.yaml"
-      - "{etc}/allowlist.d/whisper.yaml"
-  python:
-    enable: true
-    task_paths:
-      - "{etc}/tasks"
-    venv: "{venv}"
-
-resources:
-  max_concurrent_cpu: 2
-  max_concurrent_gpu: 1
-  cpu_nice: 10
-  io_class: "best-effort"
-  io_level: 6
-  mem_soft_mb: 16384
-
-workspace:
-  root: "{etc}/jobs"
-  keep_success: 24h
-  keep_failed: 7d
-
-logging:
-  level: "info"
-  json: true
-  path: "{etc}/miner.jsonl"
-"""
+# The paths that section 4 prints, and where they lie here.
+PLACES = {
+    "/usr/local/lib/aitbc/miner/.venv": sys.prefix,
+    "/etc/aitbc/miner": "{here}",
+    "/usr/local/lib/aitbc/miner": "{here}",
+    "/var/lib/aitbc/miner": "{here}",
+    "/var/log/aitbc/miner": "{here}",
+}
 
 SECTION_15 = """\
 command:
@@ -184,7 +148,11 @@ def test_the_sources_config_and_allowlist_are_accepted_as_printed(tmp_path):
     for name in ("ffmpeg", "whisper"):
         (tmp_path / "allowlist.d" / f"{name}.yaml").write_text(SECTION_15)
     config = tmp_path / "config.yaml"
-    config.write_text(SECTION_4.replace("{etc}", str(tmp_path)).replace("{venv}", sys.prefix))
+    text = SECTION_4
+    for printed, place in PLACES.items():
+        assert printed in text
+        text = text.replace(printed, place.format(here=tmp_path))
+    config.write_text(text)
     env = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "MINER_AUTH": "secret-value"}
     checked = subprocess.run([OSTLER, "config", "check", config], env=env, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout + checked.stderr
