@@ -158,7 +158,9 @@ def fetcher(client: AsyncClient, daemon: Callable[[], NodeDaemon]) -> Callable[[
     return fetch
 
 
-def reload(daemon: NodeDaemon, cli: CliRunner | None, file: Path | None, logger: logging.Logger) -> Callable[[], Awaitable[None]]:
+def reload(
+    daemon: NodeDaemon, processes: Processes, cli: CliRunner | None, file: Path | None, logger: logging.Logger
+) -> Callable[[], Awaitable[None]]:
     """What SIGHUP does: FILE is checked by a process of its own, so that the validator never stays in this one's memory."""
 
     async def again() -> None:
@@ -187,8 +189,8 @@ def reload(daemon: NodeDaemon, cli: CliRunner | None, file: Path | None, logger:
         except OstlerError as exc:
             logger.error("reload_refused", extra={"attrs": {"error": str(exc)}})  # noqa: TRY400
             return
-        fresh = handover.decode(content, NodeConfig)
         logger.setLevel(fresh.logging.level.upper())
+        processes.reload(fresh)
         daemon.reload(fresh)
 
     return again
@@ -234,7 +236,7 @@ async def run(config: NodeConfig, file: Path | None) -> None:
         )
     )  # fmt: skip
     fetch = fetcher(client, lambda: daemon)
-    _attend_signals(daemon, reload(daemon, cli, file, logger))
+    _attend_signals(daemon, reload(daemon, processes, cli, file, logger))
     gc.collect()
     gc.freeze()  # what start-up made stays for good: no later collection needs to look at it again
     try:

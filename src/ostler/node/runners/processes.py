@@ -55,6 +55,10 @@ class Processes:
         """Speak to this keeper from now on. What waits at the last one raises KeeperUnreachable and is waited for anew."""
         self.keeper = keeper
 
+    def reload(self, config: NodeConfig) -> None:
+        """Start what comes from now on with the limits of this configuration."""
+        self.config = replace(self.config, resources=config.resources)
+
     def level(self, manifest: Manifest, *others: SandboxLevel | None) -> SandboxLevel:
         """The level that an attempt runs at: the strongest of the node's, the manifest's, and further wishes."""
         asked = (self.config.sandbox.level, manifest.policy.sandbox, *others)

@@ -46,7 +46,6 @@ class PythonRunner:
     def __init__(self, processes: Processes) -> None:
         self._processes = processes
         self._config = processes.config.runners.python
-        self._resources = processes.config.resources
         self._pool = WorkerPool(
             keeper=lambda: processes.keeper,
             config=processes.config,
@@ -159,7 +158,7 @@ class PythonRunner:
 
     def _order(self, task: AttemptTask) -> dict[str, Any]:
         root = str(task.root)
-        grace_s = limits.grace_s(task.manifest, self._resources)
+        grace_s = limits.grace_s(task.manifest, self._processes.config.resources)
         return {
             "key": task.key,
             "task": short_name(task.manifest.task or ""),
@@ -181,9 +180,9 @@ class PythonRunner:
             Watched(
                 key=task.key,
                 root=task.root,
-                quota_mb=limits.disk_mb(task.manifest, self._resources),
+                quota_mb=limits.disk_mb(task.manifest, self._processes.config.resources),
                 kill=end,
-                log_mb=limits.log_mb(task.manifest, self._resources),
+                log_mb=limits.log_mb(task.manifest, self._processes.config.resources),
             )
         )
         try:
@@ -201,7 +200,7 @@ class PythonRunner:
         return task_ending(told, None, self._about(task, failed=told is None or told.outcome != "done"))
 
     def _time_is_over(self, task: AttemptTask) -> None:
-        grace_s = limits.grace_s(task.manifest, self._resources)
+        grace_s = limits.grace_s(task.manifest, self._processes.config.resources)
         killing = asyncio.get_running_loop().create_task(self._pool.kill(task.key, reason="timeout", grace_s=grace_s))
         self._killing.add(killing)
         killing.add_done_callback(self._killed)
@@ -212,7 +211,7 @@ class PythonRunner:
             self._processes.logger.warning("timeout_not_told", extra={"attrs": {"error": str(exc)}})
 
     def _worker_limits(self) -> Limits:
-        node = self._resources
+        node = self._processes.config.resources
         return Limits(
             nice=node.cpu_nice,
             io_class=node.io_class,
@@ -282,8 +281,8 @@ class PythonRunner:
     def _about(self, task: AttemptTask, *, failed: bool) -> Circumstances:
         return Circumstances(
             timeout_s=task.timeout_s,
-            memory_mb=limits.memory_mb(task.manifest, self._resources),
-            log_mb=limits.log_mb(task.manifest, self._resources),
+            memory_mb=limits.memory_mb(task.manifest, self._processes.config.resources),
+            log_mb=limits.log_mb(task.manifest, self._processes.config.resources),
             free_mb=free_mb(task.root) if failed else None,
         )
 
