@@ -95,7 +95,7 @@ class Keeper:
             files.close()
         start_time = proc.start_time(pid)
         self._orphans.roots.add(pid)
-        tree = WalkedTree(request.key, pid, start_time, self._orphans) if group is None else GroupTree(group)
+        tree = WalkedTree(request.key, pid, start_time, self._orphans) if group is None else GroupTree(group, pid)
         attempt = Attempt(
             key=request.key,
             pid=pid,

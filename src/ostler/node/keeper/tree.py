@@ -25,10 +25,11 @@ def send(pid: int, number: int) -> None:
 class GroupTree:
     """The processes in an attempt's cgroup."""
 
-    __slots__ = ("_group",)
+    __slots__ = ("_group", "_root")
 
-    def __init__(self, group: Group) -> None:
+    def __init__(self, group: Group, root: int) -> None:
         self._group = group
+        self._root = root
 
     def living(self) -> list[int]:
         """The pids that have not ended."""
@@ -49,7 +50,8 @@ class GroupTree:
         found = set(self._group.members())
         if found and self._group.kill_at_once():
             return found
-        for pid in found:
+        # the root first: a shell whose child was killed could still end by itself, with a code that nobody meant
+        for pid in sorted(found, key=lambda pid: pid != self._root):
             send(pid, kernel.SIGKILL)
         for _ in range(_PASSES):
             fresh = set(self._group.members()) - found
