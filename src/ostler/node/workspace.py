@@ -31,6 +31,7 @@ FOLDERS = ("input", "work", "output", "logs")
 STATE = "state.json"
 MAX_STATE_BYTES = 1 << 20
 MAX_HISTORY = 64
+_BESIDE = ("exit.json", f"{STATE}.new")
 ATTEMPT = re.compile(r"attempt-([1-9][0-9]{0,8})(?:\.[1-9][0-9]*)?")
 
 # The product's states to the words of the source's section 11; a node also meets states of jobs that have no attempt.
@@ -179,6 +180,12 @@ def scan(root: Path) -> list[Found]:
             matched = ATTEMPT.fullmatch(inner)
             found.append(_look(path / inner, name, int(matched[1]) if matched else 0))
     return found
+
+
+def made_by_node(folder: Path) -> bool:
+    """Whether a folder without a `state.json` holds what a workspace has, and nothing else."""
+    names = {name for name, _ in _entries(folder) if not _is_attempt(name)}
+    return bool(names.intersection(FOLDERS)) and names <= {*FOLDERS, *_BESIDE}
 
 
 def disk_failure(exc: OSError, doing: str) -> Failure:

@@ -1,6 +1,7 @@
 """What is removed when: by age, under disk pressure, and never what somebody still needs."""
 
 import logging
+import os
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -75,6 +76,34 @@ async def test_what_an_earlier_life_left_half_done_goes_as_a_failure(swept):
     await swept.turn()
     assert not half.path.exists()
     assert recent.path.exists()
+
+
+async def test_what_never_got_a_word_in_it_goes_too(swept, tmp_path, monkeypatch):
+    """The daemon died, or the disk was full, before `state.json` was written, and nobody holds the attempt any more."""
+
+    def blank(name, hours, attempt=1):
+        workspace = Workspace.create(tmp_path, name, attempt)
+        (workspace.path / "exit.json").touch()
+        at = (NOW - timedelta(hours=hours)).timestamp()
+        os.utime(workspace.path, (at, at))
+        return workspace
+
+    old, recent, begun = blank("old", 24 * 8), blank("recent", 24), blank("begun", 0.01)
+    second = swept.make("old", "done", 1, attempt=2)
+    os.utime(old.path, (0, 0))
+    pinned, mine, held = blank("pinned", 24 * 8), blank("mine", 24 * 8), blank("held", 24 * 8)
+    (pinned.path / PINNED).touch()
+    (mine.path / "precious").touch()
+    for one in (pinned, mine):
+        os.utime(one.path, (0, 0))
+    swept.table_.add(Live("held", 1, Manifest(), Lease(0, 1), 0))
+    await swept.turn()
+    assert not old.work.exists()
+    assert all(one.work.exists() for one in (recent, begun, second, pinned, mine, held))
+    monkeypatch.setattr(module, "free_mb", lambda _: -1)  # a short disk
+    await swept.turn()
+    assert not recent.path.exists()
+    assert all(one.work.exists() for one in (begun, pinned, mine, held))
 
 
 async def test_a_clock_that_was_set_back_makes_nothing_immortal(swept):

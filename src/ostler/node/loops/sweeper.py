@@ -4,18 +4,19 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from ostler.model.attempt import SOURCE_WORDS, AttemptState
 from ostler.node.attempts import AttemptTable
 from ostler.node.config import WorkspaceConfig
 from ostler.node.runners.watch import free_mb
-from ostler.node.workspace import Found, Workspace, scan
+from ostler.node.workspace import Found, Workspace, made_by_node, scan
 from ostler.runtime.clock import Clock
 from ostler.runtime.loop import Loop
 
 EVERY_S = 60.0
+BLANK_AGE = timedelta(minutes=5)  # a younger one may be about to become an attempt's
 PINNED = ".pinned"
 _GOOD = SOURCE_WORDS[AttemptState.DONE]
 _BAD = SOURCE_WORDS[AttemptState.FAILED]
@@ -77,7 +78,7 @@ class Sweeper(Loop):
         for found in scan(config.root):
             if (found.job_id, found.attempt) in held:
                 continue
-            if found.problem is not None and found.state is None:
+            if found.problem is not None and found.state is None and not (found.blank and made_by_node(found.path)):
                 self._report(found)
             elif (one := self._judge(found, now)) is not None:
                 remains.append(one)
@@ -94,6 +95,8 @@ class Sweeper(Loop):
         """None for what is pinned, or is no remains yet: the workspace of an attempt that is just being made."""
         if (found.path / PINNED).exists():
             return None
+        if found.blank:
+            return self._judge_blank(found, now)
         try:
             ended_at = datetime.fromisoformat(str(found.facts.get("at")))
         except ValueError:
@@ -104,6 +107,16 @@ class Sweeper(Loop):
             # Nobody holds it and it never ended: left by a life of the node whose journal is gone.
             return Remains(found, good=False, ended_at=ended_at)
         return Remains(found, good=found.state == _GOOD, ended_at=ended_at)
+
+    def _judge_blank(self, found: Found, now: datetime) -> Remains | None:
+        """The daemon died, or the disk was full, before the last word on its attempt was written."""
+        try:
+            touched_at = datetime.fromtimestamp(found.path.stat().st_mtime, UTC)
+        except OSError:
+            return None
+        if now - touched_at < BLANK_AGE:
+            return None
+        return Remains(found, good=False, ended_at=touched_at)
 
     def _remove(self, one: Remains, why: str) -> bool:
         found = one.found
