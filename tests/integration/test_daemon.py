@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from integration.node_rig import FakeCoordinator, NodeRig, until
 from ostler.model.attempt import AttemptState
 from ostler.model.capabilities import HealthProblem
+from ostler.model.errors import KeeperUnreachable
 from ostler.model.failures import Failure, FailureCode
 from ostler.node import leases
 from ostler.protocol import messages as m
@@ -736,6 +737,28 @@ async def test_a_workspace_without_a_word_in_it_is_believed_only_until_the_machi
     assert known or outcome.failure.code is FailureCode.LOST
     assert "next/1" not in rig.runner.started
     await rig.stop()
+
+
+@pytest.mark.parametrize("lives", [True, False])
+async def test_an_attempt_outlives_keepers_that_die_before_they_tell_of_it(rig, coordinator, monkeypatch, lives):
+    coordinator.offer("j1", command="wait")
+    await until(lambda: "j1/1" in rig.runner.living, "it runs")
+    gone = KeeperUnreachable("the keeper has gone away")
+    asked = []
+
+    async def alive(task):
+        asked.append(task.key)
+        if len(asked) < 3:
+            raise gone
+        return lives
+
+    monkeypatch.setattr(rig.runner, "alive", alive)
+    ending, rig.runner.living["j1/1"] = rig.runner.living["j1/1"], asyncio.get_running_loop().create_future()
+    ending.set_exception(gone)
+    await until(lambda: len(asked) == 3, "the third keeper is asked")
+    rig.runner.end("j1/1")
+    outcome = await until(lambda: rig.over("j1"), "the outcome")
+    assert (outcome.failure.code if outcome.failure else None) == (None if lives else FailureCode.LOST)
 
 
 async def test_what_is_over_for_the_coordinator_is_not_run_again(tmp_path, coordinator):

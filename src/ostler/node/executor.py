@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -301,8 +302,7 @@ class Executor:
             return await runner.start(task)
         except KeeperUnreachable as exc:
             # It may have started and died with its keeper: only the coordinator may say that it runs again.
-            await self._keeper()
-            if await runner.alive(task):
+            if await self._outlived(runner, task):
                 return None
             return Failure(FailureCode.LOST, f"the keeper went away while the attempt was started: {exc}")
 
@@ -316,10 +316,17 @@ class Executor:
                 return await runner.wait(task, progress)
             except KeeperUnreachable as exc:
                 reason = str(exc)
-                await self._keeper()
-                if not await runner.alive(task):
+                if not await self._outlived(runner, task):
                     break
         return _failed(FailureCode.LOST, f"the keeper went away and the attempt's processes with it: {reason}")
+
+    async def _outlived(self, runner: RunnerPort, task: AttemptTask) -> bool:
+        """Whether the next keeper knows the attempt; the one after that is asked where it dies before it can tell."""
+        for _ in range(KEEPER_TRIES):
+            await self._keeper()
+            with suppress(KeeperUnreachable):
+                return await runner.alive(task)
+        return False
 
     # --- its end ---
 
