@@ -18,7 +18,7 @@ from ostler.model.attempt import AttemptState
 from ostler.model.capabilities import HealthProblem
 from ostler.model.errors import KeeperUnreachable
 from ostler.model.failures import Failure, FailureCode
-from ostler.node import leases
+from ostler.node import credit, leases
 from ostler.protocol import messages as m
 from ostler.protocol.ports import Ending
 
@@ -712,6 +712,23 @@ async def test_what_only_has_a_workspace_is_offered_again_after_a_crash(tmp_path
     assert (await until(lambda: rig.over("next"), "the outcome")).failure is None
     assert [path.name for path in folder.parent.glob("next*")] == ["next"]
     assert not list(folder.glob("attempt-*"))
+    await rig.stop()
+
+
+async def test_what_was_accepted_before_a_crash_is_not_handed_back(tmp_path, coordinator, monkeypatch):
+    rig = NodeRig(tmp_path, coordinator)
+    await rig.start()
+    await furnished(rig, coordinator)
+    await rig.crash()
+    monkeypatch.setattr(credit, "OFFER_PATIENCE_S", 0.0)  # the way back to the coordinator took longer
+    before = coordinator.acked.count(("next", 1))
+    await rig.start()
+    await until(lambda: coordinator.acked.count(("next", 1)) == before + 1, "it is acknowledged again, without a free slot")
+    rig.runner.end("w0/1")
+    await until(lambda: "next/1" in rig.runner.started, "it has its slot")
+    for name in ("w1", "next"):
+        rig.runner.end(f"{name}/1")
+    assert (await until(lambda: rig.over("next"), "the outcome")).failure is None
     await rig.stop()
 
 

@@ -25,7 +25,8 @@ class Live:
     """One attempt. `offered_at` and the like are monotonic seconds.
 
     `outcome` is set once, when it is over; `cancelled` says why it shall end before; `forgotten` means that the coordinator
-    wants to hear nothing of it any more; `refusal` that it is not run but reported failed (which needs an ack first).
+    wants to hear nothing of it any more; `refusal` that it is not run but reported failed (which needs an ack first); `accepted`
+    that an earlier life of the daemon said yes to it.
     """
 
     job_id: str
@@ -40,6 +41,7 @@ class Live:
     unrenewed: bool = False
     settling: bool = False  # its processes are gone and its outcome is being written down: a CPU slot is free again
     refusal: Failure | None = None
+    accepted: bool = False
     cancelled: str | None = None
     lost: str | None = None
     forgotten: bool = False

@@ -121,6 +121,8 @@ def plan_acks(
             plan.accept.append(live)  # it takes no slot: its failure is all there is to it
         elif (count and count > limits.gpu) or (not count and limits.cpu < 1):
             plan.decline.append((live, f"this node has {limits.cpu} CPU and {limits.gpu} GPU slots; the job can never run here"))
+        elif live.accepted:
+            plan.accept.append(live)  # it waits for its slot: to hand it back would cost a try now
         elif count and count <= gpu:
             gpu -= count
             plan.accept.append(live)

@@ -92,6 +92,7 @@ class Recovery:
             tries=entry.tries,
             outcome=entry.outcome,
             refusal=refusal,
+            accepted=True,
         )
 
     async def _unused(self, live: Live, found: Found) -> bool:
