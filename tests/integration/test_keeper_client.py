@@ -1,15 +1,27 @@
 """The client of the keeper against a real one: overlapping requests, exit records, and keepers that come and go."""
 
 import asyncio
+import logging
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from integration.keeper_rig import Keeper, alive, wait_until
+from ostler.assembly import node
 from ostler.model.errors import KeeperUnreachable, NotFound
-from ostler.node.keeper_client import ExitRecord, KeeperClient, KeeperRefused, Limits, StartSpec, ensure_keeper, read_record
+from ostler.node.keeper_client import (
+    SOCKET,
+    ExitRecord,
+    KeeperClient,
+    KeeperRefused,
+    Limits,
+    StartSpec,
+    ensure_keeper,
+    read_record,
+)
 
 
 @pytest.fixture
@@ -229,3 +241,32 @@ async def test_a_keeper_in_the_background_kills_what_detached_itself(tmp_path):
     assert record.leftovers_killed == 1
     await client.shutdown()
     client.close()
+
+
+@pytest.fixture
+async def stopped(tmp_path):
+    """A client of a keeper that somebody stopped."""
+    client = await ensure_keeper(tmp_path / "state", cgroup="none")
+    os.kill(client.hello.pid, signal.SIGSTOP)
+    await asyncio.to_thread(wait_until, lambda: ") T " in Path(f"/proc/{client.hello.pid}/stat").read_text())
+    yield client
+    os.kill(client.hello.pid, signal.SIGCONT)
+    await client.shutdown()
+    client.close()
+
+
+async def test_a_keeper_that_was_stopped_is_roused_by_who_calls_it(tmp_path, stopped):
+    with pytest.raises(KeeperUnreachable, match="did not answer"):
+        await KeeperClient.connect(tmp_path / "state" / SOCKET, 0.2)
+    async with asyncio.timeout(10):
+        await stopped.ping()
+
+
+async def test_a_keeper_that_was_stopped_is_roused_by_its_daemon(stopped, monkeypatch, caplog):
+    monkeypatch.setattr(node, "PULSE_S", 0.1)
+    processes = SimpleNamespace(keeper=stopped)
+    watch = asyncio.create_task(node.Keepers(Path("/nowhere"), processes, logging.getLogger("ostler.test")).watch())
+    async with asyncio.timeout(10):
+        await stopped.ping()
+    watch.cancel()
+    assert "keeper_silent" in caplog.messages

@@ -63,6 +63,7 @@ from ostler.runtime.logs import open_log
 CANNOT_START = 3
 RELOAD_S = 30.0
 SESSION_S = 30.0
+PULSE_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +117,20 @@ class Keepers:
                 self._logger.warning("keeper_replaced")
                 self._processes.use(client)
                 return
+
+    async def watch(self) -> None:
+        """Rouses a keeper that does not answer: while one is stopped, nothing that it enforces holds."""
+        while True:
+            await asyncio.sleep(PULSE_S)
+            keeper = self._processes.keeper
+            try:
+                async with asyncio.timeout(PULSE_S):
+                    await keeper.ping()
+            except KeeperUnreachable:
+                pass  # `again` sees to it
+            except TimeoutError:
+                self._logger.error("keeper_silent", extra={"attrs": {"pid": keeper.hello.pid}})  # noqa: TRY400
+                keeper.rouse()
 
     async def tidy(self, held: Collection[str]) -> None:
         """End and forget what the keeper has and the journal does not: delivered just before a crash, or of another life."""
@@ -239,9 +254,11 @@ async def run(config: NodeConfig, file: Path | None) -> None:
     _attend_signals(daemon, reload(daemon, processes, cli, file, logger))
     gc.collect()
     gc.freeze()  # what start-up made stays for good: no later collection needs to look at it again
+    watch = asyncio.create_task(keepers.watch())
     try:
         await daemon.run()
     finally:
+        watch.cancel()
         for web in outside:
             await web.aclose()
         await client.close()

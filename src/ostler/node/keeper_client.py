@@ -4,6 +4,9 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
+import socket
+import struct
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
@@ -41,6 +44,7 @@ _START_S = 15.0
 _LONGEST_ADDRESS = 100
 _LOG_BYTES = 4 * 1024 * 1024
 _SAID_BYTES = 2000
+_CREDENTIALS = struct.Struct("3i")  # pid, uid and gid of the other end
 
 
 class KeeperRefused(Rejected):
@@ -136,6 +140,7 @@ class KeeperClient(asyncio.Protocol):
                     await loop.create_unix_connection(lambda: client, address)
                 client.hello = await client._greeted
         except TimeoutError:
+            client.rouse()
             client.close()
             raise KeeperUnreachable(f"the keeper at {path} did not answer in {timeout:g} s") from None
         except OSError as exc:
@@ -214,6 +219,14 @@ class KeeperClient(asyncio.Protocol):
     async def ping(self) -> None:
         """Return when the keeper has answered."""
         await self._ask("ping", {})
+
+    def rouse(self) -> None:
+        """Let a keeper go on that was stopped, as a job without a sandbox can do to it; one that was not does not notice."""
+        peer = self._transport.get_extra_info("socket") if self._transport is not None and self._lost is None else None
+        if peer is not None:
+            pid, _, _ = _CREDENTIALS.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGCONT)
 
     async def shutdown(self) -> None:
         """Have the keeper end all attempts, then itself; `exits` and `on_loss` tell of it."""
