@@ -286,3 +286,17 @@ async def test_a_node_reaches_itself_alone(rig):
     epoch = m.HeartbeatRequest(node_id=node.node_id, boot_epoch="boot:another")
     with pytest.raises(errors.StaleAttempt):
         await node.call(routes.HEARTBEAT, epoch)
+
+
+@pytest.mark.parametrize("version", ["", "9" * 201, "1\n2"])
+async def test_a_heartbeat_gives_no_version_that_a_registration_could_not(rig, version):
+    node = await rig.enrolled()
+    with pytest.raises(errors.InvalidSpec, match="version: must be 1 to 200 printable characters"):
+        await node.call(routes.HEARTBEAT, m.HeartbeatRequest(node_id=node.node_id, held=(), version=version))
+    assert (await rig.people.call(routes.SHOW_NODE, node_id=node.node_id)).version == "0.1.0"
+
+
+async def test_what_ails_a_node_is_kept_as_long_as_a_list_shows_it(rig):
+    node = await rig.enrolled()
+    await node.call(routes.HEARTBEAT, m.HeartbeatRequest(node_id=node.node_id, held=(), health=("x" * 10_000, "hot")))
+    assert (await rig.people.call(routes.SHOW_NODE, node_id=node.node_id)).health == ("x" * 500, "hot")

@@ -76,9 +76,7 @@ def _check_registration(request: m.RegisterRequest) -> None:
     if not NAME.fullmatch(request.node_id):
         found.append(Problem("node_id", "must be 1 to 63 letters, digits, '.', '_' or '-'"))
     for name in ("boot_epoch", "version"):
-        value = getattr(request, name)
-        if not (0 < len(value) <= MAX_TEXT and value.isprintable()):
-            found.append(Problem(name, f"must be 1 to {MAX_TEXT} printable characters"))
+        found += _check_text(name, getattr(request, name))
     if len(request.public_key) != KEY_BYTES and not section8.is_keyless(request):
         found.append(Problem("public_key", f"must be a raw Ed25519 key of {KEY_BYTES} bytes, in base64"))
     for name in ("cpu_slots", "gpu_slots"):
@@ -86,6 +84,11 @@ def _check_registration(request: m.RegisterRequest) -> None:
             found.append(Problem(name, "must be from 0 to 10000"))
     if found:
         raise InvalidSpec("the registration is not valid", found)
+
+
+def _check_text(name: str, value: str) -> list[Problem]:
+    good = 0 < len(value) <= MAX_TEXT and value.isprintable()
+    return [] if good else [Problem(name, f"must be 1 to {MAX_TEXT} printable characters")]
 
 
 def _enrol(tx: Tx, request: m.RegisterRequest, join_token: str) -> ops.Session:
@@ -130,6 +133,8 @@ async def heartbeat(call: Call) -> m.HeartbeatResponse:
     epoch = call.node.boot_epoch
     if request.boot_epoch not in {None, epoch}:
         raise StaleAttempt(f"the token of {node_id} is for another session than the heartbeat", hint="register the node anew")
+    if request.version is not None and (found := _check_text("version", request.version)):
+        raise InvalidSpec("the heartbeat is not valid", found)
     directives = await services.store.write(ops.heartbeat, replace(request, boot_epoch=epoch))
     if request.slots is not None:
         services.pulls.credit(node_id, request.slots)

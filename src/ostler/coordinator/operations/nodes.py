@@ -138,7 +138,7 @@ def heartbeat(tx: Tx, request: HeartbeatRequest) -> list[Directive]:
                offer = offer + ? WHERE node_id = ?""",
         (
             tx.at, request.load, request.free_mb, request.gpu_free, request.disk_free_mb,
-            encode(request.health[:MAX_HEALTH]).decode(),
+            encode([shortened(one) for one in request.health[:MAX_HEALTH]]).decode(),
             request.version, node.draining, node.resume, int(changed), node.node_id,
         ),
     )  # fmt: skip
