@@ -64,7 +64,7 @@ lock: $(DEV_STAMP)  ## pin the dependencies anew
 	@for set in run dev; do \
 	  extras="--extra demo --extra build"; [ $$set = dev ] && extras="$$extras --extra dev"; \
 	  .venv/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
-	    --no-emit-index-url --no-header --no-annotate $$extras -o lock/$$set.txt pyproject.toml; done
+	    --no-strip-extras --no-emit-index-url --no-header --no-annotate $$extras -o lock/$$set.txt pyproject.toml; done
 
 clean:  ## remove what the targets made (not your data)
 	@rm -rf .venv .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis var/demo
