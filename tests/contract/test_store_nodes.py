@@ -5,6 +5,7 @@ from datetime import timedelta
 import pytest
 
 from ostler.coordinator.operations import duties, jobs, nodes, reads, tokens
+from ostler.model.access import Role
 from ostler.model.attempt import AttemptState
 from ostler.model.errors import (
     AlreadyExists,
@@ -241,12 +242,13 @@ async def test_api_tokens(rig: Rig):
     admin = "chosen by the assembly"
     token_id = await rig.write(tokens.ensure_admin_token, admin)
     assert await rig.write(tokens.ensure_admin_token, admin) == token_id
-    assert await rig.read(tokens.check_api_token, admin) == token_id
+    assert await rig.read(tokens.check_api_token, admin) == (token_id, Role.ADMIN, "admin", None)
     with pytest.raises(Conflict, match="last good"):
         await rig.write(tokens.revoke_token, token_id)
-    view = await rig.write(tokens.create_token, m.TokenRequest(kind=m.TokenKind.API, expires_s=60))
+    view = await rig.write(tokens.create_token, m.TokenRequest(kind=m.TokenKind.API, role=Role.ADMIN, expires_s=60))
     assert view.uses_left is None
-    assert await rig.read(tokens.check_api_token, view.token) == view.token_id
+    said = await rig.read(tokens.check_api_token, view.token)
+    assert said[:3] == (view.token_id, Role.ADMIN, view.token_id)  # without a name it is a principal of its own
     await rig.write(tokens.revoke_token, token_id)
     with pytest.raises(Unauthenticated):
         await rig.read(tokens.check_api_token, admin)
@@ -256,7 +258,7 @@ async def test_api_tokens(rig: Rig):
     with pytest.raises(Unauthenticated, match="expired"):
         await rig.read(tokens.check_api_token, view.token)
     assert await rig.write(tokens.ensure_admin_token, admin) == token_id
-    assert await rig.read(tokens.check_api_token, admin) == token_id
+    assert await rig.read(tokens.check_api_token, admin) == (token_id, Role.ADMIN, "admin", None)
     assert not await rig.rows("SELECT 1 FROM tokens WHERE CAST(digest AS TEXT) LIKE '%chosen%'")
 
 

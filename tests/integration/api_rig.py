@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from ostler.coordinator.config import CoordinatorConfig
 from ostler.coordinator.service import run_coordinator
+from ostler.model.access import Role
 from ostler.model.capabilities import Capabilities, Cpu
 from ostler.protocol import codec, dsse, routes
 from ostler.protocol import messages as m
@@ -128,6 +129,17 @@ class Rig:
 
     async def join_token(self, uses: int = 1) -> str:
         return (await self.people.call(routes.CREATE_TOKEN, m.TokenRequest(uses=uses))).token
+
+    async def token_for(self, role: Role, principal: str | None = None, **more) -> m.TokenView:
+        """An API token as an admin makes it."""
+        wanted = m.TokenRequest(kind=m.TokenKind.API, role=role, principal=principal, **more)
+        return await self.people.call(routes.CREATE_TOKEN, wanted)
+
+    @contextlib.asynccontextmanager
+    async def person(self, role: Role, principal: str | None = None, **more) -> AsyncIterator[AsyncClient]:
+        """Somebody with a token of this role."""
+        async with AsyncClient(self.url, token=(await self.token_for(role, principal, **more)).token) as client:
+            yield client
 
     async def enrolled(self, node_id: str | None = None) -> Node:
         node = self.node(node_id)

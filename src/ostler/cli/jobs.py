@@ -81,16 +81,17 @@ def list_jobs(
     queue: Annotated[str | None, typer.Option("--queue", metavar="Q", help="Only jobs of this queue.")] = None,
     node: Annotated[str | None, typer.Option("--node", metavar="NODE", help="Only jobs on this node.")] = None,
     group: Annotated[str | None, typer.Option("--group", metavar="ID", help="Only jobs of this array.")] = None,
+    owner: Annotated[str | None, typer.Option("--owner", metavar="NAME", help="Only jobs of this principal.")] = None,
     limit: LimitOption = 50,
     as_json: JsonOption = False,
 ) -> None:
-    """List jobs, newest first."""
+    """List jobs, newest first. A submitter sees their own."""
     from ostler.cli.session import open_session
     from ostler.protocol import routes
     from ostler.protocol.messages import JobQuery
 
     with open_session() as session:
-        query = JobQuery(state=state, label=label, queue=queue, node=node, group=group, limit=min(limit, _PAGE))
+        query = JobQuery(state=state, label=label, queue=queue, node=node, group=group, owner=owner, limit=min(limit, _PAGE))
         jobs, more = session.pages(routes.LIST_JOBS, query, limit)
     if as_json:
         output.print_json({"items": jobs, "more": more})

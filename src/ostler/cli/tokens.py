@@ -1,4 +1,4 @@
-"""`ostler token`: what lets a node in."""
+"""`ostler token`: what lets nodes and people in."""
 
 from typing import Annotated
 
@@ -6,36 +6,57 @@ import typer
 
 from ostler.cli import output
 from ostler.cli.options import JsonOption, LimitOption, seconds
+from ostler.model.access import Role
 
 JOIN_S = 3600.0
+API_S = 90 * 86400.0
 
 app = typer.Typer(no_args_is_help=True, help="Make, list and revoke tokens.")
 
 
 @app.command()
-def create(
-    join: Annotated[
-        bool, typer.Option("--join", help="A token with which nodes join; the only kind that this command makes.")
-    ] = False,
-    uses: Annotated[int, typer.Option("--uses", metavar="N", min=1, help="How many nodes may join with it.")] = 1,
+def create(  # noqa: PLR0917 - the options of a command
+    join: Annotated[bool, typer.Option("--join", help="A token with which nodes join.")] = False,
+    role: Annotated[
+        Role | None, typer.Option("--role", help="An API token for a person or a program with this role; only an admin makes one.")
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", metavar="NAME", help="With --role: whose it is. All tokens of one name own the same jobs."),
+    ] = None,
+    uses: Annotated[int, typer.Option("--uses", metavar="N", min=1, help="With --join: how many nodes may join with it.")] = 1,
+    pool: Annotated[str | None, typer.Option("--pool", metavar="POOL", help="With --join: the pool of its nodes.")] = None,
     expires: Annotated[
         float | None,
-        typer.Option("--expires", metavar="S", parser=seconds, help="How long it is good: seconds, or 30m, 7d. Default: 1h."),
+        typer.Option(
+            "--expires", metavar="S", parser=seconds,
+            help="How long it is good: seconds, or 30m, 7d. Default: 1h to join, 90d for the API.",
+        ),
     ] = None,
     text: Annotated[str | None, typer.Option("--note", metavar="TEXT", help="What it is for; shown in the list.")] = None,
     as_json: JsonOption = False,
-) -> None:
-    """Make a join token and print it. It is shown this once; the coordinator keeps only its hash."""
+) -> None:  # fmt: skip
+    """Make a token and print it. It is shown this once; the coordinator keeps only its hash.
+
+    Roles: a *viewer* sees everything and changes nothing; a *submitter* runs jobs and sees their own alone; an *operator* keeps all jobs
+    and nodes running; an *admin* also decides who may do what.
+    """
     from ostler.cli.session import open_session
     from ostler.protocol import routes
-    from ostler.protocol.messages import TokenRequest
+    from ostler.protocol.messages import TokenKind, TokenRequest
 
-    if not join:
-        raise typer.BadParameter("say which kind: --join")
+    if join == (role is not None):
+        raise typer.BadParameter(f"say which kind: --join, or --role {'|'.join(Role)}")
+    if not join and (pool is not None or uses != 1):
+        raise typer.BadParameter("--uses and --pool belong to --join")
+    if join and name is not None:
+        raise typer.BadParameter("--name belongs to --role")
+    kind, life_s = (TokenKind.JOIN, JOIN_S) if join else (TokenKind.API, API_S)
+    wanted = TokenRequest(
+        kind=kind, role=role, principal=name, pool=pool, uses=uses, note=text, expires_s=life_s if expires is None else expires
+    )
     with open_session() as session:
-        made = session.call(
-            routes.CREATE_TOKEN, TokenRequest(uses=uses, expires_s=JOIN_S if expires is None else expires, note=text)
-        )
+        made = session.call(routes.CREATE_TOKEN, wanted)
     if as_json:
         output.print_json(made)
     else:
@@ -57,7 +78,8 @@ def list_tokens(limit: LimitOption = 100, as_json: JsonOption = False) -> None:
     rows = [
         (
             one.token_id,
-            one.kind.value,
+            one.kind.value if one.role is None else one.role.value,
+            one.principal or one.pool,
             "revoked" if one.revoked_at else None,
             one.uses_left,
             output.ago(one.created_at),
@@ -66,7 +88,7 @@ def list_tokens(limit: LimitOption = 100, as_json: JsonOption = False) -> None:
         )
         for one in tokens
     ]
-    columns = output.columns("TOKEN|KIND|STATE|USES LEFT>|AGE>|EXPIRES|NOTE~")
+    columns = output.columns("TOKEN|FOR|NAME OR POOL|STATE|USES LEFT>|AGE>|EXPIRES|NOTE~")
     output.table(columns, rows, empty="no tokens")
 
 

@@ -27,6 +27,7 @@ MAX_ARRAY = 10_000
 MAX_JOB_ID = 128
 MAX_ARGS_BYTES = 128 * 1024
 DEFAULT_TIMEOUT_S = 3600
+DEFAULT_POOL = "default"  # of nodes whose join token named none
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 STRICT = {"extra": "forbid"}

@@ -9,12 +9,13 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from ostler.model.access import Role
 from ostler.model.attempt import AttemptState, Usage
 from ostler.model.capabilities import Capabilities
 from ostler.model.failures import Failure
 from ostler.model.group import GroupState
 from ostler.model.job import JobState
-from ostler.model.manifest import Runner
+from ostler.model.manifest import DEFAULT_POOL, Runner
 from ostler.model.node import NodeState
 from ostler.protocol.dsse import Envelope
 
@@ -336,6 +337,7 @@ class JobView:
     priority: int
     labels: dict[str, str]
     submitted_at: datetime
+    owner: str | None = None
     attempt: int = 0
     tries: int = 0
     node_id: str | None = None
@@ -368,13 +370,16 @@ class JobPage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobQuery:
-    """Filters of `GET /jobs`. `state` may hold several, comma-separated; `label` is `key=value`; `group` is an array's id."""
+    """Filters of `GET /jobs`. `state` may hold several, comma-separated; `label` is `key=value`; `group` is an array's id; `owner` is
+    whose they are.
+    """
 
     state: str | None = None
     label: str | None = None
     queue: str | None = None
     node: str | None = None
     group: str | None = None
+    owner: str | None = None
     cursor: str | None = None
     limit: int = 50
     count: bool = False
@@ -481,6 +486,8 @@ class NodeView:
     last_seen_at: datetime | None = None
     changed_at: datetime | None = None
     reason: str | None = None
+    pool: str = DEFAULT_POOL
+    cordoned: bool = False
     cpu_slots: int = 0
     gpu_slots: int = 0
     load: float = 0.0
@@ -527,9 +534,16 @@ class TokenKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenRequest:
-    """Asks for a join token that enrols `uses` nodes within `expires_s` seconds."""
+    """Asks for a join token that enrols `uses` nodes into `pool` within `expires_s` seconds, or for an API token.
+
+    An API token has a `role`, and is one of `principal`: whoever shows it owns the jobs of that name. Without a name it is a
+    principal of its own.
+    """
 
     kind: TokenKind = TokenKind.JOIN
+    role: Role | None = None
+    principal: str | None = None
+    pool: str | None = None
     uses: int = 1
     expires_s: float = 3600.0
     note: str | None = None
@@ -542,6 +556,9 @@ class TokenView:
     token_id: str
     kind: TokenKind
     created_at: datetime
+    role: Role | None = None
+    principal: str | None = None
+    pool: str | None = None
     expires_at: datetime | None = None
     uses_left: int | None = None
     revoked_at: datetime | None = None

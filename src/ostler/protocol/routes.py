@@ -1,10 +1,11 @@
 """The route table: the one source of the router, the authorisation, the typed client and the OpenAPI document."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
 from ostler.model import errors
+from ostler.model.access import READ, RUN, WORK, Grants
 from ostler.model.errors import OstlerError
 from ostler.model.manifest import Manifest
 from ostler.protocol import messages as m
@@ -50,6 +51,7 @@ class Route:
     also: tuple[int, ...] = ()  # further good answers, such as 202 while a result is not ready
     errors: tuple[type[OstlerError], ...] = ()
     max_body: int = MB
+    grants: Grants = field(default_factory=dict)  # for clients: which roles may call it, and how far each reaches
 
     @property
     def url(self) -> str:
@@ -111,119 +113,122 @@ UPLOAD_WORKSPACE = Route(
 )  # fmt: skip
 
 SUBMIT = Route(
-    name="submit_jobs", method="POST", path="/jobs", audience=Audience.CLIENT, body=Body.JSON, status=201,
+    name="submit_jobs", method="POST", path="/jobs", audience=Audience.CLIENT, grants=WORK, body=Body.JSON, status=201,
     summary="Submit one manifest, a list, or {jobs: [...]}; all are accepted or none (at most 10,000 jobs)",
     request=Manifest, response=m.SubmitResponse, max_body=64 * MB,
     errors=(errors.InvalidSpec, errors.AlreadyExists, errors.TooLarge),
 )  # fmt: skip
 LIST_JOBS = Route(
-    name="list_jobs", method="GET", path="/jobs", audience=Audience.CLIENT, query=m.JobQuery, response=m.JobPage,
+    name="list_jobs", method="GET", path="/jobs", audience=Audience.CLIENT, grants=READ, query=m.JobQuery, response=m.JobPage,
     summary="List jobs, newest first", errors=(errors.InvalidSpec,),
 )  # fmt: skip
 SHOW_JOB = Route(
-    name="show_job", method="GET", path="/jobs/{job_id}", audience=Audience.CLIENT, response=m.JobView,
+    name="show_job", method="GET", path="/jobs/{job_id}", audience=Audience.CLIENT, grants=READ, response=m.JobView,
     summary="One job with its attempts, timeline and artifacts", errors=_JOB,
 )  # fmt: skip
 AWAIT_JOB = Route(
-    name="await_job", method="GET", path="/jobs/{job_id}/result", audience=Audience.CLIENT, query=m.WaitQuery,
+    name="await_job", method="GET", path="/jobs/{job_id}/result", audience=Audience.CLIENT, grants=READ, query=m.WaitQuery,
     response=m.JobView, also=(202,),
     summary="The finished job; 202 with Retry-After and the job as it is while it is not over", errors=_JOB,
 )  # fmt: skip
 EXPLAIN_JOB = Route(
-    name="explain_job", method="GET", path="/jobs/{job_id}/explain", audience=Audience.CLIENT, response=m.Explanation,
+    name="explain_job", method="GET", path="/jobs/{job_id}/explain", audience=Audience.CLIENT, grants=READ, response=m.Explanation,
     summary="Why a job is still pending", errors=_JOB,
 )  # fmt: skip
 READ_LOG = Route(
-    name="read_log", method="GET", path="/jobs/{job_id}/logs", audience=Audience.CLIENT, query=m.LogQuery,
+    name="read_log", method="GET", path="/jobs/{job_id}/logs", audience=Audience.CLIENT, grants=READ, query=m.LogQuery,
     media="text/plain", also=(206,),
     summary="Log bytes from `offset`; with `follow=true` server-sent events until the job is over",
     errors=(errors.NotFound, errors.InvalidSpec),
 )  # fmt: skip
 LIST_ARTIFACTS = Route(
-    name="list_artifacts", method="GET", path="/jobs/{job_id}/artifacts", audience=Audience.CLIENT, query=m.ArtifactQuery,
+    name="list_artifacts", method="GET", path="/jobs/{job_id}/artifacts", audience=Audience.CLIENT, grants=READ, query=m.ArtifactQuery,
     response=m.ArtifactPage, summary="Artifacts of the latest finished attempt, or of the one named", errors=_JOB,
 )  # fmt: skip
 GET_ARTIFACT = Route(
-    name="get_artifact", method="GET", path="/jobs/{job_id}/artifacts/{path:path}", audience=Audience.CLIENT,
+    name="get_artifact", method="GET", path="/jobs/{job_id}/artifacts/{path:path}", audience=Audience.CLIENT, grants=READ,
     query=m.ArtifactQuery, media="application/octet-stream", also=(206,),
     summary="One artifact's bytes; honours Range", errors=_JOB,
 )  # fmt: skip
 CANCEL_JOB = Route(
-    name="cancel_job", method="POST", path="/jobs/{job_id}/cancel", audience=Audience.CLIENT, body=Body.JSON,
+    name="cancel_job", method="POST", path="/jobs/{job_id}/cancel", audience=Audience.CLIENT, grants=WORK, body=Body.JSON,
     request=m.CancelRequest, response=m.JobView,
     summary="Cancel a job: at once where nobody holds it, else as soon as its node has ended it",
     errors=(errors.NotFound, errors.InvalidTransition),
 )  # fmt: skip
 RETRY_JOB = Route(
-    name="retry_job", method="POST", path="/jobs/{job_id}/retry", audience=Audience.CLIENT, response=m.JobView, status=201,
+    name="retry_job", method="POST", path="/jobs/{job_id}/retry", audience=Audience.CLIENT, grants=WORK, response=m.JobView, status=201,
     summary="Try again: now if the job waits for a retry; a job that is over is submitted anew under a new id",
     errors=(errors.NotFound, errors.InvalidTransition),
 )  # fmt: skip
 HOLD_JOB = Route(
-    name="hold_job", method="POST", path="/jobs/{job_id}/hold", audience=Audience.CLIENT, response=m.JobView,
+    name="hold_job", method="POST", path="/jobs/{job_id}/hold", audience=Audience.CLIENT, grants=WORK, response=m.JobView,
     summary="Keep a pending job from being leased", errors=(errors.NotFound, errors.InvalidTransition),
 )  # fmt: skip
 RELEASE_JOB = Route(
-    name="release_job", method="POST", path="/jobs/{job_id}/release", audience=Audience.CLIENT, response=m.JobView,
+    name="release_job", method="POST", path="/jobs/{job_id}/release", audience=Audience.CLIENT, grants=WORK, response=m.JobView,
     summary="Let a held job be leased again", errors=(errors.NotFound, errors.InvalidTransition),
 )  # fmt: skip
 DEBUG_JOB = Route(
-    name="debug_job", method="POST", path="/jobs/{job_id}/debug", audience=Audience.CLIENT, response=m.JobView, status=202,
+    name="debug_job", method="POST", path="/jobs/{job_id}/debug", audience=Audience.CLIENT, grants=WORK, response=m.JobView, status=202,
     summary="Ask the node to pin the latest attempt's workspace and upload it",
     errors=(errors.NotFound, errors.Conflict),
 )  # fmt: skip
 GET_WORKSPACE = Route(
-    name="get_workspace", method="GET", path="/jobs/{job_id}/attempts/{attempt}/workspace", audience=Audience.CLIENT,
+    name="get_workspace", method="GET", path="/jobs/{job_id}/attempts/{attempt}/workspace", audience=Audience.CLIENT, grants=READ,
     media="application/gzip", also=(206,), summary="A workspace that was asked for by debug, as tar.gz", errors=_JOB,
 )  # fmt: skip
 UPLOAD_BLOB = Route(
-    name="upload_blob", method="POST", path="/blobs", audience=Audience.CLIENT, body=Body.BYTES, status=201, response=m.Blob,
+    name="upload_blob", method="POST", path="/blobs", audience=Audience.CLIENT, grants=WORK, body=Body.BYTES, status=201, response=m.Blob,
     summary="Upload one input file; manifests name it by its sha256", max_body=64 * 1024 * MB,
     errors=(errors.TooLarge, errors.StoreBusy),
 )  # fmt: skip
 GET_BLOB = Route(
-    name="get_blob", method="GET", path="/blobs/{sha256}", audience=Audience.MEMBER, media="application/octet-stream",
+    name="get_blob", method="GET", path="/blobs/{sha256}", audience=Audience.MEMBER, grants=READ, media="application/octet-stream",
     also=(206,), summary="An uploaded file's bytes; a node reaches only inputs of attempts that it holds", errors=_JOB,
 )  # fmt: skip
 SHOW_GROUP = Route(
-    name="show_group", method="GET", path="/groups/{group_id}", audience=Audience.CLIENT, query=m.WaitQuery, response=m.GroupView,
+    name="show_group", method="GET", path="/groups/{group_id}", audience=Audience.CLIENT, grants=READ,
+    query=m.WaitQuery, response=m.GroupView,
     summary="One array with the states of its jobs; with `wait_s` held back until all are over or the time is",
     errors=(errors.NotFound, errors.InvalidSpec),
 )  # fmt: skip
 CANCEL_GROUP = Route(
-    name="cancel_group", method="POST", path="/groups/{group_id}/cancel", audience=Audience.CLIENT, body=Body.JSON,
+    name="cancel_group", method="POST", path="/groups/{group_id}/cancel", audience=Audience.CLIENT, grants=WORK, body=Body.JSON,
     request=m.CancelRequest, response=m.GroupView,
     summary="Cancel all jobs of an array that are not over, each as `cancel_job` does",
     errors=(errors.NotFound, errors.InvalidTransition),
 )  # fmt: skip
 LIST_NODES = Route(
-    name="list_nodes", method="GET", path="/nodes", audience=Audience.CLIENT, query=m.PageQuery, response=m.NodePage,
+    name="list_nodes", method="GET", path="/nodes", audience=Audience.CLIENT, grants=READ, query=m.PageQuery, response=m.NodePage,
     summary="List nodes", errors=(errors.InvalidSpec,),
 )  # fmt: skip
 SHOW_NODE = Route(
-    name="show_node", method="GET", path="/nodes/{node_id}", audience=Audience.CLIENT, response=m.NodeView,
+    name="show_node", method="GET", path="/nodes/{node_id}", audience=Audience.CLIENT, grants=READ, response=m.NodeView,
     summary="One node with its capabilities and attempts", errors=_JOB,
 )  # fmt: skip
 DRAIN_NODE = Route(
-    name="drain_node", method="POST", path="/nodes/{node_id}/drain", audience=Audience.MEMBER, body=Body.JSON,
+    name="drain_node", method="POST", path="/nodes/{node_id}/drain", audience=Audience.MEMBER, grants=RUN, body=Body.JSON,
     request=m.DrainRequest, response=m.NodeView, summary="Give a node no new work (a node may drain itself)",
     errors=(errors.NotFound, errors.InvalidTransition),
 )  # fmt: skip
 RESUME_NODE = Route(
-    name="resume_node", method="POST", path="/nodes/{node_id}/resume", audience=Audience.MEMBER, response=m.NodeView,
+    name="resume_node", method="POST", path="/nodes/{node_id}/resume", audience=Audience.MEMBER, grants=RUN, response=m.NodeView,
     summary="Give a drained node work again", errors=(errors.NotFound, errors.InvalidTransition),
 )  # fmt: skip
 CREATE_TOKEN = Route(
-    name="create_token", method="POST", path="/tokens", audience=Audience.CLIENT, body=Body.JSON, status=201,
-    request=m.TokenRequest, response=m.TokenView, summary="Make a join token; it is shown once", errors=(errors.InvalidSpec,),
+    name="create_token", method="POST", path="/tokens", audience=Audience.CLIENT, grants=RUN, body=Body.JSON, status=201,
+    request=m.TokenRequest, response=m.TokenView, summary="Make a join token, or (as an admin) an API token with a role; it is shown once",
+    errors=(errors.InvalidSpec, errors.Forbidden),
 )  # fmt: skip
 LIST_TOKENS = Route(
-    name="list_tokens", method="GET", path="/tokens", audience=Audience.CLIENT, query=m.PageQuery, response=m.TokenPage,
+    name="list_tokens", method="GET", path="/tokens", audience=Audience.CLIENT, grants=RUN, query=m.PageQuery, response=m.TokenPage,
     summary="List tokens, without their secrets", errors=(errors.InvalidSpec,),
 )  # fmt: skip
 REVOKE_TOKEN = Route(
-    name="revoke_token", method="DELETE", path="/tokens/{token_id}", audience=Audience.CLIENT, response=m.TokenView,
-    summary="Make a token useless from now on", errors=(errors.NotFound, errors.Conflict),
+    name="revoke_token", method="DELETE", path="/tokens/{token_id}", audience=Audience.CLIENT, grants=RUN, response=m.TokenView,
+    summary="Make a token useless from now on; an API token only as an admin",
+    errors=(errors.NotFound, errors.Conflict),
 )  # fmt: skip
 VERSION = Route(
     name="version", method="GET", path="/version", audience=Audience.PUBLIC, response=m.VersionView,

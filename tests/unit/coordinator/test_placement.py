@@ -10,6 +10,7 @@ from ostler.coordinator.config import CoordinatorConfig
 from ostler.coordinator.loops.silence import Silence
 from ostler.coordinator.placement.choose import Candidate, Credit, Room, choose
 from ostler.coordinator.placement.offer import offer_of
+from ostler.coordinator.placement.rank import AGEING, rank_of
 from ostler.coordinator.placement.shape import Shape, read_shape, shape_of, write_shape
 from ostler.model.manifest import Manifest, Policy, Requirements, Runner
 from ostler.model.resources import Offer, Resources
@@ -29,7 +30,10 @@ def offer(*, vram: tuple[int, ...] = (), gpu_slots: int | None = None, **capacit
 
 def queue(*jobs: tuple[int, int]) -> list[Candidate]:
     """(priority, seq) pairs in the claim's order."""
-    return [Candidate(seq, f"j{seq}", priority, 0, 0) for priority, seq in sorted(jobs, key=lambda job: (-job[0], job[1]))]
+    return [
+        Candidate(seq, f"j{seq}", rank_of(priority, seq), 0, 0)
+        for priority, seq in sorted(jobs, key=lambda job: (-job[0], job[1]))
+    ]
 
 
 def test_a_shape_is_what_placement_needs_and_nothing_else():
@@ -185,3 +189,11 @@ def test_the_configuration_names_every_contradiction(tmp_path):
 def test_the_margin_is_longer_than_what_a_pull_may_leave_unrenewed(tmp_path, margin):
     config = CoordinatorConfig(data=tmp_path, lease_margin=timedelta(seconds=margin))
     assert [line.partition(":")[0] for line in config.problems()] == ["lease_margin"]
+
+
+def test_a_point_of_priority_is_worth_some_waiting():
+    minute = int(AGEING.total_seconds() * 1e6)
+    assert rank_of(0, 0) < rank_of(0, 1)
+    assert rank_of(1, 0) < rank_of(0, 0)
+    assert rank_of(10, 10 * minute + 1) > rank_of(0, 0) > rank_of(10, 10 * minute - 1)
+    assert rank_of(-1000, 0) < rank_of(1000, 2000 * minute + 1)  # however important the others, everybody's turn comes

@@ -2,13 +2,15 @@
 
 import hashlib
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
 from starlette.types import Scope
 
 from ostler.coordinator.api.credentials import NODE_PREFIX, Credentials, NodeToken
+from ostler.coordinator.operations.tokens import ApiToken
+from ostler.model.access import Grants, Role
 from ostler.model.errors import Forbidden, Unauthenticated
 from ostler.protocol.routes import Audience, Route
 from ostler.runtime.clock import Clock
@@ -16,7 +18,7 @@ from ostler.runtime.clock import Clock
 API_PREFIX = "ostler_api_"
 JOIN_PREFIX = "ostler_join_"
 MAX_TOKEN = 1024
-REMEMBER_S = 5.0  # how long a replica may honour an API token that another one has revoked
+REMEMBER_S = 0.5  # how long a replica may honour an API token that another one has revoked: a revocation bites within a second
 REMEMBER = 1024
 LOCAL_ROUTES = frozenset({"metrics", "healthz", "readyz"})  # open to this machine; others show an API token
 
@@ -32,12 +34,18 @@ class CallerKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who calls. `token` is the node token's content for nodes, `secret` a join token's text, `token_id` an API token's id."""
+    """Who calls. `token` is the node token's content for nodes, `secret` a join token's text.
+
+    A client has the id, role and principal of its API token, and the token itself, for calls that stay open to be checked again.
+    """
 
     kind: CallerKind
     token: NodeToken | None = None
+    secret: str | None = field(default=None, repr=False)
     token_id: str | None = None
-    secret: str | None = None
+    role: Role | None = None
+    principal: str | None = None
+    expires_at: int | None = None
 
 
 NOBODY = Caller(CallerKind.NOBODY)
@@ -58,10 +66,10 @@ _WANTED = {
 
 
 class TokenCheck(Protocol):
-    """Looks an API token up: its id, or Unauthenticated."""
+    """Looks an API token up: who shows it, or Unauthenticated."""
 
-    async def __call__(self, token: str) -> str:
-        """The token's id."""
+    async def __call__(self, token: str) -> ApiToken:
+        """What the token says."""
         ...
 
 
@@ -72,7 +80,7 @@ class Doorkeeper:
         self._credentials = credentials
         self._check = check
         self._clock = clock
-        self._good: dict[bytes, tuple[str, float]] = {}
+        self._good: dict[bytes, tuple[ApiToken, float]] = {}
         self._revocations = 0
         self._epochs: dict[str, str] = {}
 
@@ -83,7 +91,7 @@ class Doorkeeper:
     def forget(self, token_id: str) -> None:
         """A token was revoked: no remembered check of it counts, nor one that is under way."""
         self._revocations += 1
-        self._good = {digest: known for digest, known in self._good.items() if known[0] != token_id}
+        self._good = {digest: known for digest, known in self._good.items() if known[0].token_id != token_id}
 
     async def admit(self, route: Route, scope: Scope) -> Caller:
         """The caller, if the route is for such; raises Unauthenticated or Forbidden."""
@@ -102,7 +110,17 @@ class Doorkeeper:
         caller = await self._caller(token)
         if caller.kind not in _ADMITTED[audience]:
             raise Forbidden(f"this needs {_WANTED[audience]}; the one shown is for a {caller.kind.value}")
+        if caller.role is not None and route.grants and caller.role not in route.grants:
+            raise Forbidden(
+                f"{route.name} is for {_listed(route.grants)}; the token shown is of the role {caller.role.value}",
+                hint="an admin makes tokens: `ostler token create --role ROLE --name NAME`",
+            )
         return caller
+
+    async def readmit(self, caller: Caller) -> None:
+        """Check again who has a call open: raises Unauthenticated once the token is revoked or over."""
+        if caller.kind is CallerKind.CLIENT and caller.secret is not None:
+            await self._api_token(caller.secret)
 
     async def _caller(self, token: str) -> Caller:
         if token.startswith(NODE_PREFIX):
@@ -111,23 +129,32 @@ class Doorkeeper:
                 raise Unauthenticated(f"the node {said.node_id} has begun a newer session since", hint="register the node anew")
             return Caller(CallerKind.NODE, token=said)
         if token.startswith(API_PREFIX):
-            return Caller(CallerKind.CLIENT, token_id=await self._api_token(token))
+            said_by = await self._api_token(token)
+            return Caller(
+                CallerKind.CLIENT, secret=token, token_id=said_by.token_id, role=said_by.role, principal=said_by.principal,
+                expires_at=said_by.expires_at,
+            )  # fmt: skip
         if token.startswith(JOIN_PREFIX):
             return Caller(CallerKind.JOINER, secret=token)
         raise Unauthenticated("the token is of no kind that Ostler makes", hint="see `ostler token list`")
 
-    async def _api_token(self, token: str) -> str:
+    async def _api_token(self, token: str) -> ApiToken:
         digest = hashlib.sha256(token.encode()).digest()
         known = self._good.get(digest)
         if known is not None and known[1] > self._clock.monotonic():
             return known[0]
         before = self._revocations
-        token_id = await self._check(token)
+        said = await self._check(token)
         if before == self._revocations:
             if len(self._good) >= REMEMBER:
                 self._good.clear()
-            self._good[digest] = (token_id, self._clock.monotonic() + REMEMBER_S)
-        return token_id
+            self._good[digest] = (said, self._clock.monotonic() + REMEMBER_S)
+        return said
+
+
+def _listed(grants: Grants) -> str:
+    *most, last = (role.value for role in Role if role in grants)
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _bearer(scope: Scope) -> str | None:

@@ -8,7 +8,7 @@ from starlette.responses import Response, StreamingResponse
 from ostler.coordinator.api.calls import Call
 from ostler.coordinator.artifacts.store import Stored
 from ostler.coordinator.operations import leases, reads
-from ostler.coordinator.operations.uploads import check_workspace_wanted
+from ostler.coordinator.operations.uploads import check_workspace_wanted, note_upload
 from ostler.model.errors import Gone, NotFound
 from ostler.protocol import messages as m
 from ostler.protocol.problems import MEDIA_TYPE, encode
@@ -20,6 +20,7 @@ _MEDIA = re.compile(r"[a-z0-9][a-z0-9.+-]{0,60}/[a-z0-9][a-z0-9.+-]{0,80}", re.I
 async def upload_blob(call: Call) -> m.Blob:
     """One input file of jobs to come."""
     stored = await _store(call)
+    await call.services.store.write(note_upload, stored.sha256, call.caller.principal or "")
     return m.Blob(sha256=stored.sha256, size=stored.size)
 
 
@@ -45,29 +46,31 @@ async def _store(call: Call) -> Stored:
 
 
 async def get_blob(call: Call) -> Response:
-    """An uploaded input. A node reaches those alone that an attempt it holds names."""
+    """An uploaded input. A node reaches those alone that an attempt it holds names, a submitter their own."""
     sha256 = call.path["sha256"]
     if call.is_node and not await call.services.store.read(reads.blob_for_node, call.node.node_id, sha256):
         raise NotFound(f"no attempt that {call.node.node_id} holds has an input {sha256}")
+    if call.owner is not None and not await call.read(reads.blob_for_owner, call.owner, sha256):
+        raise NotFound(f"there is no blob {sha256}")
     return await _serve(call, sha256, sha256, "application/octet-stream")
 
 
 async def list_artifacts(call: Call) -> m.ArtifactPage:
     """What an attempt delivered."""
-    return await call.services.store.read(reads.list_artifacts, call.path["job_id"], call.query(m.ArtifactQuery).attempt)
+    return await call.read_job(reads.list_artifacts, call.query(m.ArtifactQuery).attempt)
 
 
 async def get_artifact(call: Call) -> Response:
     """One delivered output."""
     attempt = call.query(m.ArtifactQuery).attempt
-    entry = await call.services.store.read(reads.find_artifact, call.path["job_id"], call.path["path"], attempt)
+    entry = await call.read_job(reads.find_artifact, call.path["path"], attempt)
     return await _serve(call, entry.sha256, entry.path.rpartition("/")[2], entry.type)
 
 
 async def get_workspace(call: Call) -> Response:
     """A workspace that a node uploaded."""
     job_id, attempt = call.path["job_id"], call.path["attempt"]
-    sha256 = await call.services.store.read(reads.workspace_of, job_id, int(attempt))
+    sha256 = await call.read_job(reads.workspace_of, int(attempt))
     return await _serve(call, sha256, f"{job_id}-{attempt}.tar.gz", "application/gzip")
 
 

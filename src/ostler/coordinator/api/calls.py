@@ -3,10 +3,10 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Protocol, TypeVar
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope
@@ -19,15 +19,18 @@ from ostler.coordinator.api.pulls import PullLine
 from ostler.coordinator.artifacts.store import Artifacts
 from ostler.coordinator.config import CoordinatorConfig
 from ostler.coordinator.keys import Keys
+from ostler.coordinator.operations.ownership import of_job
 from ostler.coordinator.store.store import Store
 from ostler.coordinator.store.tx import Tx
 from ostler.coordinator.store.wakeups import Topic
+from ostler.model.access import Reach
 from ostler.model.errors import NotFound
 from ostler.protocol.messages import WaitQuery
 from ostler.protocol.routes import Route
 from ostler.runtime.clock import Clock
 from ostler.runtime.loop import Loop
 
+P = ParamSpec("P")
 T = TypeVar("T")
 MAX_WAIT_S = 60.0
 
@@ -93,13 +96,49 @@ class Call:
         """The query as its message."""
         return decode_query(self.scope["query_string"], shape)
 
+    @property
+    def owner(self) -> str | None:
+        """The principal to whose jobs this call is confined; None where it reaches everybody's."""
+        caller = self.caller
+        if caller.role is None or self.route.grants.get(caller.role) is Reach.ALL:
+            return None
+        return caller.principal
+
+    async def read(self, operation: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run an operation that only reads."""
+        return await self.services.store.read(operation, *args, **kwargs)
+
+    async def write(self, operation: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run an operation that a person asked for."""
+        return await self.services.store.write(operation, *args, **kwargs)
+
+    async def read_job(self, operation: Callable[Concatenate[Tx, str, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Read something of the path's job; NotFound where it is not the caller's."""
+        return await self.services.store.read(of_job(self.owner, operation), self.path["job_id"], *args, **kwargs)
+
+    async def write_job(self, operation: Callable[Concatenate[Tx, str, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do something to the path's job; NotFound where it is not the caller's."""
+        return await self.write(of_job(self.owner, operation), self.path["job_id"], *args, **kwargs)
+
+    @contextlib.asynccontextmanager
+    async def subscribe(self, *topics: Topic) -> AsyncIterator[asyncio.Event]:
+        """Wake-ups for a call that stays open: of these topics, and of the caller's token, which may be revoked meanwhile."""
+        mine = () if self.caller.token_id is None else (("token", self.caller.token_id),)
+        async with self.services.store.wakeups.subscribe(*topics, *mine) as event:
+            yield event
+
+    async def readmit(self) -> None:
+        """Raises Unauthenticated once the caller's token is good no longer; on each turn of a call that stays open."""
+        await self.services.door.readmit(self.caller)
+
     async def until_over(self, topic: Topic, operation: Callable[[Tx, str], V], name: str) -> V:
         """What a read answers once it has a `finished_at`; what it answers at the end of the caller's `wait_s` (60 at most)."""
         store, loop = self.services.store, asyncio.get_running_loop()
         until = loop.time() + min(self.query(WaitQuery).wait_s, MAX_WAIT_S)
-        async with store.wakeups.subscribe(topic) as event:
+        async with self.subscribe(topic) as event:
             while True:
                 event.clear()
+                await self.readmit()
                 view = await store.read(operation, name)
                 if view.finished_at is not None or loop.time() >= until or store.wakeups.closed:
                     return view

@@ -12,7 +12,7 @@ from starlette.responses import Response, StreamingResponse
 from ostler.coordinator.api.calls import Answer, Call
 from ostler.coordinator.operations import leases, reads
 from ostler.coordinator.store.store import Store
-from ostler.model.errors import InvalidSpec, Problem
+from ostler.model.errors import InvalidSpec, Problem, Unauthenticated
 from ostler.model.job import TERMINAL
 from ostler.protocol import codec
 from ostler.protocol import messages as m
@@ -72,11 +72,11 @@ def _end(call: Call, stream: str, offset: int) -> m.LogEnd | None:
 async def read_log(call: Call) -> Response:
     """Plain bytes, or server-sent events with `follow=true`."""
     query, job_id, store = call.query(m.LogQuery), call.path["job_id"], call.services.store
-    facts = await store.read(reads.log_facts, job_id, query.stream, query.attempt)
+    facts = await call.read_job(reads.log_facts, query.stream, query.attempt)
     if query.follow and call.scope["method"] == "GET":
         attempt, offset = _resume(call, facts, query)
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(_follow(store, job_id, query, attempt, offset), 200, headers, "text/event-stream")
+        return StreamingResponse(_follow(call, job_id, query, attempt, offset), 200, headers, "text/event-stream")
     end = facts.length if query.limit is None else min(facts.length, query.offset + query.limit)
     start = min(query.offset, end)
     headers = {
@@ -123,16 +123,20 @@ def _event(kind: str, content: dict[str, Any], ident: str | None = None) -> byte
     return f"{head}event: {kind}\ndata: ".encode() + codec.encode(content) + b"\n\n"
 
 
-async def _follow(store: Store, job_id: str, query: m.LogQuery, attempt: int, offset: int) -> AsyncIterator[bytes]:
+async def _follow(call: Call, job_id: str, query: m.LogQuery, attempt: int, offset: int) -> AsyncIterator[bytes]:
     """Events `attempt`, `log` and `end`; goes on to the next attempt where one was not asked for by number.
 
     The waiter clears its event before it reads, so bytes that arrive in between are found on the next turn.
     """
-    told = 0
+    told, store = 0, call.services.store
     while True:
-        async with store.wakeups.subscribe(("job", job_id), ("log", job_id, attempt)) as event:
+        async with call.subscribe(("job", job_id), ("log", job_id, attempt)) as event:
             while True:
                 event.clear()
+                try:
+                    await call.readmit()
+                except Unauthenticated:
+                    return  # whoever goes on after its last event is told why not
                 job = await store.read(reads.job_state, job_id)
                 facts = await store.read(reads.log_facts, job_id, query.stream, attempt) if attempt else None
                 if attempt and told != attempt:

@@ -146,23 +146,23 @@ async def heartbeat(call: Call) -> m.HeartbeatResponse:
 
 async def list_nodes(call: Call) -> m.NodePage:
     """Nodes by id."""
-    return await call.services.store.read(reads.list_nodes, call.query(m.PageQuery))
+    return await call.read(reads.list_nodes, call.query(m.PageQuery), call.owner)
 
 
 async def show_node(call: Call) -> m.NodeView:
     """One node."""
-    return await call.services.store.read(reads.show_node, call.path["node_id"])
+    return await call.read(reads.show_node, call.path["node_id"], call.owner)
 
 
 async def drain_node(call: Call) -> m.NodeView:
     """By a person, or by the node for itself."""
     if call.is_node:
         call.own_node(call.path["node_id"])
-    return await call.services.store.write(ops.drain_node, call.path["node_id"], await call.json(m.DrainRequest))
+    return await call.write(ops.drain_node, call.path["node_id"], await call.json(m.DrainRequest))
 
 
 async def resume_node(call: Call) -> m.NodeView:
     """By a person, or by the node for itself."""
     if call.is_node:
         call.own_node(call.path["node_id"])
-    return await call.services.store.write(ops.resume_node, call.path["node_id"])
+    return await call.write(ops.resume_node, call.path["node_id"])

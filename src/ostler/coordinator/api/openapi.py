@@ -93,6 +93,8 @@ def _operation(route: Route, known: dict[Any, Any]) -> dict[str, Any]:
         "security": _SECURITY[route.audience],
         "responses": _responses(route, known),
     }
+    if route.grants:
+        operation["x-ostler-roles"] = {role.value: reach.value for role, reach in route.grants.items()}
     if parameters := [*_path_parameters(route), *_query_parameters(route), *_header_parameters(route)]:
         operation["parameters"] = parameters
     if route.body is not Body.NONE:

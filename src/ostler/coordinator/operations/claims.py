@@ -20,7 +20,7 @@ MAX_CLAIM = 1000  # leases in one answer
 MAX_REMEMBERED = 50_000  # shapes, and nodes
 DECLINE_REST_US = 5_000_000  # a job is not offered again at once to the node that just handed it back
 
-_QUEUED = "state = 'queued' AND held = 0"  # word for word the condition of the claim's index
+_QUEUED = "state = 'queued' AND held = 0 AND waits = 0"  # word for word the condition of the claim's index
 
 
 def queued_shapes_sql(tx: Tx) -> str:
@@ -39,8 +39,8 @@ def queued_shapes_sql(tx: Tx) -> str:
 def heads_sql(tx: Tx, unless: str = "") -> str:
     """The first jobs of one shape's queue; `unless` is a further condition."""
     return f"""
-        SELECT seq, job_id, priority, attempt, tries FROM jobs {tx.by_index("ix_jobs_claim")}
-        WHERE shape_id = ? AND {_QUEUED} {unless} ORDER BY priority DESC, seq LIMIT ?"""  # noqa: S608 - fragments of ours
+        SELECT seq, job_id, rank, attempt, tries FROM jobs {tx.by_index("ix_jobs_claim")}
+        WHERE shape_id = ? AND {_QUEUED} {unless} ORDER BY rank, seq LIMIT ?"""  # noqa: S608 - fragments of ours
 
 
 @dataclass(slots=True)
@@ -131,7 +131,7 @@ class Claim:
 
 
 def claim(tx: Tx, wish: Claim) -> list[Candidate]:
-    """The jobs that the node gets now, in the order of their priority; nothing is changed yet."""
+    """The jobs that the node gets now, in the order of their ranks; nothing is changed yet."""
     places = tx.memo(Placements)
     queued = [row[0] for row in tx.rows(queued_shapes_sql(tx))]
     if not queued:
@@ -168,16 +168,16 @@ def _heads(tx: Tx, wish: Claim, shape_id: int, wanted: int, resting: set[int]) -
     return [one for one in found if one.seq not in resting][:wanted]
 
 
-def ahead_of(tx: Tx, *, priority: int, seq: int, limit: int) -> int:
+def ahead_of(tx: Tx, *, rank: int, seq: int, limit: int) -> int:
     """How many queued jobs of any shape go before this one; stops counting at `limit`."""
     total, jobs = 0, f"jobs {tx.by_index('ix_jobs_claim')}"
     for (shape_id,) in tx.rows(queued_shapes_sql(tx)):
         found = tx.row(
             f"""SELECT (SELECT count(*) FROM (
-                    SELECT 1 FROM {jobs} WHERE shape_id = ? AND {_QUEUED} AND priority > ? LIMIT ?) AS higher)
+                    SELECT 1 FROM {jobs} WHERE shape_id = ? AND {_QUEUED} AND rank < ? LIMIT ?) AS higher)
                 + (SELECT count(*) FROM (
-                    SELECT 1 FROM {jobs} WHERE shape_id = ? AND {_QUEUED} AND priority = ? AND seq < ? LIMIT ?) AS earlier)""",  # noqa: S608
-            (shape_id, priority, limit, shape_id, priority, seq, limit),
+                    SELECT 1 FROM {jobs} WHERE shape_id = ? AND {_QUEUED} AND rank = ? AND seq < ? LIMIT ?) AS earlier)""",  # noqa: S608
+            (shape_id, rank, limit, shape_id, rank, seq, limit),
         )
         total += found[0] if found else 0
         if total >= limit:

@@ -20,10 +20,10 @@ def explain_job(tx: Tx, job_id: str) -> Explanation:
     if job.state is not JobState.QUEUED or job.held:
         return Explanation(job_id=job_id, state=job.state, summary=_story(job))
     places = tx.memo(Placements)
-    found = tx.row("SELECT shape_id FROM jobs WHERE seq = ?", (seq,))
-    shape_id = found[0] if found else 0
+    found = tx.row("SELECT shape_id, rank FROM jobs WHERE seq = ?", (seq,))
+    shape_id, rank = found or (0, 0)
     shape = places.shapes_of(tx, [shape_id])[shape_id]
-    ahead = ahead_of(tx, priority=job.priority, seq=seq, limit=MAX_AHEAD)
+    ahead = ahead_of(tx, rank=rank, seq=seq, limit=MAX_AHEAD)
     reasons = explain(shape, _standings(tx, places), ahead=ahead, ahead_capped=ahead >= MAX_AHEAD)
     return Explanation(
         job_id=job_id, state=job.state, summary=reasons.summary, nodes_total=reasons.total, nodes_fitting=reasons.fitting,

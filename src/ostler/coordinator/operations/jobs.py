@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 
 from ostler.coordinator.operations.changes import Case, Changes, load, shortened, write
 from ostler.coordinator.operations.views import job_view, no_job
+from ostler.coordinator.placement.rank import rank_of
 from ostler.coordinator.placement.shape import Shape, shape_of, write_shape
 from ostler.coordinator.store.times import micros, span
 from ostler.coordinator.store.tx import Tx
@@ -27,14 +28,15 @@ _PENDING = frozenset({JobState.QUEUED, JobState.RETRY_WAIT})
 
 _INSERT = """
     INSERT INTO jobs (seq, job_id, state, shape_id, priority, queue, runner, title, labels, retry, retry_of, submitted_at,
-                      attempt, tries, held, expires_at{})
-    VALUES (?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, 0, 0, ?{})"""
+                      attempt, tries, held, expires_at, owner, rank{})
+    VALUES (?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, 0, 0, ?, ?, ?{})"""
 _INSERT_JOB = _INSERT.format("", "")
 _INSERT_CHILD = _INSERT.format(", group_id", ", ?")  # apart, so that other jobs do not pay for a parameter that they lack
 
 
-def submit_jobs(tx: Tx, manifests: Sequence[tuple[Manifest, str]]) -> SubmitResponse:
-    """Queue all of them or none. Each is a validated manifest and its text exactly as submitted (one JSON object).
+def submit_jobs(tx: Tx, manifests: Sequence[tuple[Manifest, str]], owner: str | None = None) -> SubmitResponse:
+    """Queue all of them or none, as jobs of `owner`. Each is a validated manifest and its text exactly as submitted (one JSON
+    object).
 
     An array stands here as its jobs, all of them and in order (`groups.expand`). Raises AlreadyExists naming the id that is taken
     (in the store, or twice in the batch).
@@ -42,7 +44,7 @@ def submit_jobs(tx: Tx, manifests: Sequence[tuple[Manifest, str]]) -> SubmitResp
     names, groups = _names(tx, manifests)
     if groups:
         tx.many("INSERT INTO groups (group_id, count, submitted_at) VALUES (?, ?, ?)", groups)
-    _insert(tx, manifests, names)
+    _insert(tx, manifests, names, owner)
     return SubmitResponse(items=tuple(Submitted(job_id=job_id, group_id=group_id) for job_id, group_id in names))
 
 
@@ -72,14 +74,16 @@ def _names(tx: Tx, manifests: Sequence[tuple[Manifest, str]]) -> tuple[list[Name
     return names, groups
 
 
-def _insert(tx: Tx, manifests: Sequence[tuple[Manifest, str]], names: Sequence[Name], *, retry_of: str | None = None) -> None:
+def _insert(
+    tx: Tx, manifests: Sequence[tuple[Manifest, str]], names: Sequence[Name], owner: str | None, *, retry_of: str | None = None
+) -> None:
     """Insert queued jobs under these names."""
     seq = _reserve(tx, len(manifests))
     shapes: dict[Shape, int] = {}
     bodies: dict[int, str] = {}
     rows, children, specs, events, labels, inputs = [], [], [], [], [], []
     for (job_id, group_id), (manifest, spec) in zip(names, manifests, strict=True):
-        shape = shape_of(manifest)
+        shape = shape_of(manifest, owner)
         shape_id = shapes.get(shape)
         if shape_id is None:
             shape_id, body = write_shape(shape)
@@ -90,6 +94,7 @@ def _insert(tx: Tx, manifests: Sequence[tuple[Manifest, str]], names: Sequence[N
             None if manifest.retries is None else encode(retry_policy(manifest)).decode(),
             retry_of, tx.at,
             None if manifest.ttl_s is None else tx.at + span(timedelta(seconds=manifest.ttl_s)),
+            owner, rank_of(manifest.priority, tx.at),
         )  # fmt: skip
         if group_id is None:
             rows.append(row)
@@ -206,10 +211,10 @@ def retry_job(tx: Tx, job_id: str) -> JobView:
             f"job {job_id} is {case.job.state.value}: it is not over, so there is nothing to retry",
             hint=f"see `ostler job show {job_id}`",
         )
-    row = tx.row("SELECT body FROM specs WHERE job_seq = ?", (case.seq,))
-    spec = row[0] if row else "{}"
+    row = tx.row("SELECT s.body, j.owner FROM specs s JOIN jobs j ON j.seq = s.job_seq WHERE s.job_seq = ?", (case.seq,))
+    spec, owner = row or ("{}", None)
     (anew,) = new_job_ids(tx.now, 1)
-    _insert(tx, [(decode(spec, Manifest, what="manifest"), spec)], [(anew, None)], retry_of=job_id)
+    _insert(tx, [(decode(spec, Manifest, what="manifest"), spec)], [(anew, None)], owner, retry_of=job_id)
     return job_view(tx, anew)
 
 

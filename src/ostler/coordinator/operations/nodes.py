@@ -18,6 +18,7 @@ from ostler.coordinator.store.times import span
 from ostler.coordinator.store.tx import Tx
 from ostler.model.attempt import BEGUN
 from ostler.model.errors import AlreadyExists, StaleAttempt
+from ostler.model.manifest import DEFAULT_POOL
 from ostler.model.node import NodeEvent, NodeState
 from ostler.protocol.codec import encode
 from ostler.protocol.messages import (
@@ -56,10 +57,14 @@ def enrol_node(tx: Tx, request: RegisterRequest, join_token_id: str) -> None:
     tx.run(
         """INSERT INTO nodes (node_id, public_key, token_id, state, changed_at, version, protocol, boot_epoch, joined_at,
         renewals, offer,
-               cpu_slots, gpu_slots, load, free_mb, gpu_free, health, draining, resume)
-           VALUES (?, ?, ?, 'joining', ?, ?, ?, '', ?, 0, 0, 0, 0, 0.0, 0, 0, '[]', 0, 0)""",
-        (request.node_id, request.public_key, join_token_id, tx.at, request.version, request.protocol, tx.at),
-    )
+               cpu_slots, gpu_slots, load, free_mb, gpu_free, health, draining, resume, pool)
+           VALUES (?, ?, ?, 'joining', ?, ?, ?, '', ?, 0, 0, 0, 0, 0.0, 0, 0, '[]', 0, 0,
+                   coalesce((SELECT pool FROM tokens WHERE token_id = ?), ?))""",
+        (
+            request.node_id, request.public_key, join_token_id, tx.at, request.version, request.protocol, tx.at,
+            join_token_id, DEFAULT_POOL,
+        ),
+    )  # fmt: skip
     sessions.note(tx, "enrol", request.node_id, f"with the join token {join_token_id}")
 
 

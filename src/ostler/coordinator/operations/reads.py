@@ -50,6 +50,7 @@ __all__ = [
     "Counts",
     "LogFacts",
     "blob_for_node",
+    "blob_for_owner",
     "counts",
     "explain_job",
     "find_artifact",
@@ -115,6 +116,9 @@ def _walks(tx: Tx, query: JobQuery, states: Sequence[JobState]) -> Iterator[list
     if query.label is not None or query.node is not None or (query.group is None and query.queue is None and not states):
         yield []
         return
+    if query.owner is not None and query.group is None and set(states or JobState) & TERMINAL:
+        yield []  # along the owner's own jobs: those that are over, of everybody, only grow
+        return
     for state in states or JobState:
         if query.group is not None:
             yield [jobs.c.state == state.value]
@@ -162,6 +166,8 @@ def _filters(query: JobQuery, states: Sequence[JobState]) -> tuple[FromClause, C
         found.append(jobs.c.node_id == query.node)
     if query.group is not None:
         found.append(jobs.c.group_id == query.group)
+    if query.owner is not None:
+        found.append(jobs.c.owner == query.owner)
     if query.label is not None:
         key, separator, value = query.label.partition("=")
         if not separator or not key:
@@ -191,8 +197,8 @@ def job_state(tx: Tx, job_id: str) -> JobView:
     return job_view(tx, job_id)
 
 
-def list_nodes(tx: Tx, query: PageQuery) -> NodePage:
-    """One page of nodes by id. Raises InvalidSpec for a bad cursor or limit."""
+def list_nodes(tx: Tx, query: PageQuery, owner: str | None = None) -> NodePage:
+    """One page of nodes by id, with the attempts that the caller may know of. Raises InvalidSpec for a bad cursor or limit."""
     check_limit(query.limit)
     place = read_cursor(query.cursor, (str,))
     rows = tx.rows(
@@ -200,7 +206,7 @@ def list_nodes(tx: Tx, query: PageQuery) -> NodePage:
         (place[0] if place else "", query.limit + 1),
     )
     page = rows[: query.limit]
-    live = live_of(tx, [row[0] for row in page])
+    live = live_of(tx, [row[0] for row in page], owner)
     total = tx.row("SELECT count(*) FROM nodes") if query.count else None
     return NodePage(
         items=tuple(node_of(row, attempts=live.get(row[0], ())) for row in page),
@@ -209,9 +215,9 @@ def list_nodes(tx: Tx, query: PageQuery) -> NodePage:
     )
 
 
-def show_node(tx: Tx, node_id: str) -> NodeView:
+def show_node(tx: Tx, node_id: str, owner: str | None = None) -> NodeView:
     """One node with its capabilities and live attempts. NotFound."""
-    return node_view(tx, node_id)
+    return node_view(tx, node_id, owner)
 
 
 def list_artifacts(tx: Tx, job_id: str, attempt: int | None = None) -> ArtifactPage:
@@ -285,6 +291,17 @@ def blob_for_node(tx: Tx, node_id: str, sha256: str) -> bool:
             f"""SELECT 1 FROM attempts a JOIN inputs i ON i.sha256 = ? AND i.job_seq = a.job_seq
                 WHERE a.node_id = ? AND a.state IN ({LIVE_SQL}) LIMIT 1""",  # noqa: S608 - our own constant
             (sha256, node_id),
+        )
+    )
+
+
+def blob_for_owner(tx: Tx, owner: str, sha256: str) -> bool:
+    """True where this principal uploaded the blob, or a job of theirs delivered it."""
+    return bool(
+        tx.row("SELECT 1 FROM uploads WHERE sha256 = ? AND owner = ?", (sha256, owner))
+        or tx.row(
+            "SELECT 1 FROM artifacts a JOIN jobs j ON j.seq = a.job_seq WHERE a.sha256 = ? AND j.owner = ? LIMIT 1",
+            (sha256, owner),
         )
     )
 

@@ -45,6 +45,15 @@ def check_workspace_wanted(tx: Tx, node_id: str, job_id: str, attempt: int) -> N
         )
 
 
+def note_upload(tx: Tx, sha256: str, owner: str) -> None:
+    """Who has these bytes: they may name them as an input, and the bytes are kept as long as somebody may yet do so."""
+    tx.run(
+        "INSERT INTO uploads (sha256, owner, uploaded_at) VALUES (?, ?, ?) "
+        "ON CONFLICT (sha256, owner) DO UPDATE SET uploaded_at = excluded.uploaded_at",
+        (sha256, owner, tx.at),
+    )
+
+
 def work_waits(tx: Tx) -> bool:
     """Whether any job could be leased, by whomever. For `Store.read`."""
-    return tx.row("SELECT 1 FROM jobs WHERE state = 'queued' AND held = 0 LIMIT 1") is not None
+    return tx.row("SELECT 1 FROM jobs WHERE state = 'queued' AND held = 0 AND waits = 0 LIMIT 1") is not None

@@ -21,7 +21,7 @@ from ostler.protocol.messages import ArtifactEntry, AttemptView, EventView, Held
 JOB_COLUMNS = """
     j.seq, j.job_id, j.state, j.runner, j.title, j.queue, j.priority, j.labels, j.submitted_at, j.attempt, j.tries, j.node_id,
     j.finished_at, j.due_at, j.expires_at, j.failure_code, j.failure_message, a.exit_code, a.signal, a.pct, a.note,
-    j.held, j.cancel_at, j.retry_of, j.group_id"""
+    j.held, j.cancel_at, j.retry_of, j.group_id, j.owner"""
 JOB_FROM = "FROM jobs j LEFT JOIN attempts a ON a.job_seq = j.seq AND a.attempt = j.attempt"
 
 
@@ -30,14 +30,14 @@ def job_of(row: Row) -> JobView:
     (
         _, job_id, state, runner, title, queue, priority, labels, submitted_at, attempt, tries, node_id, finished_at, due_at,
         expires_at, code, message, exit_code, signal, pct, note, held, cancel_at, retry_of,
-        group_id,
+        group_id, owner,
     ) = row  # fmt: skip
     return JobView(
         job_id=job_id, state=JobState(state), runner=Runner(runner), title=title, queue=queue, priority=priority,
         labels=decode(labels, dict[str, str]), submitted_at=when(submitted_at), attempt=attempt, tries=tries, node_id=node_id,
         finished_at=when_or_none(finished_at), due_at=when_or_none(due_at), expires_at=when_or_none(expires_at),
         failure=failure_of(code, message), exit_code=exit_code, signal=signal, pct=pct, note=note, held=bool(held),
-        cancel_requested=cancel_at is not None, retry_of=retry_of, group_id=group_id,
+        cancel_requested=cancel_at is not None, retry_of=retry_of, group_id=group_id, owner=owner,
     )  # fmt: skip
 
 
@@ -112,25 +112,25 @@ def artifacts_of(tx: Tx, seq: int, attempt: int | None) -> tuple[ArtifactEntry, 
 
 NODE_COLUMNS = """
     n.node_id, n.state, n.version, n.protocol, n.boot_epoch, n.joined_at, n.last_seen_at, n.changed_at, n.reason, n.cpu_slots,
-    n.gpu_slots, n.load, n.free_mb, n.gpu_free, n.disk_free_mb, n.health"""
+    n.gpu_slots, n.load, n.free_mb, n.gpu_free, n.disk_free_mb, n.health, n.pool, n.cordoned"""
 
 
 def node_of(row: Row, *, attempts: tuple[Held, ...] = (), capabilities: Capabilities | None = None) -> NodeView:
     """A row of NODE_COLUMNS."""
     (
         node_id, state, version, protocol, boot_epoch, joined_at, last_seen_at, changed_at, reason, cpu_slots, gpu_slots, load,
-        free_mb, gpu_free, disk_free_mb, health,
+        free_mb, gpu_free, disk_free_mb, health, pool, cordoned,
     ) = row  # fmt: skip
     return NodeView(
         node_id=node_id, state=NodeState(state), version=version, protocol=protocol, boot_epoch=boot_epoch,
         joined_at=when(joined_at), last_seen_at=when_or_none(last_seen_at), changed_at=when_or_none(changed_at), reason=reason,
         cpu_slots=cpu_slots, gpu_slots=gpu_slots, load=load, free_mb=free_mb, gpu_free=gpu_free, disk_free_mb=disk_free_mb,
-        health=decode(health, tuple[str, ...]), attempts=attempts, capabilities=capabilities,
+        health=decode(health, tuple[str, ...]), attempts=attempts, capabilities=capabilities, pool=pool, cordoned=bool(cordoned),
     )  # fmt: skip
 
 
-def node_view(tx: Tx, node_id: str) -> NodeView:
-    """One node with its capabilities and live attempts; raises NotFound."""
+def node_view(tx: Tx, node_id: str, owner: str | None = None) -> NodeView:
+    """One node with its capabilities and live attempts (of an owner's jobs alone, where one is named); raises NotFound."""
     row = tx.row(
         f"SELECT {NODE_COLUMNS}, c.body FROM nodes n LEFT JOIN capabilities c ON c.node_id = n.node_id WHERE n.node_id = ?",  # noqa: S608
         (node_id,),
@@ -138,16 +138,17 @@ def node_view(tx: Tx, node_id: str) -> NodeView:
     if row is None:
         raise NotFound(f"there is no node {node_id}", hint="see `ostler node list`")
     capabilities = None if row[-1] is None else decode(row[-1], Capabilities, what="capabilities")
-    return node_of(row[:-1], attempts=live_of(tx, [node_id]).get(node_id, ()), capabilities=capabilities)
+    return node_of(row[:-1], attempts=live_of(tx, [node_id], owner).get(node_id, ()), capabilities=capabilities)
 
 
-def live_of(tx: Tx, node_ids: list[str]) -> dict[str, tuple[Held, ...]]:
-    """The live attempts of nodes."""
+def live_of(tx: Tx, node_ids: list[str], owner: str | None = None) -> dict[str, tuple[Held, ...]]:
+    """The live attempts of nodes, all or those of an owner's jobs."""
     found: dict[str, tuple[Held, ...]] = {}
+    whose = "" if owner is None else "AND j.owner = ?"
     for node_id, job_id, attempt in tx.rows(
         f"""SELECT a.node_id, j.job_id, a.attempt FROM attempts a JOIN jobs j ON j.seq = a.job_seq
-            WHERE {tx.any_of("a.node_id")} AND a.state IN ({LIVE_SQL}) ORDER BY a.node_id, a.leased_at, a.job_seq""",  # noqa: S608
-        (tx.array(node_ids),),
+            WHERE {tx.any_of("a.node_id")} AND a.state IN ({LIVE_SQL}) {whose} ORDER BY a.node_id, a.leased_at, a.job_seq""",  # noqa: S608
+        (tx.array(node_ids), *([] if owner is None else [owner])),
     ):
         found[node_id] = (*found.get(node_id, ()), Held(job_id, attempt))
     return found

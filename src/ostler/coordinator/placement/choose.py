@@ -10,11 +10,11 @@ from ostler.model.resources import Offer, Resources
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One queued job: `seq` grows with submission, a higher `priority` goes first; `attempt` and `tries` as they stand."""
+    """One queued job: the lowest `rank` goes first (`placement.rank`), then the lowest `seq`; `attempt` and `tries` as they stand."""
 
     seq: int
     job_id: str
-    priority: int
+    rank: int
     attempt: int
     tries: int
 
@@ -87,14 +87,14 @@ def _slots(offer: Offer) -> list[int]:
 
 
 def choose(room: Room, credit: Credit, queues: Sequence[tuple[Shape, Sequence[Candidate]]]) -> list[Candidate]:
-    """Greedily the jobs that the node gets now, by (priority, seq); `room` is taken accordingly.
+    """Greedily the jobs that the node gets now, by (rank, seq); `room` is taken accordingly.
 
     Each queue holds the first jobs of one shape, in order. Where its head has no room, none of its shape has; a smaller job
     behind it in another queue may go first.
     """
     cpu, gpu = credit.cpu, credit.gpu
     chosen: list[Candidate] = []
-    heap = [(-jobs[0].priority, jobs[0].seq, index, 0) for index, (_, jobs) in enumerate(queues) if jobs]
+    heap = [(jobs[0].rank, jobs[0].seq, index, 0) for index, (_, jobs) in enumerate(queues) if jobs]
     heapq.heapify(heap)
     while heap and (cpu > 0 or gpu > 0):
         _, _, index, place = heapq.heappop(heap)
@@ -107,5 +107,5 @@ def choose(room: Room, credit: Credit, queues: Sequence[tuple[Shape, Sequence[Ca
         gpu, cpu = (gpu - gpus, cpu) if gpus else (gpu, cpu - 1)
         if place + 1 < len(jobs):
             following = jobs[place + 1]
-            heapq.heappush(heap, (-following.priority, following.seq, index, place + 1))
+            heapq.heappush(heap, (following.rank, following.seq, index, place + 1))
     return chosen

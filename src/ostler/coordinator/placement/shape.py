@@ -1,4 +1,4 @@
-"""The shape of a job: what placement needs to know of it. Jobs that need the same have the same shape and share a queue."""
+"""The shape of a job: what placement needs to know of it. Jobs of one owner that need the same have the same shape and share a queue."""
 
 import hashlib
 from dataclasses import dataclass
@@ -12,12 +12,13 @@ from ostler.protocol.codec import decode, encode
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """Requirements, runner, least sandbox level and queue. Values, so that equal ones are one key."""
+    """Requirements, runner, least sandbox level, queue and owner. Values, so that equal ones are one key."""
 
     runner: Runner
     queue: str
     sandbox: SandboxLevel | None
     requirements: Requirements
+    owner: str | None = None
 
     @cached_property
     def demand(self) -> Resources:
@@ -30,10 +31,14 @@ class Shape:
         return Manifest(runner=self.runner, queue=self.queue, requirements=self.requirements, policy=Policy(sandbox=self.sandbox))
 
 
-def shape_of(manifest: Manifest) -> Shape:
-    """The shape of a job with this manifest."""
+def shape_of(manifest: Manifest, owner: str | None = None) -> Shape:
+    """The shape of a job of this owner with this manifest."""
     return Shape(
-        runner=manifest.runner, queue=manifest.queue, sandbox=manifest.policy.sandbox, requirements=manifest.requirements
+        runner=manifest.runner,
+        queue=manifest.queue,
+        sandbox=manifest.policy.sandbox,
+        requirements=manifest.requirements,
+        owner=owner,
     )
 
 

@@ -24,13 +24,15 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeEngine
 
+from ostler.model.access import Role
 from ostler.model.attempt import LIVE as LIVE_ATTEMPT
 from ostler.model.attempt import AttemptState
 from ostler.model.job import TERMINAL as TERMINAL_JOB
 from ostler.model.job import JobState
+from ostler.model.manifest import DEFAULT_POOL
 from ostler.model.node import NodeState
 
-SCHEMA = 2  # the newest that this release knows; each migration's revision is this number, four digits
+SCHEMA = 3  # the newest that this release knows; each migration's revision is this number, four digits
 
 metadata = MetaData(
     naming_convention={
@@ -91,6 +93,10 @@ tokens = Table(
     Column("uses_left", Int),  # null: not limited
     Column("revoked_at", Int),
     Column("note", Text),
+    Column("role", Text),  # of an API token
+    Column("principal", Text),  # whose API token it is: jobs belong to a principal, so that tokens can be changed
+    Column("pool", Text),  # of a join token: where its nodes belong
+    CheckConstraint(f"role IN ({listed(Role)})", name="role"),
     CheckConstraint("kind IN ('api', 'join')", name="kind"),
     CheckConstraint("uses_left >= 0", name="uses_left"),
     Index("ix_tokens_created", "created_at", "token_id"),
@@ -123,9 +129,12 @@ nodes = Table(
     Column("draining", Int, nullable=False),  # the node's own word, for as long as it says so
     Column("drain_s", Real),  # how long a drain lets attempts run on; null: to their end
     Column("resume", Int, nullable=False),  # a person's resume that the node has not confirmed yet
+    Column("pool", Text, nullable=False, server_default=DEFAULT_POOL),
+    Column("cordoned", Int, nullable=False, server_default="0"),  # a person wants no new work for it; what runs goes on
     _in("state", NodeState),
     _flag("draining"),
     _flag("resume"),
+    _flag("cordoned"),
     sqlite_strict=True,
 )
 
@@ -183,6 +192,10 @@ jobs = Table(
     Column(
         "group_id", Text
     ),  # the array that it is one of; no foreign key: a column that SQLite adds later cannot get one by name
+    Column("owner", Text),  # the principal that submitted it; null: before there were any
+    Column("rank", Int, nullable=False, server_default="0"),  # the place in its queue: `placement.rank`
+    Column("not_before", Int),
+    Column("waits", Int, nullable=False, server_default="0"),  # bits: 1 for other jobs, 2 until `not_before`
     _in("state", JobState),
     _flag("held"),
     CheckConstraint("tries >= 0 AND attempt >= tries", name="attempt"),
@@ -190,9 +203,18 @@ jobs = Table(
 )
 # The claim: the heads of a shape's queue, whatever stands behind them or is over.
 Index(
-    "ix_jobs_claim", jobs.c.shape_id, jobs.c.priority.desc(), jobs.c.seq,
-    sqlite_where=(jobs.c.state == "queued") & (jobs.c.held == 0),
-    postgresql_where=(jobs.c.state == "queued") & (jobs.c.held == 0),
+    "ix_jobs_claim", jobs.c.shape_id, jobs.c.rank, jobs.c.seq,
+    sqlite_where=(jobs.c.state == "queued") & (jobs.c.held == 0) & (jobs.c.waits == 0),
+    postgresql_where=(jobs.c.state == "queued") & (jobs.c.held == 0) & (jobs.c.waits == 0),
+)  # fmt: skip
+Index(
+    "ix_jobs_not_before", jobs.c.not_before, jobs.c.seq,
+    sqlite_where=jobs.c.waits >= 2, postgresql_where=jobs.c.waits >= 2,
+)  # fmt: skip
+# A submitter's own jobs, newest first: no entry moves when a state changes.
+Index(
+    "ix_jobs_owner", jobs.c.owner, jobs.c.seq,
+    sqlite_where=jobs.c.owner.is_not(None), postgresql_where=jobs.c.owner.is_not(None),
 )  # fmt: skip
 Index(
     "ix_jobs_due", jobs.c.due_at, jobs.c.seq,
@@ -215,6 +237,31 @@ Index(
     "ix_jobs_group", jobs.c.group_id, jobs.c.state, jobs.c.seq,
     sqlite_where=jobs.c.group_id.is_not(None), postgresql_where=jobs.c.group_id.is_not(None),
 )  # fmt: skip
+
+dependencies = Table(
+    "dependencies",  # which job waits for which; whether it still does is read from the state of the one waited for
+    metadata,
+    Column("on_seq", Int, ForeignKey("jobs.seq", ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    Column("job_seq", Int, ForeignKey("jobs.seq", ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    Column("until", Text, nullable=False),  # `success`, or `done` for any end
+    Column("otherwise", Text, nullable=False),  # what becomes of the job where success cannot come any more
+    CheckConstraint("until IN ('done', 'success')", name="until"),
+    CheckConstraint("otherwise IN ('cancel', 'hold')", name="otherwise"),
+    Index("ix_dependencies_job", "job_seq"),
+    sqlite_strict=True,
+    sqlite_with_rowid=False,
+)
+
+handed = Table(
+    "handed",  # artifacts of jobs waited for that became inputs, as they were when the wait was over
+    metadata,
+    Column("job_seq", Int, ForeignKey("jobs.seq", ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    Column("name", Text, primary_key=True),
+    Column("sha256", Text, nullable=False),
+    Column("size", Int, nullable=False),
+    sqlite_strict=True,
+    sqlite_with_rowid=False,
+)
 
 groups = Table(
     "groups",  # arrays; written once: how one stands is read from its jobs
@@ -251,6 +298,16 @@ inputs = Table(
     Column("sha256", Text, primary_key=True),
     Column("job_seq", Int, ForeignKey("jobs.seq", ondelete="CASCADE"), primary_key=True, autoincrement=False),
     Index("ix_inputs_job", "job_seq"),
+    sqlite_strict=True,
+    sqlite_with_rowid=False,
+)
+
+uploads = Table(
+    "uploads",  # who uploaded which blob: what a submitter may name as an input, and how old unused bytes are
+    metadata,
+    Column("sha256", Text, primary_key=True),
+    Column("owner", Text, primary_key=True),
+    Column("uploaded_at", Int, nullable=False),
     sqlite_strict=True,
     sqlite_with_rowid=False,
 )
@@ -348,4 +405,101 @@ events = Table(
 )
 Index(
     "ix_events_job", events.c.job_seq, sqlite_where=events.c.job_seq.is_not(None), postgresql_where=events.c.job_seq.is_not(None)
+)
+
+idempotency = Table(
+    "idempotency",  # submissions that bore a key, so that the same call again gets the same answer
+    metadata,
+    Column("principal", Text, primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("digest", LargeBinary, nullable=False),  # sha256 of the body
+    Column("created_at", Int, nullable=False),
+    Column("answer", Text, nullable=False),
+    Index("ix_idempotency_created", "created_at"),
+    sqlite_strict=True,
+)
+
+secrets = Table(
+    "secrets",
+    metadata,
+    Column("owner", Text, primary_key=True),  # a principal, or empty for what roles and pools share
+    Column("name", Text, primary_key=True),
+    Column("roles", Text, nullable=False),  # of a shared one: whose jobs may name it
+    Column("pools", Text, nullable=False),  # where such jobs may run; an empty list is everywhere
+    Column("version", Int, nullable=False),
+    Column("created_at", Int, nullable=False),
+    Column("updated_at", Int, nullable=False),
+    Column("updated_by", Text, nullable=False),
+    Column("sealed", LargeBinary, nullable=False),  # AES-256-GCM under the coordinator's key for secrets
+    sqlite_strict=True,
+)
+
+webhooks = Table(
+    "webhooks",  # who is told of events; `cursor` is the outbox: what stands behind it is still to be delivered
+    metadata,
+    Column("webhook_id", Text, primary_key=True),
+    Column("owner", Text),  # whose jobs' events; null: all events
+    Column("url", Text, nullable=False),
+    Column("kinds", Text, nullable=False),
+    Column("sealed", LargeBinary, nullable=False),  # the secret that signs deliveries, as in `secrets`
+    Column("cursor", Int, nullable=False),
+    Column("created_at", Int, nullable=False),
+    Column("failures", Int, nullable=False),
+    Column("due_at", Int),  # of the next try
+    Column("error", Text),  # of the latest one
+    Column("disabled_at", Int),
+    sqlite_strict=True,
+)
+
+audit = Table(
+    "audit",  # append-only: what principals did to what, from where
+    metadata,
+    Column("id", Int, primary_key=True),
+    Column("at", Int, nullable=False),
+    Column("principal", Text),
+    Column("token_id", Text),
+    Column("role", Text),
+    Column("action", Text, nullable=False),
+    Column("target", Text),
+    Column("status", Int, nullable=False),
+    Column("peer", Text),
+    Column("request_id", Text),
+    Column("detail", Text),
+    sqlite_strict=True,
+    sqlite_autoincrement=True,
+)
+
+seals = Table(
+    "seals",  # of batches of the audit log: each digest is over the batch and the digest before it
+    metadata,
+    Column("last_id", Int, primary_key=True, autoincrement=False),
+    Column("first_id", Int, nullable=False),
+    Column("at", Int, nullable=False),
+    Column("digest", LargeBinary, nullable=False),
+    Column("signature", LargeBinary, nullable=False),
+    sqlite_strict=True,
+)
+
+quotas = Table(
+    "quotas",  # limits of principals; null: none
+    metadata,
+    Column("principal", Text, primary_key=True),
+    Column("queued", Int),
+    Column("running", Int),
+    Column("cpu_hours", Real),  # in a calendar month, UTC
+    Column("gpu_hours", Real),
+    Column("money", Int),  # in millionths of the currency, likewise
+    sqlite_strict=True,
+)
+
+usage = Table(
+    "usage",  # a ledger: what attempts that are over used, by principal and day; it outlives the jobs themselves
+    metadata,
+    Column("principal", Text, primary_key=True),
+    Column("day", Int, primary_key=True, autoincrement=False),  # days since 1970, UTC
+    Column("cpu_ms", Int, nullable=False),
+    Column("gpu_ms", Int, nullable=False),
+    Column("money", Int, nullable=False),
+    sqlite_strict=True,
+    sqlite_with_rowid=False,
 )

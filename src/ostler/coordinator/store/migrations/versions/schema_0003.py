@@ -1,0 +1,190 @@
+"""Schema 3: many people. Jobs have owners, ranks and jobs that they wait for; secrets, webhooks, audit, quotas and pools come in."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0003"
+down_revision = "0002"
+branch_labels = None
+depends_on = None
+
+Int = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+Real: sa.types.TypeEngine[float] = sa.Double().with_variant(sa.REAL(), "sqlite")
+
+AGEING_US = 60_000_000  # as `placement.rank` had it when this schema was new
+
+
+def upgrade() -> None:
+    """New columns first, what follows from them, then the new tables."""
+    _tokens_and_nodes()
+    _jobs()
+    _dependencies()
+    _people()
+    _records()
+
+
+def _tokens_and_nodes() -> None:
+    op.execute(
+        "ALTER TABLE tokens ADD COLUMN role TEXT CONSTRAINT ck_tokens_role "
+        "CHECK (role IN ('admin', 'operator', 'submitter', 'viewer'))"
+    )
+    op.add_column("tokens", sa.Column("principal", sa.Text(), nullable=True))
+    op.add_column("tokens", sa.Column("pool", sa.Text(), nullable=True))
+    op.execute("UPDATE tokens SET role = 'admin', principal = 'admin' WHERE kind = 'api'")
+    op.add_column("nodes", sa.Column("pool", sa.Text(), server_default="default", nullable=False))
+    op.execute(
+        f"ALTER TABLE nodes ADD COLUMN cordoned {_int()} DEFAULT '0' NOT NULL CONSTRAINT ck_nodes_cordoned CHECK (cordoned IN (0, 1))"
+    )
+
+
+def _int() -> str:
+    return "INTEGER" if op.get_bind().dialect.name == "sqlite" else "BIGINT"
+
+
+def _jobs() -> None:
+    op.drop_index("ix_jobs_claim", "jobs")
+    op.add_column("jobs", sa.Column("owner", sa.Text(), nullable=True))
+    op.add_column("jobs", sa.Column("rank", Int, server_default="0", nullable=False))
+    op.add_column("jobs", sa.Column("not_before", Int, nullable=True))
+    op.add_column("jobs", sa.Column("waits", Int, server_default="0", nullable=False))
+    op.execute(f"UPDATE jobs SET owner = 'admin', rank = submitted_at - priority * {AGEING_US}")  # noqa: S608 - a number of ours
+    for name, columns, where in (
+        ("ix_jobs_claim", ["shape_id", "rank", "seq"], "state = 'queued' AND held = 0 AND waits = 0"),
+        ("ix_jobs_not_before", ["not_before", "seq"], "waits >= 2"),
+        ("ix_jobs_owner", ["owner", "seq"], "owner IS NOT NULL"),
+    ):
+        op.create_index(name, "jobs", columns, sqlite_where=sa.text(where), postgresql_where=sa.text(where))
+
+
+def _dependencies() -> None:
+    op.create_table(
+        "dependencies",
+        sa.Column("on_seq", Int, autoincrement=False, nullable=False),
+        sa.Column("job_seq", Int, autoincrement=False, nullable=False),
+        sa.Column("until", sa.Text(), nullable=False),
+        sa.Column("otherwise", sa.Text(), nullable=False),
+        sa.CheckConstraint("until IN ('done', 'success')", name=op.f("ck_dependencies_until")),
+        sa.CheckConstraint("otherwise IN ('cancel', 'hold')", name=op.f("ck_dependencies_otherwise")),
+        sa.ForeignKeyConstraint(["on_seq"], ["jobs.seq"], name=op.f("fk_dependencies_on_seq"), ondelete="CASCADE"),
+        sa.ForeignKeyConstraint(["job_seq"], ["jobs.seq"], name=op.f("fk_dependencies_job_seq"), ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("on_seq", "job_seq", name=op.f("pk_dependencies")),
+        sqlite_strict=True,
+        sqlite_with_rowid=False,
+    )
+    op.create_index("ix_dependencies_job", "dependencies", ["job_seq"])
+    op.create_table(
+        "handed",
+        sa.Column("job_seq", Int, autoincrement=False, nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("sha256", sa.Text(), nullable=False),
+        sa.Column("size", Int, nullable=False),
+        sa.ForeignKeyConstraint(["job_seq"], ["jobs.seq"], name=op.f("fk_handed_job_seq"), ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("job_seq", "name", name=op.f("pk_handed")),
+        sqlite_strict=True,
+        sqlite_with_rowid=False,
+    )
+
+
+def _people() -> None:
+    op.create_table(
+        "uploads",
+        sa.Column("sha256", sa.Text(), nullable=False),
+        sa.Column("owner", sa.Text(), nullable=False),
+        sa.Column("uploaded_at", Int, nullable=False),
+        sa.PrimaryKeyConstraint("sha256", "owner", name=op.f("pk_uploads")),
+        sqlite_strict=True,
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
+        "idempotency",
+        sa.Column("principal", sa.Text(), nullable=False),
+        sa.Column("key", sa.Text(), nullable=False),
+        sa.Column("digest", sa.LargeBinary(), nullable=False),
+        sa.Column("created_at", Int, nullable=False),
+        sa.Column("answer", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("principal", "key", name=op.f("pk_idempotency")),
+        sqlite_strict=True,
+    )
+    op.create_index("ix_idempotency_created", "idempotency", ["created_at"])
+    op.create_table(
+        "secrets",
+        sa.Column("owner", sa.Text(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("roles", sa.Text(), nullable=False),
+        sa.Column("pools", sa.Text(), nullable=False),
+        sa.Column("version", Int, nullable=False),
+        sa.Column("created_at", Int, nullable=False),
+        sa.Column("updated_at", Int, nullable=False),
+        sa.Column("updated_by", sa.Text(), nullable=False),
+        sa.Column("sealed", sa.LargeBinary(), nullable=False),
+        sa.PrimaryKeyConstraint("owner", "name", name=op.f("pk_secrets")),
+        sqlite_strict=True,
+    )
+    op.create_table(
+        "quotas",
+        sa.Column("principal", sa.Text(), nullable=False),
+        sa.Column("queued", Int, nullable=True),
+        sa.Column("running", Int, nullable=True),
+        sa.Column("cpu_hours", Real, nullable=True),
+        sa.Column("gpu_hours", Real, nullable=True),
+        sa.Column("money", Int, nullable=True),
+        sa.PrimaryKeyConstraint("principal", name=op.f("pk_quotas")),
+        sqlite_strict=True,
+    )
+    op.create_table(
+        "usage",
+        sa.Column("principal", sa.Text(), nullable=False),
+        sa.Column("day", Int, autoincrement=False, nullable=False),
+        sa.Column("cpu_ms", Int, nullable=False),
+        sa.Column("gpu_ms", Int, nullable=False),
+        sa.Column("money", Int, nullable=False),
+        sa.PrimaryKeyConstraint("principal", "day", name=op.f("pk_usage")),
+        sqlite_strict=True,
+        sqlite_with_rowid=False,
+    )
+
+
+def _records() -> None:
+    op.create_table(
+        "webhooks",
+        sa.Column("webhook_id", sa.Text(), nullable=False),
+        sa.Column("owner", sa.Text(), nullable=True),
+        sa.Column("url", sa.Text(), nullable=False),
+        sa.Column("kinds", sa.Text(), nullable=False),
+        sa.Column("sealed", sa.LargeBinary(), nullable=False),
+        sa.Column("cursor", Int, nullable=False),
+        sa.Column("created_at", Int, nullable=False),
+        sa.Column("failures", Int, nullable=False),
+        sa.Column("due_at", Int, nullable=True),
+        sa.Column("error", sa.Text(), nullable=True),
+        sa.Column("disabled_at", Int, nullable=True),
+        sa.PrimaryKeyConstraint("webhook_id", name=op.f("pk_webhooks")),
+        sqlite_strict=True,
+    )
+    op.create_table(
+        "audit",
+        sa.Column("id", Int, nullable=False),
+        sa.Column("at", Int, nullable=False),
+        sa.Column("principal", sa.Text(), nullable=True),
+        sa.Column("token_id", sa.Text(), nullable=True),
+        sa.Column("role", sa.Text(), nullable=True),
+        sa.Column("action", sa.Text(), nullable=False),
+        sa.Column("target", sa.Text(), nullable=True),
+        sa.Column("status", Int, nullable=False),
+        sa.Column("peer", sa.Text(), nullable=True),
+        sa.Column("request_id", sa.Text(), nullable=True),
+        sa.Column("detail", sa.Text(), nullable=True),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_audit")),
+        sqlite_strict=True,
+        sqlite_autoincrement=True,
+    )
+    op.create_table(
+        "seals",
+        sa.Column("last_id", Int, autoincrement=False, nullable=False),
+        sa.Column("first_id", Int, nullable=False),
+        sa.Column("at", Int, nullable=False),
+        sa.Column("digest", sa.LargeBinary(), nullable=False),
+        sa.Column("signature", sa.LargeBinary(), nullable=False),
+        sa.PrimaryKeyConstraint("last_id", name=op.f("pk_seals")),
+        sqlite_strict=True,
+    )
