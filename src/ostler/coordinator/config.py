@@ -9,6 +9,14 @@ RENEW_AFTER = timedelta(seconds=1)  # a pull that changes nothing else renews at
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SecretsConfig:
+    """Where the key comes from under which the store keeps secrets: from `keys/secrets.key` in `data`, made at the first start, or
+    from a command (program and arguments, without a shell) that prints it at each start: 32 raw bytes, or those as base64."""
+
+    key_command: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CoordinatorConfig:
     """Where the coordinator keeps its data, where it listens, and the durations that it sets for nodes.
 
@@ -29,6 +37,7 @@ class CoordinatorConfig:
     max_log_bytes: int = 64 * 2**20
     max_batch: int = 10_000
     database_url: str | None = None
+    secrets: SecretsConfig = SecretsConfig()
 
     @property
     def database(self) -> str:
@@ -54,6 +63,8 @@ class CoordinatorConfig:
             )
         if self.max_log_bytes <= 0:
             found.append("max_log_bytes: must be more than 0")
+        if self.secrets.key_command and not self.secrets.key_command[0].startswith("/"):
+            found.append("secrets.key_command: must begin with the absolute path of a program")
         if not 1 <= self.max_batch <= 10_000:
             found.append("max_batch: must be from 1 to 10000")
         return found

@@ -25,6 +25,7 @@ from ostler.coordinator.loops.node_watcher import NodeWatcher
 from ostler.coordinator.loops.retry_promoter import RetryPromoter
 from ostler.coordinator.operations import tokens
 from ostler.coordinator.operations.uploads import work_waits
+from ostler.coordinator.sealing import open_sealer
 from ostler.coordinator.store.store import Store
 from ostler.model.errors import Conflict, InvalidSpec
 from ostler.protocol.routes import ROUTES
@@ -74,6 +75,7 @@ async def run_coordinator(
 async def _services(config: CoordinatorConfig, clock: Clock, logger: logging.Logger) -> AsyncIterator[Services]:
     config.data.mkdir(mode=0o700, parents=True, exist_ok=True)
     keys = await asyncio.to_thread(open_keys, config.data / "keys")
+    sealer = await asyncio.to_thread(open_sealer, config.data / "keys", config.secrets.key_command)
     metrics = Metrics(ROUTES)
     # `open` answers the class that it is called on.
     opened = await asyncio.to_thread(lambda: MeasuredStore.open(config.database, logger=logger, clock=clock))
@@ -88,6 +90,7 @@ async def _services(config: CoordinatorConfig, clock: Clock, logger: logging.Log
             store=store,
             artifacts=artifacts,
             keys=keys,
+            sealer=sealer,
             credentials=credentials,
             door=Doorkeeper(credentials, lambda token: store.read(tokens.check_api_token, token), clock=clock),
             pulls=PullLine(store.wakeups, lambda: store.read(work_waits), logger=logger),

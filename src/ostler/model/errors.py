@@ -14,7 +14,8 @@ OstlerError
 │     ├─ StaleAttempt
 │     ├─ OffsetMismatch
 │     ├─ AlreadyExists
-│     └─ OperationInFlight
+│     ├─ OperationInFlight
+│     └─ Unsealable
 └─ Unavailable        the same call may succeed later; clients back off
    ├─ CoordinatorUnreachable
    ├─ MachineUnreachable
@@ -166,6 +167,12 @@ class OperationInFlight(Conflict):
     """Another operation on the same thing is not finished."""
 
     code = "operation_in_flight"
+
+
+class Unsealable(Conflict):
+    """A value in the store that the coordinator's key does not open: sealed under another key, for something else, or damaged."""
+
+    code = "unsealable"
 
 
 class Unavailable(OstlerError):

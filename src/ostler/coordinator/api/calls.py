@@ -20,6 +20,7 @@ from ostler.coordinator.artifacts.store import Artifacts
 from ostler.coordinator.config import CoordinatorConfig
 from ostler.coordinator.keys import Keys
 from ostler.coordinator.operations.ownership import of_job
+from ostler.coordinator.sealing import Sealer
 from ostler.coordinator.store.store import Store
 from ostler.coordinator.store.tx import Tx
 from ostler.coordinator.store.wakeups import Topic
@@ -55,6 +56,7 @@ class Services:
     store: Store
     artifacts: Artifacts
     keys: Keys
+    sealer: Sealer
     credentials: Credentials
     door: Doorkeeper
     pulls: PullLine
