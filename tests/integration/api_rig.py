@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import re
 import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
@@ -33,6 +34,15 @@ def capabilities(node_id: str) -> Capabilities:
         node_id=node_id, version="0.1.0", cpu=Cpu(cores=8, arch="x86_64", threads=8), memory_mb=16000, disk_free_mb=100_000,
         gpu=(), runners=("cli", "python"), tags=(),
     )  # fmt: skip
+
+
+_NOWHERE = {"attempt": "1", "stream": "stdout", "sha256": "0" * 64, "path": "a/b"}
+_PARAMETER = re.compile(r"\{(\w+)(?::\w+)?\}")
+
+
+def url_of(route: routes.Route, **named: str) -> str:
+    """A route's path with these parameters; what is not named leads to something that is not there."""
+    return _PARAMETER.sub(lambda found: named.get(found[1], _NOWHERE.get(found[1], f"{found[1][0]}-none")), route.url)
 
 
 async def until(condition) -> None:

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from integration.api_rig import ADMIN, coordinator
+from integration.api_rig import ADMIN, coordinator, url_of
 from ostler.coordinator.api.credentials import Credentials
 from ostler.coordinator.keys import Keys, open_keys
 from ostler.model import errors
@@ -24,20 +24,10 @@ async def rig(tmp_path):
         yield one
 
 
-_PATH = {
-    "job_id": "j-none", "group_id": "g-none", "attempt": "1", "stream": "stdout", "node_id": "n-none", "sha256": "0" * 64,
-    "token_id": "t-none",
-}  # fmt: skip
-
-
-def url(route):
-    return route.url.replace("{path:path}", "a/b").format(**_PATH)
-
-
 async def request(rig, route, token):
     headers = {"Authorization": f"Bearer {token}"} if token is not None else {}
     content = b"{}" if route.body is not Body.NONE else None
-    return await rig.http.request(route.method, rig.url + url(route), headers=headers, content=content)
+    return await rig.http.request(route.method, rig.url + url_of(route), headers=headers, content=content)
 
 
 async def test_every_route_refuses_whom_it_is_not_for(rig):

@@ -1,6 +1,7 @@
 """Whatever bytes come in, no answer is a 500 and the coordinator goes on: every route, every credential, broken input."""
 
 import asyncio
+import re
 from dataclasses import fields, is_dataclass
 from urllib.parse import quote
 
@@ -67,9 +68,7 @@ KINDS = st.sampled_from(["api", "node", "join", "none"])
 
 
 async def one(rig: Rig, route, token, path, query, body, kind):
-    template = route.url
-    for name in ("job_id", "group_id", "attempt", "stream", "node_id", "sha256", "token_id", "path:path"):
-        template = template.replace("{" + name + "}", quote(path, safe="%") or "x")
+    template = re.sub(r"\{[\w:]+\}", lambda _: quote(path, safe="%") or "x", route.url)
     headers = [(b"content-type", kind.encode("latin-1")), (b"upload-offset", b"0")]
     if token is not None:
         headers.append((b"authorization", f"Bearer {token}".encode()))

@@ -38,6 +38,7 @@ def test_it_says_what_the_table_says(described):
         assert {str(route.status), *map(str, route.also)} <= operation["responses"].keys()
         for kind in route.errors:
             assert str(kind.status) in operation["responses"], (route.name, kind)
+        assert operation.get("x-ostler-roles", {}) == {role.value: reach.value for role, reach in route.grants.items()}
         assert (operation["security"] == []) == (route.audience is Audience.PUBLIC)
         assert ("requestBody" in operation) == (route.body is not Body.NONE)
         named = {one["name"] for one in operation.get("parameters", []) if one["in"] == "path"}

@@ -51,7 +51,7 @@ class Route:
     also: tuple[int, ...] = ()  # further good answers, such as 202 while a result is not ready
     errors: tuple[type[OstlerError], ...] = ()
     max_body: int = MB
-    grants: Grants = field(default_factory=dict)  # for clients: which roles may call it, and how far each reaches
+    grants: Grants = field(default_factory=dict)  # for clients: which roles may call it (nobody where none is named), and how far each reaches
 
     @property
     def url(self) -> str:
@@ -238,15 +238,15 @@ OPENAPI = Route(
     name="openapi", method="GET", path="/openapi.json", audience=Audience.PUBLIC, summary="This document",
 )  # fmt: skip
 HEALTHZ = Route(
-    name="healthz", method="GET", path="/healthz", audience=Audience.PUBLIC, response=m.HealthView,
+    name="healthz", method="GET", path="/healthz", audience=Audience.PUBLIC, grants=READ, response=m.HealthView,
     summary="Whether the process and its loops are alive", errors=(errors.StoreBusy,),
 )  # fmt: skip
 READYZ = Route(
-    name="readyz", method="GET", path="/readyz", audience=Audience.PUBLIC, response=m.HealthView,
+    name="readyz", method="GET", path="/readyz", audience=Audience.PUBLIC, grants=READ, response=m.HealthView,
     summary="Whether it can serve: the store answers and the schema fits", errors=(errors.StoreBusy,),
 )  # fmt: skip
 METRICS = Route(
-    name="metrics", method="GET", path="/metrics", audience=Audience.PUBLIC, media="text/plain",
+    name="metrics", method="GET", path="/metrics", audience=Audience.PUBLIC, grants=READ, media="text/plain",
     summary="Metrics in the Prometheus text format",
 )  # fmt: skip
 

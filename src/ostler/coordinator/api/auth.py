@@ -110,7 +110,7 @@ class Doorkeeper:
         caller = await self._caller(token)
         if caller.kind not in _ADMITTED[audience]:
             raise Forbidden(f"this needs {_WANTED[audience]}; the one shown is for a {caller.kind.value}")
-        if caller.role is not None and route.grants and caller.role not in route.grants:
+        if caller.role is not None and caller.role not in route.grants:
             raise Forbidden(
                 f"{route.name} is for {_listed(route.grants)}; the token shown is of the role {caller.role.value}",
                 hint="an admin makes tokens: `ostler token create --role ROLE --name NAME`",
