@@ -44,8 +44,8 @@ def until(condition, *, timeout=30.0, what="the condition"):
 class Fleet:
     """One data directory and what `ostler up` runs on it."""
 
-    def __init__(self, data: Path, *, level="process", slots=4, allow=None, settings=None, args=()):
-        self.data, self.slots, self.args = data, slots, args
+    def __init__(self, data: Path, *, level="process", slots=4, allow=None, settings=None, args=(), verify=True):
+        self.data, self.slots, self.args, self.verify = data, slots, args, verify
         self.env = {
             **os.environ,
             "HOME": str(data),
@@ -85,7 +85,7 @@ class Fleet:
         self.env |= {"OSTLER_URL": self.url, "OSTLER_TOKEN": self.token}
         self.http = httpx.Client(
             base_url=f"{self.url}/api/v1", headers={"Authorization": f"Bearer {self.token}"}, timeout=90,
-            transport=httpx.HTTPTransport(retries=3),
+            transport=httpx.HTTPTransport(retries=3, verify=self.verify),
         )  # fmt: skip
         return self
 

@@ -25,7 +25,7 @@ RUN = [
     ROOT / "docs/tutorial/first-job.md",
     *(
         ROOT / f"docs/how-to/{name}.md"
-        for name in ("allow-a-program", "add-a-machine", "when-a-job-fails", "one-command-many-inputs")
+        for name in ("allow-a-program", "add-a-machine", "when-a-job-fails", "one-command-many-inputs", "use-tls")
     ),
 ]
 BLOCK = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)

@@ -20,6 +20,7 @@ from ostler.model.capabilities import Capabilities, Cpu
 from ostler.protocol import codec, dsse, routes
 from ostler.protocol import messages as m
 from ostler.protocol.client import AsyncClient
+from ostler.protocol.trust import Trust
 
 ADMIN = "ostler_api_admin_" + "a" * 32
 LOGGER = logging.getLogger("ostler.test")
@@ -112,7 +113,8 @@ class Node:
 class Rig:
     """One coordinator and its people. `people` has the admin token, `nobody` none, `http` sends whatever a test likes."""
 
-    def __init__(self, data: Path, **settings) -> None:
+    def __init__(self, data: Path, *, trust: Trust | None = None, **settings) -> None:
+        self.trust = trust or Trust()
         self.config = CoordinatorConfig(data=data, **{"listen_port": 0, **settings})
         self.url = ""
 
@@ -126,8 +128,12 @@ class Rig:
         if task.done():
             task.result()
         self.stop, self.task, self.url = stop, task, ready.result()
-        http = httpx.AsyncClient(base_url=self.url + routes.BASE, trust_env=False, timeout=60)
-        async with AsyncClient(self.url, token=ADMIN) as self.people, AsyncClient(self.url) as self.nobody, http as self.http:
+        verify = self.trust.context if self.url.startswith("https:") else True
+        async with (
+            AsyncClient(self.url, token=ADMIN, trust=self.trust) as self.people,
+            AsyncClient(self.url, trust=self.trust) as self.nobody,
+            httpx.AsyncClient(base_url=self.url + routes.BASE, trust_env=False, timeout=60, verify=verify) as self.http,
+        ):
             try:
                 yield self
             finally:
@@ -148,7 +154,7 @@ class Rig:
     @contextlib.asynccontextmanager
     async def person(self, role: Role, principal: str | None = None, **more) -> AsyncIterator[AsyncClient]:
         """Somebody with a token of this role."""
-        async with AsyncClient(self.url, token=(await self.token_for(role, principal, **more)).token) as client:
+        async with AsyncClient(self.url, token=(await self.token_for(role, principal, **more)).token, trust=self.trust) as client:
             yield client
 
     async def enrolled(self, node_id: str | None = None) -> Node:

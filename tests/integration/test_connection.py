@@ -14,6 +14,7 @@ from ostler.model.errors import CoordinatorUnreachable, InvalidSpec
 from ostler.protocol import connection, routes
 from ostler.protocol.client import AsyncClient
 from ostler.protocol.connection import DirectCalls, ProtocolViolation, direct_to
+from ostler.protocol.trust import Trust
 
 GOOD = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-One: a\r\n\r\nok"
 
@@ -303,13 +304,13 @@ async def test_tls_is_verified(certificate):
     answer = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 15\r\n\r\n{"status":"ok"}'
     async with Server(context) as server:
         server.answers = [answer] * 2
-        async with AsyncClient(server.url, verify=str(certificate / "cert.pem")) as trusting:
+        async with AsyncClient(server.url, trust=Trust(ca_file=certificate / "cert.pem")) as trusting:
             assert await trusting.call(routes.HEALTHZ, shape=None) == b'{"status":"ok"}'
-        async with AsyncClient(server.url, verify=False) as careless:
+        async with AsyncClient(server.url, trust=Trust(verify=False)) as careless:
             assert await careless.call(routes.HEALTHZ, shape=None) == b'{"status":"ok"}'
         async with AsyncClient(server.url) as careful:
             with pytest.raises(CoordinatorUnreachable, match="certificate"):
                 await careful.call(routes.HEALTHZ, shape=None)
-        async with AsyncClient(f"https://localhost:{server.port}", verify=str(certificate / "cert.pem")) as misled:
+        async with AsyncClient(f"https://localhost:{server.port}", trust=Trust(ca_file=certificate / "cert.pem")) as misled:
             with pytest.raises(CoordinatorUnreachable, match="localhost"):
                 await misled.call(routes.HEALTHZ, shape=None)

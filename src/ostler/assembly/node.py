@@ -149,8 +149,10 @@ class Keepers:
 def client_for(config: NodeConfig) -> AsyncClient:
     """A client of the coordinator with connections of its own."""
     address = config.coordinator
-    verify: bool | str = str(address.ca_file) if address.ca_file else address.tls_verify
-    return AsyncClient(address.base_url, verify=verify, timeout_s=address.timeout_s)
+    trust = address.trust
+    if address.base_url.startswith("https:"):
+        _ = trust.context  # a file that cannot be used is told before anything starts
+    return AsyncClient(address.base_url, trust=trust, timeout_s=address.timeout_s)
 
 
 def fetcher(client: AsyncClient, daemon: Callable[[], NodeDaemon]) -> Callable[[str], AsyncGenerator[bytes, None]]:
@@ -222,6 +224,7 @@ async def run(config: NodeConfig, file: Path | None) -> None:
     host = await asyncio.to_thread(observe, state / "sandbox")
     able = await asyncio.to_thread(abilities, host)
     _check_sandbox(config, able, logger)
+    _check_tls(config, logger)
     eyes = await asyncio.to_thread(_open_eyes, config, able, identity.node_id)
     processes = Processes(keeper=await ensure_keeper(state), config=config, host=host, abilities=able, logger=logger)
     keepers = Keepers(state, processes, logger)
@@ -291,6 +294,14 @@ def _check_sandbox(config: NodeConfig, able: SandboxAbilities, logger: logging.L
         )
     if level in {"none", "process"}:
         logger.warning("weak_sandbox", extra={"attrs": {"level": level}})
+
+
+def _check_tls(config: NodeConfig, logger: logging.Logger) -> None:
+    """A node that believes anybody starts, and says so loudly."""
+    address = config.coordinator
+    if not address.tls_verify and address.base_url.startswith("https:"):
+        risk = "whoever is on the way to the coordinator can read this node's token and act as the coordinator; pin its CA by ca_file"
+        logger.warning("tls_not_verified", extra={"attrs": {"coordinator": address.base_url, "risk": risk}})
 
 
 def _make_folders(config: NodeConfig) -> None:

@@ -21,7 +21,8 @@ NAME = "profile.yaml"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """One coordinator: its address, a token, and the CA that signed its certificate where it is a private one.
+    """One coordinator: its address, a token, the CA that signed its certificate where it is a private one, and the certificate to
+    show where it asks for one.
 
     `data` is the data directory of the `ostler up` that wrote it; absent in a profile that a person made.
     """
@@ -31,10 +32,13 @@ class Profile:
     url: str
     token: str | None = field(default=None, repr=False)
     ca_file: Path | None = None
+    client_cert: Path | None = None
+    client_key: Path | None = None
     data: Path | None = None
 
 
-_KEYS = frozenset({"url", "token", "ca_file", "data"})
+_PLACES = ("ca_file", "client_cert", "client_key", "data")
+_KEYS = frozenset({"url", "token", *_PLACES})
 
 
 def user_profile(env: Mapping[str, str]) -> Path:
@@ -53,7 +57,7 @@ def read(path: Path, env: Mapping[str, str]) -> Profile:
     try:
         found = yaml.safe_load(path.read_text())
         if isinstance(found, dict) and found.keys() <= _KEYS and all(isinstance(one, str) for one in found.values()):
-            places = {key: Path(found[key]) for key in ("ca_file", "data") if key in found}
+            places = {key: Path(found[key]) for key in _PLACES if key in found}
             return Profile(**{**found, **places})
     except (yaml.YAMLError, TypeError, UnicodeDecodeError):
         pass  # what is wrong with it is said below

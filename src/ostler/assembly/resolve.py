@@ -71,6 +71,8 @@ def node_rules(config: NodeConfig) -> Iterator[Problem]:
         yield Problem("coordinator.base_url", "must start with http:// or https://")
     elif not _names_a_host(config.coordinator.base_url):
         yield Problem("coordinator.base_url", "must name a host, and where there is one a port from 1 to 65535")
+    for name, why in config.coordinator.trust.problems():
+        yield Problem(f"coordinator.{name}", why)
     yield from _numbers(config)
     if config.resources.io_class not in IO_CLASSES:
         yield Problem("resources.io_class", f"must be one of {', '.join(IO_CLASSES)}")
@@ -143,9 +145,10 @@ def host_problems(loaded: Loaded[NodeConfig]) -> list[Problem]:
         ]
         if python.venv is not None and not (python.venv / "bin/python").exists():
             found.append(Problem("runners.python.venv", f"{python.venv} holds no bin/python"))
-    ca_file = config.coordinator.ca_file
-    if ca_file is not None and not ca_file.is_file():
-        found.append(Problem("coordinator.ca_file", f"{ca_file} does not exist"))
+    for name in ("ca_file", "client_cert", "client_key"):
+        place = getattr(config.coordinator, name)
+        if place is not None and not place.is_file():
+            found.append(Problem(f"coordinator.{name}", f"{place} does not exist"))
     return [loaded.locate(problem) for problem in found]
 
 

@@ -7,18 +7,19 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ostler.assembly import first_run, handover, keeper_stop, launch, profile
 from ostler.assembly.children import Child, Launch, Nursery, Stopped
-from ostler.assembly.resolve import resolve_coordinator
+from ostler.assembly.resolve import resolve_coordinator, resolve_node
 from ostler.model.errors import OperationInFlight, OstlerError, Rejected
 from ostler.model.node import NodeState
 from ostler.node.config import NodeConfig
 from ostler.protocol import routes
 from ostler.protocol.client import Client
 from ostler.protocol.messages import NodePage, PageQuery, TokenRequest, TokenView
+from ostler.protocol.trust import Trust
 from ostler.runtime.settings import Flag
 
 TOKEN_NAME = "admin.token"  # noqa: S105 - the coordinator writes it into its data directory
@@ -47,6 +48,7 @@ class Up:
         self.nursery = Nursery(tell, on_start=self._note)
         self.url = ""
         self.token = ""
+        self._trust = Trust()
         self.join_token: TokenView | None = None
         log = self.data / "log"
         self.coordinator = Child("coordinator", self._plan_coordinator, log / "coordinator.log", patience_s=30.0)
@@ -72,11 +74,12 @@ class Up:
         first_run.prepare(self.data, slots=self.wanted.slots or os.cpu_count() or 1, tell=self.tell)
         self._begin(self.coordinator)
         self.url = self.nursery.until(lambda: self.coordinator.said(b"ready "), self.coordinator, timeout_s=START_S)
+        self._trust = self._trust_here()
         self._note()
         self.token = (self.data / TOKEN_NAME).read_text().strip()
         self._write_profiles()
         if self.wanted.node:
-            with Client(self.url, token=self.token) as client:
+            with Client(self.url, token=self.token, trust=self._trust) as client:
                 self._start_node(client)
 
     def _begin(self, child: Child) -> None:
@@ -121,9 +124,20 @@ class Up:
     def _node_env(self) -> dict[str, str]:
         """As variables, so that a daemon that reads its file anew finds the same."""
         env = {**self.wanted.env, "OSTLER_NODE__COORDINATOR__BASE_URL": f"{self.url}/api/v1"}
+        for name in ("ca_file", "client_cert", "client_key"):
+            if (path := getattr(self._trust, name)) is not None:
+                env[f"OSTLER_NODE__COORDINATOR__{name.upper()}"] = str(path)
         if self.wanted.slots is not None:
             env["OSTLER_NODE__RESOURCES__MAX_CONCURRENT_CPU"] = str(self.wanted.slots)
         return env
+
+    def _trust_here(self) -> Trust:
+        """What node.yaml says of the coordinator; where it pins no CA, the one of `ostler ca` on this data stands."""
+        if not self.url.startswith("https:"):
+            return Trust()
+        said = resolve_node(self.data / "node.yaml", env=self.wanted.env, need_secrets=False).value.coordinator.trust
+        own = self.data / "ca" / "ca.pem"
+        return replace(said, ca_file=own) if said.verify and said.ca_file is None and own.exists() else said
 
     def _node_config(self) -> NodeConfig:
         return launch.checked_node(self.data / "node.yaml", env=self._node_env())
@@ -135,7 +149,11 @@ class Up:
     # --- what others find ---
 
     def _write_profiles(self) -> None:
-        mine = profile.Profile(url=self.url, token=self.token, data=self.data)
+        trust = self._trust
+        mine = profile.Profile(
+            url=self.url, token=self.token, data=self.data,
+            ca_file=trust.ca_file, client_cert=trust.client_cert, client_key=trust.client_key,
+        )  # fmt: skip
         own = self.data / profile.NAME
         profile.write(own, mine)
         users = profile.user_profile(self.wanted.env)

@@ -160,17 +160,23 @@ def look_at_coordinator() -> Iterator[Finding]:
 def _reach(endpoint: Endpoint) -> Iterator[Finding]:
     import httpx
 
+    from ostler.cli.session import trust_in
     from ostler.protocol.exchange import root_of
 
-    url = root_of(endpoint.url)
-    verify = str(endpoint.ca_file) if endpoint.ca_file and url.startswith("https:") else True
+    url, trust = root_of(endpoint.url), trust_in(endpoint)
+    try:
+        verify = trust.context if url.startswith("https:") else False
+    except OstlerError as exc:
+        yield Finding("coordinator", FAIL, exc.message, exc.hint)
+        return
     try:
         before = time.time()
         answer = httpx.get(f"{url}/readyz", timeout=_PATIENCE_S, verify=verify)
         took = time.time() - before
     except httpx.HTTPError as exc:
-        mend = f"look whether it runs, and whether a firewall is between: curl {url}/readyz"
-        yield Finding("coordinator", FAIL, f"{url} does not answer: {exc or type(exc).__name__}", mend)
+        usual = (str(exc) or type(exc).__name__, f"look whether it runs, and whether a firewall is between: curl {url}/readyz")
+        why, mend = trust.explain(exc, url) or usual
+        yield Finding("coordinator", FAIL, f"{url} does not answer: {why}", mend)
         return
     if "ostler-version" not in answer.headers:
         yield Finding(

@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from ostler.model.errors import Rejected
 
+_FILES = ("OSTLER_CA_FILE", "OSTLER_CLIENT_CERT", "OSTLER_CLIENT_KEY")
 HINT = "start one with `ostler up`, or set OSTLER_URL and OSTLER_TOKEN"
 
 
@@ -18,6 +19,8 @@ class Endpoint:
     url: str
     token: str | None = field(default=None, repr=False)
     ca_file: Path | None = None
+    client_cert: Path | None = None
+    client_key: Path | None = None
     origin: str
 
 
@@ -50,34 +53,39 @@ def _check(endpoint: Endpoint) -> None:
         raise Rejected(f"{endpoint.url!r}, named by {endpoint.origin}, is not the URL of a coordinator", hint=hint)
     if endpoint.token is not None and not (endpoint.token.isascii() and endpoint.token.isprintable()):
         raise Rejected("the token holds a character that no token has", hint="set OSTLER_TOKEN anew, as one line")
-    if endpoint.ca_file is not None and address.scheme == "https":
-        import ssl  # takes a while to load, and most coordinators need none
-
-        try:
-            ssl.create_default_context(cafile=endpoint.ca_file)
-        except OSError as exc:  # an SSLError is one
-            why = exc.strerror or exc
-            raise Rejected(
-                f"the CA file {endpoint.ca_file} cannot be used: {why}", hint="OSTLER_CA_FILE names a PEM file"
-            ) from exc
+    if (endpoint.client_cert is None) != (endpoint.client_key is None):
+        raise Rejected(
+            "a client certificate needs its key, and a key its certificate",
+            hint="set OSTLER_CLIENT_CERT and OSTLER_CLIENT_KEY, or client_cert and client_key in the profile",
+        )
 
 
 def _look(env: Mapping[str, str]) -> Endpoint | None:
     url, token = (env.get("OSTLER_URL") or "").rstrip("/") or None, env.get("OSTLER_TOKEN") or None
     if url is not None and token is not None:
-        return Endpoint(url=url, token=token, ca_file=_ca_file(env), origin="OSTLER_URL")
+        return _with_files(Endpoint(url=url, token=token, origin="OSTLER_URL"), env)
     # Imported late: reading a profile needs YAML and pydantic, which a call with variables does not.
     from ostler.assembly import profile
 
     path = profile.user_profile(env)
     if not path.exists():
-        return None if url is None else Endpoint(url=url, ca_file=_ca_file(env), origin="OSTLER_URL")
+        return None if url is None else _with_files(Endpoint(url=url, origin="OSTLER_URL"), env)
     found = profile.read(path, env)
     if url is not None and url != found.url.rstrip("/"):
-        return Endpoint(url=url, ca_file=_ca_file(env), origin="OSTLER_URL")
-    ca_file = _ca_file(env) or found.ca_file
-    return Endpoint(url=found.url.rstrip("/"), token=token or found.token, ca_file=ca_file, origin=str(path))
+        return _with_files(Endpoint(url=url, origin="OSTLER_URL"), env)
+    own = Endpoint(
+        url=found.url.rstrip("/"), token=token or found.token, ca_file=found.ca_file,
+        client_cert=found.client_cert, client_key=found.client_key, origin=str(path),
+    )  # fmt: skip
+    return _with_files(own, env)
 
 
-def _ca_file(env: Mapping[str, str]) -> Path | None:
-    return Path(env["OSTLER_CA_FILE"]) if env.get("OSTLER_CA_FILE") else None
+def _with_files(endpoint: Endpoint, env: Mapping[str, str]) -> Endpoint:
+    """What OSTLER_CA_FILE, OSTLER_CLIENT_CERT and OSTLER_CLIENT_KEY name wins over a profile."""
+    ca_file, cert, key = (Path(found) if (found := env.get(name)) else None for name in _FILES)
+    return replace(
+        endpoint,
+        ca_file=ca_file or endpoint.ca_file,
+        client_cert=cert or endpoint.client_cert,
+        client_key=key or endpoint.client_key,
+    )

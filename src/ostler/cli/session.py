@@ -17,6 +17,7 @@ from ostler.protocol.client import Client
 from ostler.protocol.exchange import understand
 from ostler.protocol.messages import ArtifactEntry, ArtifactQuery, Blob, LogQuery
 from ostler.protocol.routes import Route
+from ostler.protocol.trust import Trust
 from ostler.runtime.backoff import Backoff
 
 FOLLOW_PATIENCE_S = 3600.0  # as long as nodes ride out a coordinator that is away
@@ -27,9 +28,7 @@ class Session(Client):
     """Calls raise the error tree at once where the coordinator does not answer; who wants patience has it."""
 
     def __init__(self, endpoint: Endpoint, *, patience_s: float = 0.0) -> None:
-        # Without TLS there is nothing to verify, and loading the authorities takes a while.
-        verify = (str(endpoint.ca_file) if endpoint.ca_file else True) if endpoint.url.startswith("https:") else False
-        super().__init__(endpoint.url, token=endpoint.token, verify=verify, patience_s=patience_s)
+        super().__init__(endpoint.url, token=endpoint.token, trust=trust_in(endpoint), patience_s=patience_s)
         self.endpoint = endpoint
 
     def patient(self) -> "Session":
@@ -136,6 +135,11 @@ class Session(Client):
         query = LogQuery(stream=stream, attempt=attempt, offset=offset)
         with self.download(routes.READ_LOG, query=query, job_id=job_id) as answer:
             yield from answer.blocks()
+
+
+def trust_in(endpoint: Endpoint) -> Trust:
+    """Whom to believe at an endpoint, and what to show there."""
+    return Trust(ca_file=endpoint.ca_file, client_cert=endpoint.client_cert, client_key=endpoint.client_key)
 
 
 def _sleep(seconds: float) -> None:

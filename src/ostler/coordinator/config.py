@@ -17,17 +17,31 @@ class SecretsConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TlsConfig:
+    """Certificate (with what chains it to its authority) and key as PEM files; they are read anew when they change. With a `client_ca`
+    a client must show a certificate that this authority signed, beside its token."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by the validator of human input
+
+    cert: Path
+    key: Path
+    client_ca: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CoordinatorConfig:
     """Where the coordinator keeps its data, where it listens, and the durations that it sets for nodes.
 
     `data` is a directory that belongs to one coordinator. A node's lease lasts `lease`; the coordinator adds `lease_margin`
-    before it judges, so that a node always gives a job up earlier than it is reassigned. Sizes are in bytes.
+    before it judges, so that a node always gives a job up earlier than it is reassigned. Sizes are in bytes. Beyond loopback it
+    listens with `tls` alone; `allow_insecure_listen` is for a proxy on another machine that terminates TLS.
     """
 
     data: Path
     listen_host: str = "127.0.0.1"
     listen_port: int = 7070
     allow_insecure_listen: bool = False
+    tls: TlsConfig | None = None
     lease: timedelta = timedelta(seconds=45)
     lease_margin: timedelta = timedelta(seconds=5)
     heartbeat: timedelta = timedelta(seconds=15)
@@ -61,6 +75,10 @@ class CoordinatorConfig:
                 f"heartbeat: {self.heartbeat.total_seconds():g} s must be less than half of the lease "
                 f"({self.lease.total_seconds():g} s), so that one lost heartbeat loses no job"
             )
+        if self.tls is not None:
+            for name in ("cert", "key", "client_ca"):
+                if (path := getattr(self.tls, name)) is not None and not path.is_absolute():
+                    found.append(f"tls.{name}: must be an absolute path")
         if self.max_log_bytes <= 0:
             found.append("max_log_bytes: must be more than 0")
         if self.secrets.key_command and not self.secrets.key_command[0].startswith("/"):

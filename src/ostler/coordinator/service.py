@@ -19,6 +19,7 @@ from ostler.coordinator.api.server import build_server
 from ostler.coordinator.artifacts.store import DirectoryArtifacts
 from ostler.coordinator.config import CoordinatorConfig
 from ostler.coordinator.keys import open_keys
+from ostler.coordinator.loops.certificate_watcher import CertificateWatcher
 from ostler.coordinator.loops.expirer import Expirer
 from ostler.coordinator.loops.lease_rescuer import LeaseRescuer
 from ostler.coordinator.loops.node_watcher import NodeWatcher
@@ -27,6 +28,7 @@ from ostler.coordinator.operations import tokens
 from ostler.coordinator.operations.uploads import work_waits
 from ostler.coordinator.sealing import open_sealer
 from ostler.coordinator.store.store import Store
+from ostler.coordinator.tls import context
 from ostler.model.errors import Conflict, InvalidSpec
 from ostler.protocol.routes import ROUTES
 from ostler.runtime.clock import Clock, SystemClock
@@ -47,32 +49,42 @@ async def run_coordinator(
     """Serves until `stop` is set; `on_ready` gets the URL once calls are answered.
 
     `admin_token` is an API token that shall be good. Raises the error tree where it cannot start: InvalidSpec (an address that it
-    must not listen on, keys that others can read), Conflict (address in use, another coordinator on the data), UpgradeRequired (a
-    newer schema).
+    must not listen on, a certificate that cannot be used, keys that others can read), Conflict (address in use, another coordinator on
+    the data), UpgradeRequired (a newer schema).
     """
     clock = clock or SystemClock()
-    listener, url = await asyncio.to_thread(listen, config)
+    tls = None if config.tls is None else await asyncio.to_thread(context.load, config.tls, clock.now())
+    listener, url = await asyncio.to_thread(listen, config, tls)
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(listener.close)
-        services = await stack.enter_async_context(_services(config, clock, logger))
+        watcher = None
+        if config.tls is not None and tls is not None:
+            watcher = CertificateWatcher(config.tls, tls, clock=clock, logger=logger)
+        services = await stack.enter_async_context(_services(config, clock, logger, [] if watcher is None else [watcher]))
         if admin_token is not None:
             await services.store.write(tokens.ensure_admin_token, admin_token)
         server = build_server(
             build_app(services),
+            listener,
+            context=None if tls is None else tls.context,
             drain_s=config.drain.total_seconds(),
             logger=logger,
             on_start=lambda: _started(url, on_ready, logger),
             on_stop=services.store.wakeups.wake_all,
         )
+        if watcher is not None:
+            watcher.use = server.use
         await stack.enter_async_context(_running([*(one.run() for one in services.loops), services.pulls.run()]))
         stopper = asyncio.create_task(_stop_when(stop, server.stop))
         stack.callback(stopper.cancel)
-        await server.serve([listener])
+        await server.serve()
         logger.info("coordinator_stopped")
 
 
 @contextlib.asynccontextmanager
-async def _services(config: CoordinatorConfig, clock: Clock, logger: logging.Logger) -> AsyncIterator[Services]:
+async def _services(
+    config: CoordinatorConfig, clock: Clock, logger: logging.Logger, more: Sequence[Loop]
+) -> AsyncIterator[Services]:
     config.data.mkdir(mode=0o700, parents=True, exist_ok=True)
     keys = await asyncio.to_thread(open_keys, config.data / "keys")
     sealer = await asyncio.to_thread(open_sealer, config.data / "keys", config.secrets.key_command)
@@ -97,7 +109,7 @@ async def _services(config: CoordinatorConfig, clock: Clock, logger: logging.Log
             metrics=metrics,
             clock=clock,
             logger=logger,
-            loops=_loops(config, store, clock, logger),
+            loops=(*_loops(config, store, clock, logger), *more),
         )
     finally:
         await artifacts.close()
@@ -134,8 +146,8 @@ def _started(url: str, on_ready: Callable[[str], None], logger: logging.Logger) 
     on_ready(url)
 
 
-def listen(config: CoordinatorConfig) -> tuple[socket.socket, str]:
-    """A listening socket and its URL. Nothing but loopback without an explicit word: this release speaks no TLS."""
+def listen(config: CoordinatorConfig, tls: context.ServerTls | None = None) -> tuple[socket.socket, str]:
+    """A listening socket and its URL. Without TLS nothing but loopback, unless an explicit word says so."""
     host, port = config.listen_host, config.listen_port
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -143,11 +155,17 @@ def listen(config: CoordinatorConfig) -> tuple[socket.socket, str]:
         raise InvalidSpec(f"{host!r} is not an address to listen on: {exc.strerror}") from exc
     family, _, _, _, address = found[0]
     where = str(address[0])
-    if not ipaddress.ip_address(where.partition("%")[0]).is_loopback and not config.allow_insecure_listen:
+    local = ipaddress.ip_address(where.partition("%")[0]).is_loopback
+    if tls is None and not local and not config.allow_insecure_listen:
+        ca, file = config.data / "ca", config.data / "coordinator.yaml"
         raise InvalidSpec(
-            f"the coordinator does not listen on {where}: whoever can reach it could read tokens and jobs off the wire",
-            hint="listen on 127.0.0.1 behind a proxy that terminates TLS, or a tunnel; "
-            "`allow_insecure_listen: true` in its configuration is for such a proxy on another machine",
+            f"the coordinator does not listen on {where} without TLS: whoever is on the way could read tokens and jobs off the wire",
+            hint="make a certificate, with the name or address by which others reach this machine:\n"
+            f"  ostler ca init --dir {ca}\n"
+            f"  ostler ca issue coordinator --dir {ca} --san HOST --san 127.0.0.1\n"
+            f"and write into {file}:\n"
+            f"  tls: {{cert: {ca}/coordinator.pem, key: {ca}/coordinator.key}}\n"
+            "Where a proxy on another machine terminates TLS, write `allow_insecure_listen: true` instead.",
         )
     try:
         listener = socket.create_server((where, port), family=family, backlog=BACKLOG)
@@ -159,4 +177,6 @@ def listen(config: CoordinatorConfig) -> tuple[socket.socket, str]:
         }.get(exc.errno or 0)
         raise Conflict(f"cannot listen on {where}:{port}: {exc.strerror}", hint=hint) from exc
     bound = listener.getsockname()[1]
+    if tls is not None:
+        return listener, f"https://{context.url_host(where, tls.facts.sans)}:{bound}"
     return listener, f"http://[{where}]:{bound}" if family == socket.AF_INET6 else f"http://{where}:{bound}"

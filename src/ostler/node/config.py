@@ -5,6 +5,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from ostler.model.sandbox import SandboxLevel
+from ostler.protocol.trust import Trust
 
 STRICT = {"extra": "forbid", "arbitrary_types_allowed": True}
 
@@ -12,8 +13,9 @@ STRICT = {"extra": "forbid", "arbitrary_types_allowed": True}
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CoordinatorAddress:
     """Where the coordinator is. `auth_token` is the join token (or what a plain section 8 coordinator wants); `env:NAME` reads it
-    from the environment. `ca_file` pins a private CA. `allow_unsigned` accepts manifests without a signature from a coordinator that
-    offers no key even when it is not on loopback."""
+    from the environment. `ca_file` pins a private CA: it alone is believed. `client_cert` and `client_key` are shown to a coordinator
+    that asks for a certificate. `tls_verify: false` believes anybody, and is said loudly at each start. `allow_unsigned` accepts
+    manifests without a signature from a coordinator that offers no key even when it is not on loopback."""
 
     __pydantic_config__ = STRICT
 
@@ -21,8 +23,15 @@ class CoordinatorAddress:
     auth_token: str | None = field(default=None, repr=False)
     tls_verify: bool = True
     ca_file: Path | None = None
+    client_cert: Path | None = None
+    client_key: Path | None = None
     timeout_s: float = 20.0
     allow_unsigned: bool = False
+
+    @property
+    def trust(self) -> Trust:
+        """Whom the node believes on an https:// address, and what it shows of itself."""
+        return Trust(verify=self.tls_verify, ca_file=self.ca_file, client_cert=self.client_cert, client_key=self.client_key)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,10 +8,10 @@ import asyncio
 import base64
 import ssl
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -26,6 +26,7 @@ from ostler.protocol.events import EventReader, ServerEvent
 from ostler.protocol.exchange import ROUTE_SHAPE, Prepared, failure, prepare, root_of, understand
 from ostler.protocol.forms import FilePart, Form, file_blocks
 from ostler.protocol.routes import Route
+from ostler.protocol.trust import Trust
 from ostler.runtime.backoff import Backoff
 
 TIMEOUT_S = 30.0
@@ -35,6 +36,8 @@ SILENCE_S = 45.0  # a followed log sends a comment each 15 s
 
 _LIMITS = httpx.Limits(max_connections=64, max_keepalive_connections=16, keepalive_expiry=KEEP_ALIVE_S)
 _OPTIONS = ("token", "query", "headers")
+
+Broken = Callable[[httpx.HTTPError], CoordinatorUnreachable]
 
 
 def _timeout(timeout_s: float, wait_s: float = 0.0) -> httpx.Timeout:
@@ -55,36 +58,35 @@ def _request(prepared: Prepared, limit: httpx.Timeout, content: Any = None) -> h
         raise InvalidSpec(f"{prepared.url!r} is not the URL of a coordinator: {exc}") from exc
 
 
-def _context(verify: bool | str) -> ssl.SSLContext:
-    """`verify` is whether to, or a path that names the one authority to trust."""
-    return ssl.create_default_context(cafile=verify) if isinstance(verify, str) else httpx.create_ssl_context(verify=verify)
-
-
 def _body_headers(size: int) -> dict[str, str]:
     return {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
-
-
-def _unreachable(prepared: Prepared, exc: httpx.HTTPError | OSError) -> CoordinatorUnreachable:
-    server = httpx.URL(prepared.url)
-    why = str(exc) or type(exc).__name__
-    return CoordinatorUnreachable(
-        f"no answer from the coordinator at {server.scheme}://{server.netloc.decode()}: {why}",
-        hint="is it running, and is the URL right?",
-    )
 
 
 class _Shell:
     """What both shells keep. `token` is the credential of calls that name none; `patience_s` how long a GET is tried again."""
 
-    def __init__(self, base_url: str, *, token: str | None, timeout_s: float, patience_s: float) -> None:
+    def __init__(self, base_url: str, *, token: str | None, trust: Trust, timeout_s: float, patience_s: float) -> None:
         self.root = root_of(base_url)
         self.token = token
+        self.trust = trust
         self.timeout_s = timeout_s
         self.patience_s = patience_s
 
     def _prepare(self, route: Route, message: Any, options: dict[str, Any], path: Mapping[str, Any]) -> Prepared:
         token = options.pop("token", None)
         return prepare(self.root, route, message, token=self.token if token is None else token, path=path, **options)
+
+    def _verify(self) -> ssl.SSLContext | bool:
+        """For httpx. Without TLS there is nothing to verify, and loading the authorities takes a while."""
+        return self.trust.context if self.root.startswith("https:") else False
+
+    def _unreachable(self, prepared: Prepared, exc: httpx.HTTPError | OSError) -> CoordinatorUnreachable:
+        server = httpx.URL(prepared.url)
+        usual = (str(exc) or type(exc).__name__, "is it running, and is the URL right?")
+        why, hint = self.trust.explain(exc, prepared.url) or usual
+        return CoordinatorUnreachable(
+            f"no answer from the coordinator at {server.scheme}://{server.netloc.decode()}: {why}", hint=hint
+        )
 
     def _timeout(self, timeout_s: float | None, wait_s: float = 0.0) -> httpx.Timeout:
         return _timeout(self.timeout_s if timeout_s is None else timeout_s, wait_s)
@@ -117,11 +119,11 @@ async def _threaded(blocks: Iterator[bytes]) -> AsyncIterator[bytes]:
 class AsyncDownload:
     """The head of an answer whose bytes are still to come; `blocks` is used once."""
 
-    def __init__(self, response: httpx.Response, prepared: Prepared) -> None:
+    def __init__(self, response: httpx.Response, broken: Broken) -> None:
         self.status = response.status_code
         self.headers = response.headers
         self._response = response
-        self._prepared = prepared
+        self._broken = broken
 
     async def blocks(self) -> AsyncIterator[bytes]:
         """The bytes; a connection that breaks is CoordinatorUnreachable, never a short end."""
@@ -129,7 +131,7 @@ class AsyncDownload:
             async for block in self._response.aiter_raw():
                 yield block
         except httpx.HTTPError as exc:
-            raise _unreachable(self._prepared, exc) from exc
+            raise self._broken(exc) from exc
 
 
 class AsyncClient(_Shell):
@@ -140,25 +142,22 @@ class AsyncClient(_Shell):
         base_url: str,
         *,
         token: str | None = None,
-        verify: bool | str = True,
+        trust: Trust | None = None,
         timeout_s: float = TIMEOUT_S,
         patience_s: float = 0.0,
     ) -> None:
-        super().__init__(base_url, token=token, timeout_s=timeout_s, patience_s=patience_s)
-        self._verify = verify
+        super().__init__(base_url, token=token, trust=trust or Trust(), timeout_s=timeout_s, patience_s=patience_s)
         address = direct_to(self.root)
         self._direct: DirectCalls | None = None
         if address is not None:
-            self._direct = DirectCalls(address, context=self._context if address.scheme == "https" else None, keep_s=KEEP_ALIVE_S)
-
-    @cached_property
-    def _context(self) -> ssl.SSLContext:
-        return _context(self._verify)
+            self._direct = DirectCalls(
+                address, context=self.trust.refresh if address.scheme == "https" else None, keep_s=KEEP_ALIVE_S
+            )
 
     @cached_property
     def _http(self) -> httpx.AsyncClient:
         """For what is streamed, and for addresses that need more than a connection."""
-        return httpx.AsyncClient(verify=self._context, limits=_LIMITS)
+        return httpx.AsyncClient(verify=self._verify(), limits=_LIMITS)
 
     async def __aenter__(self) -> Self:
         return self
@@ -184,7 +183,7 @@ class AsyncClient(_Shell):
                     prepared.method, prepared.url, prepared.headers, prepared.content or b"", **times
                 )
             except OSError as exc:
-                raise _unreachable(prepared, exc) from exc
+                raise self._unreachable(prepared, exc) from exc
         if not 200 <= status < 300:
             raise failure(status, answer, headers)
         return status, headers, answer
@@ -193,7 +192,7 @@ class AsyncClient(_Shell):
         try:
             response = await self._http.send(_request(prepared, limit, content))
         except httpx.HTTPError as exc:
-            raise _unreachable(prepared, exc) from exc
+            raise self._unreachable(prepared, exc) from exc
         return response.status_code, response.headers, response.content
 
     async def call(
@@ -274,12 +273,12 @@ class AsyncClient(_Shell):
         try:
             response = await self._http.send(_request(prepared, self._timeout(timeout_s)), stream=True)
         except httpx.HTTPError as exc:
-            raise _unreachable(prepared, exc) from exc
+            raise self._unreachable(prepared, exc) from exc
         try:
             if not response.is_success:
                 await response.aread()
                 raise failure(response.status_code, response.content, response.headers)
-            yield AsyncDownload(response, prepared)
+            yield AsyncDownload(response, partial(self._unreachable, prepared))
         finally:
             await response.aclose()
 
@@ -312,18 +311,18 @@ class AsyncClient(_Shell):
 class Download:
     """The head of an answer whose bytes are still to come; `blocks` is used once."""
 
-    def __init__(self, response: httpx.Response, prepared: Prepared) -> None:
+    def __init__(self, response: httpx.Response, broken: Broken) -> None:
         self.status = response.status_code
         self.headers = response.headers
         self._response = response
-        self._prepared = prepared
+        self._broken = broken
 
     def blocks(self) -> Iterator[bytes]:
         """The bytes; a connection that breaks is CoordinatorUnreachable, never a short end."""
         try:
             yield from self._response.iter_raw()
         except httpx.HTTPError as exc:
-            raise _unreachable(self._prepared, exc) from exc
+            raise self._broken(exc) from exc
 
 
 class Client(_Shell):
@@ -334,12 +333,12 @@ class Client(_Shell):
         base_url: str,
         *,
         token: str | None = None,
-        verify: bool | str = True,
+        trust: Trust | None = None,
         timeout_s: float = TIMEOUT_S,
         patience_s: float = 0.0,
     ) -> None:
-        super().__init__(base_url, token=token, timeout_s=timeout_s, patience_s=patience_s)
-        self._http = httpx.Client(verify=_context(verify), limits=_LIMITS)
+        super().__init__(base_url, token=token, trust=trust or Trust(), timeout_s=timeout_s, patience_s=patience_s)
+        self._http = httpx.Client(verify=self._verify(), limits=_LIMITS)
 
     def __enter__(self) -> Self:
         return self
@@ -355,7 +354,7 @@ class Client(_Shell):
         try:
             response = self._http.send(_request(prepared, limit, content))
         except httpx.HTTPError as exc:
-            raise _unreachable(prepared, exc) from exc
+            raise self._unreachable(prepared, exc) from exc
         if not response.is_success:
             raise failure(response.status_code, response.content, response.headers)
         return response.status_code, response.headers, response.content
@@ -398,12 +397,12 @@ class Client(_Shell):
         try:
             response = self._http.send(_request(prepared, self._timeout(timeout_s)), stream=True)
         except httpx.HTTPError as exc:
-            raise _unreachable(prepared, exc) from exc
+            raise self._unreachable(prepared, exc) from exc
         try:
             if not response.is_success:
                 response.read()
                 raise failure(response.status_code, response.content, response.headers)
-            yield Download(response, prepared)
+            yield Download(response, partial(self._unreachable, prepared))
         finally:
             response.close()
 

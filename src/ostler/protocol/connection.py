@@ -7,7 +7,7 @@ general client spends more on such a call than both ends do on what it is for: 0
 import asyncio
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 from urllib.parse import SplitResult, urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -149,8 +149,8 @@ class _Connection(asyncio.Protocol):
 class DirectCalls:
     """Calls to one address. Connections that were idle for `keep_s` are not used again; a cancelled call closes its own."""
 
-    def __init__(self, address: SplitResult, *, context: ssl.SSLContext | None, keep_s: float) -> None:
-        """With a `context` they are encrypted."""
+    def __init__(self, address: SplitResult, *, context: Callable[[], ssl.SSLContext] | None, keep_s: float) -> None:
+        """With a `context` they are encrypted; it is asked for at each new connection."""
         self._host = address.hostname or ""
         self._port = address.port or (443 if address.scheme == "https" else 80)
         self._netloc = address.netloc.encode("ascii")
@@ -219,7 +219,8 @@ class DirectCalls:
     async def _connect(self, within_s: float) -> _Connection:
         """To the first of the host's addresses that answers; each has its share of the time."""
         loop = asyncio.get_running_loop()
-        name = self._host if self._context is not None else None
+        context = None if self._context is None else self._context()
+        name = None if context is None else self._host
         async with asyncio.timeout(within_s):
             found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
         failure: OSError = ConnectionError(f"{self._host} has no address")
@@ -227,7 +228,7 @@ class DirectCalls:
             try:
                 async with asyncio.timeout(within_s / len(found)):
                     _, connection = await loop.create_connection(
-                        _Connection, str(address[0]), int(address[1]), ssl=self._context, server_hostname=name
+                        _Connection, str(address[0]), int(address[1]), ssl=context, server_hostname=name
                     )
             except TimeoutError:
                 failure = TimeoutError(f"{address[0]} did not take the connection in {within_s / len(found):g} s")

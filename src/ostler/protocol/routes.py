@@ -51,7 +51,9 @@ class Route:
     also: tuple[int, ...] = ()  # further good answers, such as 202 while a result is not ready
     errors: tuple[type[OstlerError], ...] = ()
     max_body: int = MB
-    grants: Grants = field(default_factory=dict)  # for clients: which roles may call it (nobody where none is named), and how far each reaches
+    grants: Grants = field(
+        default_factory=dict
+    )  # for clients: which roles may call it (nobody where none is named), and how far each reaches
 
     @property
     def url(self) -> str:

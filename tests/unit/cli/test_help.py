@@ -11,6 +11,7 @@ NAMES = {
     "job debug", "job hold", "job release",
     "node", "node probe", "node list", "node show", "node drain", "node resume",
     "token create", "token list", "token revoke",
+    "ca init", "ca issue", "ca renew", "ca show",
     "allowlist test", "config check", "config show", "config schema",
 }  # fmt: skip
 RAW = {"up", "run", "coordinator", "node", "job logs", "config schema"}  # a daemon, bytes as they are, or JSON anyway

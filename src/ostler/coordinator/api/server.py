@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import ssl
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +14,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 MAX_HEAD = 32 * 1024  # bytes of request line and headers
 KEEP_ALIVE_S = 75  # longer than our clients keep theirs
 BODY_AHEAD = 2**20  # bytes of a body that wait for their endpoint
+HANDSHAKE_S = 10.0  # who opens a connection and says nothing loses it after this
+GOODBYE_S = 1.0  # a connection that was closed waits so long for the other end to say that it has heard
 TICK_S = 1.0
 LINGER_S = 1.0
 CANCELLED_S = 10.0  # disk work that is under way in a thread ends by itself
@@ -84,10 +87,21 @@ class BoundedProtocol(HttpToolsProtocol):
 
 
 class Server(uvicorn.Server):
-    """Serves until told to stop; `on_stop` runs before connections are waited for, so that it can end what they wait on."""
+    """Serves a listening socket until told to stop; `on_stop` runs before connections are waited for, so that it can end what they
+    wait on. With a `context` it speaks TLS."""
 
-    def __init__(self, config: uvicorn.Config, *, on_start: Callable[[], None], on_stop: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        listener: socket.socket,
+        *,
+        context: ssl.SSLContext | None,
+        on_start: Callable[[], None],
+        on_stop: Callable[[], None],
+    ) -> None:
         super().__init__(config)
+        self._listener = listener
+        self._context = context
         self._on_start = on_start
         self._on_stop = on_stop
         self._stopping = asyncio.Event()
@@ -99,8 +113,33 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """From here on connections are answered."""
-        await super().startup(sockets)
+        await super().startup([])
+        await self._listen()
         self._on_start()
+
+    async def use(self, context: ssl.SSLContext) -> None:
+        """New connections are encrypted with this from now on; those that are open go on as they are.
+
+        A second server takes over the same socket's queue before the first one lets go, so that no connection is refused.
+        """
+        before = list(self.servers)
+        self._context = context
+        await self._listen()
+        for one in before:
+            one.close()
+            self.servers.remove(one)
+
+    async def _listen(self) -> None:
+        tls: dict[str, Any] = {}
+        if self._context is not None:
+            tls = {"ssl": self._context, "ssl_handshake_timeout": HANDSHAKE_S, "ssl_shutdown_timeout": GOODBYE_S}
+        backlog = self.config.backlog
+        self.servers.append(
+            await asyncio.get_running_loop().create_server(self._protocol, sock=self._listener.dup(), backlog=backlog, **tls)
+        )
+
+    def _protocol(self) -> BoundedProtocol:
+        return BoundedProtocol(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
     async def main_loop(self) -> None:
         """uvicorn's own looks for a flag ten times a second, on an idle machine too."""
@@ -117,7 +156,7 @@ class Server(uvicorn.Server):
         and what it needs for that is closed after this.
         """
         self._on_stop()
-        await super().shutdown(sockets)
+        await super().shutdown([self._listener])
         if tasks := set(self.server_state.tasks):
             await asyncio.wait(tasks, timeout=CANCELLED_S)
 
@@ -128,9 +167,16 @@ class Server(uvicorn.Server):
 
 
 def build_server(
-    app: Any, *, drain_s: float, logger: logging.Logger, on_start: Callable[[], None], on_stop: Callable[[], None]
+    app: Any,
+    listener: socket.socket,
+    *,
+    context: ssl.SSLContext | None = None,
+    drain_s: float,
+    logger: logging.Logger,
+    on_start: Callable[[], None],
+    on_stop: Callable[[], None],
 ) -> Server:
-    """A server for an application, not yet listening."""
+    """A server for an application on a socket, not yet answering."""
     quiet = logging.getLogger("uvicorn.error")
     quiet.parent, quiet.propagate = logger, True
     quiet.setLevel(logging.WARNING)
@@ -145,4 +191,4 @@ def build_server(
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, round(drain_s)),
     )
-    return Server(config, on_start=on_start, on_stop=on_stop)
+    return Server(config, listener, context=context, on_start=on_start, on_stop=on_stop)

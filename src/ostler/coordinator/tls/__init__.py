@@ -1,0 +1,1 @@
+"""TLS of the coordinator: a private certificate authority, and the server's side of a connection."""
