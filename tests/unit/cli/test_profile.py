@@ -7,6 +7,7 @@ from ostler.assembly import profile
 from ostler.assembly.profile import Profile
 from ostler.assembly.up import hold, may_replace, read_facts, start_time, write_facts
 from ostler.cli.profile import find_endpoint, look_for_endpoint
+from ostler.cli.session import Session
 from ostler.model.errors import InvalidSpec, OperationInFlight, Rejected
 
 
@@ -55,7 +56,18 @@ def test_a_token_that_no_header_can_carry_is_told_without_its_text(env: dict[str
 def test_a_ca_file_that_cannot_be_used_is_named(env: dict[str, str], tmp_path: Path, name: str) -> None:
     (tmp_path / "empty").touch()
     with pytest.raises(Rejected, match=f"the CA file {tmp_path / name} cannot be used: "):
-        find_endpoint({**env, "OSTLER_URL": "https://a:1", "OSTLER_TOKEN": "t", "OSTLER_CA_FILE": str(tmp_path / name)})
+        Session(find_endpoint({**env, "OSTLER_URL": "https://a:1", "OSTLER_TOKEN": "t", "OSTLER_CA_FILE": str(tmp_path / name)}))
+
+
+def test_a_client_certificate_and_its_key(env: dict[str, str]) -> None:
+    profile.write(
+        profile.user_profile(env),
+        Profile(url="https://b:2", token="t", ca_file=Path("/ca"), client_cert=Path("/c"), client_key=Path("/k")),
+    )
+    found = find_endpoint({**env, "OSTLER_CLIENT_KEY": "/other"})
+    assert (found.ca_file, found.client_cert, found.client_key) == (Path("/ca"), Path("/c"), Path("/other"))
+    with pytest.raises(Rejected, match="needs its key"):
+        find_endpoint({**env, "OSTLER_URL": "https://a:1", "OSTLER_TOKEN": "t", "OSTLER_CLIENT_CERT": "/c"})
 
 
 def test_nothing_named(env: dict[str, str]) -> None:
