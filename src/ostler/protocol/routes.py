@@ -72,34 +72,34 @@ REGISTER = Route(
 HEARTBEAT = Route(
     name="heartbeat", method="POST", path="/nodes/heartbeat", audience=Audience.NODE, body=Body.JSON,
     summary="Renew the leases that a node holds; answers directives",
-    request=m.HeartbeatRequest, response=m.HeartbeatResponse, errors=(errors.InvalidSpec, errors.Conflict),
+    request=m.HeartbeatRequest, response=m.HeartbeatResponse, errors=(errors.InvalidSpec, errors.NotFound, errors.Conflict),
 )  # fmt: skip
 PULL = Route(
     name="pull_jobs", method="POST", path="/jobs/pull", audience=Audience.NODE, body=Body.JSON,
     summary="Long poll for leases and directives",
-    request=m.PullRequest, response=m.PullResponse, errors=(errors.InvalidSpec, errors.Conflict),
+    request=m.PullRequest, response=m.PullResponse, errors=(errors.InvalidSpec, errors.NotFound, errors.Conflict),
 )  # fmt: skip
 ACK = Route(
     name="ack_jobs", method="POST", path="/jobs/ack", audience=Audience.NODE, body=Body.FLEXIBLE,
     summary="Accept leases, or hand them back unbegun",
-    request=m.AckBatch, response=m.BatchResponse, errors=(errors.InvalidSpec, errors.StaleAttempt),
+    request=m.AckBatch, response=m.BatchResponse, errors=(errors.InvalidSpec, errors.NotFound, errors.StaleAttempt),
 )  # fmt: skip
 PROGRESS = Route(
     name="report_progress", method="POST", path="/jobs/progress", audience=Audience.NODE, body=Body.FLEXIBLE,
     summary="Report stages and progress of running attempts",
-    request=m.ProgressBatch, response=m.BatchResponse, errors=(errors.InvalidSpec, errors.StaleAttempt),
+    request=m.ProgressBatch, response=m.BatchResponse, errors=(errors.InvalidSpec, errors.NotFound, errors.StaleAttempt),
 )  # fmt: skip
 RESULT = Route(
     name="deliver_results", method="POST", path="/jobs/result", audience=Audience.NODE, body=Body.FLEXIBLE,
     summary="Deliver outcomes: a JSON batch, or multipart with one outcome (`metadata`) and its artifacts",
     request=m.OutcomeBatch, response=m.BatchResponse, max_body=64 * 1024 * MB,
-    errors=(errors.InvalidSpec, errors.StaleAttempt, errors.TooLarge, errors.StoreBusy),
+    errors=(errors.InvalidSpec, errors.NotFound, errors.StaleAttempt, errors.TooLarge, errors.StoreBusy),
 )  # fmt: skip
 FAIL = Route(
     name="report_failures", method="POST", path="/jobs/fail", audience=Audience.NODE, body=Body.FLEXIBLE,
     summary="Report failed attempts",
     request=m.OutcomeBatch, response=m.BatchResponse, max_body=16 * MB,
-    errors=(errors.InvalidSpec, errors.StaleAttempt),
+    errors=(errors.InvalidSpec, errors.NotFound, errors.StaleAttempt),
 )  # fmt: skip
 APPEND_LOG = Route(
     name="append_log", method="PATCH", path="/jobs/{job_id}/attempts/{attempt}/log/{stream}", audience=Audience.NODE,
