@@ -4,15 +4,15 @@ from datetime import timedelta
 
 import pytest
 
-from ostler.coordinator.operations import duties, jobs, nodes, reads, tokens
+from ostler.coordinator.operations import duties, explanations, jobs, nodes, reads, tokens
 from ostler.model.access import Role
 from ostler.model.attempt import AttemptState
 from ostler.model.errors import (
     AlreadyExists,
     Conflict,
-    Forbidden,
     InvalidSpec,
     InvalidTransition,
+    NodeRetired,
     NotFound,
     StaleAttempt,
     Unauthenticated,
@@ -44,10 +44,12 @@ async def test_a_retired_id_is_free_again(rig: Rig):
     view = await rig.write(nodes.retire_node, "n1", "sold")
     assert (view.state, view.reason) == (NodeState.RETIRED, "sold")
     assert (await rig.job(job_id)).state is JobState.RETRY_WAIT
-    assert await rig.read(nodes.node_key, "n1") is None
     for call in (rig.pull, rig.beat, lambda: rig.register(epoch="boot:9")):
-        with pytest.raises(Forbidden, match="retired"):
+        with pytest.raises(NodeRetired, match="was retired"):
             await call()
+    with pytest.raises(NodeRetired):  # whoever still has a join token: the key that was retired stays so
+        await rig.join()
+    assert await rig.read(nodes.retired_nodes) == ["n1"]
     with pytest.raises(InvalidTransition):
         await rig.write(nodes.retire_node, "n1")
     await rig.join(key=b"y" * 32)
@@ -156,6 +158,72 @@ async def test_drain_empty_resume(rig: Rig):
     assert len(await rig.pull()) == 1
     with pytest.raises(NotFound):
         await rig.write(nodes.drain_node, "nobody", m.DrainRequest())
+
+
+async def test_a_cordoned_node_gets_nothing_new_and_is_not_told(rig: Rig):
+    await rig.submit(3)
+    await rig.join()
+    (lease,) = await rig.begin(slots=1)
+    view = await rig.write(nodes.cordon_node, "n1", "odd noises")
+    assert (view.state, view.cordoned, view.cordon_reason) == (NodeState.READY, True, "odd noises")
+    assert await rig.beat(held=held([lease])) == []
+    assert await rig.pull(held=held([lease])) == []
+    assert (await rig.finish("n1", lease)).ok
+    session = await rig.register(epoch="boot:2")  # a new daemon changes nothing
+    assert not session.draining
+    assert await rig.pull() == []
+    why = await rig.read(explanations.explain_job, (await rig.submit())[0])
+    assert why.summary == "1 node could run it, but 1 is cordoned"
+    await rig.write(nodes.resume_node, "n1")  # ends a drain, not a cordon
+    assert await rig.pull() == []
+    view = await rig.write(nodes.uncordon_node, "n1")
+    assert (view.cordoned, view.cordon_reason) == (False, None)
+    assert len(await rig.pull()) == 3
+    assert [row[0] for row in await rig.rows("SELECT kind FROM events WHERE kind LIKE '%cordon'")] == ["cordon", "uncordon"]
+    with pytest.raises(NotFound):
+        await rig.write(nodes.cordon_node, "nobody")
+    await rig.write(nodes.retire_node, "n1")
+    with pytest.raises(NodeRetired):
+        await rig.write(nodes.uncordon_node, "n1")
+
+
+async def test_pools_keep_jobs_apart(rig: Rig):
+    anywhere, lab, named, nowhere = [
+        (await rig.submit(requirements=need))[0]
+        for need in (Requirements(), Requirements(pool="lab"), Requirements(node="n2"), Requirements(pool="moon"))
+    ]
+    await rig.join()
+    await rig.join("n2")
+    view = await rig.write(nodes.move_node, "n2", "lab")
+    assert view.pool == "lab"
+    assert [one.job_id for one in await rig.pull("n1")] == [anywhere]
+    assert [one.job_id for one in await rig.pull("n2")] == [lab, named]
+    why = await rig.read(explanations.explain_job, nowhere)
+    assert why.summary == "no node is in the pool moon: 2 of 2 nodes fail `pool`"
+    assert [(one.requirement, one.nodes) for one in why.blockers] == [("pool", 2)]
+    assert why.blockers[0].examples == ("n1 is in the pool default, not in moon", "n2 is in the pool lab, not in moon")
+    (homeless,) = await rig.submit()
+    await rig.write(nodes.move_node, "n1", "moon")
+    assert "no node is in the pool default; name another with requirements.pool" in (
+        (await rig.read(explanations.explain_job, homeless)).summary
+    )
+    assert [one.job_id for one in await rig.pull("n1", held=[m.Held(anywhere, 1)])] == [nowhere]
+    assert (await rig.job(anywhere)).state is JobState.LEASED  # what it has stays
+    with pytest.raises(InvalidSpec):
+        await rig.write(nodes.move_node, "n1", "a b")
+
+
+async def test_what_a_node_finds_wrong_with_itself_is_told(rig: Rig):
+    (job_id,) = await rig.submit()
+    await rig.join()
+    await rig.beat(draining=True, quarantine="/jobs: is mounted read-only")
+    view = await rig.read(reads.show_node, "n1")
+    assert (view.draining, view.quarantine) == (True, "/jobs: is mounted read-only")
+    assert await rig.pull() == []
+    assert (await rig.read(explanations.explain_job, job_id)).summary == "1 node could run it, but 1 is quarantined"
+    await rig.beat()
+    assert (await rig.read(reads.show_node, "n1")).quarantine is None
+    assert len(await rig.pull()) == 1
 
 
 async def test_an_idle_node_is_drained_at_once(rig: Rig):

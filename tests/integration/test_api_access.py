@@ -291,3 +291,72 @@ async def test_what_ails_a_node_is_kept_as_long_as_a_list_shows_it(rig):
     node = await rig.enrolled()
     await node.call(routes.HEARTBEAT, m.HeartbeatRequest(node_id=node.node_id, held=(), health=("x" * 10_000, "hot")))
     assert (await rig.people.call(routes.SHOW_NODE, node_id=node.node_id)).health == ("x" * 500, "hot")
+
+
+async def test_a_retired_node_is_refused_at_every_door_at_once(tmp_path):
+    async with coordinator(tmp_path / "c") as rig:
+        join = await rig.join_token(uses=5)
+        node = rig.node("sold")
+        await node.register(join)
+        held = await node.take()
+        poll = asyncio.create_task(node.pull(wait_s=30, held=(held,)))
+        await rig.open_calls(routes.PULL)
+        view = await rig.people.call(routes.RETIRE_NODE, m.ReasonRequest(reason="sold"), node_id="sold")
+        assert (view.state.value, view.reason) == ("retired", "sold")
+        with pytest.raises(errors.NodeRetired, match="was retired"):
+            await poll
+        await refused_everywhere(rig, node)
+        job = await rig.show(held.job_id)
+        assert (job.state.value, job.failure.code.value) == ("retry_wait", "E_LOST")
+        with pytest.raises(errors.NodeRetired):
+            await node.register(join)  # a join token that is good does not bring its key back
+        for route in (routes.CORDON_NODE, routes.UNCORDON_NODE, routes.MOVE_NODE):
+            message = (
+                m.PoolRequest(pool="x")
+                if route is routes.MOVE_NODE
+                else None
+                if route is routes.UNCORDON_NODE
+                else m.ReasonRequest()
+            )
+            with pytest.raises(errors.NodeRetired):
+                await rig.people.call(route, message, node_id="sold")
+    async with coordinator(tmp_path / "c") as rig:
+        node.rig = rig
+        await refused_everywhere(rig, node)
+        with pytest.raises(errors.NodeRetired):
+            await node.register(**signed(node, await challenge(node)))
+        other = rig.node("sold")
+        await other.register(join)
+        assert [one.job_id for one in await other.pull(wait_s=30)] == [held.job_id]
+        with pytest.raises(errors.Unauthenticated):
+            await node.pull()
+
+
+async def refused_everywhere(rig, node):
+    for route in ROUTES:
+        if route.audience in {Audience.NODE, Audience.MEMBER}:
+            answer = await request(rig, route, node.token)
+            assert (answer.status_code, answer.json()["code"]) == (403, "node_retired"), route.name
+
+
+async def test_people_decide_about_nodes_and_nodes_do_not(rig):
+    node = await rig.enrolled("n1")
+    for route, message in (
+        (routes.CORDON_NODE, m.ReasonRequest(reason="odd noises")), (routes.MOVE_NODE, m.PoolRequest(pool="lab")),
+        (routes.RETIRE_NODE, m.ReasonRequest()),
+    ):  # fmt: skip
+        with pytest.raises(errors.Forbidden):
+            await node.call(route, message, node_id="n1")
+        for role in (Role.VIEWER, Role.SUBMITTER):
+            async with rig.person(role) as person:
+                with pytest.raises(errors.Forbidden):
+                    await person.call(route, message, node_id="n1")
+    async with rig.person(Role.OPERATOR) as operator:
+        await operator.call(routes.CORDON_NODE, m.ReasonRequest(reason="odd noises"), node_id="n1")
+        view = await operator.call(routes.MOVE_NODE, m.PoolRequest(pool="lab"), node_id="n1")
+        assert (view.cordoned, view.cordon_reason, view.pool) == (True, "odd noises", "lab")
+        poll = asyncio.create_task(node.pull(wait_s=30))
+        await rig.open_calls(routes.PULL)
+        job_id = await rig.submit(requirements={"pool": "lab"})
+        assert not (await operator.call(routes.UNCORDON_NODE, node_id="n1")).cordoned
+        assert [one.job_id for one in await poll] == [job_id]  # its open poll is woken

@@ -221,11 +221,33 @@ async def test_an_outdated_node_idles_and_keeps_its_jobs(rig, coordinator):
     )
     for route in ("/nodes/register", "/nodes/heartbeat", "/jobs/pull"):
         coordinator.refuse[route] = [(426, body.encode())] * 1000
-    await until(lambda: rig.daemon.session.outdated, "it knows")
+    await until(lambda: rig.daemon.session.barred, "it knows")
     assert "pip install ostler==9" in rig.daemon.health.report()[1]["problems"][0]
     assert not rig.daemon.health.report()[0]
     assert rig.held() == {("j1", 1)}
     assert rig.runner.killed == []
+
+
+async def test_a_retired_node_says_so_lets_go_of_everything_and_idles(rig, coordinator):
+    coordinator.offer("j1", command="wait")
+    await until(lambda: rig.runner.started, "it runs")
+    body = json.dumps({"title": "x", "status": 403, "code": "node_retired", "detail": "node n1 was retired", "hint": "join anew"})
+    for route in ("/nodes/register", "/nodes/heartbeat", "/jobs/pull", "/jobs/progress", "/jobs/result", "/jobs/ack"):
+        coordinator.refuse[route] = [(403, body.encode())] * 1000
+    await until(lambda: rig.runner.killed, "what it ran is ended")
+    await until(lambda: not rig.held(), "nothing is held any more")
+    assert rig.over("j1") is None  # and reported to nobody
+    assert rig.daemon.health.report()[1]["problems"][0] == "node n1 was retired join anew"
+    calls = len(coordinator.calls)
+    registrar = rig.daemon.registrar
+    registrar.wake()  # its next turn, which else comes in a minute
+    await until(lambda: rig.daemon.session.barred and not registrar._wake.is_set(), "it asked again")
+    assert len([kind for kind, _ in coordinator.calls[calls:] if kind != "/nodes/register"]) <= 1
+    coordinator.refuse.clear()  # as if its row was brought back from a backup
+    registrar.wake()
+    await until(lambda: rig.daemon.session.is_open, "a session")
+    coordinator.offer("j2")
+    await until(lambda: rig.over("j2"), "it works again")
 
 
 # --- logs ---

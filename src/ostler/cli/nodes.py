@@ -8,6 +8,7 @@ import typer
 
 from ostler.cli import output
 from ostler.cli.options import JsonOption, LimitOption, seconds
+from ostler.model.node import NodeState
 
 SYSTEM_CONFIG = Path("/etc/ostler/node.yaml")
 
@@ -35,7 +36,7 @@ def node(
         typer.Option("--config", metavar="FILE", help="Run the daemon in the foreground with this configuration (YAML)."),
     ] = None,
 ) -> None:
-    """Run the node daemon (--config FILE), or look at nodes and drain them.
+    """Run the node daemon (--config FILE), or look at nodes and decide about them.
 
     The daemon starts its keeper where none runs. On SIGHUP it reads FILE anew; a running job outlives the daemon.
     """
@@ -44,7 +45,9 @@ def node(
             raise typer.BadParameter(f"--config before {ctx.invoked_subcommand} runs the daemon; put it behind")
         return
     if config is None:
-        raise typer.BadParameter("say --config FILE to run the daemon, or one of: probe, list, show, drain, resume")
+        raise typer.BadParameter(
+            "say --config FILE to run the daemon, or one of: probe, list, show, drain, resume, cordon, uncordon, pool, retire"
+        )
     from ostler.assembly import launch
 
     launch.become_node(config)
@@ -72,26 +75,30 @@ def probe(as_json: JsonOption = False) -> None:
 
 
 @app.command("list")
-def list_nodes(limit: LimitOption = 500, as_json: JsonOption = False) -> None:
-    """List the nodes."""
+def list_nodes(
+    limit: LimitOption = 500,
+    retired: Annotated[bool, typer.Option("--all", help="Show retired nodes too.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """List the nodes: what is wrong first, with the command that mends it.
+
+    An *unknown* node was silent for two heartbeats: it gets no new work and keeps what it has. A *lost* one was silent for a whole
+    lease: what it ran is tried elsewhere. A *quarantined* one found its own disk or GPU faulty.
+    """
     from ostler.cli.session import open_session
     from ostler.protocol import routes
     from ostler.protocol.messages import PageQuery
 
     with open_session() as session:
         nodes, more = session.pages(routes.LIST_NODES, PageQuery(limit=min(limit, 100)), limit)
+        release = session.call(routes.VERSION).version
+    nodes = [one for one in nodes if retired or one.state is not NodeState.RETIRED]
     if as_json:
         output.print_json({"items": nodes, "more": more})
         return
-    rows = [
-        (
-            one.node_id, one.state.value, len(one.attempts), f"{one.cpu_slots}+{one.gpu_slots}", f"{one.load:.2f}",
-            output.size(one.free_mb * 2**20), output.ago(one.last_seen_at), one.version, one.reason or "; ".join(one.health),
-        )
-        for one in nodes
-    ]  # fmt: skip
-    columns = output.columns("NODE~|STATE|JOBS>|SLOTS CPU+GPU>|LOAD>|FREE MEMORY>|SEEN>|VERSION|WHY~")
-    output.table(columns, rows, empty="no nodes")
+    from ostler.cli import node_table
+
+    node_table.show(nodes, release)
 
 
 @app.command()
@@ -99,18 +106,23 @@ def show(name: NodeArgument, as_json: JsonOption = False) -> None:
     """Show one node: its state, what it can do and what it runs."""
     from ostler.cli.session import open_session
     from ostler.protocol import codec, routes
+    from ostler.protocol.standing import standing
 
     with open_session() as session:
         view = session.call(routes.SHOW_NODE, node_id=name)
+        release = session.call(routes.VERSION).version
     if as_json:
         output.print_json(view)
         return
+    about = standing(view, release=release)
     output.fields(
         [
             ("node", view.node_id),
-            ("state", view.state.value),
+            ("state", about.word),
             ("since", view.changed_at and f"{output.ago(view.changed_at)} ago"),
-            ("why", view.reason),
+            ("why", about.why),
+            ("do", about.mend),
+            ("pool", view.pool),
             ("health", "; ".join(view.health) or "good"),
             ("last seen", view.last_seen_at and f"{output.ago(view.last_seen_at)} ago"),
             ("joined", f"{view.joined_at.astimezone():%Y-%m-%d %H:%M:%S}"),
@@ -169,15 +181,75 @@ def resume(name: OptionalNode = None, config: LocalConfig = None, as_json: JsonO
         _remote(routes.RESUME_NODE, name, None, as_json=as_json)
 
 
+@app.command()
+def cordon(
+    name: NodeArgument,
+    reason: Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Why; shown with NODE.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Give a node no new work until `ostler node uncordon`; what it runs goes on.
+
+    A cordon is the coordinator's alone: the node is not told. To empty a node before its machine is worked on, drain it.
+    """
+    from ostler.protocol import routes
+    from ostler.protocol.messages import ReasonRequest
+
+    _remote(routes.CORDON_NODE, name, ReasonRequest(reason=reason), as_json=as_json)
+
+
+@app.command()
+def uncordon(name: NodeArgument, as_json: JsonOption = False) -> None:
+    """End a cordon. A node that is drained as well waits for `ostler node resume`."""
+    from ostler.protocol import routes
+
+    _remote(routes.UNCORDON_NODE, name, None, as_json=as_json)
+
+
+@app.command()
+def pool(
+    name: NodeArgument,
+    to: Annotated[str, typer.Argument(metavar="POOL", help="The pool that it belongs to from now on.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Move a node to another pool; what it runs stays.
+
+    Jobs run in the pool that they name (`requirements.pool`), and in the pool `default` where they name none.
+    """
+    from ostler.protocol import routes
+    from ostler.protocol.messages import PoolRequest
+
+    _remote(routes.MOVE_NODE, name, PoolRequest(pool=to), as_json=as_json)
+
+
+@app.command()
+def retire(
+    name: NodeArgument,
+    reason: Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Why; shown with NODE.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """End a node for good: its key and tokens open nothing from now on, what it ran is tried elsewhere.
+
+    Its name is free again for a machine that joins with another key.
+    """
+    from ostler.protocol import routes
+    from ostler.protocol.messages import ReasonRequest
+
+    _remote(routes.RETIRE_NODE, name, ReasonRequest(reason=reason), as_json=as_json)
+
+
 def _remote(route: Any, name: str, message: Any, *, as_json: bool) -> None:
     from ostler.cli.session import open_session
+    from ostler.protocol.standing import standing
 
     with open_session() as session:
         view = session.call(route, message, node_id=name)
     if as_json:
         output.print_json(view)
     else:
-        output.say(output.clean(f"{view.node_id} is {view.state}"))
+        about = standing(view)
+        output.say(
+            output.clean(f"{view.node_id} is {about.word}" + (f" (pool {view.pool})" if route.name == "move_node" else ""))
+        )
 
 
 def _local(verb: str, config: Path | None, query: dict[str, str], *, as_json: bool) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,6 +31,9 @@ _COLOURS = {
     "expired": "red",
     "lost": "red",
     "held": "yellow",
+    "quarantined": "red",
+    "cordoned": "yellow",
+    "retired": "dim",
 }
 _CODES = {"green": 32, "yellow": 33, "red": 31, "cyan": 36, "bold": 1, "dim": 2}
 _GAP = 2
@@ -38,16 +42,22 @@ _LEAST = 6
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column's title; one that may `shrink` gives way where the terminal is narrow; `right` for numbers."""
+    """A column's title; one that may `shrink` gives way where the terminal is narrow; `right` for numbers.
+
+    What a last column that may `wrap` holds is never cut: where it has no room it stands below its row.
+    """
 
     title: str
     shrink: bool = False
     right: bool = False
+    wrap: bool = False
 
 
 def columns(spec: str) -> list[Column]:
-    """Columns from their titles, such as `JOB|TITLE~|AGE>`: `~` may shrink, `>` is to the right."""
-    return [Column(one.rstrip("~>"), shrink="~" in one, right=one.endswith(">")) for one in spec.split("|")]
+    """Columns from their titles, such as `JOB|TITLE~|AGE>|WHY+`: `~` may shrink, `>` is to the right, `+` may wrap."""
+    return [
+        Column(one.rstrip("~>+"), shrink="~" in one, right=one.endswith(">"), wrap=one.endswith("+")) for one in spec.split("|")
+    ]
 
 
 def clean(text: str) -> str:
@@ -104,6 +114,14 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[object]], *, empty:
 def layout(columns: Sequence[Column], cells: Sequence[Sequence[str]], width: int | None) -> Iterator[str]:
     """The lines of a table within `width`; shrinking columns share what is too much, the widest first."""
     widths = [max(len(column.title), *(len(row[i]) for row in cells)) for i, column in enumerate(columns)]
+    if width is not None and columns[-1].wrap and sum(widths) + _GAP * (len(widths) - 1) > width:
+        title, *lines = layout(columns[:-1], [row[:-1] for row in cells], width)
+        yield title
+        for line, row in zip(lines, cells, strict=True):
+            yield line
+            for part in textwrap.wrap(row[-1] if row[-1] != "-" else "", max(_LEAST, width - 2 * _GAP)):
+                yield " " * 2 * _GAP + part
+        return
     if width is not None:
         excess = sum(widths) + _GAP * (len(widths) - 1) - width
         while excess > 0:

@@ -20,6 +20,7 @@ def run(
     tag: Annotated[
         list[str] | None, typer.Option("--tag", metavar="T", help="A tag that the node must have; may be repeated.")
     ] = None,
+    pool: Annotated[str | None, typer.Option("--pool", metavar="POOL", help="The pool to run in. Default: `default`.")] = None,
     file_in: Annotated[
         list[Path] | None,
         typer.Option(
@@ -57,7 +58,7 @@ def run(
     from ostler.model.manifest import problems
 
     manifest, found = describe(
-        command, gpus=gpu, vram_mb=vram, threads=threads, tags=tag or (), outputs=file_out or (), timeout_s=timeout,
+        command, gpus=gpu, vram_mb=vram, threads=threads, tags=tag or (), pool=pool, outputs=file_out or (), timeout_s=timeout,
         labels=parse_labels(label or ()),
     )  # fmt: skip
     mistakes = [Problem(_option_of(one.path), one.message) for one in problems(found)]
@@ -75,6 +76,7 @@ def describe(
     vram_mb: int = 0,
     threads: int = 0,
     tags: Sequence[str] = (),
+    pool: str | None = None,
     outputs: Sequence[str] = (),
     timeout_s: float | None = None,
     labels: dict[str, str] | None = None,
@@ -83,7 +85,7 @@ def describe(
     from ostler.model.manifest import Manifest
     from ostler.protocol import codec
 
-    requirements = {"gpus": gpus, "vram_mb": vram_mb, "cpu_threads": threads, "tags": list(tags)}
+    requirements = {"gpus": gpus, "vram_mb": vram_mb, "cpu_threads": threads, "tags": list(tags), "pool": pool}
     manifest: dict[str, Any] = {
         # Chosen here, so that a submit whose answer was lost can be made again, and a signal in between finds its job.
         "job_id": f"run-{secrets.token_hex(6)}",
@@ -105,6 +107,7 @@ def _option_of(path: str) -> str:
         "labels": "--label",
         "timeout_s": "--timeout",
         "requirements.tags": "--tag",
+        "requirements.pool": "--pool",
         "requirements.gpus": "--gpu",
         "requirements.vram_mb": "--vram",
         "requirements.cpu_threads": "--threads",

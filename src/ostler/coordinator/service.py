@@ -24,7 +24,7 @@ from ostler.coordinator.loops.expirer import Expirer
 from ostler.coordinator.loops.lease_rescuer import LeaseRescuer
 from ostler.coordinator.loops.node_watcher import NodeWatcher
 from ostler.coordinator.loops.retry_promoter import RetryPromoter
-from ostler.coordinator.operations import tokens
+from ostler.coordinator.operations import nodes, tokens
 from ostler.coordinator.operations.uploads import work_waits
 from ostler.coordinator.sealing import open_sealer
 from ostler.coordinator.store.store import Store
@@ -63,6 +63,7 @@ async def run_coordinator(
         services = await stack.enter_async_context(_services(config, clock, logger, [] if watcher is None else [watcher]))
         if admin_token is not None:
             await services.store.write(tokens.ensure_admin_token, admin_token)
+        services.door.retire(*await services.store.read(nodes.retired_nodes))
         server = build_server(
             build_app(services),
             listener,

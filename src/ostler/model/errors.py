@@ -5,6 +5,7 @@ OstlerError
 │  ├─ InvalidSpec 422
 │  ├─ Unauthenticated 401
 │  ├─ Forbidden 403
+│  │  └─ NodeRetired
 │  ├─ NotFound 404
 │  ├─ Gone 410            a stale attempt's log or upload (409 means an offset conflict there)
 │  ├─ TooLarge 413
@@ -98,6 +99,12 @@ class Forbidden(Rejected):
 
     code = "forbidden"
     status = 403
+
+
+class NodeRetired(Forbidden):
+    """The node was retired: its key and its tokens open nothing, for good."""
+
+    code = "node_retired"
 
 
 class NotFound(Rejected):

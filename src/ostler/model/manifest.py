@@ -27,7 +27,7 @@ MAX_ARRAY = 10_000
 MAX_JOB_ID = 128
 MAX_ARGS_BYTES = 128 * 1024
 DEFAULT_TIMEOUT_S = 3600
-DEFAULT_POOL = "default"  # of nodes whose join token named none
+DEFAULT_POOL = "default"  # of nodes whose join token named none, and of jobs that name neither a pool nor a node
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 STRICT = {"extra": "forbid"}
@@ -95,7 +95,10 @@ class Artifact:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Requirements:
-    """What a node must offer. Sizes in MB (2**20 bytes); `gpu: true` means at least one GPU."""
+    """What a node must offer. Sizes in MB (2**20 bytes); `gpu: true` means at least one GPU.
+
+    A job runs in the `pool` that it names; one that names neither a pool nor a `node` runs in the pool `default`.
+    """
 
     __pydantic_config__ = STRICT
 
@@ -107,6 +110,7 @@ class Requirements:
     disk_mb: int = 0
     tags: tuple[str, ...] = ()
     node: str | None = None
+    pool: str | None = None
 
     @property
     def gpu_count(self) -> int:
@@ -331,6 +335,8 @@ def _number_problems(manifest: Manifest) -> Iterator[Problem]:
             yield Problem(f"requirements.tags[{i}]", "must be 1 to 63 letters, digits, '.', '_' or '-'")
     if need.node is not None and not NAME.fullmatch(need.node):
         yield Problem("requirements.node", "is not a node id")
+    if need.pool is not None and not NAME.fullmatch(need.pool):
+        yield Problem("requirements.pool", "must be 1 to 63 letters, digits, '.', '_' or '-'")
     for name in ("memory_mb", "address_space_mb", "disk_mb", "cpu_pct", "processes", "open_files", "log_mb", "grace_s"):
         value = getattr(manifest.policy, name)
         if value is not None and not 0 < value <= 2**31:

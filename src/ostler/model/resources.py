@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ostler.model.manifest import Manifest, Requirements, Runner
+from ostler.model.manifest import DEFAULT_POOL, Manifest, Requirements, Runner
 from ostler.model.sandbox import SandboxLevel
 
 
@@ -60,6 +60,7 @@ class Offer:
 
     node_id: str
     capacity: Resources
+    pool: str = DEFAULT_POOL
     vram_mb: tuple[int, ...] = ()
     tags: frozenset[str] = frozenset()
     runners: frozenset[Runner] = frozenset()
@@ -78,6 +79,11 @@ def demand(need: Requirements) -> Resources:
     )
 
 
+def pool_of(need: Requirements) -> str | None:
+    """The pool that a job must run in; None where it names a node, which may belong to any."""
+    return need.pool or (DEFAULT_POOL if need.node is None else None)
+
+
 def unmet(manifest: Manifest, offer: Offer) -> list[tuple[str, str]]:
     """Which requirements this node can never meet, however idle: (requirement, reason) pairs; empty when it fits."""
     need, has = manifest.requirements, offer.capacity
@@ -91,6 +97,8 @@ def unmet(manifest: Manifest, offer: Offer) -> list[tuple[str, str]]:
         found.append(("runner", f"does not offer the {manifest.runner.value} runner"))
     if need.node is not None and need.node != offer.node_id:
         found.append(("node", f"is not {need.node}"))
+    if (pool := pool_of(need)) is not None and pool != offer.pool:
+        found.append(("pool", f"is in the pool {offer.pool}, not in {pool}"))
     if missing := [tag for tag in need.tags if tag not in offer.tags]:
         found.append(("tags", f"lacks the tag {', '.join(missing)}"))
     if need.gpu_count:

@@ -101,6 +101,7 @@ class NodeDaemon:
             describe=self._describe,
             on_open=self._on_session,
             on_return=self._on_return,
+            on_retired=self._on_retired,
             clock=clock,
             logger=logger,
         )
@@ -361,6 +362,11 @@ class NodeDaemon:
         self.outbox.retry_now()
         for loop in (self.acker, self.heart, self.reporter, self.shipper):
             loop.wake()
+
+    def _on_retired(self, why: str) -> None:
+        """What it had is lost for the coordinator and tried elsewhere: nobody wants it, nor its outcomes, any more."""
+        for live in self.table:
+            self._discard(live, why)
 
     def _on_readiness(self) -> None:
         self.puller.reconsider()

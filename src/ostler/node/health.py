@@ -79,8 +79,8 @@ class Health:
             found.append(f"there was no contact with {self._session.address.base_url} yet")
         elif last is not None and now - last > allowed:
             found.append(f"the last contact with {self._session.address.base_url} is {now - last:.0f} s ago")
-        if self._session.outdated:
-            found.append(self._session.outdated)
+        if self._session.barred:
+            found.append(self._session.barred)
         return found
 
     def report(self) -> tuple[bool, dict[str, object]]:

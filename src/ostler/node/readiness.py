@@ -42,6 +42,10 @@ class Readiness:
         """Whether this reason is in force."""
         return reason in self._reasons
 
+    def why(self, reason: Reason) -> str | None:
+        """The sentence of this reason; None where it is not in force."""
+        return self._reasons.get(reason)
+
     @property
     def draining(self) -> bool:
         """Whether the node takes no new work."""

@@ -20,6 +20,7 @@ from ostler.model.errors import (
     CoordinatorUnreachable,
     Forbidden,
     InvalidSpec,
+    NodeRetired,
     NotFound,
     Rejected,
     Unauthenticated,
@@ -78,6 +79,7 @@ class Session:
         describe: Callable[[], SelfDescription],
         on_open: Callable[[m.RegisterResponse], None],
         on_return: Callable[[], None],
+        on_retired: Callable[[str], None],
         clock: Clock,
         logger: logging.Logger,
     ) -> None:
@@ -88,11 +90,12 @@ class Session:
         self.dialect: Dialect | None = None
         self.links: Mapping[Dialect, Link] = {}
         self.contact_at: float | None = None
-        self.outdated: str | None = None
+        self.barred: str | None = None  # why this coordinator wants no session with this node as it is
         self.wake_registrar: Callable[[], None] = lambda: None
         self._describe = describe
         self._on_open = on_open
         self._on_return = on_return
+        self._on_retired = on_retired
         self._away = False
         self._clock = clock
         self._logger = logger
@@ -145,7 +148,7 @@ class Session:
         """
         for last in (False, True):
             if not self.is_open and not (last and await self.opened(REOPEN_S)):
-                raise CoordinatorUnreachable(self.outdated or "there is no session with the coordinator")
+                raise CoordinatorUnreachable(self.barred or "there is no session with the coordinator")
             token = self._token
             try:
                 answer = await make(token)
@@ -156,9 +159,9 @@ class Session:
                     self.close()
                 if last:
                     raise Unavailable(f"the coordinator refuses the session: {exc}") from exc
-            except UpgradeRequired as exc:
+            except (UpgradeRequired, NodeRetired) as exc:
                 self._heard()
-                self._too_old(exc)
+                self._bar(exc)
                 raise Unavailable(str(exc)) from exc
             except Rejected:
                 self._heard()
@@ -177,12 +180,15 @@ class Session:
     def _heard(self) -> None:
         self.contact_at = self._clock.monotonic()
 
-    def _too_old(self, exc: UpgradeRequired) -> None:
+    def _bar(self, exc: UpgradeRequired | NodeRetired) -> None:
+        """Idle, say why once, and ask again now and then; only a person can mend it."""
         message = f"{exc} {exc.hint or ''}".rstrip()
-        if self.outdated != message:
-            self._logger.error("upgrade_required", extra={"attrs": {"message": message}})
-        self.outdated = message
+        if self.barred != message:
+            self._logger.error(exc.code, extra={"attrs": {"message": message}})
+        self.barred = message
         self._opened.clear()
+        if isinstance(exc, NodeRetired):
+            self._on_retired(exc.message)
 
     # --- registration ---
 
@@ -190,9 +196,9 @@ class Session:
         """Open a session. Raises Unavailable, or Rejected with what to do; either way the registrar tries again."""
         try:
             answer = await self._introduce()
-        except UpgradeRequired as exc:
+        except (UpgradeRequired, NodeRetired) as exc:
             self._heard()
-            self._too_old(exc)
+            self._bar(exc)
             raise
         except NotFound:
             self._heard()
@@ -211,6 +217,8 @@ class Session:
         if identity.coordinator_key is None and joining is not None:
             try:
                 return await self._register(token=joining)
+            except NodeRetired:
+                raise
             except (Unauthenticated, AlreadyExists, Forbidden) as exc:
                 refused = exc  # perhaps it enrolled and the answer was lost
         challenge = await self._challenge(refused)
@@ -270,7 +278,7 @@ class Session:
                 hint="if the coordinator was set up anew on purpose, remove the node's state directory and join again",
             )
         self.dialect = Dialect.OSTLER
-        self.outdated = None
+        self.barred = None
         self.terms = Terms(heartbeat_s=answer.heartbeat_s, lease_s=answer.lease_s, pull_wait_s=answer.pull_wait_s)
         self._token = answer.node_token
         self._on_open(answer)

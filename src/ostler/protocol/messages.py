@@ -124,6 +124,7 @@ class HeartbeatRequest:
     version: str | None = None
     boot_epoch: str | None = None
     draining: bool = False
+    quarantine: str | None = None  # why it takes no work, where it found something wrong with itself
     health: tuple[str, ...] = ()
     slots: int | None = None
     capabilities: Capabilities | None = None  # only when they changed
@@ -475,7 +476,11 @@ class Blob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeView:
-    """One node as clients see it; `attempts` are those that it holds."""
+    """One node as clients see it; `attempts` are those that it holds.
+
+    `cordoned`: a person wants no new work for it. `draining`: the node itself takes none, by its own word, with `quarantine` because
+    of what it found wrong with itself.
+    """
 
     node_id: str
     state: NodeState
@@ -488,6 +493,9 @@ class NodeView:
     reason: str | None = None
     pool: str = DEFAULT_POOL
     cordoned: bool = False
+    cordon_reason: str | None = None
+    draining: bool = False
+    quarantine: str | None = None
     cpu_slots: int = 0
     gpu_slots: int = 0
     load: float = 0.0
@@ -523,6 +531,20 @@ class DrainRequest:
 
     reason: str | None = None
     timeout_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReasonRequest:
+    """Why a node is cordoned or retired; shown with it."""
+
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolRequest:
+    """The pool that a node is moved to."""
+
+    pool: str
 
 
 class TokenKind(StrEnum):

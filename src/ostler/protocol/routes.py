@@ -218,6 +218,26 @@ RESUME_NODE = Route(
     name="resume_node", method="POST", path="/nodes/{node_id}/resume", audience=Audience.MEMBER, grants=RUN, response=m.NodeView,
     summary="Give a drained node work again", errors=(errors.NotFound, errors.InvalidTransition),
 )  # fmt: skip
+CORDON_NODE = Route(
+    name="cordon_node", method="POST", path="/nodes/{node_id}/cordon", audience=Audience.CLIENT, grants=RUN, body=Body.JSON,
+    request=m.ReasonRequest, response=m.NodeView, summary="Give a node no new work; it goes on and is not told",
+    errors=(errors.NotFound, errors.NodeRetired),
+)  # fmt: skip
+UNCORDON_NODE = Route(
+    name="uncordon_node", method="POST", path="/nodes/{node_id}/uncordon", audience=Audience.CLIENT, grants=RUN,
+    response=m.NodeView, summary="End a cordon", errors=(errors.NotFound, errors.NodeRetired),
+)  # fmt: skip
+MOVE_NODE = Route(
+    name="move_node", method="POST", path="/nodes/{node_id}/pool", audience=Audience.CLIENT, grants=RUN, body=Body.JSON,
+    request=m.PoolRequest, response=m.NodeView, summary="Move a node to another pool; what it runs stays",
+    errors=(errors.NotFound, errors.NodeRetired, errors.InvalidSpec),
+)  # fmt: skip
+RETIRE_NODE = Route(
+    name="retire_node", method="POST", path="/nodes/{node_id}/retire", audience=Audience.CLIENT, grants=RUN, body=Body.JSON,
+    request=m.ReasonRequest, response=m.NodeView,
+    summary="End a node for good: its key and tokens open nothing, what it ran is tried elsewhere",
+    errors=(errors.NotFound, errors.InvalidTransition),
+)  # fmt: skip
 CREATE_TOKEN = Route(
     name="create_token", method="POST", path="/tokens", audience=Audience.CLIENT, grants=RUN, body=Body.JSON, status=201,
     request=m.TokenRequest, response=m.TokenView, summary="Make a join token, or (as an admin) an API token with a role; it is shown once",
@@ -256,6 +276,7 @@ ROUTES: tuple[Route, ...] = (
     REGISTER, HEARTBEAT, PULL, ACK, PROGRESS, RESULT, FAIL, APPEND_LOG, UPLOAD_WORKSPACE,
     SUBMIT, LIST_JOBS, SHOW_JOB, AWAIT_JOB, EXPLAIN_JOB, READ_LOG, LIST_ARTIFACTS, GET_ARTIFACT,
     CANCEL_JOB, RETRY_JOB, HOLD_JOB, RELEASE_JOB, DEBUG_JOB, GET_WORKSPACE, SHOW_GROUP, CANCEL_GROUP, UPLOAD_BLOB, GET_BLOB,
-    LIST_NODES, SHOW_NODE, DRAIN_NODE, RESUME_NODE, CREATE_TOKEN, LIST_TOKENS, REVOKE_TOKEN,
+    LIST_NODES, SHOW_NODE, DRAIN_NODE, RESUME_NODE, CORDON_NODE, UNCORDON_NODE, MOVE_NODE, RETIRE_NODE,
+    CREATE_TOKEN, LIST_TOKENS, REVOKE_TOKEN,
     VERSION, OPENAPI, HEALTHZ, READYZ, METRICS,
 )  # fmt: skip

@@ -27,6 +27,19 @@ def test_the_widest_column_that_may_gives_way() -> None:
     assert lines == ["JOB          TITLE         AGE", "j-123456789  ffmpeg -i i…  12m"]
 
 
+def test_what_may_not_be_cut_stands_below_its_row() -> None:
+    wrapping = output.columns("NODE|WHY+")
+    rows = [["n1", "silent: look at its network and its daemon"], ["n2", "-"]]
+    assert list(output.layout(wrapping, rows, 60)) == ["NODE  WHY", "n1    " + rows[0][1], "n2    -"]
+    assert list(output.layout(wrapping, rows, 30)) == [
+        "NODE",
+        "n1",
+        "    silent: look at its",
+        "    network and its daemon",
+        "n2",
+    ]
+
+
 @given(
     st.lists(st.tuples(st.text(max_size=60), st.text(max_size=60), st.text(max_size=5)), min_size=1, max_size=5),
     st.integers(30, 120),

@@ -13,7 +13,7 @@ from ostler.coordinator.placement.offer import offer_of
 from ostler.coordinator.placement.rank import AGEING, rank_of
 from ostler.coordinator.placement.shape import Shape, read_shape, shape_of, write_shape
 from ostler.model.manifest import Manifest, Policy, Requirements, Runner
-from ostler.model.resources import Offer, Resources
+from ostler.model.resources import Offer, Resources, unmet
 from ostler.model.sandbox import SandboxAbilities, SandboxLevel
 from store_rig import capabilities
 
@@ -156,6 +156,14 @@ def test_what_is_chosen_fits_together_and_nothing_that_fits_is_passed_over(some,
             gpus = found.demand.gpu_slots
             room = Room(node, [*map(as_shape, live), *taken])
             assert not room.fits(found) or (gpus > left.gpu if gpus else left.cpu < 1)
+
+
+@given(st.sampled_from([None, "default", "lab"]), st.sampled_from([None, "n1", "n2"]), st.sampled_from(["default", "lab"]))
+def test_a_job_runs_in_its_pool_and_one_that_names_neither_pool_nor_node_in_the_default(pool, node, where):
+    asks = Manifest(command="x", requirements=Requirements(pool=pool, node=node))
+    has = Offer(node_id="n1", pool=where, capacity=Resources(cpu_slots=1), runners=frozenset({Runner.CLI}))
+    wanted = pool or ("default" if node is None else where)
+    assert ("pool" in dict(unmet(asks, has))) == (wanted != where)
 
 
 # --- silence -----------------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import Protocol
 from starlette.types import Scope
 
 from ostler.coordinator.api.credentials import NODE_PREFIX, Credentials, NodeToken
+from ostler.coordinator.operations.sessions import retired
 from ostler.coordinator.operations.tokens import ApiToken
 from ostler.model.access import Grants, Role
 from ostler.model.errors import Forbidden, Unauthenticated
@@ -83,10 +84,16 @@ class Doorkeeper:
         self._good: dict[bytes, tuple[ApiToken, float]] = {}
         self._revocations = 0
         self._epochs: dict[str, str] = {}
+        self._retired: set[str] = set()
 
     def note_session(self, node_id: str, boot_epoch: str) -> None:
         """From now on tokens of the node's earlier sessions open nothing."""
         self._epochs[node_id] = boot_epoch
+        self._retired.discard(node_id)
+
+    def retire(self, *node_ids: str) -> None:
+        """From now on these nodes' tokens open nothing, until a node of that name is enrolled anew."""
+        self._retired.update(node_ids)
 
     def forget(self, token_id: str) -> None:
         """A token was revoked: no remembered check of it counts, nor one that is under way."""
@@ -125,6 +132,8 @@ class Doorkeeper:
     async def _caller(self, token: str) -> Caller:
         if token.startswith(NODE_PREFIX):
             said = self._credentials.read_node_token(token)
+            if said.node_id in self._retired:
+                raise retired(said.node_id)
             if self._epochs.get(said.node_id, said.boot_epoch) != said.boot_epoch:
                 raise Unauthenticated(f"the node {said.node_id} has begun a newer session since", hint="register the node anew")
             return Caller(CallerKind.NODE, token=said)

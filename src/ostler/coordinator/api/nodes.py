@@ -1,4 +1,4 @@
-"""Endpoints of and about nodes: registration, heartbeats, drain and resume."""
+"""Endpoints of and about nodes: registration, heartbeats, and what people decide about them."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -166,3 +166,26 @@ async def resume_node(call: Call) -> m.NodeView:
     if call.is_node:
         call.own_node(call.path["node_id"])
     return await call.write(ops.resume_node, call.path["node_id"])
+
+
+async def cordon_node(call: Call) -> m.NodeView:
+    """By a person."""
+    return await call.write(ops.cordon_node, call.path["node_id"], (await call.json(m.ReasonRequest)).reason)
+
+
+async def uncordon_node(call: Call) -> m.NodeView:
+    """By a person."""
+    return await call.write(ops.uncordon_node, call.path["node_id"])
+
+
+async def move_node(call: Call) -> m.NodeView:
+    """By a person."""
+    return await call.write(ops.move_node, call.path["node_id"], (await call.json(m.PoolRequest)).pool)
+
+
+async def retire_node(call: Call) -> m.NodeView:
+    """By a person. From the moment of the answer on no token of the node opens anything here."""
+    node_id = call.path["node_id"]
+    view = await call.write(ops.retire_node, node_id, (await call.json(m.ReasonRequest)).reason)
+    call.services.door.retire(node_id)
+    return view

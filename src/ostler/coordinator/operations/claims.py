@@ -13,6 +13,7 @@ from ostler.coordinator.placement.offer import offer_of
 from ostler.coordinator.placement.shape import Shape, read_shape
 from ostler.coordinator.store.tx import Tx
 from ostler.model.capabilities import Capabilities
+from ostler.model.manifest import DEFAULT_POOL
 from ostler.model.resources import Offer, unmet
 from ostler.protocol.codec import decode
 
@@ -74,9 +75,13 @@ class Placements:
         """What a node offers; `number` is its row's `offer`, which grows whenever the offer changes."""
         known = self.offers.get(node_id)
         if known is None or known[0] != number:
-            row = tx.row("SELECT body FROM capabilities WHERE node_id = ?", (node_id,))
-            has = decode(row[0], Capabilities, what="capabilities") if row else None
-            known = (number, offer_of(node_id, has, cpu_slots=slots[0], gpu_slots=slots[1]))
+            row = tx.row(
+                "SELECT n.pool, c.body FROM nodes n LEFT JOIN capabilities c ON c.node_id = n.node_id WHERE n.node_id = ?",
+                (node_id,),
+            )
+            pool, body = row or (DEFAULT_POOL, None)
+            has = decode(body, Capabilities, what="capabilities") if body is not None else None
+            known = (number, offer_of(node_id, has, cpu_slots=slots[0], gpu_slots=slots[1], pool=pool))
             _make_room(self.offers)
             self.offers[node_id] = known
         return known[1]

@@ -41,7 +41,7 @@ def _standings(tx: Tx, places: Placements) -> list[Standing]:
         live.setdefault(node_id, []).append(shape_id)
     shapes = places.shapes_of(tx, {shape_id for some in live.values() for shape_id in some})
     rows = tx.rows(
-        """SELECT node_id, state, offer, cpu_slots, gpu_slots, draining, disk_free_mb FROM nodes
+        """SELECT node_id, state, offer, cpu_slots, gpu_slots, draining, disk_free_mb, cordoned, quarantine FROM nodes
            WHERE state <> 'retired' ORDER BY node_id"""
     )
     return [
@@ -50,9 +50,11 @@ def _standings(tx: Tx, places: Placements) -> list[Standing]:
             state=NodeState(state),
             live=_shapes(live.get(node_id, []), shapes),
             draining=bool(draining),
+            cordoned=cordoned is not None,
+            quarantined=bool(draining) and quarantine is not None,
             disk_free_mb=disk_free_mb,
         )
-        for node_id, state, number, cpu_slots, gpu_slots, draining, disk_free_mb in rows
+        for node_id, state, number, cpu_slots, gpu_slots, draining, disk_free_mb, cordoned, quarantine in rows
     ]
 
 

@@ -77,7 +77,8 @@ def lease_jobs(tx: Tx, request: PullRequest, *, fresh: bool = True) -> list[Leas
     changed = bool(sessions.seen(tx, node, fresh=fresh, held=request.held if request.protocol is not None else None, live=live))
     changes.flush()  # before the claim: what came back may be leased anew
     node = sessions.advanced(tx, node, NodeEvent.BEAT)
-    chosen = _choose(tx, request, node, live) if node.state is NodeState.READY and not node.draining else []
+    takes = node.state is NodeState.READY and not node.draining and node.cordoned is None
+    chosen = _choose(tx, request, node, live) if takes else []
     specs = _lease(tx, node, chosen)
     aged = node.last_seen_at is None or not 0 <= tx.at - node.last_seen_at < span(RENEW_AFTER)
     if chosen or changed or (fresh and aged):

@@ -17,8 +17,8 @@ from ostler.coordinator.operations.views import node_view
 from ostler.coordinator.store.times import span
 from ostler.coordinator.store.tx import Tx
 from ostler.model.attempt import BEGUN
-from ostler.model.errors import AlreadyExists, StaleAttempt
-from ostler.model.manifest import DEFAULT_POOL
+from ostler.model.errors import AlreadyExists, InvalidSpec, Problem, StaleAttempt
+from ostler.model.manifest import DEFAULT_POOL, NAME
 from ostler.model.node import NodeEvent, NodeState
 from ostler.protocol.codec import encode
 from ostler.protocol.messages import (
@@ -43,10 +43,15 @@ class Session(NamedTuple):
 
 
 def enrol_node(tx: Tx, request: RegisterRequest, join_token_id: str) -> None:
-    """Make the node known by its public key. The same key again is no error; another key is AlreadyExists."""
+    """Make the node known by its public key. The same key again is no error; another key is AlreadyExists, a retired one
+    NodeRetired.
+    """
     row = tx.row("SELECT public_key, state FROM nodes WHERE node_id = ?", (request.node_id,))
     if row is not None:
-        if row[1] != NodeState.RETIRED:
+        if row[1] == NodeState.RETIRED:
+            if bytes(row[0]) == request.public_key:
+                raise sessions.retired(request.node_id)
+        else:
             if bytes(row[0]) == request.public_key:
                 return
             raise AlreadyExists(
@@ -71,7 +76,7 @@ def enrol_node(tx: Tx, request: RegisterRequest, join_token_id: str) -> None:
 def open_session(tx: Tx, request: RegisterRequest) -> Session:
     """Open (or find again) the session (node_id, boot_epoch) and reconcile the attempts of an earlier one.
 
-    Raises NotFound (not enrolled), Forbidden (retired), StaleAttempt (a newer session was opened since).
+    Raises NotFound (not enrolled), NodeRetired, StaleAttempt (a newer session was opened since).
     """
     node = sessions.present(tx, request.node_id, None)
     held = {(one.job_id, one.attempt) for one in request.held}
@@ -140,11 +145,11 @@ def heartbeat(tx: Tx, request: HeartbeatRequest) -> list[Directive]:
     tx.run(
         """UPDATE nodes SET renewals = renewals + 1, last_seen_at = ?, load = ?, free_mb = ?, gpu_free = ?,
                disk_free_mb = coalesce(?, disk_free_mb), health = ?, version = coalesce(?, version), draining = ?, resume = ?,
-               offer = offer + ? WHERE node_id = ?""",
+               quarantine = ?, offer = offer + ? WHERE node_id = ?""",
         (
             tx.at, request.load, request.free_mb, request.gpu_free, request.disk_free_mb,
             encode([shortened(one) for one in request.health[:MAX_HEALTH]]).decode(),
-            request.version, node.draining, node.resume, int(changed), node.node_id,
+            request.version, node.draining, node.resume, shortened(request.quarantine), int(changed), node.node_id,
         ),
     )  # fmt: skip
     if request.capabilities is not None:
@@ -224,6 +229,38 @@ def resume_node(tx: Tx, node_id: str) -> NodeView:
     return node_view(tx, node_id)
 
 
+def cordon_node(tx: Tx, node_id: str, reason: str | None = None) -> NodeView:
+    """No new work for a node, which goes on and is not told. NotFound; NodeRetired."""
+    _cordon(tx, node_id, shortened(reason) or "")
+    return node_view(tx, node_id)
+
+
+def uncordon_node(tx: Tx, node_id: str) -> NodeView:
+    """The end of a cordon; of a drain it is not. NotFound; NodeRetired."""
+    _cordon(tx, node_id, None)
+    tx.wake(("node", node_id), ("queue",))
+    return node_view(tx, node_id)
+
+
+def _cordon(tx: Tx, node_id: str, reason: str | None) -> None:
+    node = sessions.in_service(tx, node_id)
+    if node.cordoned == reason:
+        return
+    tx.run("UPDATE nodes SET cordoned = ? WHERE node_id = ?", (reason, node_id))
+    sessions.note(tx, "uncordon" if reason is None else "cordon", node_id, reason)
+
+
+def move_node(tx: Tx, node_id: str, pool: str) -> NodeView:
+    """Make a node one of a pool; what it runs and was offered stays. NotFound; NodeRetired; InvalidSpec."""
+    if not NAME.fullmatch(pool):
+        raise InvalidSpec("the pool is not valid", [Problem("pool", "must be 1 to 63 letters, digits, '.', '_' or '-'")])
+    sessions.in_service(tx, node_id)
+    if tx.run("UPDATE nodes SET pool = ?, offer = offer + 1 WHERE node_id = ? AND pool <> ?", (pool, node_id, pool)):
+        sessions.note(tx, "pool", node_id, pool)
+        tx.wake(("node", node_id), ("queue",))
+    return node_view(tx, node_id)
+
+
 def retire_node(tx: Tx, node_id: str, reason: str | None = None) -> NodeView:
     """The end of a node: its attempts are lost, its key opens nothing. Its id may be enrolled anew with another key."""
     node = sessions.advanced(tx, sessions.known(tx, node_id), NodeEvent.RETIRE, shortened(reason))
@@ -236,6 +273,11 @@ def retire_node(tx: Tx, node_id: str, reason: str | None = None) -> NodeView:
 
 
 def node_key(tx: Tx, node_id: str) -> bytes | None:
-    """The raw public key of an enrolled node; None where there is none or it is retired. For `Store.read`."""
-    row = tx.row("SELECT public_key FROM nodes WHERE node_id = ? AND state <> 'retired'", (node_id,))
+    """The raw public key of a node that was ever enrolled; None where there is none. For `Store.read`."""
+    row = tx.row("SELECT public_key FROM nodes WHERE node_id = ?", (node_id,))
     return None if row is None else bytes(row[0])
+
+
+def retired_nodes(tx: Tx) -> list[str]:
+    """The nodes that were retired. For `Store.read`."""
+    return [row[0] for row in tx.rows("SELECT node_id FROM nodes WHERE state = 'retired'")]

@@ -7,7 +7,7 @@ from ostler.coordinator.operations.changes import Case, write
 from ostler.coordinator.store.times import when_or_none
 from ostler.coordinator.store.tx import Tx
 from ostler.model import node as nodes
-from ostler.model.errors import Forbidden, NotFound, StaleAttempt
+from ostler.model.errors import NodeRetired, NotFound, StaleAttempt
 from ostler.model.node import Node, NodeEvent, NodeState
 from ostler.protocol.messages import Held, ItemResult
 
@@ -32,11 +32,12 @@ class NodeRow:
     draining: int
     drain_s: float | None
     resume: int
+    cordoned: str | None
 
 
 _SELECT = """
     SELECT node_id, state, reason, changed_at, boot_epoch, last_seen_at, renewals, offer, cpu_slots, gpu_slots, disk_free_mb,
-           draining, drain_s, resume
+           draining, drain_s, resume, cordoned
     FROM nodes"""
 
 
@@ -54,8 +55,16 @@ def known(tx: Tx, node_id: str) -> NodeRow:
     return node
 
 
+def in_service(tx: Tx, node_id: str) -> NodeRow:
+    """The row of a node that people still have plans with; raises NotFound, NodeRetired."""
+    node = known(tx, node_id)
+    if node.state is NodeState.RETIRED:
+        raise retired(node_id)
+    return node
+
+
 def present(tx: Tx, node_id: str, boot_epoch: str | None) -> NodeRow:
-    """The row of a calling node; raises NotFound, Forbidden (retired) or StaleAttempt (an older session than the newest)."""
+    """The row of a calling node; raises NotFound, NodeRetired or StaleAttempt (an older session than the newest)."""
     node = known(tx, node_id)
     _check(node_id, node.state, node.boot_epoch, boot_epoch)
     return node
@@ -73,12 +82,20 @@ def current(tx: Tx, node_id: str, boot_epoch: str | None) -> None:
 
 def _check(node_id: str, state: NodeState, newest: str, boot_epoch: str | None) -> None:
     if state is NodeState.RETIRED:
-        raise Forbidden(f"node {node_id} was retired", hint="enrol it anew with a join token: `ostler token create --join`")
+        raise retired(node_id)
     if boot_epoch is not None and boot_epoch != newest:
         raise StaleAttempt(
             f"node {node_id} has a newer session than {boot_epoch}",
             hint="another daemon runs with this node's key; stop one of them, then register anew",
         )
+
+
+def retired(node_id: str) -> NodeRetired:
+    """What a retired node is told, whatever it asks for."""
+    return NodeRetired(
+        f"node {node_id} was retired: its key opens nothing any more",
+        hint="to use the machine again, remove the node's state directory and let it join anew: `ostler token create --join`",
+    )
 
 
 def advanced(tx: Tx, node: NodeRow, event: NodeEvent, reason: str | None = None) -> NodeRow:

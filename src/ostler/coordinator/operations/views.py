@@ -112,20 +112,21 @@ def artifacts_of(tx: Tx, seq: int, attempt: int | None) -> tuple[ArtifactEntry, 
 
 NODE_COLUMNS = """
     n.node_id, n.state, n.version, n.protocol, n.boot_epoch, n.joined_at, n.last_seen_at, n.changed_at, n.reason, n.cpu_slots,
-    n.gpu_slots, n.load, n.free_mb, n.gpu_free, n.disk_free_mb, n.health, n.pool, n.cordoned"""
+    n.gpu_slots, n.load, n.free_mb, n.gpu_free, n.disk_free_mb, n.health, n.pool, n.cordoned, n.draining, n.quarantine"""
 
 
 def node_of(row: Row, *, attempts: tuple[Held, ...] = (), capabilities: Capabilities | None = None) -> NodeView:
     """A row of NODE_COLUMNS."""
     (
         node_id, state, version, protocol, boot_epoch, joined_at, last_seen_at, changed_at, reason, cpu_slots, gpu_slots, load,
-        free_mb, gpu_free, disk_free_mb, health, pool, cordoned,
+        free_mb, gpu_free, disk_free_mb, health, pool, cordoned, draining, quarantine,
     ) = row  # fmt: skip
     return NodeView(
         node_id=node_id, state=NodeState(state), version=version, protocol=protocol, boot_epoch=boot_epoch,
         joined_at=when(joined_at), last_seen_at=when_or_none(last_seen_at), changed_at=when_or_none(changed_at), reason=reason,
         cpu_slots=cpu_slots, gpu_slots=gpu_slots, load=load, free_mb=free_mb, gpu_free=gpu_free, disk_free_mb=disk_free_mb,
-        health=decode(health, tuple[str, ...]), attempts=attempts, capabilities=capabilities, pool=pool, cordoned=bool(cordoned),
+        health=decode(health, tuple[str, ...]), attempts=attempts, capabilities=capabilities, pool=pool,
+        cordoned=cordoned is not None, cordon_reason=cordoned or None, draining=bool(draining), quarantine=quarantine,
     )  # fmt: skip
 
 

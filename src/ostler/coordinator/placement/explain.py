@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ostler.coordinator.placement.choose import Room
 from ostler.coordinator.placement.shape import Shape
 from ostler.model.node import NodeState
-from ostler.model.resources import Offer, unmet
+from ostler.model.resources import Offer, pool_of, unmet
 from ostler.protocol.messages import Blocker
 
 MAX_EXAMPLES = 3
@@ -20,12 +20,25 @@ class Standing:
     state: NodeState
     live: tuple[Shape, ...] = ()
     draining: bool = False
+    cordoned: bool = False
+    quarantined: bool = False
     disk_free_mb: int | None = None
 
     @property
     def ready(self) -> bool:
         """Whether it gets new work at all."""
-        return self.state in {NodeState.READY, NodeState.JOINING} and not self.draining
+        return self.state in {NodeState.READY, NodeState.JOINING} and not self.draining and not self.cordoned
+
+    @property
+    def word(self) -> str:
+        """Why it gets no new work, in one word."""
+        if self.state not in {NodeState.READY, NodeState.JOINING}:
+            return self.state.value
+        if self.quarantined:
+            return "quarantined"
+        if self.draining:
+            return NodeState.DRAINING.value
+        return "cordoned" if self.cordoned else self.state.value
 
     def free_for(self, shape: Shape) -> bool:
         """Whether one more attempt of this shape would begin now."""
@@ -103,6 +116,9 @@ def _lacking(requirement: str, shape: Shape) -> str:
             return f"no node has the tags {', '.join(need.tags)}" if len(need.tags) > 1 else f"no node has the tag {need.tags[0]}"
         case "node":
             return f"no node is called {need.node}"
+        case "pool":
+            hint = "" if need.pool else "; name another with requirements.pool"
+            return f"no node is in the pool {pool_of(need)}{hint}"
         case "runner":
             return f"no node offers the {shape.runner.value} runner"
         case "sandbox":
@@ -115,8 +131,7 @@ def _lacking(requirement: str, shape: Shape) -> str:
 def _whereabouts(nodes: Sequence[Standing]) -> str:
     words: dict[str, int] = {}
     for node in nodes:
-        word = NodeState.DRAINING.value if node.draining else node.state.value
-        words[word] = words.get(word, 0) + 1
+        words[node.word] = words.get(node.word, 0) + 1
     return ", ".join(f"{count} {_be(count)} {word}" for word, count in sorted(words.items()))
 
 

@@ -1,18 +1,19 @@
 """What a node's capabilities offer to placement."""
 
 from ostler.model.capabilities import Capabilities, usable_gpus
-from ostler.model.manifest import Runner
+from ostler.model.manifest import DEFAULT_POOL, Runner
 from ostler.model.resources import Offer, Resources
 
 _RUNNERS = {runner.value: runner for runner in Runner}
 
 
-def offer_of(node_id: str, has: Capabilities | None, *, cpu_slots: int, gpu_slots: int) -> Offer:
-    """The offer of a node; a newer node's runners and sandbox levels that this release does not know are left out."""
+def offer_of(node_id: str, has: Capabilities | None, *, cpu_slots: int, gpu_slots: int, pool: str = DEFAULT_POOL) -> Offer:
+    """The offer of a node in a pool; a newer node's runners and sandbox levels that this release does not know are left out."""
     if has is None:
-        return Offer(node_id=node_id, capacity=Resources(cpu_slots=cpu_slots, gpu_slots=gpu_slots))
+        return Offer(node_id=node_id, pool=pool, capacity=Resources(cpu_slots=cpu_slots, gpu_slots=gpu_slots))
     return Offer(
         node_id=node_id,
+        pool=pool,
         capacity=Resources(
             cpu_slots=cpu_slots,
             gpu_slots=gpu_slots,

@@ -130,11 +130,11 @@ nodes = Table(
     Column("drain_s", Real),  # how long a drain lets attempts run on; null: to their end
     Column("resume", Int, nullable=False),  # a person's resume that the node has not confirmed yet
     Column("pool", Text, nullable=False, server_default=DEFAULT_POOL),
-    Column("cordoned", Int, nullable=False, server_default="0"),  # a person wants no new work for it; what runs goes on
+    Column("cordoned", Text),  # why a person wants no new work for it, empty where they did not say; null: nobody does
+    Column("quarantine", Text),  # why the node trusts itself with no work, for as long as it says so
     _in("state", NodeState),
     _flag("draining"),
     _flag("resume"),
-    _flag("cordoned"),
     sqlite_strict=True,
 )
 

@@ -11,7 +11,7 @@ from ostler.model.capabilities import Capabilities, Load
 from ostler.model.errors import Rejected
 from ostler.node.attempts import AttemptTable
 from ostler.node.config import Heartbeat
-from ostler.node.readiness import Readiness
+from ostler.node.readiness import Readiness, Reason
 from ostler.node.session import Dialect, Session
 from ostler.protocol import messages as m
 from ostler.runtime.backoff import Backoff
@@ -110,6 +110,7 @@ class Heart(Loop):
             version=__version__,
             boot_epoch=self._session.identity.boot_epoch,
             draining=self._readiness.draining,
+            quarantine=self._readiness.why(Reason.HEALTH),
             health=self._vitals.health,
             slots=self._credit(),
             capabilities=news,

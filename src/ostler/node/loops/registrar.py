@@ -2,7 +2,7 @@
 
 import logging
 
-from ostler.model.errors import UpgradeRequired
+from ostler.model.errors import NodeRetired, UpgradeRequired
 from ostler.node.config import BackoffBounds
 from ostler.node.session import Session
 from ostler.runtime.backoff import Backoff
@@ -10,7 +10,7 @@ from ostler.runtime.clock import Clock
 from ostler.runtime.loop import Loop
 
 IDLE_S = 300.0  # with an open session it only shows that it lives
-UPGRADE_S = 60.0  # an outdated node asks again so often: the coordinator may be replaced, too
+BARRED_S = 60.0  # an outdated or retired node asks again so often: the coordinator may be replaced, too
 
 
 class Registrar(Loop):
@@ -30,6 +30,6 @@ class Registrar(Loop):
             return None
         try:
             await self._session.register()
-        except UpgradeRequired:
-            return UPGRADE_S
+        except (UpgradeRequired, NodeRetired):
+            return BARRED_S
         return None

@@ -32,13 +32,8 @@ def _tokens_and_nodes() -> None:
     op.add_column("tokens", sa.Column("pool", sa.Text(), nullable=True))
     op.execute("UPDATE tokens SET role = 'admin', principal = 'admin' WHERE kind = 'api'")
     op.add_column("nodes", sa.Column("pool", sa.Text(), server_default="default", nullable=False))
-    op.execute(
-        f"ALTER TABLE nodes ADD COLUMN cordoned {_int()} DEFAULT '0' NOT NULL CONSTRAINT ck_nodes_cordoned CHECK (cordoned IN (0, 1))"
-    )
-
-
-def _int() -> str:
-    return "INTEGER" if op.get_bind().dialect.name == "sqlite" else "BIGINT"
+    op.add_column("nodes", sa.Column("cordoned", sa.Text(), nullable=True))
+    op.add_column("nodes", sa.Column("quarantine", sa.Text(), nullable=True))
 
 
 def _jobs() -> None:

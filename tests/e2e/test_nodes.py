@@ -1,0 +1,55 @@
+"""What an operator decides about nodes, through the command line and against a real daemon."""
+
+import json
+
+from e2e.fleet import until
+
+
+def one(fleet):
+    return json.loads(fleet.cli("node", "list", "--json").stdout)["items"][0]
+
+
+def said(fleet, *words):
+    done = fleet.cli(*words)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_cordon_pool_and_retire(own_fleet):
+    fleet = own_fleet().start()
+    until(lambda: fleet.nodes() and fleet.nodes()[0]["state"] == "ready", what="a node")
+    name = one(fleet)["node_id"]
+    fleet.wait(fleet.sh("true"))
+
+    assert said(fleet, "node", "cordon", name, "--reason", "odd noises") == f"{name} is cordoned\n"
+    listed = said(fleet, "node", "list")
+    assert "cordoned" in listed
+    assert f"odd noises: `ostler node uncordon {name}`" in listed
+    waiting = fleet.sh("true")
+    assert "1 is cordoned" in said(fleet, "job", "explain", waiting)
+    assert said(fleet, "node", "uncordon", name) == f"{name} is ready\n"
+    assert fleet.wait(waiting)["state"] == "done"
+
+    assert said(fleet, "node", "pool", name, "lab") == f"{name} is ready (pool lab)\n"
+    elsewhere = fleet.sh("true")
+    assert "no node is in the pool default" in said(fleet, "job", "explain", elsewhere)
+    assert fleet.cli("run", "--pool", "lab", "--", "echo", "here").stdout == "here\n"
+    assert "pool: must be 1 to 63" in fleet.cli("node", "pool", name, "a b").stderr
+
+    running = fleet.sh("sleep 600", requirements={"pool": "lab"})
+    fleet.wait_state(running, "running")
+    daemon = fleet.processes()["node"]
+    assert said(fleet, "node", "retire", name, "--reason", "sold") == f"{name} is retired\n"
+    job = fleet.wait_state(running, "retry_wait", "queued")
+    assert job["failure"]["code"] == "E_LOST"
+    log = fleet.data / "log" / "node.jsonl"
+    until(lambda: "node_retired" in log.read_text(), what="the daemon's word that it was retired")
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    [told] = [line for line in lines if line["event"] == "node_retired"]
+    assert "remove the node's state directory and let it join anew" in told["attrs"]["message"]
+    assert "no nodes" in fleet.cli("node", "list").stderr
+    assert "retired" in said(fleet, "node", "list", "--all")
+    until(lambda: not [p for p in daemon.children(recursive=True) if "sleep" in p.name()], what="the end of what it ran")
+    assert daemon.is_running()  # it idles: nothing restarts it, and it does not crash
+    assert fleet.processes()["node"].pid == daemon.pid
+    assert fleet.cli("node", "retire", name).returncode == 3
