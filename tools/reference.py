@@ -14,10 +14,11 @@ import typer.main
 from ostler.cli.main import app
 from ostler.coordinator.config import CoordinatorConfig
 from ostler.model import errors
+from ostler.model.access import RUNNERS, Role
 from ostler.model.failures import CODES, FailureCode
-from ostler.model.manifest import Manifest
+from ostler.model.manifest import Manifest, Runner
 from ostler.node.config import NodeConfig
-from ostler.protocol.routes import ROUTES
+from ostler.protocol.routes import ROUTES, Audience
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "reference"
 REQUIRED = "**required**"
@@ -168,6 +169,26 @@ def api_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def access_page() -> str:
+    """Which role may call what, and with which runners."""
+    roles = list(Role)
+    lines = [
+        "# Who may call what\n",
+        NOTE,
+        "*all*: everybody's things. *own*: the caller's own jobs; others are as if they did not exist. –: refused with 403. "
+        "Calls of nodes and those that need no token are not listed; see the [HTTP API](api.md).\n",
+        f"| call | {' | '.join(roles)} |\n|---|{'---|' * len(roles)}",
+    ]
+    for route in ROUTES:
+        if route.audience in {Audience.CLIENT, Audience.MEMBER}:
+            reaches = " | ".join(route.grants[role].value if role in route.grants else "–" for role in roles)
+            lines.append(f"| `{route.method} {route.url}` | {reaches} |")
+    lines += ["\n## With which runners\n", f"| runner | {' | '.join(roles)} |\n|---|{'---|' * len(roles)}"]
+    for runner in Runner:
+        lines.append(f"| `{runner}` | {' | '.join('yes' if runner in RUNNERS[role] else '–' for role in roles)} |")
+    return "\n".join(lines) + "\n"
+
+
 def errors_page() -> str:
     """Failure codes of attempts, and error codes of calls."""
     lines = [
@@ -203,6 +224,7 @@ def pages() -> dict[str, str]:
         "manifest.md": keys_page("Job manifest", "YAML or JSON. Unknown keys are refused.", Manifest),
         "cli.md": cli_page(),
         "api.md": api_page(),
+        "access.md": access_page(),
         "errors.md": errors_page(),
     }
 

@@ -25,7 +25,14 @@ RUN = [
     ROOT / "docs/tutorial/first-job.md",
     *(
         ROOT / f"docs/how-to/{name}.md"
-        for name in ("allow-a-program", "add-a-machine", "when-a-job-fails", "one-command-many-inputs", "use-tls")
+        for name in (
+            "allow-a-program",
+            "add-a-machine",
+            "when-a-job-fails",
+            "one-command-many-inputs",
+            "use-tls",
+            "work-as-a-team",
+        )
     ),
 ]
 BLOCK = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
