@@ -18,15 +18,12 @@ from typing import Any
 
 from ostler.cli import exits, output, watch
 from ostler.cli.follow import Follower
-from ostler.cli.session import FOLLOW_PATIENCE_S, Session, safe_target
-from ostler.model.errors import AlreadyExists, Unavailable
+from ostler.cli.session import FOLLOW_PATIENCE_S, SUBMIT_PATIENCE_S, Session, safe_target
 from ostler.protocol import routes
 from ostler.protocol.messages import JobView
-from ostler.runtime.backoff import Backoff
 
 CANCEL_PATIENCE_S = 30.0
 _DRAIN_S = 15.0
-_SUBMIT_TRIES = 3
 _WORK = 0  # the byte that says that a thread has come to its end; a signal is its own number
 
 
@@ -160,20 +157,7 @@ class Foreground:
         if blobs:
             self.manifest["input"] = {"files": [{"name": name, "sha256": blob.sha256, "size": blob.size} for name, blob in blobs]}
         self._sent = True
-        backoff = Backoff(min_s=0.2, max_s=2.0)
-        while True:
-            try:
-                self.session.call(routes.SUBMIT, self.manifest)
-            except AlreadyExists:
-                if not backoff.failures:
-                    raise
-                return  # an earlier call got through, and its answer did not
-            except Unavailable:
-                if backoff.failures >= _SUBMIT_TRIES:
-                    raise
-                time.sleep(backoff.next_s())
-            else:
-                return
+        self.session.call(routes.SUBMIT, self.manifest, patience_s=SUBMIT_PATIENCE_S)
 
     def _wait(self) -> JobView | None:
         view = watch.Watch(self.session, self.job_id, patience_s=FOLLOW_PATIENCE_S).until_over()

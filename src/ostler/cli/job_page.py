@@ -54,6 +54,7 @@ def _head(view: JobView, now: datetime) -> Iterator[tuple[str, object]]:
     yield "job", view.job_id
     yield "state", view.state.value
     yield "held", "yes: `ostler job release` lets it go on" if view.held else None
+    yield "waits until", f"{view.not_before.astimezone():%Y-%m-%d %H:%M:%S}" if view.waiting and view.not_before else None
     yield "cancel", "asked for" if view.cancel_requested and view.finished_at is None else None
     yield "what", view.title
     yield "runner", view.runner.value

@@ -49,14 +49,14 @@ def submit(
     shown with its file, line and path before anything is sent.
     """
     from ostler.cli.manifests import read_manifests, relocate
-    from ostler.cli.session import open_session
+    from ostler.cli.session import SUBMIT_PATIENCE_S, open_session
     from ostler.model.errors import InvalidSpec
     from ostler.protocol import routes
 
     written = read_manifests(files)
     with open_session() as session:
         try:
-            answer = session.call(routes.SUBMIT, [one.plain for one in written], timeout_s=120.0)
+            answer = session.call(routes.SUBMIT, [one.plain for one in written], timeout_s=120.0, patience_s=SUBMIT_PATIENCE_S)
         except InvalidSpec as exc:
             raise relocate(exc, written) from exc
         arrays = {item.group_id for item in answer.items}
@@ -103,7 +103,9 @@ def list_jobs(
 
 
 def _row(job: Any) -> tuple[object, ...]:
-    state = "held" if job.held and job.state == "queued" else job.state.value
+    state = job.state.value
+    if state == "queued":
+        state = "held" if job.held else "waiting" if job.waiting else state
     took = output.span((job.finished_at - job.submitted_at).total_seconds()) if job.finished_at else None
     why = job.failure.code.value if job.failure else f"{job.pct:.0f} %" if job.pct is not None else None
     return job.job_id, state, job.title, job.node_id, job.tries, output.ago(job.submitted_at), took, why

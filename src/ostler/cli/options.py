@@ -1,6 +1,7 @@
 """Options that several commands share, and what their values mean."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +24,19 @@ def seconds(text: str) -> float:
         return parse_seconds(text)
     except ValueError as exc:
         raise typer.BadParameter(f"{text!r} {exc}") from exc
+
+
+def moment(text: str) -> str:
+    """A time as manifests write it, or a duration (90s, 2h) from now; a usage error where it is neither."""
+    from ostler.model.manifest import MOMENT
+
+    if MOMENT.fullmatch(text):
+        return text
+    try:
+        return f"{datetime.now(UTC) + timedelta(seconds=parse_seconds(text)):%Y-%m-%dT%H:%M:%S.%fZ}"
+    except (ValueError, OverflowError) as exc:
+        message = f"{text!r} is neither a time with its offset from UTC, such as 2030-01-31T20:00:00Z, nor a duration, such as 2h"
+        raise typer.BadParameter(message) from exc
 
 
 def folder(text: str) -> Path:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ostler.cli import exits
-from ostler.cli.options import parse_labels, seconds
+from ostler.cli.options import moment, parse_labels, seconds
 
 
 def run(
@@ -43,6 +43,15 @@ def run(
     label: Annotated[
         list[str] | None, typer.Option("--label", metavar="K=V", help="A label to find the job by; may be repeated.")
     ] = None,
+    not_before: Annotated[
+        str | None,
+        typer.Option(
+            "--not-before",
+            metavar="TIME",
+            help="No node gets it before: 2030-01-31T20:00:00Z, or 90s, 2h from now.",
+            parser=moment,
+        ),
+    ] = None,
 ) -> None:
     """Run one command on whichever node fits, and exit with its code.
 
@@ -59,7 +68,7 @@ def run(
 
     manifest, found = describe(
         command, gpus=gpu, vram_mb=vram, threads=threads, tags=tag or (), pool=pool, outputs=file_out or (), timeout_s=timeout,
-        labels=parse_labels(label or ()),
+        labels=parse_labels(label or ()), not_before=not_before,
     )  # fmt: skip
     mistakes = [Problem(_option_of(one.path), one.message) for one in problems(found)]
     files = list(inputs(file_in or (), mistakes))
@@ -80,6 +89,7 @@ def describe(
     outputs: Sequence[str] = (),
     timeout_s: float | None = None,
     labels: dict[str, str] | None = None,
+    not_before: str | None = None,
 ) -> tuple[dict[str, Any], Any]:
     """The manifest for a command, as it is sent (without what is default) and as a value."""
     from ostler.model.manifest import Manifest
@@ -87,7 +97,7 @@ def describe(
 
     requirements = {"gpus": gpus, "vram_mb": vram_mb, "cpu_threads": threads, "tags": list(tags), "pool": pool}
     manifest: dict[str, Any] = {
-        # Chosen here, so that a submit whose answer was lost can be made again, and a signal in between finds its job.
+        # Chosen here, so that a signal while it is sent finds its job.
         "job_id": f"run-{secrets.token_hex(6)}",
         "command": command[0],
         "args": list(command[1:]),
@@ -95,6 +105,7 @@ def describe(
         "artifacts": [{"path": path} for path in outputs],
         "labels": labels or {},
         "timeout_s": timeout_s,
+        "not_before": not_before,
     }
     manifest = {key: value for key, value in manifest.items() if value or value == 0 or key in {"command", "args"}}
     return manifest, codec.convert(manifest, Manifest, what="command")
@@ -106,6 +117,7 @@ def _option_of(path: str) -> str:
         "artifacts": "--out",
         "labels": "--label",
         "timeout_s": "--timeout",
+        "not_before": "--not-before",
         "requirements.tags": "--tag",
         "requirements.pool": "--pool",
         "requirements.gpus": "--gpu",

@@ -21,6 +21,7 @@ from ostler.protocol.trust import Trust
 from ostler.runtime.backoff import Backoff
 
 FOLLOW_PATIENCE_S = 3600.0  # as long as nodes ride out a coordinator that is away
+SUBMIT_PATIENCE_S = 5.0  # a call whose answer was lost is made again with the same key, and finds what it did
 _FETCH_TRIES = 5
 
 

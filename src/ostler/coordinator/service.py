@@ -24,6 +24,7 @@ from ostler.coordinator.loops.expirer import Expirer
 from ostler.coordinator.loops.lease_rescuer import LeaseRescuer
 from ostler.coordinator.loops.node_watcher import NodeWatcher
 from ostler.coordinator.loops.retry_promoter import RetryPromoter
+from ostler.coordinator.loops.start_promoter import StartPromoter
 from ostler.coordinator.operations import nodes, tokens
 from ostler.coordinator.operations.uploads import work_waits
 from ostler.coordinator.sealing import open_sealer
@@ -122,6 +123,7 @@ def _loops(config: CoordinatorConfig, store: Store, clock: Clock, logger: loggin
         LeaseRescuer(store, lease=config.lease, margin=config.lease_margin, clock=clock, logger=logger),
         NodeWatcher(store, heartbeat=config.heartbeat, clock=clock, logger=logger),
         RetryPromoter(store, clock=clock, logger=logger),
+        StartPromoter(store, clock=clock, logger=logger),
         Expirer(store, clock=clock, logger=logger),
     )
 

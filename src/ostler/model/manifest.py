@@ -7,7 +7,7 @@ unknown keys are mistakes. Machines decode leniently: a field of a later release
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
@@ -21,10 +21,12 @@ LABEL_KEY = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 TASK = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
+MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)", re.ASCII)
 SHA256 = re.compile(r"[0-9a-f]{64}")
 MAX_PRIORITY = 1000
 MAX_ARRAY = 10_000
 MAX_JOB_ID = 128
+MAX_AHEAD = timedelta(days=365)
 MAX_ARGS_BYTES = 128 * 1024
 DEFAULT_TIMEOUT_S = 3600
 DEFAULT_POOL = "default"  # of nodes whose join token named none, and of jobs that name neither a pool nor a node
@@ -176,12 +178,18 @@ class Manifest:
     queue: str = "default"
     retries: int | RetryPolicy | None = None
     ttl_s: float | None = None
+    not_before: str | None = None
     env: dict[str, str] = field(default_factory=dict)
     policy: Policy = Policy()
     stdout: str | None = None
     array: int | None = None
     array_index: int | None = None
     array_count: int | None = None
+
+    @property
+    def start(self) -> datetime | None:
+        """The time before which no node gets the job."""
+        return None if self.not_before is None else datetime.fromisoformat(self.not_before)
 
     @property
     def timeout(self) -> timedelta:
@@ -249,6 +257,32 @@ def problems_as_written(manifest: Manifest) -> list[Problem]:
     return problems(manifest) + mistakes
 
 
+def problems_at(manifest: Manifest, now: datetime) -> Iterator[Problem]:
+    """The mistakes in a good manifest's times, where it is submitted now."""
+    start = manifest.start
+    if start is None:
+        return
+    if start - now > MAX_AHEAD:
+        yield Problem("not_before", f"{manifest.not_before} is more than a year ahead")
+    elif manifest.ttl_s is not None and start >= now + timedelta(seconds=manifest.ttl_s):
+        yield Problem(
+            "ttl_s", f"{manifest.ttl_s:g} s count from now and are over before {manifest.not_before}, when the job may begin"
+        )
+
+
+def _moment_problems(manifest: Manifest) -> Iterator[Problem]:
+    text = manifest.not_before
+    if text is not None and not _is_moment(text):
+        yield Problem("not_before", f"{text[:80]!r} is no time; write one with its offset from UTC, such as 2030-01-31T20:00:00Z")
+
+
+def _is_moment(text: str) -> bool:
+    try:
+        return bool(MOMENT.fullmatch(text) and datetime.fromisoformat(text).astimezone(UTC))
+    except (ValueError, OverflowError):  # the 31st of February, or an offset that leaves the calendar
+        return False
+
+
 def problems(manifest: Manifest) -> list[Problem]:  # noqa: PLR0912 - one flat list of rules, read top to bottom
     """Every mistake in a manifest whose types are right; empty when it is good."""
     found: list[Problem] = []
@@ -292,6 +326,7 @@ def problems(manifest: Manifest) -> list[Problem]:  # noqa: PLR0912 - one flat l
     if manifest.stdout is not None and (why := unsafe_name(manifest.stdout)):
         bad("stdout", f"{manifest.stdout!r} {why}")
     found.extend(_command_problems(manifest))
+    found.extend(_moment_problems(manifest))
     found.extend(_array_problems(manifest))
     found.extend(_number_problems(manifest))
     found.extend(_label_problems(manifest))

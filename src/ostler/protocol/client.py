@@ -6,6 +6,7 @@ coordinator said by its code; no connection, or none in time, is CoordinatorUnre
 
 import asyncio
 import base64
+import secrets
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -74,6 +75,8 @@ class _Shell:
 
     def _prepare(self, route: Route, message: Any, options: dict[str, Any], path: Mapping[str, Any]) -> Prepared:
         token = options.pop("token", None)
+        if route.keyed:
+            options["headers"] = {"Idempotency-Key": secrets.token_hex(16), **(options.get("headers") or {})}
         return prepare(self.root, route, message, token=self.token if token is None else token, path=path, **options)
 
     def _verify(self) -> ssl.SSLContext | bool:
@@ -91,10 +94,11 @@ class _Shell:
     def _timeout(self, timeout_s: float | None, wait_s: float = 0.0) -> httpx.Timeout:
         return _timeout(self.timeout_s if timeout_s is None else timeout_s, wait_s)
 
-    def _pause(self, exc: Unavailable, began: float, backoff: Backoff) -> float | None:
-        """How long to wait before the next try; None where patience is at its end."""
+    def _pause(self, exc: Unavailable, began: float, backoff: Backoff, patience_s: float | None = None) -> float | None:
+        """How long to wait before the next try; None where patience (the client's own, or the call's) is at its end."""
         pause = exc.retry_after if exc.retry_after is not None else backoff.next_s()
-        return pause if time.monotonic() + pause - began <= self.patience_s else None
+        patience_s = self.patience_s if patience_s is None else patience_s
+        return pause if time.monotonic() + pause - began <= patience_s else None
 
 
 def _append_headers(offset: int, final: m.LogEnd | None) -> dict[str, str]:
@@ -196,11 +200,19 @@ class AsyncClient(_Shell):
         return response.status_code, response.headers, response.content
 
     async def call(
-        self, route: Route, message: Any = None, *, timeout_s: float | None = None, shape: Any = ROUTE_SHAPE, **more: Any
+        self,
+        route: Route,
+        message: Any = None,
+        *,
+        timeout_s: float | None = None,
+        patience_s: float | None = None,
+        shape: Any = ROUTE_SHAPE,
+        **more: Any,
     ) -> Any:
         """One call; its answer as the route's message. `more` takes token, query, headers and the path's parameters.
 
-        Raises the error tree. A GET that met Unavailable is made again for up to `patience_s`, when the coordinator asks it to.
+        Raises the error tree. A GET, or what bears a key, that met Unavailable is made again for up to `patience_s` (the client's
+        own if absent), when the coordinator asks it to.
         """
         options = {name: more.pop(name) for name in _OPTIONS if name in more}
         prepared = self._prepare(route, message, options, more)
@@ -210,7 +222,7 @@ class AsyncClient(_Shell):
                 status, _, content = await self._exchange(prepared, timeout_s)
                 return understand(route, status, content, shape=shape)
             except Unavailable as exc:
-                pause = self._pause(exc, began, backoff) if route.method == "GET" else None
+                pause = self._pause(exc, began, backoff, patience_s) if route.method == "GET" or route.keyed else None
                 if pause is None:
                     raise
             await asyncio.sleep(pause)
@@ -360,11 +372,19 @@ class Client(_Shell):
         return response.status_code, response.headers, response.content
 
     def call(
-        self, route: Route, message: Any = None, *, timeout_s: float | None = None, shape: Any = ROUTE_SHAPE, **more: Any
+        self,
+        route: Route,
+        message: Any = None,
+        *,
+        timeout_s: float | None = None,
+        patience_s: float | None = None,
+        shape: Any = ROUTE_SHAPE,
+        **more: Any,
     ) -> Any:
         """One call; its answer as the route's message. `more` takes token, query, headers and the path's parameters.
 
-        Raises the error tree. A GET that met Unavailable is made again for up to `patience_s`, when the coordinator asks it to.
+        Raises the error tree. A GET, or what bears a key, that met Unavailable is made again for up to `patience_s` (the client's
+        own if absent), when the coordinator asks it to.
         """
         options = {name: more.pop(name) for name in _OPTIONS if name in more}
         prepared = self._prepare(route, message, options, more)
@@ -374,7 +394,7 @@ class Client(_Shell):
                 status, _, content = self._exchange(prepared, self._timeout(timeout_s, prepared.wait_s))
                 return understand(route, status, content, shape=shape)
             except Unavailable as exc:
-                pause = self._pause(exc, began, backoff) if route.method == "GET" else None
+                pause = self._pause(exc, began, backoff, patience_s) if route.method == "GET" or route.keyed else None
                 if pause is None:
                     raise
             time.sleep(pause)

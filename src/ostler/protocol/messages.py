@@ -351,6 +351,8 @@ class JobView:
     pct: float | None = None
     note: str | None = None
     held: bool = False
+    waiting: bool = False  # queued, and not to be leased yet: for `not_before`
+    not_before: datetime | None = None
     cancel_requested: bool = False
     retry_of: str | None = None
     group_id: str | None = None

@@ -51,6 +51,7 @@ class Route:
     also: tuple[int, ...] = ()  # further good answers, such as 202 while a result is not ready
     errors: tuple[type[OstlerError], ...] = ()
     max_body: int = MB
+    keyed: bool = False  # honours an `Idempotency-Key`, so that the same call may be made again
     grants: Grants = field(
         default_factory=dict
     )  # for clients: which roles may call it (nobody where none is named), and how far each reaches
@@ -115,10 +116,10 @@ UPLOAD_WORKSPACE = Route(
 )  # fmt: skip
 
 SUBMIT = Route(
-    name="submit_jobs", method="POST", path="/jobs", audience=Audience.CLIENT, grants=WORK, body=Body.JSON, status=201,
+    name="submit_jobs", method="POST", path="/jobs", audience=Audience.CLIENT, grants=WORK, body=Body.JSON, status=201, keyed=True,
     summary="Submit one manifest, a list, or {jobs: [...]}; all are accepted or none (at most 10,000 jobs)",
     request=Manifest, response=m.SubmitResponse, max_body=64 * MB,
-    errors=(errors.InvalidSpec, errors.AlreadyExists, errors.TooLarge),
+    errors=(errors.InvalidSpec, errors.AlreadyExists, errors.Conflict, errors.TooLarge),
 )  # fmt: skip
 LIST_JOBS = Route(
     name="list_jobs", method="GET", path="/jobs", audience=Audience.CLIENT, grants=READ, query=m.JobQuery, response=m.JobPage,

@@ -14,6 +14,7 @@ MAX_DEPTH = 64
 MAX_NODES = 5_000_000  # aliases can make a small file expand without end
 _TOO_DEEP = f"is nested deeper than {MAX_DEPTH} levels"
 _MERGE = "tag:yaml.org,2002:merge"
+_TIMESTAMP = "tag:yaml.org,2002:timestamp"
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -179,7 +180,8 @@ class _Reader:
         if isinstance(node, yaml.SequenceNode):
             return [self.plain(item, (*path, i)) for i, item in enumerate(node.value)]
         try:
-            return self._scalars.construct_object(node)
+            # JSON has no times, and what YAML makes of one may lack its offset: it stays as it was written.
+            return node.value if node.tag == _TIMESTAMP else self._scalars.construct_object(node)
         except (yaml.YAMLError, ValueError, OverflowError) as exc:
             reason = getattr(exc, "problem", None) or str(exc)
             self.problems.append(Problem(join(path), f"cannot be read: {reason}", self.file, node.start_mark.line + 1))

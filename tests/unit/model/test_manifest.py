@@ -1,7 +1,7 @@
 """Manifests: what is accepted, what is refused and under which path; encodings round-trip and ignore unknown fields."""
 
 import dataclasses
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import msgspec
 import pytest
@@ -21,6 +21,7 @@ from ostler.model.manifest import (
     RetryPolicy,
     Runner,
     problems,
+    problems_at,
     retry_policy,
     unsafe_name,
     unsafe_path,
@@ -216,3 +217,33 @@ def test_a_problem_says_where():
 def test_values_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         ok().command = "other"
+
+
+@pytest.mark.parametrize("text", ["2030-01-31T20:00:00Z", "2024-02-29T00:00:00.123456-11:30", "1999-12-31T23:59:59+00:00"])
+def test_times_that_are_accepted(text):
+    manifest = ok(not_before=text)
+    assert problems(manifest) == []
+    assert manifest.start == datetime.fromisoformat(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "now", "2030-01-31", "2030-01-31 20:00:00Z", "2030-01-31T20:00:00", "2030-01-31T20:00Z", "2030-02-30T20:00:00Z",
+     "20300131T200000Z",
+     "2030-01-31T20:00:00z",
+     "2030-01-31T20:00:00+99:00", "0001-01-01T00:00:00+01:00", "\u0662030-01-31T20:00:00Z", "2030-01-31T20:00:00Z\n"],
+)  # fmt: skip
+def test_times_that_are_none(text):
+    assert paths(ok(not_before=text)) == ["not_before"]
+
+
+def test_times_against_the_clock():
+    now = datetime(2030, 1, 1, tzinfo=UTC)
+
+    def found(**fields):
+        return [one.path for one in problems_at(ok(**fields), now)]
+
+    assert found() == found(not_before="2029-01-01T00:00:00Z", ttl_s=1.0) == found(not_before="2031-01-01T00:00:00Z") == []
+    assert found(not_before="2031-01-01T00:00:01Z") == ["not_before"]
+    assert found(not_before="2030-01-01T00:01:00Z", ttl_s=60.0) == ["ttl_s"]
+    assert found(not_before="2030-01-01T00:01:00Z", ttl_s=60.1) == []

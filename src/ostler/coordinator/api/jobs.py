@@ -1,12 +1,14 @@
 """Endpoints for people's jobs: submit, look, wait, act."""
 
 import asyncio
+import hashlib
 from dataclasses import replace
 
 from ostler.coordinator.api.calls import Answer, Call
 from ostler.coordinator.api.manifests import Accepted, read_manifests
 from ostler.coordinator.operations import groups, reads
 from ostler.coordinator.operations import jobs as ops
+from ostler.coordinator.operations.idempotency import KEY, Mark, submit_once
 from ostler.coordinator.operations.ownership import of_group, of_job
 from ostler.coordinator.store.tx import Tx
 from ostler.model.access import RUNNERS, Role
@@ -19,17 +21,31 @@ MAX_REASON = 1000
 MAX_STRANGE = 20
 
 
-async def submit_jobs(call: Call) -> m.SubmitResponse:
-    """All of them, or none and every mistake."""
-    raw, limit = await call.body.whole(), call.services.config.max_batch
+async def submit_jobs(call: Call) -> m.SubmitResponse | Answer:
+    """All of them, or none and every mistake; with a key, once."""
+    key = _key(call)
+    raw, limit, now = await call.body.whole(), call.services.config.max_batch, call.services.clock.now()
     if len(raw) < IN_A_THREAD and b'"array"' not in raw:
-        manifests = read_manifests(raw, call.content_type(), limit)
+        manifests = read_manifests(raw, call.content_type(), now, limit)
     else:
-        manifests = await asyncio.to_thread(read_manifests, raw, call.content_type(), limit)
+        manifests = await asyncio.to_thread(read_manifests, raw, call.content_type(), now, limit)
     _check_runners(call, manifests)
     if call.owner is not None and (named := {file.sha256 for one, _ in manifests for file in one.input.files}):
         await call.read(_check_files, call.owner, named)
-    return await call.write(ops.submit_jobs, manifests, call.caller.principal)
+    if key is None:
+        return await call.write(ops.submit_jobs, manifests, call.caller.principal)
+    mark = Mark(call.caller.principal or "", key, hashlib.sha256(raw).digest())
+    made, again = await call.write(submit_once, mark, manifests, call.caller.principal)
+    return Answer(made, headers={"Idempotent-Replayed": "true"} if again else {})
+
+
+def _key(call: Call) -> str | None:
+    key = call.header(b"idempotency-key")
+    if key is not None and not KEY.fullmatch(key):
+        raise InvalidSpec(
+            "the header Idempotency-Key is not valid", [Problem("Idempotency-Key", "must be 1 to 255 printable ASCII characters")]
+        )
+    return key
 
 
 def _check_runners(call: Call, manifests: Accepted) -> None:

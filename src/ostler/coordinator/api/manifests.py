@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
+from datetime import datetime
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -12,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from ostler.coordinator.api.bodies import guard_depth
 from ostler.coordinator.operations.groups import expand
 from ostler.model.errors import InvalidSpec, Problem, TooLarge
-from ostler.model.manifest import Manifest, problems, problems_as_written
+from ostler.model.manifest import Manifest, problems, problems_as_written, problems_at
 from ostler.protocol.routes import SUBMIT
 
 MAX_MANIFESTS = 10_000
@@ -35,7 +36,7 @@ _MESSAGES = {
 Accepted = list[tuple[Manifest, str]]
 
 
-def read_manifests(raw: bytes, content_type: str, limit: int = MAX_MANIFESTS) -> Accepted:
+def read_manifests(raw: bytes, content_type: str, now: datetime, limit: int = MAX_MANIFESTS) -> Accepted:
     """Each manifest with its text, byte for byte as it was sent, arrays as their jobs; raises InvalidSpec (all mistakes) or TooLarge."""
     listed, texts = _split(raw, content_type)
     if not texts:
@@ -47,7 +48,7 @@ def read_manifests(raw: bytes, content_type: str, limit: int = MAX_MANIFESTS) ->
     jobs, size = len(texts), 0
     for number, text in enumerate(texts):
         prefix = f"[{number}]" if listed else ""
-        one = _read_one(text, prefix)
+        one = _read_one(text, prefix, now)
         if isinstance(one, list):
             found.extend(one)
             if len(found) > MAX_PROBLEMS:
@@ -93,7 +94,7 @@ def _list(raw: bytes | msgspec.Raw) -> list[bytes]:
         raise InvalidSpec("the body is not valid", [Problem("jobs", "must be a list of manifests")]) from exc
 
 
-def _read_one(text: bytes, prefix: str) -> tuple[Manifest, str] | list[Problem]:
+def _read_one(text: bytes, prefix: str, now: datetime) -> tuple[Manifest, str] | list[Problem]:
     try:
         guard_depth(text)
         # The validator of human input reads more than JSON allows (NaN, 1e999); what a node could not read is refused here.
@@ -105,7 +106,7 @@ def _read_one(text: bytes, prefix: str) -> tuple[Manifest, str] | list[Problem]:
         return [Problem(_join(prefix, path), message) for path, message in _mistakes(exc)]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         return [Problem(prefix, f"is not valid JSON: {exc}")]
-    found = problems_as_written(manifest)
+    found = problems_as_written(manifest) or list(problems_at(manifest, now))
     if found:
         return [Problem(_join(prefix, problem.path), problem.message) for problem in found]
     return manifest, text.decode()

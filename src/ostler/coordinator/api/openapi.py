@@ -31,6 +31,13 @@ _SCHEMES = {
 }
 _RANGED = frozenset({"get_artifact", "get_blob", "get_workspace"})
 _HEADERS: dict[str, Sequence[tuple[str, bool, str]]] = {
+    "submit_jobs": (
+        (
+            "Idempotency-Key",
+            False,
+            "For 24 hours the same key with the same body gets the same answer, with `Idempotent-Replayed: true`, and submits nothing.",
+        ),
+    ),
     "append_log": (
         ("Upload-Offset", True, "The byte of the stream at which the body begins."),
         ("Upload-Length", False, "With the last bytes: the length of the whole stream."),

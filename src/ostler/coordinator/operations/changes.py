@@ -227,8 +227,9 @@ _STAGE = (
     "UPDATE jobs SET state = ?, tries = ?, finished_at = ?, failure_code = ?, failure_message = ? "
     "WHERE seq = ? AND state = ? AND attempt = ?"
 )
+# Whatever moves a job ends its wait, too: one that still waits only comes to its end.
 _MOVE = (
-    "UPDATE jobs SET state = ?, tries = ?, finished_at = ?, failure_code = ?, failure_message = ?, node_id = ?, due_at = ? "
+    "UPDATE jobs SET state = ?, tries = ?, finished_at = ?, failure_code = ?, failure_message = ?, node_id = ?, due_at = ?, waits = 0 "
     "WHERE seq = ? AND state = ? AND attempt = ?"
 )
 _ATTEMPT_STAGE = "UPDATE attempts SET state = ?, acked_at = ? WHERE job_seq = ? AND attempt = ? AND state = ?"

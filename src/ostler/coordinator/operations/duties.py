@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 from ostler.coordinator.operations import sessions
-from ostler.coordinator.operations.changes import Changes, load_due, load_expired
+from ostler.coordinator.operations.changes import Changes, load_due, load_expired, write
 from ostler.coordinator.operations.leases import expire_attempts
 from ostler.coordinator.operations.nodes import empty_node
-from ostler.coordinator.store.schema import LIVE_SQL
+from ostler.coordinator.store.schema import LIVE_SQL, UNTIL_TIME
 from ostler.coordinator.store.times import when_or_none
 from ostler.coordinator.store.tx import Tx
 from ostler.model.job import JobEvent
@@ -95,6 +95,30 @@ def promote_due(tx: Tx) -> int:
     if cases:
         tx.wake(("queue",))
     return len(cases)
+
+
+def next_start_s(tx: Tx) -> float | None:
+    """Seconds until the next job's `not_before` (0 or less: now); None where nobody waits for one. For `Store.read`."""
+    row = tx.row(f"SELECT min(not_before) FROM jobs {tx.by_index('ix_jobs_not_before')} WHERE waits >= 2")  # noqa: S608
+    start_at = when_or_none(row[0]) if row else None
+    return None if start_at is None else (start_at - tx.now).total_seconds()
+
+
+def start_due(tx: Tx) -> int:
+    """Let jobs go whose `not_before` has come, as far as that was what they waited for; how many."""
+    rows = tx.rows(
+        f"SELECT seq, job_id, waits FROM jobs {tx.by_index('ix_jobs_not_before')} "  # noqa: S608 - a fragment of ours
+        "WHERE waits >= 2 AND not_before <= ? ORDER BY not_before, seq LIMIT ?",
+        (tx.at, BATCH),
+    )
+    write(tx, "UPDATE jobs SET waits = waits - ? WHERE seq = ? AND waits = ?", [(UNTIL_TIME, row[0], row[2]) for row in rows])
+    changes = Changes(tx)
+    for seq, job_id, waits in rows:
+        if waits == UNTIL_TIME:
+            changes.note("ready", seq, None, None, "its time has come")
+            tx.wake(("job", job_id), ("queue",))
+    changes.flush()
+    return len(rows)
 
 
 def next_expiry_s(tx: Tx) -> float | None:

@@ -17,7 +17,7 @@ def explain_job(tx: Tx, job_id: str) -> Explanation:
     """Why a job is where it is. NotFound."""
     row = job_row(tx, job_id)
     job, seq = job_of(row), row[0]
-    if job.state is not JobState.QUEUED or job.held:
+    if job.state is not JobState.QUEUED or job.held or job.waiting:
         return Explanation(job_id=job_id, state=job.state, summary=_story(job))
     places = tx.memo(Placements)
     found = tx.row("SELECT shape_id, rank FROM jobs WHERE seq = ?", (seq,))
@@ -67,6 +67,8 @@ def _story(job: JobView) -> str:
     why = f" ({job.failure.code.value}: {job.failure.message})" if job.failure else ""
     if job.held and job.state in {JobState.QUEUED, JobState.RETRY_WAIT}:
         return f"it is held by a person: `ostler job release {job.job_id}`"
+    if job.waiting:
+        return f"it waits until {job.not_before:%Y-%m-%d %H:%M:%S} UTC, as its manifest says"
     match job.state:
         case JobState.RETRY_WAIT:
             due = job.due_at.isoformat(timespec="seconds") if job.due_at else "soon"

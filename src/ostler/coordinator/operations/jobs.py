@@ -12,6 +12,7 @@ from ostler.coordinator.operations.changes import Case, Changes, load, shortened
 from ostler.coordinator.operations.views import job_view, no_job
 from ostler.coordinator.placement.rank import rank_of
 from ostler.coordinator.placement.shape import Shape, shape_of, write_shape
+from ostler.coordinator.store.schema import UNTIL_TIME
 from ostler.coordinator.store.times import micros, span
 from ostler.coordinator.store.tx import Tx
 from ostler.model import job as jobs
@@ -24,17 +25,18 @@ from ostler.protocol.codec import decode, encode
 from ostler.protocol.messages import JobView, SubmitResponse, Submitted
 
 MAX_TITLE = 200
+Accepted = Sequence[tuple[Manifest, str]]  # each a validated manifest and its text as it was sent
 _PENDING = frozenset({JobState.QUEUED, JobState.RETRY_WAIT})
 
 _INSERT = """
     INSERT INTO jobs (seq, job_id, state, shape_id, priority, queue, runner, title, labels, retry, retry_of, submitted_at,
-                      attempt, tries, held, expires_at, owner, rank{})
-    VALUES (?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, 0, 0, ?, ?, ?{})"""
+                      attempt, tries, held, expires_at, owner, rank, not_before, waits{})
+    VALUES (?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, 0, 0, ?, ?, ?, ?, ?{})"""
 _INSERT_JOB = _INSERT.format("", "")
 _INSERT_CHILD = _INSERT.format(", group_id", ", ?")  # apart, so that other jobs do not pay for a parameter that they lack
 
 
-def submit_jobs(tx: Tx, manifests: Sequence[tuple[Manifest, str]], owner: str | None = None) -> SubmitResponse:
+def submit_jobs(tx: Tx, manifests: Accepted, owner: str | None = None) -> SubmitResponse:
     """Queue all of them or none, as jobs of `owner`. Each is a validated manifest and its text exactly as submitted (one JSON
     object).
 
@@ -51,7 +53,7 @@ def submit_jobs(tx: Tx, manifests: Sequence[tuple[Manifest, str]], owner: str | 
 Name = tuple[str, str | None]  # of a job, and of its group
 
 
-def _names(tx: Tx, manifests: Sequence[tuple[Manifest, str]]) -> tuple[list[Name], list[tuple[str, int, int]]]:
+def _names(tx: Tx, manifests: Accepted) -> tuple[list[Name], list[tuple[str, int, int]]]:
     """The name of each job, made where none was chosen, and the rows of the groups. Raises AlreadyExists."""
     made = iter(new_job_ids(tx.now, len(manifests)))
     names: list[Name] = []
@@ -74,9 +76,7 @@ def _names(tx: Tx, manifests: Sequence[tuple[Manifest, str]]) -> tuple[list[Name
     return names, groups
 
 
-def _insert(
-    tx: Tx, manifests: Sequence[tuple[Manifest, str]], names: Sequence[Name], owner: str | None, *, retry_of: str | None = None
-) -> None:
+def _insert(tx: Tx, manifests: Accepted, names: Sequence[Name], owner: str | None, *, retry_of: str | None = None) -> None:
     """Insert queued jobs under these names."""
     seq = _reserve(tx, len(manifests))
     shapes: dict[Shape, int] = {}
@@ -88,13 +88,15 @@ def _insert(
         if shape_id is None:
             shape_id, body = write_shape(shape)
             shapes[shape], bodies[shape_id] = shape_id, body
+        not_before = micros(start) if (start := manifest.start) is not None and start > tx.now else None
         row = (
             seq, job_id, shape_id, manifest.priority, manifest.queue, manifest.runner.value, title_of(manifest),
             encode(manifest.labels).decode() if manifest.labels else "{}",
             None if manifest.retries is None else encode(retry_policy(manifest)).decode(),
             retry_of, tx.at,
             None if manifest.ttl_s is None else tx.at + span(timedelta(seconds=manifest.ttl_s)),
-            owner, rank_of(manifest.priority, tx.at),
+            owner, rank_of(manifest.priority, max(tx.at, not_before or 0)),  # it grows older once it may run
+            not_before, UNTIL_TIME if not_before is not None else 0,
         )  # fmt: skip
         if group_id is None:
             rows.append(row)

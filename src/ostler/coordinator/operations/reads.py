@@ -7,7 +7,7 @@ their start.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from sqlalchemy import ColumnElement, FromClause, func, select
+from sqlalchemy import Boolean, ColumnElement, FromClause, func, literal_column, or_, select
 
 from ostler.coordinator.operations import logs
 from ostler.coordinator.operations.explanations import explain_job
@@ -108,7 +108,7 @@ def list_jobs(tx: Tx, query: JobQuery) -> JobPage:
     )
 
 
-def _walks(tx: Tx, query: JobQuery, states: Sequence[JobState]) -> Iterator[list[ColumnElement[bool]]]:
+def _walks(tx: Tx, query: JobQuery, states: Sequence[JobState | str]) -> Iterator[list[ColumnElement[bool]]]:
     """The pieces of an index that hold all jobs in question, each in the page's order; a walk over several would sort.
 
     Labels and nodes have indexes in that order as they are, groups one by state, and so have queues.
@@ -116,10 +116,13 @@ def _walks(tx: Tx, query: JobQuery, states: Sequence[JobState]) -> Iterator[list
     if query.label is not None or query.node is not None or (query.group is None and query.queue is None and not states):
         yield []
         return
-    if query.owner is not None and query.group is None and set(states or JobState) & TERMINAL:
+    if query.owner is not None and query.group is None and set(states or JobState) & set(TERMINAL):
         yield []  # along the owner's own jobs: those that are over, of everybody, only grow
         return
     for state in states or JobState:
+        if not isinstance(state, JobState):
+            yield [_IS_WAITING]
+            continue
         if query.group is not None:
             yield [jobs.c.state == state.value]
             continue
@@ -140,26 +143,34 @@ def _queues(tx: Tx, state: JobState) -> list[str]:
     return [row[0] for row in found]
 
 
-def _states(asked: str | None) -> list[JobState]:
+WAITING = "waiting"  # no state of its own: queued, and not to be leased yet
+_IS_WAITING = literal_column("jobs.waits > 0", Boolean())  # word for word the condition of its index
+
+
+def _states(asked: str | None) -> list[JobState | str]:
     if not asked:
         return []
     words = {word.strip() for word in asked.split(",") if word.strip()}
-    known = {state.value for state in JobState}
+    known = {WAITING, *(state.value for state in JobState)}
     if unknown := sorted(words - known):
         raise InvalidSpec(
             "the query is not valid",
             [Problem("state", f"{', '.join(unknown)} is no state; known are {', '.join(sorted(known))}")],
         )
-    return [state for state in JobState if state.value in words]
+    found: list[JobState | str] = [state for state in JobState if state.value in words]
+    return found if WAITING not in words or JobState.QUEUED in found else [*found, WAITING]
 
 
-def _filters(query: JobQuery, states: Sequence[JobState]) -> tuple[FromClause, ColumnElement[int], list[ColumnElement[bool]]]:
+def _filters(
+    query: JobQuery, states: Sequence[JobState | str]
+) -> tuple[FromClause, ColumnElement[int], list[ColumnElement[bool]]]:
     """Where to look, the column that orders it, and the conditions."""
     source: FromClause = jobs
     seq: ColumnElement[int] = jobs.c.seq
     found: list[ColumnElement[bool]] = []
     if states:
-        found.append(jobs.c.state.in_([state.value for state in states]))
+        listed = jobs.c.state.in_([state.value for state in states if isinstance(state, JobState)])
+        found.append(or_(listed, _IS_WAITING) if WAITING in states else listed)
     if query.queue is not None:
         found.append(jobs.c.queue == query.queue)
     if query.node is not None:

@@ -21,7 +21,7 @@ from ostler.protocol.messages import ArtifactEntry, AttemptView, EventView, Held
 JOB_COLUMNS = """
     j.seq, j.job_id, j.state, j.runner, j.title, j.queue, j.priority, j.labels, j.submitted_at, j.attempt, j.tries, j.node_id,
     j.finished_at, j.due_at, j.expires_at, j.failure_code, j.failure_message, a.exit_code, a.signal, a.pct, a.note,
-    j.held, j.cancel_at, j.retry_of, j.group_id, j.owner"""
+    j.held, j.cancel_at, j.retry_of, j.group_id, j.owner, j.not_before, j.waits"""
 JOB_FROM = "FROM jobs j LEFT JOIN attempts a ON a.job_seq = j.seq AND a.attempt = j.attempt"
 
 
@@ -30,7 +30,7 @@ def job_of(row: Row) -> JobView:
     (
         _, job_id, state, runner, title, queue, priority, labels, submitted_at, attempt, tries, node_id, finished_at, due_at,
         expires_at, code, message, exit_code, signal, pct, note, held, cancel_at, retry_of,
-        group_id, owner,
+        group_id, owner, not_before, waits,
     ) = row  # fmt: skip
     return JobView(
         job_id=job_id, state=JobState(state), runner=Runner(runner), title=title, queue=queue, priority=priority,
@@ -38,6 +38,7 @@ def job_of(row: Row) -> JobView:
         finished_at=when_or_none(finished_at), due_at=when_or_none(due_at), expires_at=when_or_none(expires_at),
         failure=failure_of(code, message), exit_code=exit_code, signal=signal, pct=pct, note=note, held=bool(held),
         cancel_requested=cancel_at is not None, retry_of=retry_of, group_id=group_id, owner=owner,
+        not_before=when_or_none(not_before), waiting=waits != 0,
     )  # fmt: skip
 
 

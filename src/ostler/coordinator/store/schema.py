@@ -32,6 +32,8 @@ from ostler.model.job import JobState
 from ostler.model.manifest import DEFAULT_POOL
 from ostler.model.node import NodeState
 
+# The bits of `jobs.waits`: a job is leased only once none is set.
+FOR_JOBS, UNTIL_TIME = 1, 2
 SCHEMA = 3  # the newest that this release knows; each migration's revision is this number, four digits
 
 metadata = MetaData(
@@ -195,7 +197,7 @@ jobs = Table(
     Column("owner", Text),  # the principal that submitted it; null: before there were any
     Column("rank", Int, nullable=False, server_default="0"),  # the place in its queue: `placement.rank`
     Column("not_before", Int),
-    Column("waits", Int, nullable=False, server_default="0"),  # bits: 1 for other jobs, 2 until `not_before`
+    Column("waits", Int, nullable=False, server_default="0"),  # FOR_JOBS, UNTIL_TIME
     _in("state", JobState),
     _flag("held"),
     CheckConstraint("tries >= 0 AND attempt >= tries", name="attempt"),
@@ -211,6 +213,7 @@ Index(
     "ix_jobs_not_before", jobs.c.not_before, jobs.c.seq,
     sqlite_where=jobs.c.waits >= 2, postgresql_where=jobs.c.waits >= 2,
 )  # fmt: skip
+Index("ix_jobs_waiting", jobs.c.seq, sqlite_where=jobs.c.waits > 0, postgresql_where=jobs.c.waits > 0)
 # A submitter's own jobs, newest first: no entry moves when a state changes.
 Index(
     "ix_jobs_owner", jobs.c.owner, jobs.c.seq,
@@ -253,12 +256,14 @@ dependencies = Table(
 )
 
 handed = Table(
-    "handed",  # artifacts of jobs waited for that became inputs, as they were when the wait was over
+    "handed",  # artifacts of other jobs that are inputs; what they are is known once the wait is over
     metadata,
     Column("job_seq", Int, ForeignKey("jobs.seq", ondelete="CASCADE"), primary_key=True, autoincrement=False),
     Column("name", Text, primary_key=True),
-    Column("sha256", Text, nullable=False),
-    Column("size", Int, nullable=False),
+    Column("on_seq", Int, nullable=False),  # no foreign key: that the other job was deleted must not be overlooked
+    Column("path", Text, nullable=False),
+    Column("sha256", Text),
+    Column("size", Int),
     sqlite_strict=True,
     sqlite_with_rowid=False,
 )

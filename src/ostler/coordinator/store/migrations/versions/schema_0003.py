@@ -46,6 +46,7 @@ def _jobs() -> None:
     for name, columns, where in (
         ("ix_jobs_claim", ["shape_id", "rank", "seq"], "state = 'queued' AND held = 0 AND waits = 0"),
         ("ix_jobs_not_before", ["not_before", "seq"], "waits >= 2"),
+        ("ix_jobs_waiting", ["seq"], "waits > 0"),
         ("ix_jobs_owner", ["owner", "seq"], "owner IS NOT NULL"),
     ):
         op.create_index(name, "jobs", columns, sqlite_where=sa.text(where), postgresql_where=sa.text(where))
@@ -71,8 +72,10 @@ def _dependencies() -> None:
         "handed",
         sa.Column("job_seq", Int, autoincrement=False, nullable=False),
         sa.Column("name", sa.Text(), nullable=False),
-        sa.Column("sha256", sa.Text(), nullable=False),
-        sa.Column("size", Int, nullable=False),
+        sa.Column("on_seq", Int, nullable=False),
+        sa.Column("path", sa.Text(), nullable=False),
+        sa.Column("sha256", sa.Text(), nullable=True),
+        sa.Column("size", Int, nullable=True),
         sa.ForeignKeyConstraint(["job_seq"], ["jobs.seq"], name=op.f("fk_handed_job_seq"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("job_seq", "name", name=op.f("pk_handed")),
         sqlite_strict=True,

@@ -1,0 +1,55 @@
+"""Submissions that bear a key: made once, and answered alike for a day, so that who lost the answer may ask again."""
+
+import re
+from dataclasses import dataclass
+from datetime import timedelta
+
+from ostler.coordinator.operations.jobs import Accepted, submit_jobs
+from ostler.coordinator.store.times import span, when
+from ostler.coordinator.store.tx import Tx
+from ostler.model.errors import Conflict
+from ostler.protocol.codec import decode, encode
+from ostler.protocol.messages import SubmitResponse
+
+KEY = re.compile(r"[\x20-\x7e]{1,255}")
+HONOURED = timedelta(hours=24)
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What tells one submission from another: whose it is, its key, and the sha256 of its body."""
+
+    principal: str
+    key: str
+    digest: bytes
+
+
+def submit_once(tx: Tx, mark: Mark, accepted: Accepted, owner: str | None) -> tuple[SubmitResponse, bool]:
+    """`submit_jobs` the first time; then its answer, and True. Raises Conflict where the key stands for another body."""
+    row = tx.row("SELECT digest, answer, created_at FROM idempotency WHERE principal = ? AND key = ?", (mark.principal, mark.key))
+    if row is not None and row[2] > tx.at - span(HONOURED):
+        digest, answer, created_at = row
+        if digest != mark.digest:
+            raise Conflict(
+                f"the idempotency key {mark.key!r} stands for another submission, of {when(created_at):%Y-%m-%d %H:%M:%S} UTC, "
+                "with another body; nothing was submitted",
+                hint="choose a new key for each new submission",
+            )
+        return decode(answer, SubmitResponse, what="answer"), True
+    made = submit_jobs(tx, accepted, owner)
+    tx.run(
+        "INSERT INTO idempotency (principal, key, digest, created_at, answer) VALUES (?, ?, ?, ?, ?) "
+        "ON CONFLICT (principal, key) DO UPDATE "
+        "SET digest = excluded.digest, created_at = excluded.created_at, answer = excluded.answer",
+        (mark.principal, mark.key, mark.digest, tx.at, encode(made).decode()),
+    )
+    return made, False
+
+
+def forget_keys(tx: Tx, *, limit: int) -> int:
+    """Delete keys that are honoured no longer, oldest first; how many."""
+    return tx.run(
+        "DELETE FROM idempotency WHERE (principal, key) IN "
+        "(SELECT principal, key FROM idempotency WHERE created_at <= ? ORDER BY created_at LIMIT ?)",
+        (tx.at - span(HONOURED), limit),
+    )

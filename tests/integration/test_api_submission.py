@@ -1,0 +1,143 @@
+"""Submission over the API: keys, lost answers, and times that are refused."""
+
+import asyncio
+import json
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from integration.api_rig import ADMIN, coordinator, until
+from lossy_proxy import LossyProxy
+from ostler.model import errors
+from ostler.model.access import Role
+from ostler.model.job import JobState
+from ostler.protocol import codec, routes
+from ostler.protocol import messages as m
+from ostler.protocol.client import AsyncClient, Client
+
+BODY = b'{"command": "true"}'
+
+
+@pytest.fixture
+async def rig(tmp_path):
+    async with coordinator(tmp_path / "c") as one:
+        yield one
+
+
+async def post(rig, body=BODY, key=None, token=ADMIN):
+    headers = rig.bearer(token)
+    return await rig.http.post("/jobs", content=body, headers=headers if key is None else {**headers, "Idempotency-Key": key})
+
+
+async def count(rig) -> int:
+    return (await rig.people.call(routes.LIST_JOBS, query=m.JobQuery(count=True))).total
+
+
+async def test_a_key_makes_one_of_two(rig):
+    first = await post(rig, key="key 1")
+    assert (first.status_code, first.headers.get("idempotent-replayed")) == (201, None)
+    again = await post(rig, key="key 1")
+    assert (again.status_code, again.headers["idempotent-replayed"]) == (201, "true")
+    assert again.content == first.content
+    other = await post(rig, b'{"command": "false"}', key="key 1")
+    assert (other.status_code, other.json()["code"]) == (409, "conflict")
+    assert "another body; nothing was submitted" in other.json()["detail"]
+    assert await count(rig) == 1
+    assert (await post(rig)).json() != (await post(rig)).json()  # without a key each is a job of its own
+    assert await count(rig) == 3
+
+
+async def test_keys_of_others_are_not_mine(rig):
+    ann, bob = [(await rig.token_for(Role.SUBMITTER, name)).token for name in ("ann", "bob")]
+    more = (await rig.token_for(Role.SUBMITTER, "ann")).token
+    first = await post(rig, key="k", token=ann)
+    assert (await post(rig, key="k", token=bob)).json() != first.json()
+    assert (await post(rig, key="k", token=more)).json() == first.json()  # the principal's, whichever token it shows
+
+
+async def test_twins_at_the_same_time_are_one(rig):
+    answers = await asyncio.gather(*(post(rig, key="twins") for _ in range(12)))
+    assert {answer.status_code for answer in answers} == {201}
+    assert len({answer.content for answer in answers}) == 1
+    assert sorted(answer.headers.get("idempotent-replayed", "") for answer in answers) == [""] + ["true"] * 11
+    assert await count(rig) == 1
+
+
+@pytest.mark.parametrize("key", [b"", b"x" * 256, b"\xc3\xa4", b"a\tb"])
+async def test_a_key_that_is_none(rig, key):
+    answer = await rig.http.post(
+        "/jobs", content=BODY, headers=[(b"Authorization", f"Bearer {ADMIN}".encode()), (b"Idempotency-Key", key)]
+    )
+    assert (answer.status_code, answer.json()["errors"][0]["path"]) == (422, "Idempotency-Key")
+    assert await count(rig) == 0
+
+
+async def test_a_refused_call_keeps_no_key(rig):
+    assert (await post(rig, b'{"comand": "true"}', key="k")).status_code == 422
+    assert (await post(rig, key="k")).status_code == 201
+
+
+async def test_clients_make_a_call_again_whose_answer_was_lost(rig):
+    def waiting(url):
+        with Client(url, token=ADMIN) as client:
+            return client.call(routes.SUBMIT, BODY, patience_s=30)
+
+    with LossyProxy(rig.url, losses=2) as proxy:
+        async with AsyncClient(proxy.url, token=ADMIN, patience_s=30) as client:
+            made = await client.call(routes.SUBMIT, BODY)
+        assert (proxy.submissions, await count(rig)) == (3, 1)
+        proxy.losses = 1
+        more = await asyncio.to_thread(waiting, proxy.url)
+        assert (proxy.submissions, await count(rig)) == (5, 2)
+        assert made.items != more.items
+    with LossyProxy(rig.url, losses=1) as proxy:
+        async with AsyncClient(proxy.url, token=ADMIN) as client:  # who has no patience is told
+            with pytest.raises(errors.CoordinatorUnreachable):
+                await client.call(routes.SUBMIT, BODY)
+            key = {"Idempotency-Key": "mine"}
+            first = await client.call(routes.SUBMIT, BODY, headers=key)
+            assert await client.call(routes.SUBMIT, BODY, headers=key) == first
+
+
+@pytest.mark.parametrize(
+    ("fields", "path", "said"),
+    [
+        ({"not_before": "tomorrow"}, "not_before", "'tomorrow' is no time"),
+        ({"not_before": "2030-01-31T20:00:00"}, "not_before", "with its offset from UTC"),
+        ({"not_before": "2030-02-30T20:00:00Z"}, "not_before", "is no time"),
+        ({"not_before": "0001-01-01T00:00:00+23:59"}, "not_before", "is no time"),
+        ({"not_before": 5}, "not_before", "text"),
+        ({"not_before": "9999-12-31T23:59:59Z"}, "not_before", "more than a year ahead"),
+        ({"not_before": "SOON", "ttl_s": 20}, "ttl_s", "20 s count from now and are over before"),
+    ],
+)  # fmt: skip
+async def test_times_that_are_refused(rig, fields, path, said):
+    if fields.get("not_before") == "SOON":
+        fields = {**fields, "not_before": soon(30)}
+    answer = await post(rig, json.dumps([{"command": "true"}, {"command": "true", **fields}]).encode())
+    assert answer.status_code == 422, answer.text
+    (one,) = answer.json()["errors"]
+    assert one["path"] == f"[1].{path}"
+    assert said in one["message"]
+    assert await count(rig) == 0
+
+
+def soon(seconds: float) -> str:
+    return f"{datetime.now(UTC) + timedelta(seconds=seconds):%Y-%m-%dT%H:%M:%S.%fZ}"
+
+
+async def test_a_job_begins_when_its_time_has_come(rig):
+    node = await rig.enrolled()
+    made = await rig.people.call(routes.SUBMIT, codec.encode({"command": "true", "not_before": soon(1.5)}))
+    job_id = made.items[0].job_id
+    view = await rig.show(job_id)
+    assert (view.state, view.waiting) == (JobState.QUEUED, True)
+    assert await node.pull() == []
+    [lease] = await node.pull(wait_s=30)  # a poll that is open is told
+    assert lease.job_id == job_id
+
+    async def leased():
+        return (await rig.show(job_id)).state is JobState.LEASED
+
+    await until(leased)
+    assert [event.kind for event in (await rig.show(job_id)).timeline][:2] == ["submit", "ready"]
