@@ -14,7 +14,11 @@ import typer.main
 from ostler.cli.main import app
 from ostler.coordinator.config import CoordinatorConfig
 from ostler.model import errors
+<<<<<<< HEAD
 from ostler.model.access import RUNNERS, Role
+=======
+from ostler.model.events import JOB_KINDS, NODE_KINDS
+>>>>>>> 8d801a4 (events: pages and server-sent events with opaque cursors that skip nothing, shared reads for many followers; `ostler events`)
 from ostler.model.failures import CODES, FailureCode
 from ostler.model.manifest import Manifest, Runner
 from ostler.node.config import NodeConfig
@@ -212,6 +216,15 @@ def errors_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def events_page() -> str:
+    """Every kind of event."""
+    lines = ["# Events\n", NOTE, "What `ostler events`, `GET /api/v1/events` and webhooks tell, by `kind`."]
+    for title, kinds in (("Of jobs", JOB_KINDS), ("Of nodes", NODE_KINDS)):
+        lines.append(f"\n## {title}\n\n| kind | what happened |\n|---|---|")
+        lines.extend(f"| `{kind}` | {meaning} |" for kind, meaning in kinds.items())
+    return "\n".join(lines) + "\n"
+
+
 def pages() -> dict[str, str]:
     """File name to text."""
     sources = (
@@ -226,6 +239,7 @@ def pages() -> dict[str, str]:
         "api.md": api_page(),
         "access.md": access_page(),
         "errors.md": errors_page(),
+        "events.md": events_page(),
     }
 
 

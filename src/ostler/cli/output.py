@@ -85,6 +85,13 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(plain, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None) + "\n")
 
 
+def print_line(value: Any) -> None:
+    """One JSON value on a line of its own, for a stream of them."""
+    from ostler.protocol import codec
+
+    sys.stdout.write(codec.encode(value).decode() + "\n")
+
+
 def coloured() -> bool:
     """Whether standard output is a terminal that wants colour (https://no-color.org)."""
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

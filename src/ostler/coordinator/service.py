@@ -13,6 +13,7 @@ from ostler.coordinator.api.app import build_app
 from ostler.coordinator.api.auth import Doorkeeper
 from ostler.coordinator.api.calls import Services
 from ostler.coordinator.api.credentials import Credentials
+from ostler.coordinator.api.feed import Feed
 from ostler.coordinator.api.metrics import MeasuredStore, Metrics
 from ostler.coordinator.api.pulls import PullLine
 from ostler.coordinator.api.server import build_server
@@ -108,6 +109,7 @@ async def _services(
             credentials=credentials,
             door=Doorkeeper(credentials, lambda token: store.read(tokens.check_api_token, token), clock=clock),
             pulls=PullLine(store.wakeups, lambda: store.read(work_waits), logger=logger),
+            feed=Feed(store),
             metrics=metrics,
             clock=clock,
             logger=logger,

@@ -7,7 +7,7 @@ OstlerError
 │  ├─ Forbidden 403
 │  │  └─ NodeRetired
 │  ├─ NotFound 404
-│  ├─ Gone 410            a stale attempt's log or upload (409 means an offset conflict there)
+│  ├─ Gone 410            what is over or was deleted: a stale attempt's log, old events
 │  ├─ TooLarge 413
 │  ├─ UpgradeRequired 426
 │  └─ Conflict 409
@@ -115,7 +115,7 @@ class NotFound(Rejected):
 
 
 class Gone(Rejected):
-    """A write about an attempt that is over: 410 where 409 already means an offset conflict."""
+    """What is over: a write about an attempt that ended (409 means an offset conflict there), or events that were deleted."""
 
     code = "gone"
     status = 410

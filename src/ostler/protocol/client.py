@@ -23,7 +23,7 @@ from ostler.model.errors import CoordinatorUnreachable, InvalidSpec, Unavailable
 from ostler.protocol import codec, routes
 from ostler.protocol import messages as m
 from ostler.protocol.connection import Answer, DirectCalls, direct_to
-from ostler.protocol.events import EventReader, ServerEvent
+from ostler.protocol.events import Place, ServerEvent
 from ostler.protocol.exchange import ROUTE_SHAPE, Prepared, failure, prepare, root_of, understand
 from ostler.protocol.forms import FilePart, Form, file_blocks
 from ostler.protocol.routes import Route
@@ -294,30 +294,32 @@ class AsyncClient(_Shell):
         finally:
             await response.aclose()
 
-    async def follow_log(self, job_id: str, query: m.LogQuery) -> AsyncIterator[ServerEvent]:
-        """A log's events until `end`; a connection that breaks is made anew after the last event seen, for up to `patience_s`."""
-        query = replace(query, follow=True)
-        reader, backoff, began = EventReader(), Backoff(min_s=0.2, max_s=5.0), time.monotonic()
+    async def _follow(self, route: Route, query: Any, what: str, **path: Any) -> AsyncIterator[ServerEvent]:
+        """Server-sent events; a connection that breaks is made anew after the last event seen, for up to `patience_s`."""
+        place = Place(self.patience_s)
         while True:
-            headers = {"Last-Event-ID": reader.ident} if reader.ident is not None else {}
-            reader = EventReader(reader.ident)
             try:
-                async with self.download(
-                    routes.READ_LOG, timeout_s=SILENCE_S, query=query, headers=headers, job_id=job_id
-                ) as answer:
+                async with self.download(route, timeout_s=SILENCE_S, query=query, headers=place.headers(), **path) as answer:
                     async for block in answer.blocks():
-                        began = time.monotonic()
-                        backoff.reset()
-                        for event in reader.feed(block):
+                        for event in place.feed(block):
                             yield event
                             if event.kind == "end":
                                 return
-                lost: Unavailable = CoordinatorUnreachable(f"the log of {job_id} broke off")
+                lost: Unavailable = CoordinatorUnreachable(f"{what} broke off")
             except Unavailable as exc:
                 lost = exc
-            if (pause := self._pause(lost, began, backoff)) is None:
-                raise lost
-            await asyncio.sleep(pause)
+            await asyncio.sleep(place.pause(lost))
+
+    def follow_log(self, job_id: str, query: m.LogQuery) -> AsyncIterator[ServerEvent]:
+        """A log's events until `end`, through broken connections for up to `patience_s`."""
+        return self._follow(routes.READ_LOG, replace(query, follow=True), f"the log of {job_id}", job_id=job_id)
+
+    def follow_events(self, query: m.EventQuery) -> AsyncIterator[ServerEvent]:
+        """Events of the fleet without end, each a `FleetEvent`; through broken connections for up to `patience_s`, none lost or doubled.
+
+        Raises Gone where the coordinator has deleted events behind the last one seen.
+        """
+        return self._follow(routes.EVENTS, replace(query, follow=True), "the stream of events")
 
 
 class Download:
@@ -426,25 +428,29 @@ class Client(_Shell):
         finally:
             response.close()
 
-    def follow_log(self, job_id: str, query: m.LogQuery) -> Iterator[ServerEvent]:
-        """A log's events until `end`; a connection that breaks is made anew after the last event seen, for up to `patience_s`."""
-        query = replace(query, follow=True)
-        reader, backoff, began = EventReader(), Backoff(min_s=0.2, max_s=5.0), time.monotonic()
+    def _follow(self, route: Route, query: Any, what: str, **path: Any) -> Iterator[ServerEvent]:
+        """Server-sent events; a connection that breaks is made anew after the last event seen, for up to `patience_s`."""
+        place = Place(self.patience_s)
         while True:
-            headers = {"Last-Event-ID": reader.ident} if reader.ident is not None else {}
-            reader = EventReader(reader.ident)
             try:
-                with self.download(routes.READ_LOG, timeout_s=SILENCE_S, query=query, headers=headers, job_id=job_id) as answer:
+                with self.download(route, timeout_s=SILENCE_S, query=query, headers=place.headers(), **path) as answer:
                     for block in answer.blocks():
-                        began = time.monotonic()
-                        backoff.reset()
-                        for event in reader.feed(block):
+                        for event in place.feed(block):
                             yield event
                             if event.kind == "end":
                                 return
-                lost: Unavailable = CoordinatorUnreachable(f"the log of {job_id} broke off")
+                lost: Unavailable = CoordinatorUnreachable(f"{what} broke off")
             except Unavailable as exc:
                 lost = exc
-            if (pause := self._pause(lost, began, backoff)) is None:
-                raise lost
-            time.sleep(pause)
+            time.sleep(place.pause(lost))
+
+    def follow_log(self, job_id: str, query: m.LogQuery) -> Iterator[ServerEvent]:
+        """A log's events until `end`, through broken connections for up to `patience_s`."""
+        return self._follow(routes.READ_LOG, replace(query, follow=True), f"the log of {job_id}", job_id=job_id)
+
+    def follow_events(self, query: m.EventQuery) -> Iterator[ServerEvent]:
+        """Events of the fleet without end, each a `FleetEvent`; through broken connections for up to `patience_s`, none lost or doubled.
+
+        Raises Gone where the coordinator has deleted events behind the last one seen.
+        """
+        return self._follow(routes.EVENTS, replace(query, follow=True), "the stream of events")

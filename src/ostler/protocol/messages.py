@@ -428,6 +428,46 @@ class Explanation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FleetEvent:
+    """One event of the fleet; `cursor` is where a reader goes on after it. Events of nodes alone have no job and no owner."""
+
+    cursor: str
+    at: datetime
+    kind: str
+    job_id: str | None = None
+    group_id: str | None = None
+    owner: str | None = None
+    attempt: int | None = None
+    node_id: str | None = None
+    message: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventPage:
+    """Events, first to last; `next_cursor` is where to go on, also where nothing more is yet; `more` says whether something is."""
+
+    items: tuple[FleetEvent, ...]
+    next_cursor: str
+    more: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventQuery:
+    """Which events: behind the cursor `after` (`latest`: from now on; absent: from the oldest that is kept), or of the last `since_s`
+    seconds. `kind` may hold several, comma-separated; `group` is an array's id; `follow` streams on.
+    """
+
+    after: str | None = None
+    since_s: float | None = None
+    job: str | None = None
+    node: str | None = None
+    group: str | None = None
+    kind: str | None = None
+    limit: int = 100
+    follow: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WaitQuery:
     """How long a long poll may wait, in seconds (at most 60)."""
 

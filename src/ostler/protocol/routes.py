@@ -202,6 +202,13 @@ CANCEL_GROUP = Route(
     summary="Cancel all jobs of an array that are not over, each as `cancel_job` does",
     errors=(errors.NotFound, errors.InvalidTransition),
 )  # fmt: skip
+EVENTS = Route(
+    name="list_events", method="GET", path="/events", audience=Audience.CLIENT, grants=READ, query=m.EventQuery,
+    response=m.EventPage,
+    summary="What happened to jobs and nodes, first to last; with `follow=true` (or `Accept: text/event-stream`) server-sent events "
+    "whose ids are cursors: `Last-Event-ID` goes on after one",
+    errors=(errors.InvalidSpec, errors.NotFound, errors.Gone),
+)  # fmt: skip
 LIST_NODES = Route(
     name="list_nodes", method="GET", path="/nodes", audience=Audience.CLIENT, grants=READ, query=m.PageQuery, response=m.NodePage,
     summary="List nodes", errors=(errors.InvalidSpec,),
@@ -276,8 +283,13 @@ METRICS = Route(
 ROUTES: tuple[Route, ...] = (
     REGISTER, HEARTBEAT, PULL, ACK, PROGRESS, RESULT, FAIL, APPEND_LOG, UPLOAD_WORKSPACE,
     SUBMIT, LIST_JOBS, SHOW_JOB, AWAIT_JOB, EXPLAIN_JOB, READ_LOG, LIST_ARTIFACTS, GET_ARTIFACT,
+<<<<<<< HEAD
     CANCEL_JOB, RETRY_JOB, HOLD_JOB, RELEASE_JOB, DEBUG_JOB, GET_WORKSPACE, SHOW_GROUP, CANCEL_GROUP, UPLOAD_BLOB, GET_BLOB,
     LIST_NODES, SHOW_NODE, DRAIN_NODE, RESUME_NODE, CORDON_NODE, UNCORDON_NODE, MOVE_NODE, RETIRE_NODE,
     CREATE_TOKEN, LIST_TOKENS, REVOKE_TOKEN,
+=======
+    CANCEL_JOB, RETRY_JOB, HOLD_JOB, RELEASE_JOB, DEBUG_JOB, GET_WORKSPACE, SHOW_GROUP, CANCEL_GROUP, UPLOAD_BLOB, GET_BLOB, EVENTS,
+    LIST_NODES, SHOW_NODE, DRAIN_NODE, RESUME_NODE, CREATE_TOKEN, LIST_TOKENS, REVOKE_TOKEN,
+>>>>>>> 8d801a4 (events: pages and server-sent events with opaque cursors that skip nothing, shared reads for many followers; `ostler events`)
     VERSION, OPENAPI, HEALTHZ, READYZ, METRICS,
 )  # fmt: skip

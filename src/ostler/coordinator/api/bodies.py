@@ -133,12 +133,12 @@ def decode_query(query_string: bytes, shape: type[T]) -> T:
     known = [field.name for field in fields(shape)]  # type: ignore[arg-type]
     problems = [Problem(name, f"is not known here; known are {', '.join(known)}") for name in given if name not in known]
     for name, value in given.items():
-        if _HUGE.search(value.encode()) and name not in {"cursor", "label"}:
+        if _HUGE.search(value.encode()) and name not in {"cursor", "label", "after"}:
             problems.append(Problem(name, "is out of range"))
     if problems:
         raise InvalidSpec("the query is not what this route takes", problems)
     result = codec.convert(given, shape, what="query")
-    for name in ("limit", "offset", "attempt", "wait_s"):
+    for name in ("limit", "offset", "attempt", "wait_s", "since_s"):
         number = getattr(result, name, None)
         if number is not None and not (math.isfinite(number) and number >= 0):
             raise InvalidSpec("the query is not what this route takes", [Problem(name, "must be 0 or more")])

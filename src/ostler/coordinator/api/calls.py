@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope
 from ostler.coordinator.api.auth import Caller, CallerKind, Doorkeeper
 from ostler.coordinator.api.bodies import JSON_LIMIT, Body, decode_json, decode_query
 from ostler.coordinator.api.credentials import Credentials, NodeToken
+from ostler.coordinator.api.feed import Feed
 from ostler.coordinator.api.metrics import Metrics
 from ostler.coordinator.api.pulls import PullLine
 from ostler.coordinator.artifacts.store import Artifacts
@@ -60,6 +61,7 @@ class Services:
     credentials: Credentials
     door: Doorkeeper
     pulls: PullLine
+    feed: Feed
     metrics: Metrics
     clock: Clock
     logger: logging.Logger

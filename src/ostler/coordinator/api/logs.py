@@ -5,16 +5,15 @@ import base64
 import binascii
 import contextlib
 from collections.abc import AsyncIterator
-from typing import Any
 
 from starlette.responses import Response, StreamingResponse
 
+from ostler.coordinator.api import sse
 from ostler.coordinator.api.calls import Answer, Call
 from ostler.coordinator.operations import leases, reads
 from ostler.coordinator.store.store import Store
 from ostler.model.errors import InvalidSpec, Problem, Unauthenticated
 from ostler.model.job import TERMINAL
-from ostler.protocol import codec
 from ostler.protocol import messages as m
 
 BLOCK = 256 * 1024
@@ -75,8 +74,7 @@ async def read_log(call: Call) -> Response:
     facts = await call.read_job(reads.log_facts, query.stream, query.attempt)
     if query.follow and call.scope["method"] == "GET":
         attempt, offset = _resume(call, facts, query)
-        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(_follow(call, job_id, query, attempt, offset), 200, headers, "text/event-stream")
+        return StreamingResponse(_follow(call, job_id, query, attempt, offset), 200, sse.HEADERS, sse.MEDIA_TYPE)
     end = facts.length if query.limit is None else min(facts.length, query.offset + query.limit)
     start = min(query.offset, end)
     headers = {
@@ -118,11 +116,6 @@ def _resume(call: Call, facts: reads.LogFacts, query: m.LogQuery) -> tuple[int, 
     return int(attempt), int(offset)
 
 
-def _event(kind: str, content: dict[str, Any], ident: str | None = None) -> bytes:
-    head = f"id: {ident}\n" if ident else ""
-    return f"{head}event: {kind}\ndata: ".encode() + codec.encode(content) + b"\n\n"
-
-
 async def _follow(call: Call, job_id: str, query: m.LogQuery, attempt: int, offset: int) -> AsyncIterator[bytes]:
     """Events `attempt`, `log` and `end`; goes on to the next attempt where one was not asked for by number.
 
@@ -141,7 +134,7 @@ async def _follow(call: Call, job_id: str, query: m.LogQuery, attempt: int, offs
                 facts = await store.read(reads.log_facts, job_id, query.stream, attempt) if attempt else None
                 if attempt and told != attempt:
                     told = attempt
-                    yield _event("attempt", {"job_id": job_id, "attempt": attempt}, f"{attempt}.{offset}")
+                    yield sse.event("attempt", {"job_id": job_id, "attempt": attempt}, f"{attempt}.{offset}")
                 while facts is not None and offset < facts.length:
                     data = await store.read(
                         reads.read_log, job_id, attempt, query.stream, offset, min(BLOCK, facts.length - offset)
@@ -157,14 +150,14 @@ async def _follow(call: Call, job_id: str, query: m.LogQuery, attempt: int, offs
                         "data": base64.b64encode(data).decode(),
                     }
                     offset += len(data)
-                    yield _event("log", content, f"{attempt}.{offset}")
+                    yield sse.event("log", content, f"{attempt}.{offset}")
                 over = job.state in TERMINAL
                 moved_on = query.attempt is None and job.attempt > attempt
                 done = facts is None or facts.finished
                 if moved_on and done:
                     break
                 if done and (over or query.attempt is not None):
-                    yield _event(
+                    yield sse.event(
                         "end", {"job_id": job_id, "state": job.state.value, "attempt": attempt, "exit_code": job.exit_code}
                     )
                     return
@@ -174,7 +167,7 @@ async def _follow(call: Call, job_id: str, query: m.LogQuery, attempt: int, offs
                     async with asyncio.timeout(KEEP_ALIVE_S):
                         await event.wait()
                 except TimeoutError:
-                    yield b": keep-alive\n\n"
+                    yield sse.KEEP_ALIVE
         attempt, offset = attempt + 1, 0
 
 

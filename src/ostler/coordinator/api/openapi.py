@@ -44,6 +44,7 @@ _HEADERS: dict[str, Sequence[tuple[str, bool, str]]] = {
         ("Upload-Checksum", False, "With the last bytes: `sha256` and the whole stream's digest in base64."),
     ),
     "read_log": (("Last-Event-ID", False, "With `follow`: go on after this event."),),
+    "list_events": (("Last-Event-ID", False, "With `follow`: go on after this event, whatever the query says."),),
     **dict.fromkeys(_RANGED, (("Range", False, "One range of bytes."), ("If-Range", False, "Only while the ETag is this one."))),
 }
 _SECTION8_FORMS: dict[str, dict[str, Any]] = {
@@ -222,6 +223,6 @@ def _content(route: Route, known: dict[Any, Any], status: int) -> dict[str, Any]
     if route.name == "openapi":
         return {"content": {"application/json": {"schema": {"type": "object"}}}}
     content: dict[str, Any] = {route.media: {}}
-    if route.name == "read_log" and status == 200:
+    if route.name in {"read_log", "list_events"} and status == 200:
         content["text/event-stream"] = {}
     return {"content": content}

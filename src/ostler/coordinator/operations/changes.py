@@ -219,6 +219,7 @@ class Changes:
         self._groups.clear()
         if self._events:
             tx.many(_EVENT, self._events)
+            tx.wake(("events",))
             self._events = []
 
 

@@ -184,4 +184,4 @@ def set_workspace(tx: Tx, node_id: str, job_id: str, attempt: int, sha256: str) 
         "INSERT INTO events (at, kind, job_seq, attempt, node_id) SELECT ?, 'workspace', seq, ?, ? FROM jobs WHERE job_id = ?",
         (tx.at, attempt, node_id, job_id),
     )
-    tx.wake(("job", job_id))
+    tx.wake(("job", job_id), ("events",))

@@ -116,7 +116,7 @@ def _insert(tx: Tx, manifests: Accepted, names: Sequence[Name], owner: str | Non
         tx.many("INSERT INTO labels (key, value, job_seq) VALUES (?, ?, ?)", labels)
     if inputs:
         tx.many("INSERT INTO inputs (sha256, job_seq) VALUES (?, ?)", inputs)
-    tx.wake(("queue",))
+    tx.wake(("queue",), ("events",))
 
 
 def _check_free(tx: Tx, asked: Sequence[str]) -> None:

@@ -149,6 +149,7 @@ def _lease(tx: Tx, node: NodeRow, chosen: Sequence[Candidate]) -> dict[int, str]
         attempts,
     )
     tx.many("INSERT INTO events (at, kind, job_seq, attempt, node_id) VALUES (?, 'lease', ?, ?, ?)", events)
+    tx.wake(("events",))
     found = tx.rows(
         f"SELECT job_seq, body FROM specs WHERE {tx.any_of('job_seq')}",  # noqa: S608 - a fragment of ours
         (tx.array(one.seq for one in chosen),),

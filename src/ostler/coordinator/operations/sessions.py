@@ -116,6 +116,7 @@ def advanced(tx: Tx, node: NodeRow, event: NodeEvent, reason: str | None = None)
 def note(tx: Tx, kind: str, node_id: str, message: str | None = None) -> None:
     """One event line about a node."""
     tx.run("INSERT INTO events (at, kind, node_id, message) VALUES (?, ?, ?, ?)", (tx.at, kind, node_id, message))
+    tx.wake(("events",))
 
 
 def seen(tx: Tx, node: NodeRow, *, fresh: bool = True, held: Sequence[Held] | None, live: Collection[Case]) -> int:

@@ -60,6 +60,14 @@ class Database(Protocol):
         """
         ...
 
+    def settled(self, alias: str) -> str:
+        """SQL that is true for rows of an append-only table which no row that commits later can come before.
+
+        Readers that remember the id of the last row they saw depend on it. With one writer every committed row is settled; where
+        transactions commit side by side it is what the oldest one still running leaves in order.
+        """
+        ...
+
     def translate(self, exc: BaseException) -> OstlerError | None:
         """The error tree's class for a driver's error; None where it is a bug of ours."""
         ...

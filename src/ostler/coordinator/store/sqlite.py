@@ -116,6 +116,10 @@ class SqliteDatabase:
         """A plan that is an error where the index cannot serve it, instead of a slow one."""
         return f"INDEXED BY {name}"
 
+    def settled(self, alias: str) -> str:
+        """One writer draws the ids, one transaction after the other."""
+        return "1 = 1"
+
     def translate(self, exc: BaseException) -> OstlerError | None:
         """A full, busy or failing disk as StoreBusy, a value that no column holds as InvalidSpec; None for the rest."""
         if isinstance(exc, OverflowError | UnicodeEncodeError):

@@ -66,6 +66,10 @@ class Tx:
         """The SQL, after a table's name and alias, that makes a query walk this index."""
         return self._database.by_index(name)
 
+    def settled(self, alias: str) -> str:
+        """The SQL that keeps a reader of an append-only table from rows which one that commits later may come before."""
+        return self._database.settled(alias)
+
     def memo(self, kind: type[T]) -> T:
         """This process's only instance of a cache. It may forget anything at any time, and outlives undone operations."""
         found = self._memo.get(kind)

@@ -2,7 +2,7 @@
 
 Topics are tuples: ("queue",) new or requeued work; ("node", node_id) a directive or credit changed; ("job", job_id) its state
 changed; ("group", group_id) its last job is over; ("log", job_id, attempt) bytes arrived; ("token", token_id) it was
-revoked. A wake-up is a hint and carries nothing:
+revoked; ("events",) something was appended to the table of events. A wake-up is a hint and carries nothing:
 the waiter reads the rows again, so a spurious or a doubled one does no harm. All methods are called in the event loop's thread.
 """
 

@@ -1,0 +1,39 @@
+"""What the fleet tells: every kind of event, and what it says."""
+
+from ostler.model.job import JobEvent
+from ostler.model.node import NodeEvent
+
+JOB_KINDS: dict[str, str] = {
+    "submit": "It was accepted and waits in its queue.",
+    "hold": "Somebody holds it: no node gets it.",
+    "release": "It may be leased again.",
+    JobEvent.LEASE: "A node's pull won it; a new attempt exists.",
+    JobEvent.RETURN: "The node gave the attempt back unbegun, or never got it; it is queued again.",
+    JobEvent.ACK: "The node wrote the attempt down and takes it.",
+    JobEvent.PREPARE: "The attempt's workspace and inputs are being made.",
+    JobEvent.START: "The attempt's program runs.",
+    JobEvent.UPLOAD: "The program ended; results are on their way.",
+    JobEvent.FINISH: "It is done.",
+    JobEvent.FAIL: "It failed for good.",
+    JobEvent.RETRY: "The attempt failed or was lost; it will be tried again.",
+    JobEvent.DUE: "Its wait for a retry is over; it is queued again.",
+    "request_cancel": "Somebody wants it cancelled; the node that holds it is told.",
+    JobEvent.CANCEL: "It is cancelled.",
+    JobEvent.EXPIRE: "Its time-to-live passed before any node took it.",
+    "request_debug": "Somebody wants the latest attempt's workspace.",
+    "workspace": "The workspace was uploaded.",
+}
+
+NODE_KINDS: dict[str, str] = {
+    "enrol": "It joined with a join token.",
+    NodeEvent.REGISTER: "Its daemon opened a new session.",
+    NodeEvent.BEAT: "It gave a sign of life and is ready.",
+    NodeEvent.MISS: "It is silent: unknown, its attempts are not judged yet.",
+    NodeEvent.LOSE: "It was silent for a whole lease; its attempts are given to others.",
+    NodeEvent.DRAIN: "It gets no new work.",
+    NodeEvent.EMPTY: "It drained: nothing runs on it any more.",
+    NodeEvent.RESUME: "It gets work again.",
+    NodeEvent.RETIRE: "It is no longer part of the fleet.",
+}
+
+KINDS = frozenset(map(str, [*JOB_KINDS, *NODE_KINDS]))
