@@ -14,11 +14,8 @@ import typer.main
 from ostler.cli.main import app
 from ostler.coordinator.config import CoordinatorConfig
 from ostler.model import errors
-<<<<<<< HEAD
 from ostler.model.access import RUNNERS, Role
-=======
 from ostler.model.events import JOB_KINDS, NODE_KINDS
->>>>>>> 8d801a4 (events: pages and server-sent events with opaque cursors that skip nothing, shared reads for many followers; `ostler events`)
 from ostler.model.failures import CODES, FailureCode
 from ostler.model.manifest import Manifest, Runner
 from ostler.node.config import NodeConfig

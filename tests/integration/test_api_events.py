@@ -212,7 +212,7 @@ class CuttingProxy:
 async def test_a_line_that_is_cut_again_and_again_loses_nothing(rig):
     """Each event comes once, in order, wherever the connections break."""
     count = 150
-    proxy = CuttingProxy(int(rig.url.rpartition(":")[2]), random.Random(7))  # noqa: S311 - a test's
+    proxy = CuttingProxy(int(rig.url.rpartition(":")[2]), random.Random(7))
     server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     async with server, AsyncClient(f"http://127.0.0.1:{port}", token=rig.people.token, patience_s=60) as client:

@@ -21,5 +21,6 @@ def test_every_kind_that_an_operation_notes_is_in_the_table():
     for file in Path(operations.__path__[0]).glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) == "note":
-                noted |= {arg.value for arg in node.args[:2] if isinstance(arg, ast.Constant) and isinstance(arg.value, str)}
+                said = [arg for one in node.args[:2] for arg in ([one.body, one.orelse] if isinstance(one, ast.IfExp) else [one])]
+                noted |= {arg.value for arg in said if isinstance(arg, ast.Constant) and isinstance(arg.value, str)}
     assert {"enrol", "request_cancel", "request_debug"} <= noted <= KINDS
