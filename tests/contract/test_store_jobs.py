@@ -7,6 +7,7 @@ from datetime import timedelta
 import pytest
 
 from ostler.coordinator.operations import duties, jobs, leases, reads
+from ostler.coordinator.operations.uploads import note_upload
 from ostler.model.attempt import AttemptState
 from ostler.model.errors import AlreadyExists, Conflict, InvalidTransition, NotFound
 from ostler.model.failures import FailureCode
@@ -297,6 +298,7 @@ async def test_ttl_ends_what_no_node_took(rig: Rig):
 
 async def test_inputs_open_their_blobs_to_the_holder_alone(rig: Rig):
     sha = "ab" * 32
+    await rig.write(note_upload, sha, "alice")
     await rig.submit(input=Inputs(files=(InputFile(name="a", sha256=sha, size=1), InputFile(name="b", sha256=sha, size=1))))
     await rig.join()
     await rig.join("n2")

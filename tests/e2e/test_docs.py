@@ -32,6 +32,7 @@ RUN = [
             "one-command-many-inputs",
             "use-tls",
             "work-as-a-team",
+            "set-quotas-and-retention",
         )
     ),
 ]

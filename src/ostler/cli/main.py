@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from ostler.cli import allowlist, ca, config, doctor, events, exits, jobs, nodes, run, tokens, up, version
+from ostler.cli import allowlist, ca, config, doctor, events, exits, jobs, nodes, retention, run, tokens, up, version
 
 app = typer.Typer(
     name="ostler",
@@ -21,6 +21,7 @@ app.add_typer(nodes.app, name="node")
 app.add_typer(tokens.app, name="token")
 app.command()(events.events)
 app.command()(up.coordinator)
+app.command()(retention.retention)
 app.add_typer(allowlist.app, name="allowlist")
 app.add_typer(ca.app, name="ca")
 app.add_typer(config.app, name="config")

@@ -1,11 +1,78 @@
 """The coordinator's configuration: one frozen value, built and validated in `assembly`."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
 DATABASE_NAME = "ostler.db"
 RENEW_AFTER = timedelta(seconds=1)  # a pull that changes nothing else renews at most so often; a lease's margin must be longer
+
+STRICT = {"extra": "forbid"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolRetention:
+    """What is otherwise for jobs whose last attempt was on a node of one pool; what is left out is as for all."""
+
+    __pydantic_config__ = STRICT
+
+    jobs: timedelta | None = None
+    events: timedelta | None = None
+    logs: timedelta | None = None
+    artifacts: timedelta | None = None
+    logs_mb: int | None = None
+    artifacts_mb: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retention:
+    """How long things are kept, counted from the end of their job, and how much of them in MB (absent: no limit); beyond it the
+    oldest go first.
+
+    `uploads` are input files that no job names; `idempotency` keys make a repeated submission give the same answer. A job that is
+    removed takes its events, logs and artifacts with it. A pass is made `every` so often.
+    """
+
+    __pydantic_config__ = STRICT
+
+    jobs: timedelta = timedelta(days=90)
+    events: timedelta = timedelta(days=90)
+    logs: timedelta = timedelta(days=30)
+    artifacts: timedelta = timedelta(days=30)
+    uploads: timedelta = timedelta(days=7)
+    idempotency: timedelta = timedelta(hours=24)
+    logs_mb: int | None = None
+    artifacts_mb: int | None = None
+    every: timedelta = timedelta(hours=1)
+    pools: dict[str, PoolRetention] = field(default_factory=dict)
+
+    def of(self, pool: str | None) -> PoolRetention:
+        """What holds for a pool, every age filled in. Its sizes are its own alone: those of all stand beside them."""
+        own = self.pools.get(pool or "", PoolRetention())
+        return PoolRetention(
+            jobs=own.jobs or self.jobs, events=own.events or self.events, logs=own.logs or self.logs,
+            artifacts=own.artifacts or self.artifacts, logs_mb=own.logs_mb, artifacts_mb=own.artifacts_mb,
+        )  # fmt: skip
+
+    def shortest(self, *kinds: str) -> timedelta:
+        """The shortest age of these kinds in any pool: nothing younger needs a look."""
+        ages: list[timedelta] = [getattr(one, kind) for one in (self.of(None), *map(self.of, self.pools)) for kind in kinds]
+        return min(ages)
+
+    def problems(self) -> Iterator[str]:
+        """What is wrong, as "field: what"."""
+        places: list[tuple[str, Retention | PoolRetention]] = [("", self)]
+        places += [(f"pools.{name}.", one) for name, one in self.pools.items()]
+        for place, one in places:
+            for name in ("jobs", "events", "logs", "artifacts", "uploads", "idempotency", "every"):
+                age = getattr(one, name, None)
+                if age is not None and age <= timedelta(0):
+                    yield f"{place}{name}: must be longer than 0 s"
+            for name in ("logs_mb", "artifacts_mb"):
+                size = getattr(one, name)
+                if size is not None and size < 0:
+                    yield f"{place}{name}: must be 0 or more"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +119,7 @@ class CoordinatorConfig:
     max_batch: int = 10_000
     database_url: str | None = None
     secrets: SecretsConfig = SecretsConfig()
+    retention: Retention = field(default_factory=Retention)
 
     @property
     def database(self) -> str:
@@ -85,4 +153,5 @@ class CoordinatorConfig:
             found.append("secrets.key_command: must begin with the absolute path of a program")
         if not 1 <= self.max_batch <= 10_000:
             found.append("max_batch: must be from 1 to 10000")
+        found += [f"retention.{line}" for line in self.retention.problems()]
         return found

@@ -24,9 +24,11 @@ from ostler.coordinator.loops.certificate_watcher import CertificateWatcher
 from ostler.coordinator.loops.expirer import Expirer
 from ostler.coordinator.loops.lease_rescuer import LeaseRescuer
 from ostler.coordinator.loops.node_watcher import NodeWatcher
+from ostler.coordinator.loops.pruner import Pruner
 from ostler.coordinator.loops.retry_promoter import RetryPromoter
 from ostler.coordinator.loops.start_promoter import StartPromoter
 from ostler.coordinator.operations import nodes, tokens
+from ostler.coordinator.operations.readers import Readers
 from ostler.coordinator.operations.uploads import work_waits
 from ostler.coordinator.sealing import open_sealer
 from ostler.coordinator.store.store import Store
@@ -97,6 +99,10 @@ async def _services(
     store = cast(MeasuredStore, opened)
     store.observe = metrics.writes.observe
     artifacts = DirectoryArtifacts(config.data / "artifacts", logger=logger)
+    readers = Readers()
+    pruner = Pruner(
+        store, artifacts, readers, policy=config.retention, clock=clock, logger=logger, observe=metrics.pruned
+    )  # fmt: skip
     try:
         await artifacts.open()
         credentials = Credentials(keys, clock=clock, token_ttl=config.token_ttl)
@@ -111,9 +117,11 @@ async def _services(
             pulls=PullLine(store.wakeups, lambda: store.read(work_waits), logger=logger),
             feed=Feed(store),
             metrics=metrics,
+            readers=readers,
+            pruner=pruner,
             clock=clock,
             logger=logger,
-            loops=(*_loops(config, store, clock, logger), *more),
+            loops=(*_loops(config, store, clock, logger), *more, pruner),
         )
     finally:
         await artifacts.close()

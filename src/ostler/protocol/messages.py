@@ -640,6 +640,57 @@ class TokenPage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RetentionQuery:
+    """With `dry_run` also what would go now: the first `limit` removals one by one."""
+
+    dry_run: bool = False
+    limit: int = 50
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetentionPass:
+    """One pass: how many of each kind went, how many bytes that freed, and how many bytes of `logs`, `artifacts` and `blobs` are left.
+
+    Artifacts are counted as often as they were delivered; blobs are files, which equal bytes share.
+    """
+
+    at: datetime
+    took_s: float
+    removed: dict[str, int]
+    freed: dict[str, int]
+    used: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedRemoval:
+    """One thing that would go: a `job` whole, its `logs` or its `artifacts`; `size` in bytes."""
+
+    job_id: str
+    part: str
+    size: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetentionPlan:
+    """What would go now, by kind in numbers and bytes, and the first of it one by one; `used` is what would be left."""
+
+    counts: dict[str, int]
+    sizes: dict[str, int]
+    items: tuple[PlannedRemoval, ...]
+    used: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetentionView:
+    """The policy as configured, what the last pass did (null before the first), and the plan where one was asked for."""
+
+    policy: dict[str, Any]
+    last: RetentionPass | None = None
+    plan: RetentionPlan | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VersionView:
     """What a coordinator is and speaks."""
 

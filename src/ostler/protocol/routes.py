@@ -260,6 +260,15 @@ REVOKE_TOKEN = Route(
     summary="Make a token useless from now on; an API token only as an admin",
     errors=(errors.NotFound, errors.Conflict),
 )  # fmt: skip
+SHOW_RETENTION = Route(
+    name="show_retention", method="GET", path="/retention", audience=Audience.CLIENT, grants=RUN, query=m.RetentionQuery,
+    response=m.RetentionView, summary="How long things are kept, what takes space, and with `dry_run` what would go now",
+    errors=(errors.InvalidSpec,),
+)  # fmt: skip
+APPLY_RETENTION = Route(
+    name="apply_retention", method="POST", path="/retention", audience=Audience.CLIENT, grants=RUN, response=m.RetentionView,
+    summary="Remove now what is older, or more, than the coordinator keeps",
+)  # fmt: skip
 VERSION = Route(
     name="version", method="GET", path="/version", audience=Audience.PUBLIC, response=m.VersionView,
     summary="Release, protocol and schema of this coordinator",
@@ -287,5 +296,6 @@ ROUTES: tuple[Route, ...] = (
     LIST_NODES, SHOW_NODE, DRAIN_NODE, RESUME_NODE, CORDON_NODE, UNCORDON_NODE, MOVE_NODE, RETIRE_NODE,
     CREATE_TOKEN, LIST_TOKENS, REVOKE_TOKEN,
     EVENTS,
+    SHOW_RETENTION, APPLY_RETENTION,
     VERSION, OPENAPI, HEALTHZ, READYZ, METRICS,
 )  # fmt: skip

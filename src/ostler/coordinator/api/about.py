@@ -67,6 +67,8 @@ async def metrics(call: Call) -> Response:
     services = call.services
     counts = await services.store.read(reads.counts)
     services.metrics.set_counts(counts.jobs, counts.nodes, counts.live_attempts)
+    if services.pruner.last is not None:
+        services.metrics.set_kept(services.pruner.last.used)
     now = services.clock.monotonic()
     for loop in services.loops:
         services.metrics.set_loop_age(loop.name, now - loop.turned_at)

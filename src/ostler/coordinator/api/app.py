@@ -18,7 +18,7 @@ from starlette.routing import Route as StarletteRoute
 from starlette.types import Message, Receive, Scope, Send
 
 from ostler import __version__
-from ostler.coordinator.api import about, blobs, events, jobs, leases, logs, nodes, tokens
+from ostler.coordinator.api import about, blobs, events, jobs, leases, logs, nodes, retention, tokens
 from ostler.coordinator.api.bodies import Body, ClientGone
 from ostler.coordinator.api.calls import Answer, Call, Endpoint, Services
 from ostler.model.errors import (
@@ -37,7 +37,7 @@ from ostler.protocol.messages import LOG_STREAMS, PROTOCOL, ProblemReport
 from ostler.protocol.problems import MEDIA_TYPE, describe, encode
 from ostler.protocol.routes import ROUTES, Route
 
-_MODULES = (events, nodes, leases, logs, blobs, jobs, tokens, about)
+_MODULES = (events, nodes, leases, logs, blobs, jobs, tokens, retention, about)
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _DRAIN = 2**20  # what is left of a refused body is read up to here, so that the answer is not lost in a reset
 _DRAIN_S = 2.0

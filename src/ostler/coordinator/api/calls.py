@@ -21,13 +21,14 @@ from ostler.coordinator.artifacts.store import Artifacts
 from ostler.coordinator.config import CoordinatorConfig
 from ostler.coordinator.keys import Keys
 from ostler.coordinator.operations.ownership import of_job
+from ostler.coordinator.operations.readers import Readers
 from ostler.coordinator.sealing import Sealer
 from ostler.coordinator.store.store import Store
 from ostler.coordinator.store.tx import Tx
 from ostler.coordinator.store.wakeups import Topic
 from ostler.model.access import Reach
 from ostler.model.errors import NotFound
-from ostler.protocol.messages import WaitQuery
+from ostler.protocol.messages import RetentionPass, RetentionPlan, WaitQuery
 from ostler.protocol.routes import Route
 from ostler.runtime.clock import Clock
 from ostler.runtime.loop import Loop
@@ -49,6 +50,23 @@ class Ending(Protocol):
 V = TypeVar("V", bound=Ending)
 
 
+class Pruning(Protocol):
+    """What removes by retention, as far as people may ask it."""
+
+    @property
+    def last(self) -> RetentionPass | None:
+        """What its last pass did; None before the first."""
+        ...
+
+    async def prune(self) -> RetentionPass:
+        """A pass now."""
+        ...
+
+    async def plan(self, limit: int) -> RetentionPlan:
+        """What a pass would do."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
     """All that endpoints use, wired once."""
@@ -63,6 +81,8 @@ class Services:
     pulls: PullLine
     feed: Feed
     metrics: Metrics
+    readers: Readers
+    pruner: Pruning
     clock: Clock
     logger: logging.Logger
     loops: Sequence[Loop] = ()

@@ -11,6 +11,7 @@ from starlette.responses import Response, StreamingResponse
 from ostler.coordinator.api import sse
 from ostler.coordinator.api.calls import Answer, Call
 from ostler.coordinator.operations import leases, reads
+from ostler.coordinator.operations.readers import Hold
 from ostler.coordinator.store.store import Store
 from ostler.model.errors import InvalidSpec, Problem, Unauthenticated
 from ostler.model.job import TERMINAL
@@ -71,10 +72,12 @@ def _end(call: Call, stream: str, offset: int) -> m.LogEnd | None:
 async def read_log(call: Call) -> Response:
     """Plain bytes, or server-sent events with `follow=true`."""
     query, job_id, store = call.query(m.LogQuery), call.path["job_id"], call.services.store
+    hold = call.services.readers.hold(job_id)
     facts = await call.read_job(reads.log_facts, query.stream, query.attempt)
     if query.follow and call.scope["method"] == "GET":
         attempt, offset = _resume(call, facts, query)
-        return StreamingResponse(_follow(call, job_id, query, attempt, offset), 200, sse.HEADERS, sse.MEDIA_TYPE)
+        events = _follow(call, job_id, query, attempt, offset, hold=hold)
+        return StreamingResponse(events, 200, sse.HEADERS, sse.MEDIA_TYPE)
     end = facts.length if query.limit is None else min(facts.length, query.offset + query.limit)
     start = min(query.offset, end)
     headers = {
@@ -91,11 +94,16 @@ async def read_log(call: Call) -> Response:
     if start == end or call.scope["method"] == "HEAD":
         return Response(None, status, headers, "text/plain")
     return StreamingResponse(
-        _blocks(store, job_id, query.stream, facts.attempt, start=start, end=end), status, headers, "text/plain"
+        _blocks(store, job_id, query.stream, facts.attempt, start=start, end=end, hold=hold), status, headers, "text/plain"
     )
 
 
-async def _blocks(store: Store, job_id: str, stream: str, attempt: int, *, start: int, end: int) -> AsyncIterator[bytes]:
+# What is streamed has the hold as an argument alone: it ends with the stream, however that ends.
+
+
+async def _blocks(
+    store: Store, job_id: str, stream: str, attempt: int, *, start: int, end: int, hold: Hold
+) -> AsyncIterator[bytes]:
     while start < end:
         block = await store.read(reads.read_log, job_id, attempt, stream, start, min(BLOCK, end - start))
         if not block:
@@ -116,7 +124,7 @@ def _resume(call: Call, facts: reads.LogFacts, query: m.LogQuery) -> tuple[int, 
     return int(attempt), int(offset)
 
 
-async def _follow(call: Call, job_id: str, query: m.LogQuery, attempt: int, offset: int) -> AsyncIterator[bytes]:
+async def _follow(call: Call, job_id: str, query: m.LogQuery, attempt: int, offset: int, *, hold: Hold) -> AsyncIterator[bytes]:
     """Events `attempt`, `log` and `end`; goes on to the next attempt where one was not asked for by number.
 
     The waiter clears its event before it reads, so bytes that arrive in between are found on the next turn.

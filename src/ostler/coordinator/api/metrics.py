@@ -69,6 +69,11 @@ class Metrics:
         self._loops = Gauge(
             "ostler_loop_age_seconds", "Time since a loop last came to the end of a turn", ["loop"], registry=self.registry
         )
+        self._removed = Counter("ostler_retention_removed", "What retention removed", ["kind"], registry=self.registry)
+        self._freed = Counter("ostler_retention_freed_bytes", "Bytes that retention freed", ["kind"], registry=self.registry)
+        self._kept = Gauge(
+            "ostler_kept_bytes", "Bytes kept, as the last pass of retention found them", ["kind"], registry=self.registry
+        )
         self.writes = Histogram(
             "ostler_store_write_seconds", "Time until a write was durable, its wait for the writer included",
             buckets=_DURATIONS[:10], registry=self.registry,
@@ -94,6 +99,16 @@ class Metrics:
         for node_state in NodeState:
             self._nodes.labels(node_state.value).set(nodes.get(node_state.value, 0))
         self._attempts.set(live_attempts)
+
+    def pruned(self, kind: str, count: int, size: int) -> None:
+        """Retention removed some of a kind."""
+        self._removed.labels(kind).inc(count)
+        self._freed.labels(kind).inc(size)
+
+    def set_kept(self, sizes: Mapping[str, int]) -> None:
+        """How much there is of each kind."""
+        for kind, size in sizes.items():
+            self._kept.labels(kind).set(size)
 
     def set_loop_age(self, name: str, seconds: float) -> None:
         """How long ago a loop turned."""

@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import secrets
+import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from ostler.model.errors import InvalidSpec, NotFound, StoreBusy
 BLOCK = 2**20
 MAX_PIECES = 512  # in one write; Linux takes 1024
 DISK_THREADS = 4
+SHELVES = 256  # contents stand on shelves, by the first byte of their names
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
@@ -34,6 +36,15 @@ class Stored:
 
     sha256: str
     size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A content on its shelf: when it was stored (last, where it came more often), in seconds since 1970."""
+
+    sha256: str
+    size: int
+    stored_at: float
 
 
 class Staging(Protocol):
@@ -84,8 +95,15 @@ class Artifacts(Protocol):
         """The bytes from `start` to before `end`, in blocks."""
         ...
 
-    async def delete(self, sha256: str) -> bool:
-        """Removes a content; True where there was one. Who reads it already reads on."""
+    async def shelf(self, number: int) -> list[Kept]:
+        """All contents on one of the SHELVES."""
+        ...
+
+    async def delete(self, sha256: str, *, before: float | None = None) -> bool:
+        """Removes a content; True where there was one. Who reads it already reads on.
+
+        With `before` only where it was not stored anew since then: whoever does so meanwhile keeps it.
+        """
         ...
 
 
@@ -97,6 +115,7 @@ class DirectoryArtifacts:
         self._staging = root / "staging"
         self._logger = logger
         self._disk = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="artifacts")
+        self.naming = threading.Lock()  # between the look at a file's age and its removal nobody gives it a new one
 
     async def open(self) -> None:
         """Makes the directories; what an earlier process left half written is removed."""
@@ -177,13 +196,31 @@ class DirectoryArtifacts:
         finally:
             os.close(fd)
 
-    async def delete(self, sha256: str) -> bool:
-        """Removes a content; True where there was one."""
+    async def shelf(self, number: int) -> list[Kept]:
+        """All contents on one of the SHELVES."""
+        directory = self._objects / f"{number:02x}"
+
+        def look() -> list[Kept]:
+            found = []
+            with contextlib.suppress(FileNotFoundError), os.scandir(directory) as entries:
+                for entry in entries:
+                    with contextlib.suppress(FileNotFoundError):
+                        facts = entry.stat(follow_symlinks=False)
+                        found.append(Kept(directory.name + entry.name, facts.st_size, facts.st_mtime))
+            return [one for one in found if _SHA256.fullmatch(one.sha256)]
+
+        return await self.run(look)
+
+    async def delete(self, sha256: str, *, before: float | None = None) -> bool:
+        """Removes a content; True where there was one (that was not stored since `before`)."""
         path = self.place(sha256)
 
         def remove() -> bool:
             try:
-                path.unlink()
+                with self.naming:
+                    if before is not None and path.stat().st_mtime >= before:
+                        return False
+                    path.unlink()
             except FileNotFoundError:
                 return False
             _sync_directory(path.parent)
@@ -281,7 +318,9 @@ class DirectoryStaging:
             place.parent.mkdir(mode=0o700, exist_ok=True)
             _sync_directory(place.parent.parent)
         # Also where equal content stands already: the rename gives it a new age, so that a sweeper by age spares it.
-        self._path.rename(place)
+        with self._store.naming:
+            os.utime(self._path)
+            self._path.rename(place)
         _sync_directory(place.parent)
 
     async def discard(self) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from ostler.coordinator.operations.changes import Case, Changes, load, shortened, write
+from ostler.coordinator.operations.uploads import check_named
 from ostler.coordinator.operations.views import job_view, no_job
 from ostler.coordinator.placement.rank import rank_of
 from ostler.coordinator.placement.shape import Shape, shape_of, write_shape
@@ -115,6 +116,7 @@ def _insert(tx: Tx, manifests: Accepted, names: Sequence[Name], owner: str | Non
     if labels:
         tx.many("INSERT INTO labels (key, value, job_seq) VALUES (?, ?, ?)", labels)
     if inputs:
+        check_named(tx, [sha256 for sha256, _ in inputs])
         tx.many("INSERT INTO inputs (sha256, job_seq) VALUES (?, ?)", inputs)
     tx.wake(("queue",), ("events",))
 

@@ -10,7 +10,9 @@ from dataclasses import dataclass, replace
 from sqlalchemy import Boolean, ColumnElement, FromClause, func, literal_column, or_, select
 
 from ostler.coordinator.operations import logs
+from ostler.coordinator.operations.aging import Part
 from ostler.coordinator.operations.explanations import explain_job
+from ostler.coordinator.operations.removals import check_kept
 from ostler.coordinator.operations.views import (
     JOB_COLUMNS,
     JOB_FROM,
@@ -232,13 +234,15 @@ def show_node(tx: Tx, node_id: str, owner: str | None = None) -> NodeView:
 
 
 def list_artifacts(tx: Tx, job_id: str, attempt: int | None = None) -> ArtifactPage:
-    """The artifacts of the latest finished attempt, or of the one named. NotFound."""
-    return ArtifactPage(items=artifacts_of(tx, _seq(tx, job_id, attempt), attempt))
+    """The artifacts of the latest finished attempt, or of the one named. NotFound; Gone where retention took them."""
+    seq = _seq(tx, job_id, attempt)
+    check_kept(tx, seq, job_id, Part.ARTIFACTS)
+    return ArtifactPage(items=artifacts_of(tx, seq, attempt))
 
 
 def find_artifact(tx: Tx, job_id: str, path: str, attempt: int | None = None) -> ArtifactEntry:
-    """One artifact by its path. NotFound, naming the paths there are."""
-    found = {one.path: one for one in artifacts_of(tx, _seq(tx, job_id, attempt), attempt)}
+    """One artifact by its path. NotFound, naming the paths there are; Gone where retention took it."""
+    found = {one.path: one for one in list_artifacts(tx, job_id, attempt).items}
     if path not in found:
         there = f"it has {', '.join(sorted(found)[:10])}" if found else "it has none"
         raise NotFound(f"job {job_id} has no artifact {path!r}; {there}")
@@ -246,7 +250,10 @@ def find_artifact(tx: Tx, job_id: str, path: str, attempt: int | None = None) ->
 
 
 def log_facts(tx: Tx, job_id: str, stream: str, attempt: int | None = None) -> LogFacts:
-    """The log of the latest attempt, or of the one named; length 0 and attempt 0 before the first. NotFound, InvalidSpec."""
+    """The log of the latest attempt, or of the one named; length 0 and attempt 0 before the first.
+
+    NotFound, InvalidSpec; Gone where retention took it.
+    """
     logs.check_stream(stream)
     row = tx.row("SELECT seq, state, attempt FROM jobs WHERE job_id = ?", (job_id,))
     if row is None:
@@ -264,6 +271,7 @@ def log_facts(tx: Tx, job_id: str, stream: str, attempt: int | None = None) -> L
     )
     if found is None:
         raise NotFound(f"job {job_id} has no attempt {attempt}; its latest is {latest}")
+    check_kept(tx, seq, job_id, Part.LOGS)
     over = found[0] in TERMINAL_ATTEMPT
     if found[1] is not None:
         return LogFacts(attempt=attempt, length=found[1], finished=True, sha256=found[2])
@@ -318,9 +326,11 @@ def blob_for_owner(tx: Tx, owner: str, sha256: str) -> bool:
 
 
 def workspace_of(tx: Tx, job_id: str, attempt: int) -> str:
-    """The sha256 of an attempt's uploaded workspace. NotFound."""
-    row = tx.row("SELECT workspace FROM attempts WHERE job_seq = ? AND attempt = ?", (_seq(tx, job_id, attempt), attempt))
+    """The sha256 of an attempt's uploaded workspace. NotFound; Gone where retention took it."""
+    seq = _seq(tx, job_id, attempt)
+    row = tx.row("SELECT workspace FROM attempts WHERE job_seq = ? AND attempt = ?", (seq, attempt))
     if row is None or row[0] is None:
+        check_kept(tx, seq, job_id, Part.ARTIFACTS)
         raise NotFound(
             f"the workspace of attempt {attempt} of job {job_id} is not here", hint=f"ask for it: `ostler job debug {job_id}`"
         )

@@ -1,12 +1,16 @@
 """What a node may deliver: asked before any of its bytes are taken."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ostler.coordinator.operations.removals import unnamed
 from ostler.coordinator.store.tx import Tx
 from ostler.model.attempt import TERMINAL, AttemptState
-from ostler.model.errors import NotFound, StaleAttempt
+from ostler.model.errors import InvalidSpec, NotFound, Problem, StaleAttempt
 from ostler.model.manifest import Artifact, Manifest
 from ostler.protocol import codec
+
+MAX_STRANGE = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,16 @@ def note_upload(tx: Tx, sha256: str, owner: str) -> None:
         "ON CONFLICT (sha256, owner) DO UPDATE SET uploaded_at = excluded.uploaded_at",
         (sha256, owner, tx.at),
     )
+
+
+def check_named(tx: Tx, digests: Sequence[str]) -> None:
+    """Raises InvalidSpec for input files that nobody has here: what no row names may be removed at any moment."""
+    if strange := unnamed(tx, digests):
+        raise InvalidSpec(
+            "the manifest names input files that are not stored here",
+            [Problem("input.files", f"{sha256} was never uploaded, or is no longer kept") for sha256 in strange[:MAX_STRANGE]],
+            hint="upload each file first: `ostler run --in FILE` does",
+        )
 
 
 def work_waits(tx: Tx) -> bool:

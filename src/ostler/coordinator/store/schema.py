@@ -264,6 +264,7 @@ handed = Table(
     Column("path", Text, nullable=False),
     Column("sha256", Text),
     Column("size", Int),
+    Index("ix_handed_sha256", "sha256"),
     sqlite_strict=True,
     sqlite_with_rowid=False,
 )
@@ -347,6 +348,8 @@ _live = attempts.c.state.in_(sorted(state.value for state in LIVE_ATTEMPT))
 Index("ix_attempts_live", attempts.c.node_id, sqlite_where=_live, postgresql_where=_live)
 _debug = attempts.c.debug_at.is_not(None) & attempts.c.workspace.is_(None)
 Index("ix_attempts_debug", attempts.c.node_id, sqlite_where=_debug, postgresql_where=_debug)
+_workspace = attempts.c.workspace.is_not(None)
+Index("ix_attempts_workspace", attempts.c.workspace, sqlite_where=_workspace, postgresql_where=_workspace)
 
 artifacts = Table(
     "artifacts",
@@ -374,6 +377,18 @@ logs = Table(
     Column("sha256", Text, nullable=False),
     ForeignKeyConstraint(["job_seq", "attempt"], ["attempts.job_seq", "attempts.attempt"], ondelete="CASCADE"),
     CheckConstraint("stream IN ('stderr', 'stdout')", name="stream"),
+    sqlite_strict=True,
+    sqlite_with_rowid=False,
+)
+
+removed = Table(
+    "removed",  # what retention took of a job that is still on record, so that whoever asks for it is told
+    metadata,
+    Column("job_seq", Int, ForeignKey("jobs.seq", ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    Column("part", Text, primary_key=True),
+    Column("at", Int, nullable=False),
+    Column("why", Text, nullable=False),
+    CheckConstraint("part IN ('artifacts', 'logs')", name="part"),
     sqlite_strict=True,
     sqlite_with_rowid=False,
 )

@@ -21,6 +21,7 @@ def upgrade() -> None:
     _dependencies()
     _people()
     _records()
+    _retention()
 
 
 def _tokens_and_nodes() -> None:
@@ -81,6 +82,7 @@ def _dependencies() -> None:
         sqlite_strict=True,
         sqlite_with_rowid=False,
     )
+    op.create_index("ix_handed_sha256", "handed", ["sha256"])
 
 
 def _people() -> None:
@@ -137,6 +139,23 @@ def _people() -> None:
         sa.Column("gpu_ms", Int, nullable=False),
         sa.Column("money", Int, nullable=False),
         sa.PrimaryKeyConstraint("principal", "day", name=op.f("pk_usage")),
+        sqlite_strict=True,
+        sqlite_with_rowid=False,
+    )
+
+
+def _retention() -> None:
+    where = sa.text("workspace IS NOT NULL")
+    op.create_index("ix_attempts_workspace", "attempts", ["workspace"], sqlite_where=where, postgresql_where=where)
+    op.create_table(
+        "removed",
+        sa.Column("job_seq", Int, autoincrement=False, nullable=False),
+        sa.Column("part", sa.Text(), nullable=False),
+        sa.Column("at", Int, nullable=False),
+        sa.Column("why", sa.Text(), nullable=False),
+        sa.CheckConstraint("part IN ('artifacts', 'logs')", name=op.f("ck_removed_part")),
+        sa.ForeignKeyConstraint(["job_seq"], ["jobs.seq"], name=op.f("fk_removed_job_seq"), ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("job_seq", "part", name=op.f("pk_removed")),
         sqlite_strict=True,
         sqlite_with_rowid=False,
     )
