@@ -33,6 +33,7 @@ RUN = [
             "use-tls",
             "work-as-a-team",
             "set-quotas-and-retention",
+            "let-a-job-reach-the-network",
         )
     ),
 ]

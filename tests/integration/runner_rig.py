@@ -15,6 +15,7 @@ from ostler.model.sandbox import SandboxLevel
 from ostler.node.config import (
     CliRunnerConfig,
     CoordinatorAddress,
+    NetworkConfig,
     NodeConfig,
     PythonRunnerConfig,
     ResourceLimits,
@@ -35,7 +36,9 @@ PATIENCE_S = 20
 class Rig:
     """One node's state: a keeper that lives on, and daemons (clients and runners) that come and go."""
 
-    def __init__(self, folder: Path, *, level=SandboxLevel.PROCESS, cli=None, python=None, resources=None, min_free_mb=0) -> None:
+    def __init__(
+        self, folder: Path, *, level=SandboxLevel.PROCESS, cli=None, python=None, resources=None, network=None, min_free_mb=0
+    ) -> None:
         self.folder = folder
         self.config = NodeConfig(
             coordinator=CoordinatorAddress(base_url="http://127.0.0.1:1"),
@@ -43,6 +46,7 @@ class Rig:
             resources=resources or ResourceLimits(cpu_nice=0, grace_s=2.0),
             workspace=WorkspaceConfig(root=folder / "jobs", min_free_mb=min_free_mb),
             sandbox=SandboxConfig(level=level),
+            network=network or NetworkConfig(),
             state_dir=folder / "node",
         )
         self.config.workspace.root.mkdir()

@@ -42,6 +42,9 @@ logging:
 sandbox:
   level: {level}
 
+network:
+  allow: []                     # hosts that jobs may ask for, as ["example.org:443", "*.pkg.example"]; none: no job has a network
+
 health:
   listen: "127.0.0.1:0"         # a free port; "off" for none
 

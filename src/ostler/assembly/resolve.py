@@ -16,6 +16,7 @@ from ostler.assembly import handover
 from ostler.coordinator.config import CoordinatorConfig
 from ostler.model.errors import InvalidSpec, OstlerError, Problem
 from ostler.model.manifest import NAME
+from ostler.model.network import rule_problem
 from ostler.node.config import NodeConfig
 from ostler.runtime.settings import Flag, Loaded, load
 
@@ -80,13 +81,20 @@ def node_rules(config: NodeConfig) -> Iterator[Problem]:
         yield Problem("logging.level", f"must be one of {', '.join(LEVELS)}")
     if config.health.listen != "off" and parse_listen(config.health.listen) is None:
         yield Problem("health.listen", 'must be HOST:PORT, or "off"')
-    for i, tag in enumerate(config.tags):
-        if not NAME.fullmatch(tag):
-            yield Problem(f"tags[{i}]", f"{tag!r} must be 1 to 63 letters, digits, '.', '_' or '-'")
+    yield from _lists(config)
     if not config.workspace.root.is_absolute():
         yield Problem("workspace.root", "must be an absolute path")
     if config.state_dir is not None and not config.state_dir.is_absolute():
         yield Problem("state_dir", "must be an absolute path")
+
+
+def _lists(config: NodeConfig) -> Iterator[Problem]:
+    for i, tag in enumerate(config.tags):
+        if not NAME.fullmatch(tag):
+            yield Problem(f"tags[{i}]", f"{tag!r} must be 1 to 63 letters, digits, '.', '_' or '-'")
+    for i, rule in enumerate(config.network.allow):
+        if why := rule_problem(rule):
+            yield Problem(f"network.allow[{i}]", why)
 
 
 def _names_a_host(url: str) -> bool:

@@ -31,6 +31,14 @@ def run(
         list[str] | None,
         typer.Option("--out", metavar="PATH", help="A file that the job makes; it is downloaded to PATH here. May be repeated."),
     ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-host",
+            metavar="HOST[:PORT]",
+            help="A host that the job may reach through the node's network gate (port 443 by default). May be repeated.",
+        ),
+    ] = None,
     timeout: Annotated[
         float | None,
         typer.Option(
@@ -68,7 +76,7 @@ def run(
 
     manifest, found = describe(
         command, gpus=gpu, vram_mb=vram, threads=threads, tags=tag or (), pool=pool, outputs=file_out or (), timeout_s=timeout,
-        labels=parse_labels(label or ()), not_before=not_before,
+        labels=parse_labels(label or ()), not_before=not_before, hosts=allow_host or (),
     )  # fmt: skip
     mistakes = [Problem(_option_of(one.path), one.message) for one in problems(found)]
     files = list(inputs(file_in or (), mistakes))
@@ -90,6 +98,7 @@ def describe(
     timeout_s: float | None = None,
     labels: dict[str, str] | None = None,
     not_before: str | None = None,
+    hosts: Sequence[str] = (),
 ) -> tuple[dict[str, Any], Any]:
     """The manifest for a command, as it is sent (without what is default) and as a value."""
     from ostler.model.manifest import Manifest
@@ -106,6 +115,7 @@ def describe(
         "labels": labels or {},
         "timeout_s": timeout_s,
         "not_before": not_before,
+        "policy": {"network": list(hosts)} if hosts else {},
     }
     manifest = {key: value for key, value in manifest.items() if value or value == 0 or key in {"command", "args"}}
     return manifest, codec.convert(manifest, Manifest, what="command")
@@ -116,6 +126,7 @@ def _option_of(path: str) -> str:
     options = {
         "artifacts": "--out",
         "labels": "--label",
+        "policy.network": "--allow-host",
         "timeout_s": "--timeout",
         "not_before": "--not-before",
         "requirements.tags": "--tag",

@@ -14,6 +14,7 @@ from typing import Any
 
 from ostler.model.errors import Problem
 from ostler.model.failures import CODES, FailureCode, Retry
+from ostler.model.network import MAX_RULES, rule_problem
 from ostler.model.sandbox import SandboxLevel
 
 JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -138,11 +139,17 @@ class RetryPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """What the attempt may use. `sandbox` is the least level it accepts; sizes in MB, `cpu_pct` in hundredths of a core."""
+    """What the attempt may use. `sandbox` is the least level it accepts; sizes in MB, `cpu_pct` in hundredths of a core.
+
+    `network` lists the hosts that it may reach through the node's gate, as `HOST[:PORT]` (443 by default): names, `*.NAME`,
+    `*`, addresses, ranges. It needs the level bwrap, and the node's own `network.allow` must grant each. Without it a job in
+    bwrap has no network.
+    """
 
     __pydantic_config__ = STRICT
 
     sandbox: SandboxLevel | None = None
+    network: tuple[str, ...] = ()
     memory_mb: int | None = None
     address_space_mb: int | None = None
     disk_mb: int | None = None
@@ -195,6 +202,14 @@ class Manifest:
     def timeout(self) -> timedelta:
         """The wall-clock limit of one attempt."""
         return timedelta(seconds=self.timeout_s)
+
+    @property
+    def least_sandbox(self) -> SandboxLevel | None:
+        """The least level that the job runs at: what it asks for, and bwrap where its network is to be gated."""
+        asked = self.policy.sandbox
+        if self.policy.network and (asked is None or not asked.at_least(SandboxLevel.BWRAP)):
+            return SandboxLevel.BWRAP
+        return asked
 
 
 def unsafe_name(name: str) -> str | None:
@@ -376,6 +391,11 @@ def _number_problems(manifest: Manifest) -> Iterator[Problem]:
         value = getattr(manifest.policy, name)
         if value is not None and not 0 < value <= 2**31:
             yield Problem(f"policy.{name}", f"must be more than 0 and at most {2**31}")
+    if len(manifest.policy.network) > MAX_RULES:
+        yield Problem("policy.network", f"names more than {MAX_RULES} hosts")
+    for i, rule in enumerate(manifest.policy.network[:MAX_RULES]):
+        if why := rule_problem(rule):
+            yield Problem(f"policy.network[{i}]", why)
 
 
 def _label_problems(manifest: Manifest) -> Iterator[Problem]:

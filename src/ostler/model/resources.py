@@ -112,7 +112,7 @@ def unmet(manifest: Manifest, offer: Offer) -> list[tuple[str, str]]:
     check("cpu_threads", need.cpu_threads, has.cpu_threads, "threads")
     check("memory_mb", need.memory_mb, has.memory_mb, "MB of memory")
     check("disk_mb", need.disk_mb, has.disk_mb, "MB of free disk")
-    level = manifest.policy.sandbox
+    level = manifest.least_sandbox
     if level is not None and not any(one.at_least(level) for one in offer.sandbox_levels):
         found.append(("sandbox", f"has no sandbox of level {level.value} or stronger"))
     return found

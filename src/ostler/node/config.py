@@ -145,6 +145,16 @@ class SandboxConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkConfig:
+    """The hosts that jobs may be granted, as `HOST[:PORT]`: names, `*.NAME`, `*` for the public internet, addresses, ranges. Empty:
+    none, so that a job that asks for any is refused. Addresses that are not public are reached only where they stand here as such."""
+
+    __pydantic_config__ = STRICT
+
+    allow: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HealthConfig:
     """Where `/healthz` and `/metrics` listen; "off" for nowhere."""
 
@@ -167,6 +177,7 @@ class NodeConfig:
     workspace: WorkspaceConfig = field(default_factory=WorkspaceConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     sandbox: SandboxConfig = field(default_factory=SandboxConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
     tags: tuple[str, ...] = ()
     state_dir: Path | None = None

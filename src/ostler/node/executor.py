@@ -179,7 +179,7 @@ class Executor:
             return _failed(FailureCode.SPEC, f"this node does not offer the {manifest.runner.value} runner")
         if (failure := runner.refuse(manifest)) is not None:
             return Ending(failure=failure)
-        level = strongest(one for one in (self._level, manifest.policy.sandbox) if one is not None)
+        level = strongest(one for one in (self._level, manifest.least_sandbox) if one is not None)
         if live.gpu_count:
             taken = {uuid for other in self._table.open() if other is not live for uuid in other.gpus}
             chosen = choose(self._cards(), manifest.requirements, held=taken)

@@ -9,7 +9,7 @@ import pytest
 
 from ostler.model.errors import InvalidSpec
 from ostler.model.sandbox import SandboxLevel, strongest
-from ostler.node.sandbox import Host, SandboxPlan, plan
+from ostler.node.sandbox import Gate, Host, SandboxPlan, plan
 
 HOST = Host(
     bwrap="/usr/bin/bwrap",
@@ -229,3 +229,21 @@ def test_a_long_host_name_is_cut_to_what_the_kernel_takes() -> None:
 def test_a_plan_travels_as_json() -> None:
     made_plan = made()
     assert msgspec.json.decode(msgspec.json.encode(made_plan), type=SandboxPlan) == made_plan
+
+
+GATE = Gate(outer=("/py", "gate", "--"), inner=("/py", "door", "--"), sync=6, paths=("/opt/py",))
+
+
+def test_a_gate_stands_around_bwrap_and_around_the_command() -> None:
+    argv = made(gate=GATE).argv
+    assert argv[:4] == ("/py", "gate", "--", "/usr/bin/bwrap")
+    assert argv[-6:] == ("--", "/py", "door", "--", "/usr/bin/ffmpeg", "-y")
+    assert has(argv, "--unshare-net")
+    assert has(argv, "--sync-fd", "6")
+    assert has(argv, "--ro-bind", "/opt/py", "/opt/py")
+
+
+@pytest.mark.parametrize("level", [SandboxLevel.NONE, SandboxLevel.PROCESS])
+def test_only_a_network_of_its_own_can_be_gated(level: SandboxLevel) -> None:
+    with pytest.raises(InvalidSpec, match="gated"):
+        made(level, gate=GATE)

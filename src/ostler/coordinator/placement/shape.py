@@ -36,7 +36,7 @@ def shape_of(manifest: Manifest, owner: str | None = None) -> Shape:
     return Shape(
         runner=manifest.runner,
         queue=manifest.queue,
-        sandbox=manifest.policy.sandbox,
+        sandbox=manifest.least_sandbox,
         requirements=manifest.requirements,
         owner=owner,
     )

@@ -76,7 +76,7 @@ class CliRunner:
             return found
         if amiss := self._check.verify(found):
             return Failure(FailureCode.DENY, f"{amiss.path}: {amiss.message}")
-        return self._processes.refuse_level(self.level(manifest))
+        return self._processes.refuse(manifest, self.level(manifest))
 
     def timeout_s(self, manifest: Manifest) -> float:
         """The wall-clock limit of one attempt: the manifest's, at most the entry's `max_runtime_s`."""

@@ -23,7 +23,7 @@ class Circumstances:
     """What the attempt was allowed (None: no limit), and what was seen right after its end.
 
     `wrapped`: it ran inside bwrap, which tells of a signal n as exit code 128 + n. `said` is how standard error begins;
-    `free_mb` what its disk had left (None: nobody looked).
+    `free_mb` what its disk had left (None: nobody looked); `refused` what the network gate did not let it reach.
     """
 
     timeout_s: float
@@ -33,6 +33,11 @@ class Circumstances:
     wrapped: bool = False
     said: str = ""
     free_mb: float | None = None
+    refused: str = ""
+
+    def explained(self, failure: Failure | None) -> Failure | None:
+        """A failure with what was refused to the job, which may be why."""
+        return Failure(failure.code, f"{failure.message}; {self.refused}") if failure is not None and self.refused else failure
 
 
 def ending(record: ExitRecord, about: Circumstances) -> Ending:
@@ -43,7 +48,7 @@ def ending(record: ExitRecord, about: Circumstances) -> Ending:
         exit_code = None
     cancelled = _kind(record.killed) == "cancel"
     return Ending(
-        failure=None if cancelled else _failure(record, about, signal),
+        failure=None if cancelled else about.explained(_failure(record, about, signal)),
         cancelled=cancelled,
         exit_code=exit_code,
         signal=signal,

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 
 from ostler.node.gpus import gpu_environment
+from ostler.node.runners.gate import proxy_environment
 from ostler.protocol.ports import AttemptTask
 
 PATH = "/usr/local/bin:/usr/bin:/bin"
@@ -30,6 +31,7 @@ def environment(task: AttemptTask, *, tmp: str) -> dict[str, str]:
         "OSTLER_OUTPUT_DIR": f"{root}/output",
         **{name: str(number) for name, number in array.items() if number is not None},
         **gpu_environment(task.gpus),
+        **proxy_environment(manifest),
     }
 
 

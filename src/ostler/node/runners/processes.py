@@ -15,6 +15,7 @@ from ostler.node.gpus import device_nodes
 from ostler.node.keeper_client import ExitRecord, KeeperClient, KeeperRefused, Limits, StartSpec, read_record
 from ostler.node.runners import limits
 from ostler.node.runners.ending import Circumstances
+from ostler.node.runners.gate import gate_for, refusals, refuse_hosts, told
 from ostler.node.runners.watch import DiskWatch, Watched, free_mb, over_quota
 from ostler.node.sandbox import Host, plan
 from ostler.protocol.ports import AttemptTask
@@ -56,18 +57,18 @@ class Processes:
         self.keeper = keeper
 
     def reload(self, config: NodeConfig) -> None:
-        """Start what comes from now on with the limits of this configuration."""
-        self.config = replace(self.config, resources=config.resources)
+        """Start what comes from now on with the limits and the network of this configuration."""
+        self.config = replace(self.config, resources=config.resources, network=config.network)
 
     def level(self, manifest: Manifest, *others: SandboxLevel | None) -> SandboxLevel:
         """The level that an attempt runs at: the strongest of the node's, the manifest's, and further wishes."""
-        asked = (self.config.sandbox.level, manifest.policy.sandbox, *others)
+        asked = (self.config.sandbox.level, manifest.least_sandbox, *others)
         return strongest(level for level in asked if level is not None)
 
-    def refuse_level(self, level: SandboxLevel) -> Failure | None:
-        """E_SANDBOX where this host does not have that level."""
+    def refuse(self, manifest: Manifest, level: SandboxLevel) -> Failure | None:
+        """E_SANDBOX where this host does not have that level, E_DENY where this node does not grant the hosts asked for."""
         if level in self._levels:
-            return None
+            return refuse_hosts(manifest, self.config.network.allow)
         missing = self._missing.get(level.value)
         why = f"{missing.reason}; mend it with: {missing.mend}" if missing else "this release does not know how to set it up"
         return Failure(FailureCode.SANDBOX, f"the sandbox level {level.value} is not to be had on this node: {why}")
@@ -104,6 +105,10 @@ class Processes:
             return None
         finally:
             self.watch.remove(task.key)
+        if task.manifest.policy.network:
+            for refusal, count in refusals(task.root).items():
+                attrs = {"attempt": task.attempt, "host": refusal.host, "port": refusal.port, "count": count}
+                self.logger.warning("network_refused", extra={"job_id": task.job_id, "attrs": attrs})
         if quota_mb is not None and record.exit_code == 0 and record.killed is None:
             # It may have been over before anybody looked.
             return replace(record, killed=await asyncio.to_thread(over_quota, task.root, quota_mb))
@@ -141,6 +146,7 @@ class Processes:
             wrapped=wrapped,
             said=_first_words(task) if failed and wrapped else "",
             free_mb=free_mb(task.root) if failed else None,
+            refused=told(refusals(task.root)) if task.manifest.policy.network else "",
         )
 
     def limits(self, task: AttemptTask, *, file_mb: float | None = None, wall_s: float | None = None) -> Limits:
@@ -164,6 +170,7 @@ class Processes:
 
     def _spec(self, task: AttemptTask, command: Command) -> StartSpec:
         root = str(task.root)
+        gate = gate_for(task.manifest, root=root, allow=self.config.network.allow, seccomp=self.host.seccomp)
         sandbox = plan(
             task.sandbox,
             host=self.host,
@@ -172,6 +179,7 @@ class Processes:
             env=command.env,
             read_only_paths=command.read_only_paths,
             devices=device_nodes(task.gpus),
+            gate=gate,
             hostname=task.job_id,
             userns=self._userns,
         )
@@ -189,6 +197,7 @@ class Processes:
             uid=sandbox.uid,
             gid=sandbox.gid,
             record=f"{root}/{RECORD}",
+            wrapper=True if gate else None,
             limits=self.limits(task, file_mb=command.file_mb),
         )
 

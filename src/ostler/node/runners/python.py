@@ -69,7 +69,7 @@ class PythonRunner:
             return Failure(
                 FailureCode.DENY, f"a task's manifest may not set {', '.join(names)}: it could make the task run other code"
             )
-        return self._processes.refuse_level(self.level(manifest))
+        return self._processes.refuse(manifest, self.level(manifest))
 
     def tasks(self) -> list[str]:
         """The tasks in the configured folders, by name; those in packages are not looked for."""

@@ -96,7 +96,7 @@ def _told(task: TaskRecord, about: Circumstances) -> Ending:
     if failure is not None and task.outcome != "refused" and about.free_mb is not None and about.free_mb < DISK_FULL_MB:
         message = f"{failure.message}, and the disk of its workspace had {about.free_mb:.1f} MB free right after"
         failure = Failure(FailureCode.DISK, message)
-    return Ending(failure=failure, exit_code=exit_code, usage=usage)
+    return Ending(failure=about.explained(failure), exit_code=exit_code, usage=usage)
 
 
 def _verdict(task: TaskRecord) -> tuple[Failure | None, int | None]:

@@ -3,6 +3,6 @@
 from ostler.node.sandbox.abilities import abilities
 from ostler.node.sandbox.binaries import needed
 from ostler.node.sandbox.host import Host, observe
-from ostler.node.sandbox.plans import SandboxPlan, plan
+from ostler.node.sandbox.plans import Gate, SandboxPlan, plan
 
-__all__ = ["Host", "SandboxPlan", "abilities", "needed", "observe", "plan"]
+__all__ = ["Gate", "Host", "SandboxPlan", "abilities", "needed", "observe", "plan"]

@@ -55,6 +55,19 @@ class SandboxPlan:
     gid: int | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gate:
+    """A network gate around a command: `outer` starts bwrap and leaves the gate beside it, `inner` starts the command inside.
+
+    `sync` is a descriptor that bwrap keeps open while there is a sandbox. `paths` are what `inner` needs to see.
+    """
+
+    outer: tuple[str, ...]
+    inner: tuple[str, ...]
+    sync: int
+    paths: tuple[str, ...] = ()
+
+
 def plan(
     level: SandboxLevel,
     *,
@@ -67,6 +80,7 @@ def plan(
     writable_paths: Iterable[str] = (),
     devices: Iterable[str] = (),
     network: bool = False,
+    gate: Gate | None = None,
     hostname: str = "sandbox",
     tmp_mb: int = 1024,
     uid: int | None = None,
@@ -78,9 +92,9 @@ def plan(
     `workspace` is the attempt's directory: its `input/` is shown read-only, `work/` and `output/` writable, all at
     their own absolute paths; the rest of it is not shown. `cwd` is `work/` by default. `read_only_paths` are what the
     command itself needs outside of the system's directories (see `binaries.needed`), `devices` device nodes such as
-    /dev/nvidia0. `network` keeps the host's network. `tmp_mb` limits /tmp and /dev/shm each. `uid` and `gid` are for
-    the executor to become before it executes anything. `userns` asks for a user namespace though the caller is root
-    (abilities say whether this host needs it).
+    /dev/nvidia0. `network` keeps the host's network; `gate` leads out of the sandbox's own. `tmp_mb` limits /tmp and
+    /dev/shm each. `uid` and `gid` are for the executor to become before it executes anything. `userns` asks for a user
+    namespace though the caller is root (abilities say whether this host needs it).
 
     Raises InvalidSpec for a path that would undo the sandbox and for levels that are not set up by wrapping a command.
     """
@@ -90,6 +104,8 @@ def plan(
     if workspace in _NEVER or any(_within(workspace, sealed) for sealed in _SEALED):
         raise InvalidSpec(f"{workspace} cannot be a workspace")
     folder = _plain(cwd) if cwd else f"{workspace}/work"
+    if gate is not None and level is not SandboxLevel.BWRAP:
+        raise InvalidSpec(f"the sandbox level {level.value} has no network of its own that could be gated", hint="use bwrap")
     if level is SandboxLevel.NONE:
         return SandboxPlan(level=level, argv=tuple(argv), env=dict(env), cwd=folder, uid=uid, gid=gid)
     if level is SandboxLevel.PROCESS:
@@ -113,7 +129,7 @@ def plan(
         *_namespaces(network=network, hostname=hostname, userns=userns),
         *_system(host, tmp_mb=tmp_mb, network=network),
         *_devices(devices),
-        *_extra("--ro-bind", _worth_showing(read_only_paths, host, workspace)),
+        *_extra("--ro-bind", _worth_showing((*read_only_paths, *(gate.paths if gate else ())), host, workspace)),
         *_extra("--bind", (_permitted(path, workspace) for path in writable_paths)),
         *("--ro-bind", f"{workspace}/input", f"{workspace}/input"),
         *("--bind", f"{workspace}/work", f"{workspace}/work"),
@@ -122,10 +138,12 @@ def plan(
         *("--chdir", folder),
         *(part for name, value in inside.items() for part in ("--setenv", name, value)),
         *("--seccomp", str(_FILTER_FD)),
+        *(("--sync-fd", str(gate.sync)) if gate else ()),
     ]
+    outer, inner = (gate.outer, gate.inner) if gate else ((), ())
     return SandboxPlan(
         level=level,
-        argv=(_made(host.bwrap), *options, "--", *argv),
+        argv=(*outer, _made(host.bwrap), *options, "--", *inner, *argv),
         env={name: value for name, value in env.items() if name not in inside},
         cwd="/",
         open_fds={str(_FILTER_FD): _made(host.seccomp)},
