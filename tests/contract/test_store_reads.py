@@ -87,6 +87,27 @@ async def test_one_job_light_and_whole(rig: Rig):
             await rig.read(read, "nothing")
 
 
+async def test_those_that_are_over_with_their_artifacts(rig: Rig):
+    entry = m.ArtifactEntry(path="result.json", type="application/json", size=2, sha256="ab" * 32)
+    await rig.join("n1")
+    done, failed, running, queued = await rig.submit(4, retries=0)
+    first, second, third = await rig.begin("n1", slots=3)
+    assert [first.job_id, second.job_id, third.job_id] == [done, failed, running]
+    await rig.finish("n1", first, artifacts=(entry,))
+    await rig.finish("n1", second, failure=Failure(FailureCode.TASK, "x"), artifacts=(entry,))
+    asked = [done, failed, running, queued, "nothing"]
+    views, missing = await rig.read(reads.ended_jobs, asked, 10)
+    assert {one.job_id: (one.state, one.artifacts) for one in views} == {
+        done: (JobState.DONE, (entry,)),
+        failed: (JobState.FAILED, (entry,)),
+    }
+    assert missing == ("nothing",)
+    assert len((await rig.read(reads.ended_jobs, asked, 1))[0]) == 1
+    assert await rig.read(reads.ended_jobs, [], 1) == ((), ())
+    views, missing = await rig.read(reads.ended_jobs, [done], 10)
+    assert ([one.job_id for one in views], missing) == ([done], ())
+
+
 async def test_artifacts_and_logs_of_attempts(rig: Rig):
     (job_id,) = await rig.submit(retries=2)
     assert await rig.read(reads.log_facts, job_id, "stdout") == reads.LogFacts(0, 0, False)

@@ -133,6 +133,10 @@ class Fleet:
         one.kill()
         return one.pid
 
+    def join(self, name, *, slots=2, level="process", tasks=(TASKS,), python=None, tags=()):
+        """One more node of this coordinator, with a state of its own."""
+        return Joined(self, name, slots=slots, level=level, tasks=tasks, python=python or {}, tags=tags)
+
     def cli(self, *args, stdin=None, timeout=90, cwd=None):
         """Run the installed command line."""
         return subprocess.run(
@@ -188,3 +192,67 @@ class Fleet:
     def nodes(self):
         """All nodes."""
         return self.get("/nodes").json()["items"]
+
+
+class Joined:
+    """A node that joined a fleet with a token, as one on another machine does. Ends with its keeper and all that it runs."""
+
+    def __init__(self, fleet, name, *, slots, level, tasks, python, tags):
+        self.fleet, self.name, self.process = fleet, name, None
+        self.home = fleet.data / "nodes" / name
+        self.home.mkdir(parents=True)
+        self.config = self.home / "node.yaml"
+        self.config.write_text(
+            yaml.safe_dump(
+                {
+                    "node_id": name,
+                    "coordinator": {"base_url": f"{fleet.url}/api/v1", "auth_token": "env:JOIN_TOKEN"},
+                    "runners": {"cli": {"enable": False}, "python": {"enable": True, "task_paths": [*map(str, tasks)], **python}},
+                    "resources": {"max_concurrent_cpu": slots},
+                    "workspace": {"root": str(self.home / "jobs")},
+                    "sandbox": {"level": level},
+                    "health": {"listen": "off"},
+                    "tags": list(tags),
+                    "heartbeat": {"backoff": {"min_s": 0.2, "max_s": 2}},
+                }
+            )
+        )
+        self.token = fleet.cli("token", "create", "--join").stdout.strip()
+        self.start()
+
+    def start(self):
+        """Start the daemon; also once more, after it was killed."""
+        with (self.home / "node.err").open("ab") as errors:
+            self.process = subprocess.Popen(
+                [OSTLER, "node", "--config", self.config], stdout=errors, stderr=errors,
+                env={**self.fleet.env, "JOIN_TOKEN": self.token}, start_new_session=True,
+            )  # fmt: skip
+        until(lambda: any(one["node_id"] == self.name and one["state"] == "ready" for one in self.fleet.nodes()), what=self.name)
+
+    def processes(self):
+        """All that belongs to it, as psutil processes."""
+        mark, found = str(self.home), {}
+        with suppress(psutil.Error):
+            root = psutil.Process(self.process.pid)
+            found = {one.pid: one for one in [root, *root.children(recursive=True)]}
+        for one in psutil.process_iter(["cmdline", "environ", "cwd"]):
+            told = [*(one.info["cmdline"] or []), one.info["cwd"] or "", *(one.info["environ"] or {}).values()]
+            if any(mark in text for text in told) and one.pid != os.getpid():
+                found[one.pid] = one
+                with suppress(psutil.Error):
+                    found |= {child.pid: child for child in one.children(recursive=True)}
+        return list(found.values())
+
+    def kill(self):
+        """As if the machine lost its power: daemon, keeper and everything that it runs."""
+        for _ in range(3):  # what is being started meanwhile
+            for one in self.processes():
+                with suppress(psutil.Error):
+                    one.kill()
+        self.process.wait(20)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.kill()

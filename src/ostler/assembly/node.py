@@ -37,7 +37,7 @@ from ostler.model.errors import (
     Unavailable,
 )
 from ostler.model.failures import Failure
-from ostler.model.manifest import Runner
+from ostler.model.manifest import BY_VALUE_TAG, Runner
 from ostler.model.sandbox import SandboxAbilities
 from ostler.node.attempts import Live
 from ostler.node.config import NodeConfig
@@ -84,12 +84,17 @@ class Eyes:
             node_id=self.node_id,
             version=__version__,
             runners=[kind.value for kind, on in ((Runner.CLI, runners.cli.enable), (Runner.PYTHON, runners.python.enable)) if on],
-            tags=self.config.tags,
+            tags=_tags(self.config),
             paths=(str(self.config.workspace.root),),
             sandbox=self.abilities,
             gpus=self.gpus.read(),
             xids=self.kernel.xids(),
         )
+
+
+def _tags(config: NodeConfig) -> tuple[str, ...]:
+    python = config.runners.python
+    return (*config.tags, BY_VALUE_TAG) if python.enable and python.by_value else config.tags
 
 
 class Keepers:

@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 
+from ostler.assembly.endpoint import HINT, Endpoint, look_for_endpoint
 from ostler.cli import output
-from ostler.cli.profile import HINT, Endpoint, look_for_endpoint
 from ostler.model.errors import OstlerError
 from ostler.model.sandbox import SandboxAbilities
 

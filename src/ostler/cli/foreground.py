@@ -16,9 +16,10 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from ostler.assembly.targets import safe_target
 from ostler.cli import exits, output, watch
 from ostler.cli.follow import Follower
-from ostler.cli.session import FOLLOW_PATIENCE_S, SUBMIT_PATIENCE_S, Session, safe_target
+from ostler.cli.session import FOLLOW_PATIENCE_S, SUBMIT_PATIENCE_S, Session
 from ostler.protocol import routes
 from ostler.protocol.messages import JobView
 

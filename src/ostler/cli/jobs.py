@@ -315,7 +315,8 @@ def artifacts(
     as_json: JsonOption = False,
 ) -> None:
     """List what a job delivered, or download it. A download bears its name only once it is whole and its sha256 is right."""
-    from ostler.cli.session import open_session, safe_target
+    from ostler.assembly.targets import safe_target
+    from ostler.cli.session import open_session
     from ostler.protocol import routes
     from ostler.protocol.messages import ArtifactQuery
 

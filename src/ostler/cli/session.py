@@ -8,10 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ostler.cli.profile import Endpoint, find_endpoint
+from ostler.assembly.endpoint import Endpoint, find_endpoint
 from ostler.cli.transfer import blocks, progress
-from ostler.model.errors import InvalidSpec, NotFound, Problem, Unavailable
-from ostler.model.manifest import unsafe_path
+from ostler.model.errors import InvalidSpec, NotFound, Unavailable
 from ostler.protocol import routes
 from ostler.protocol.client import Client
 from ostler.protocol.exchange import understand
@@ -159,17 +158,3 @@ def open_session() -> Iterator[Session]:
     """A session with the coordinator that the environment or the profile names. Raises Rejected where none does."""
     with Session(find_endpoint()) as session:
         yield session
-
-
-def safe_target(directory: Path, path: str) -> Path:
-    """Where an artifact goes below a directory; raises InvalidSpec for a path, or a link on the way, that leads out of it."""
-    if why := unsafe_path(path):
-        raise InvalidSpec("an artifact cannot be stored here", [Problem(path, why)])
-    root, target = directory.resolve(), directory / path
-    if not target.parent.resolve().is_relative_to(root):
-        raise InvalidSpec(
-            "an artifact cannot be stored here", [Problem(path, f"{target.parent} is a link that leaves {directory}")]
-        )
-    if target.is_dir():
-        raise InvalidSpec("an artifact cannot be stored here", [Problem(path, f"{target} is a directory")])
-    return target

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from ostler.assembly.endpoint import Endpoint, look_for_endpoint
 from ostler.cli import output
 from ostler.cli.options import JsonOption
-from ostler.cli.profile import Endpoint, look_for_endpoint
 
 _PATIENCE_S = 3.0
 

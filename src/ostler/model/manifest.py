@@ -21,14 +21,17 @@ JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 LABEL_KEY = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
-TASK = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
+TASK = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*(:[A-Za-z]\w*)?", re.ASCII)
 MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)", re.ASCII)
+BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
+PYTHON_VERSION = re.compile(r"3\.[0-9]{1,3}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 MAX_PRIORITY = 1000
 MAX_ARRAY = 10_000
 MAX_JOB_ID = 128
 MAX_AHEAD = timedelta(days=365)
 MAX_ARGS_BYTES = 128 * 1024
+BY_VALUE_TAG = "python-by-value"  # nodes that allow `code` advertise it, so that placement finds them
 DEFAULT_TIMEOUT_S = 3600
 DEFAULT_POOL = "default"  # of nodes whose join token named none, and of jobs that name neither a pool nor a node
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
@@ -86,7 +89,10 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Artifact:
-    """One output file, relative to the working directory or to `output/`; absent is a failure unless `optional`."""
+    """One output file, relative to the working directory or to `output/`; absent is a failure unless `optional`.
+
+    With `always` it is also delivered from an attempt that failed by itself, where it is there.
+    """
 
     __pydantic_config__ = STRICT
 
@@ -94,6 +100,20 @@ class Artifact:
     type: str = "application/octet-stream"
     max_mb: int = 1024
     optional: bool = False
+    always: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Code:
+    """A Python function with its arguments by value: what cloudpickle made of it (base64), and the Python that it is for (`3.11`).
+
+    To take it in is to run it, so a node does neither unless its own configuration allows it.
+    """
+
+    __pydantic_config__ = STRICT
+
+    pickle: str
+    python: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,6 +186,10 @@ class Manifest:
 
     `array: N` makes N jobs of it, in whose `args`, `params`, inputs, `artifacts` and `stdout` the text `{index}` is the job's number.
     Each of them has that number in `array_index` and N in `array_count`, which the coordinator alone sets.
+
+    `task: NAME` runs `run(**params)` of a module that the node trusts. `task: NAME:FUNCTION` calls one of its public functions:
+    `params` are then `{args: [...], kwargs: {...}}`, or `{batch: [...]}` of those for a list of results; `results: pickle` in them lets
+    a result that is no data become the artifact `result.pkl`. `code` is such a call by value.
     """
 
     __pydantic_config__ = STRICT
@@ -175,6 +199,7 @@ class Manifest:
     command: str | None = None
     args: tuple[str, ...] = ()
     task: str | None = None
+    code: Code | None = None
     params: dict[str, Any] = field(default_factory=dict)
     requirements: Requirements = Requirements()
     timeout_s: float = DEFAULT_TIMEOUT_S
@@ -311,13 +336,11 @@ def problems(manifest: Manifest) -> list[Problem]:  # noqa: PLR0912 - one flat l
         case Runner.CLI:
             if not manifest.command:
                 bad("command", "is missing: the cli runner needs the name of an allowlisted command")
-            if manifest.task is not None:
-                bad("task", "belongs to the python runner; the cli runner takes `command` and `args`")
+            for name in ("task", "code"):
+                if getattr(manifest, name) is not None:
+                    bad(name, "belongs to the python runner; the cli runner takes `command` and `args`")
         case Runner.PYTHON:
-            if not manifest.task:
-                bad("task", "is missing: the python runner needs the name of a task module")
-            elif not TASK.fullmatch(manifest.task):
-                bad("task", f"{manifest.task!r} is not a dotted Python module name")
+            found.extend(_task_problems(manifest))
             if manifest.command is not None or manifest.args:
                 bad("command", "belongs to the cli runner; the python runner takes `task` and `params`")
         case other:
@@ -347,6 +370,53 @@ def problems(manifest: Manifest) -> list[Problem]:  # noqa: PLR0912 - one flat l
     found.extend(_label_problems(manifest))
     found.extend(_file_problems(manifest))
     return found
+
+
+def _task_problems(manifest: Manifest) -> Iterator[Problem]:
+    task, code = manifest.task, manifest.code
+    if code is not None:
+        if task is not None:
+            yield Problem("task", "stands beside `code`; a call is either by name or by value")
+        if BY_VALUE_TAG not in manifest.requirements.tags:
+            yield Problem("requirements.tags", f"must hold {BY_VALUE_TAG!r} where there is `code`: other nodes refuse it")
+        if not BASE64.fullmatch(code.pickle):
+            yield Problem("code.pickle", "is not base64")
+        if not PYTHON_VERSION.fullmatch(code.python):
+            yield Problem("code.python", f"{code.python[:20]!r} is no Python version such as 3.11")
+        if unknown := sorted(manifest.params.keys() - {"results"}):
+            yield Problem(f"params.{unknown[0][:80]}", "does not go with `code`, which holds its arguments")
+    elif not task:
+        yield Problem("task", "is missing: the python runner needs the name of a task module")
+    elif not TASK.fullmatch(task):
+        yield Problem("task", f"{task[:200]!r} is neither a dotted Python module name nor MODULE:FUNCTION with a public function")
+    elif ":" in task:
+        yield from _call_problems(manifest.params)
+    if (code is not None or ":" in (task or "")) and manifest.params.get("results", "data") not in ("data", "pickle"):
+        yield Problem("params.results", "must be data or pickle")
+
+
+def _call_problems(params: Mapping[str, Any]) -> Iterator[Problem]:
+    batch = params.get("batch")
+    if batch is not None and not isinstance(batch, list):
+        yield Problem("params.batch", "must be a list of calls, each {args: [...], kwargs: {...}}")
+        return
+    calls = [("params", {key: value for key, value in params.items() if key not in {"results", "batch"}})]
+    if batch is not None:
+        if calls[0][1]:
+            yield Problem(
+                f"params.{next(iter(calls[0][1]))[:80]}", "stands beside `batch`, which holds the arguments of each call"
+            )
+        calls = [(f"params.batch[{i}]", call) for i, call in enumerate(batch)]
+    for path, call in calls:
+        if not isinstance(call, dict):
+            yield Problem(path, "must be {args: [...], kwargs: {...}}")
+            continue
+        if unknown := sorted(call.keys() - {"args", "kwargs"}):
+            yield Problem(f"{path}.{unknown[0][:80]}", "is not known; a call takes `args` (a list) and `kwargs` (by name)")
+        if not isinstance(call.get("args", []), list):
+            yield Problem(f"{path}.args", "must be a list")
+        if not isinstance(call.get("kwargs", {}), dict):
+            yield Problem(f"{path}.kwargs", "must be an object")
 
 
 def _command_problems(manifest: Manifest) -> Iterator[Problem]:

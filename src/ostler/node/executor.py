@@ -30,6 +30,7 @@ _PASSED = {
     AttemptState.PREPARING: (AttemptState.LEASED, AttemptState.ACKED),
     AttemptState.RUNNING: (AttemptState.LEASED, AttemptState.ACKED, AttemptState.PREPARING),
 }
+_OWN_FAILURES = frozenset({FailureCode.EXIT, FailureCode.SIGNAL, FailureCode.TASK, FailureCode.TIMEOUT, FailureCode.OOM})
 NOTE_AFTER_S = 0.1  # what an attempt that has its workspace already may take without a word in it
 DURABLE_TRIES = 3  # how often an outcome knocks at a full journal before it is delivered from memory
 
@@ -356,6 +357,10 @@ class Executor:
                 failure = found
             else:
                 live.outputs = found
+        elif failure is not None and failure.code in _OWN_FAILURES and live.workspace is not None:
+            always = [replace(one, optional=True) for one in live.manifest.artifacts if one.always]
+            found = await outputs.collect(always, live.workspace.path)
+            live.outputs = () if isinstance(found, Failure) else found  # why the job failed is the news, not this
         outcome = Outcome(
             job_id=live.job_id,
             attempt=live.attempt,
@@ -364,7 +369,7 @@ class Executor:
             exit_code=ending.exit_code,
             signal=ending.signal,
             usage=_usage(ending.usage, prepare_s=live.prepare_s, upload_s=uploading),
-            artifacts=_entries(live.outputs) if failure is None and not cancelled else (),
+            artifacts=_entries(live.outputs) if not cancelled else (),
             sandbox=live.task.sandbox.value if live.task is not None else None,
         )
         await self._settle(live, outcome)

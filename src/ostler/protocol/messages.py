@@ -475,6 +475,34 @@ class WaitQuery:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AwaitRequest:
+    """Which jobs somebody waits for, at most 10,000, and for how many seconds (at most 60) the answer may be held back.
+
+    `contents` are paths of artifacts whose bytes are wanted with the answer where they are small.
+    """
+
+    job_ids: tuple[str, ...]
+    wait_s: float = 0.0
+    contents: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """A job that is over, with its artifacts; `contents` are the bytes of those that were asked for and are at most 64 KiB."""
+
+    job: JobView
+    contents: dict[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AwaitResponse:
+    """Those of the jobs that are over, or as many as one answer holds; `missing` are ids of no job that the caller may know of."""
+
+    items: tuple[Ended, ...] = ()
+    missing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LogQuery:
     """Which log: of the latest attempt unless `attempt` says otherwise; from `offset` bytes; `follow` streams until the job is over."""
 

@@ -134,6 +134,12 @@ AWAIT_JOB = Route(
     response=m.JobView, also=(202,),
     summary="The finished job; 202 with Retry-After and the job as it is while it is not over", errors=_JOB,
 )  # fmt: skip
+AWAIT_JOBS = Route(
+    name="await_jobs", method="POST", path="/jobs/await", audience=Audience.CLIENT, grants=READ, body=Body.JSON,
+    request=m.AwaitRequest, response=m.AwaitResponse, max_body=2 * MB,
+    summary="Those of some jobs that are over, as soon as there is one; small artifacts come along when asked for",
+    errors=(errors.InvalidSpec, errors.TooLarge),
+)  # fmt: skip
 EXPLAIN_JOB = Route(
     name="explain_job", method="GET", path="/jobs/{job_id}/explain", audience=Audience.CLIENT, grants=READ, response=m.Explanation,
     summary="Why a job is still pending", errors=_JOB,
@@ -291,7 +297,7 @@ METRICS = Route(
 
 ROUTES: tuple[Route, ...] = (
     REGISTER, HEARTBEAT, PULL, ACK, PROGRESS, RESULT, FAIL, APPEND_LOG, UPLOAD_WORKSPACE,
-    SUBMIT, LIST_JOBS, SHOW_JOB, AWAIT_JOB, EXPLAIN_JOB, READ_LOG, LIST_ARTIFACTS, GET_ARTIFACT,
+    SUBMIT, LIST_JOBS, SHOW_JOB, AWAIT_JOB, AWAIT_JOBS, EXPLAIN_JOB, READ_LOG, LIST_ARTIFACTS, GET_ARTIFACT,
     CANCEL_JOB, RETRY_JOB, HOLD_JOB, RELEASE_JOB, DEBUG_JOB, GET_WORKSPACE, SHOW_GROUP, CANCEL_GROUP, UPLOAD_BLOB, GET_BLOB,
     LIST_NODES, SHOW_NODE, DRAIN_NODE, RESUME_NODE, CORDON_NODE, UNCORDON_NODE, MOVE_NODE, RETIRE_NODE,
     CREATE_TOKEN, LIST_TOKENS, REVOKE_TOKEN,

@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 
 from ostler.assembly import profile
+from ostler.assembly.endpoint import find_endpoint, look_for_endpoint
 from ostler.assembly.profile import Profile
 from ostler.assembly.up import hold, may_replace, read_facts, start_time, write_facts
-from ostler.cli.profile import find_endpoint, look_for_endpoint
 from ostler.cli.session import Session
 from ostler.model.errors import InvalidSpec, OperationInFlight, Rejected
 

@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 import typer
 
+from ostler.assembly.targets import safe_target
 from ostler.cli.options import parse_labels, seconds
 from ostler.cli.run import describe, inputs
-from ostler.cli.session import safe_target
 from ostler.model.errors import InvalidSpec
 from ostler.model.manifest import Artifact, problems
 

@@ -12,6 +12,7 @@ from ostler.model.errors import InvalidSpec, Problem
 from ostler.model.failures import CODES, FailureCode, Retry
 from ostler.model.manifest import (
     Artifact,
+    Code,
     InputFile,
     Inputs,
     InputUrl,
@@ -152,6 +153,43 @@ def test_python_jobs_need_a_task_and_no_command():
     assert paths(Manifest(runner=Runner.PYTHON, task="a-b")) == ["task"]
     assert paths(Manifest(runner=Runner.PYTHON, task="resize.fast", params={"w": 3})) == []
     assert paths(Manifest(runner=Runner.PYTHON, task="x", command="y")) == ["command"]
+
+
+@pytest.mark.parametrize(
+    ("task", "params", "expected"),
+    [
+        ("x:f", {}, []),
+        ("a.b:f", {"args": [1], "kwargs": {"k": 2}}, []),
+        ("x:f", {"batch": [{"args": [1]}, {}], "results": "pickle"}, []),
+        ("x:_f", {}, ["task"]),
+        ("x:f.g", {}, ["task"]),
+        ("x:", {}, ["task"]),
+        (":f", {}, ["task"]),
+        ("x:f:g", {}, ["task"]),
+        ("x:f", {"width": 3}, ["params.width"]),
+        ("x:f", {"args": {"a": 1}}, ["params.args"]),
+        ("x:f", {"kwargs": [1]}, ["params.kwargs"]),
+        ("x:f", {"batch": {}}, ["params.batch"]),
+        ("x:f", {"batch": [1]}, ["params.batch[0]"]),
+        ("x:f", {"batch": [{}, {"args": 1}]}, ["params.batch[1].args"]),
+        ("x:f", {"batch": [], "args": []}, ["params.args"]),
+        ("x:f", {"results": "yaml"}, ["params.results"]),
+        ("x", {"results": "yaml", "args": 1}, []),  # a task's own parameters
+    ],
+)
+def test_calls_of_functions(task, params, expected):
+    assert paths(Manifest(runner=Runner.PYTHON, task=task, params=params)) == expected
+
+
+def test_functions_by_value():
+    code, tagged = Code(pickle="gAQu", python="3.11"), Requirements(tags=("python-by-value",))
+    assert paths(Manifest(runner=Runner.PYTHON, code=code, requirements=tagged)) == []
+    assert paths(Manifest(runner=Runner.PYTHON, code=code)) == ["requirements.tags"]
+    assert paths(Manifest(runner=Runner.PYTHON, code=code, task="x", requirements=tagged)) == ["task"]
+    assert paths(Manifest(runner=Runner.PYTHON, code=code, params={"a": 1}, requirements=tagged)) == ["params.a"]
+    bad = Code(pickle="no base64!", python="2.7")
+    assert paths(Manifest(runner=Runner.PYTHON, code=bad, requirements=tagged)) == ["code.pickle", "code.python"]
+    assert paths(Manifest(command="true", code=code)) == ["code"]
 
 
 def test_two_inputs_may_not_share_a_name():

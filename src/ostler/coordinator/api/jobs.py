@@ -1,10 +1,13 @@
 """Endpoints for people's jobs: submit, look, wait, act."""
 
 import asyncio
+import contextlib
 import hashlib
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 
-from ostler.coordinator.api.calls import Answer, Call
+from ostler.coordinator.api.calls import MAX_WAIT_S, Answer, Call
 from ostler.coordinator.api.manifests import Accepted, read_manifests
 from ostler.coordinator.operations import groups, reads
 from ostler.coordinator.operations import jobs as ops
@@ -12,13 +15,20 @@ from ostler.coordinator.operations.idempotency import KEY, Mark, submit_once
 from ostler.coordinator.operations.ownership import of_group, of_job
 from ostler.coordinator.store.tx import Tx
 from ostler.model.access import RUNNERS, Role
-from ostler.model.errors import Forbidden, InvalidSpec, Problem
+from ostler.model.errors import Forbidden, InvalidSpec, NotFound, Problem, TooLarge
 from ostler.model.job import TERMINAL
+from ostler.model.manifest import JOB_ID
 from ostler.protocol import messages as m
 
 IN_A_THREAD = 64 * 1024  # bytes of manifests from which on reading them would hold up everybody else
 MAX_REASON = 1000
 MAX_STRANGE = 20
+MAX_AWAITED = 10_000
+MAX_ENDED = 500  # in one answer
+MAX_CONTENT = 64 * 1024
+MAX_CONTENTS = 4 * 2**20
+LINGER_S = 0.0005  # for each job that is waited for
+MAX_LINGER_S = 0.1
 
 
 async def submit_jobs(call: Call) -> m.SubmitResponse | Answer:
@@ -82,6 +92,56 @@ async def await_job(call: Call) -> m.JobView | Answer:
     if view.state in TERMINAL:
         return await call.read_job(reads.show_job)
     return Answer(view, 202, {"Retry-After": "1"})
+
+
+async def await_jobs(call: Call) -> m.AwaitResponse:
+    """Answers as soon as one of them is over, and with it those that end a moment later."""
+    asked = await call.json(m.AwaitRequest)
+    _check_await(asked)
+    store, loop = call.services.store, asyncio.get_running_loop()
+    ids = list(dict.fromkeys(asked.job_ids))
+    until = loop.time() + min(asked.wait_s, MAX_WAIT_S)
+    async with call.subscribe(*(("job", job_id) for job_id in ids)) as event:
+        while True:
+            event.clear()
+            await call.readmit()
+            found, missing = await call.read(reads.ended_jobs, ids, MAX_ENDED, call.owner)
+            if found or missing or loop.time() >= until or store.wakeups.closed:
+                return m.AwaitResponse(items=await _with_contents(call, found, set(asked.contents)), missing=missing)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(until):
+                    await event.wait()
+                    # Jobs of one caller end in swarms, and each change of each of them wakes us: looked at together they cost little.
+                    await asyncio.sleep(min(len(ids) * LINGER_S, MAX_LINGER_S))
+
+
+def _check_await(asked: m.AwaitRequest) -> None:
+    if len(asked.job_ids) > MAX_AWAITED:
+        raise TooLarge(f"{len(asked.job_ids)} jobs are more than the {MAX_AWAITED} that one call waits for")
+    if not (math.isfinite(asked.wait_s) and asked.wait_s >= 0):
+        raise InvalidSpec("the request is not valid", [Problem("wait_s", "must be 0 or more")])
+    for i, job_id in enumerate(asked.job_ids):
+        if not JOB_ID.fullmatch(job_id):
+            raise InvalidSpec("the request is not valid", [Problem(f"job_ids[{i}]", "is not the id of a job")])
+
+
+async def _with_contents(call: Call, found: Sequence[m.JobView], wanted: set[str]) -> tuple[m.Ended, ...]:
+    """Each with the bytes of what was asked for, as many as one answer has room for; what is large is fetched as any artifact."""
+    artifacts, room = call.services.artifacts, MAX_CONTENTS
+    ended: list[m.Ended] = []
+    for job in found:
+        contents = {}
+        for one in job.artifacts:
+            if one.path in wanted and one.size <= MAX_CONTENT:
+                if one.size > room:
+                    return tuple(ended)  # the others are over the next time, too
+                try:
+                    contents[one.path] = b"".join([block async for block in artifacts.read(one.sha256, end=one.size)])
+                except NotFound:  # no longer stored: the call for it alone says so
+                    continue
+                room -= one.size
+        ended.append(m.Ended(job=job, contents=contents))
+    return tuple(ended)
 
 
 async def explain_job(call: Call) -> m.Explanation:

@@ -54,6 +54,7 @@ __all__ = [
     "blob_for_node",
     "blob_for_owner",
     "counts",
+    "ended_jobs",
     "explain_job",
     "find_artifact",
     "job_state",
@@ -208,6 +209,30 @@ def show_job(tx: Tx, job_id: str) -> JobView:
 def job_state(tx: Tx, job_id: str) -> JobView:
     """One job without attempts, timeline, artifacts and manifest: one row, for waiters. NotFound."""
     return job_view(tx, job_id)
+
+
+def ended_jobs(
+    tx: Tx, job_ids: Sequence[str], limit: int, owner: str | None = None
+) -> tuple[tuple[JobView, ...], tuple[str, ...]]:
+    """At most `limit` of these jobs that are over, with their artifacts, and the ids of none that is the owner's."""
+    names = tx.array(job_ids)
+    mine, whose = ("", ()) if owner is None else (" AND j.owner = ?", (owner,))
+    rows = tx.rows(
+        f"SELECT {JOB_COLUMNS} {JOB_FROM} WHERE {tx.any_of('j.job_id')}{mine} AND j.state NOT IN ({NOT_OVER_SQL}) LIMIT ?",
+        (names, *whose, limit),
+    )
+    artifacts: dict[int, list[ArtifactEntry]] = {}
+    for seq, path, kind, size, sha256 in tx.rows(
+        f"""SELECT f.job_seq, f.path, f.type, f.size, f.sha256 FROM jobs j JOIN artifacts f ON f.job_seq = j.seq AND f.attempt = j.attempt
+            WHERE {tx.any_of("j.seq")} ORDER BY f.job_seq, f.path""",  # noqa: S608 - a fragment of ours
+        (tx.array([row[0] for row in rows]),),
+    ):
+        artifacts.setdefault(seq, []).append(ArtifactEntry(path=path, type=kind, size=size, sha256=sha256))
+    views = tuple(replace(job_of(row), artifacts=tuple(artifacts.get(row[0], ()))) for row in rows)
+    if len(views) == len(job_ids):
+        return views, ()
+    known = {row[0] for row in tx.rows(f"SELECT j.job_id FROM jobs j WHERE {tx.any_of('j.job_id')}{mine}", (names, *whose))}
+    return views, tuple(one for one in job_ids if one not in known)
 
 
 def list_nodes(tx: Tx, query: PageQuery, owner: str | None = None) -> NodePage:

@@ -148,10 +148,12 @@ class Outbox(Loop):
     # --- large ones ---
 
     def _is_large(self, live: Live) -> bool:
-        outcome = live.outcome
-        if outcome is None or outcome.failure is not None or outcome.cancelled:
+        outcome, alone = live.outcome, self._session.link.takes_files_alone
+        if outcome is None or outcome.cancelled:
             return False
-        return bool(outcome.artifacts) or self._session.link.takes_files_alone
+        if outcome.failure is not None:  # whoever takes files alone has no form for a failure with files
+            return bool(outcome.artifacts) and not alone
+        return bool(outcome.artifacts) or alone
 
     def _spawn(self, parcel: _Parcel, work: Callable[[_Parcel], Awaitable[None]]) -> None:
         parcel.under_way = True
@@ -216,7 +218,8 @@ class Outbox(Loop):
         if not live.outputs:
             if live.workspace is None:
                 return Failure(FailureCode.LOST, "the workspace with the artifacts is gone")
-            found = await outputs.collect(live.manifest.artifacts, live.workspace.path)
+            there = {one.path for one in outcome.artifacts}
+            found = await outputs.collect([one for one in live.manifest.artifacts if one.path in there], live.workspace.path)
             if isinstance(found, Failure):
                 return found
             live.outputs = found

@@ -61,7 +61,13 @@ class PythonRunner:
         """Why this manifest will not be run here, or None."""
         if not self._config.enable:
             return Failure(FailureCode.DENY, "the python runner is switched off on this node (runners.python.enable)")
-        if not manifest.task or not self._file(short_name(manifest.task)):
+        if manifest.code is not None:
+            if not self._config.by_value:
+                return Failure(
+                    FailureCode.DENY,
+                    "this node runs no functions by value (runners.python.by_value is false); send one by name from its task modules",
+                )
+        elif not manifest.task or not self._file(module_name(manifest.task)):
             known = self.tasks()
             listed = ", ".join(known[:_LISTED]) + (", …" if len(known) > _LISTED else "")
             return Failure(FailureCode.DENY, f"this node has no task {manifest.task!r}; it has {listed or 'none at all'}")
@@ -152,6 +158,7 @@ class PythonRunner:
             and task.sandbox is self._processes.config.sandbox.level
             and task.sandbox in (SandboxLevel.NONE, SandboxLevel.PROCESS)
             and not task.gpus
+            and task.manifest.code is None  # what a stranger wrote leaves nothing behind in the process of trusted tasks
             and not task.manifest.requirements.memory_mb
             and task.manifest.policy in (alike, _with_grace(alike, task.manifest.policy.grace_s))
         )
@@ -163,6 +170,7 @@ class PythonRunner:
             "key": task.key,
             "task": short_name(task.manifest.task or ""),
             "params": task.manifest.params,
+            **({} if task.manifest.code is None else {"code": msgspec.to_builtins(task.manifest.code)}),
             "work": f"{root}/work",
             "output": f"{root}/output",
             "record": f"{root}/{TASK_RECORD}",
@@ -303,6 +311,11 @@ def _told(record: dict[str, Any] | None, task: AttemptTask) -> TaskRecord | None
     if record is None:
         return read_task_record(f"{task.root}/{TASK_RECORD}", task.key)
     return parse_task_record(msgspec.json.encode(record), task.key)
+
+
+def module_name(task: str) -> str:
+    """The module of `resize`, `tasks.resize` or `resize:thumbnail`: `resize`."""
+    return short_name(task).partition(":")[0]
 
 
 def short_name(task: str) -> str:

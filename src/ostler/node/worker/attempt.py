@@ -21,6 +21,7 @@ from ostler.node.worker.finder import TaskFinder, TaskRefused
 MAX_MESSAGE = 4000
 MAX_RESULT_BYTES = 1 << 20
 RESULT = "result.json"
+_HERE = os.path.dirname(__file__)  # noqa: PTH120
 # By these the keeper knows its own, also those that were detached from this process.
 KEEPERS_OWN = ("OSTLER_ATTEMPT_KEY", "OSTLER_KEEPER")
 _MB = 1 << 20
@@ -44,6 +45,12 @@ class Order(NamedTuple):
     stdout: str | None = None
     stderr: str | None = None
     kill_s: float = 0.0
+    code: dict[str, Any] | None = None
+
+    @property
+    def is_call(self) -> bool:
+        """Whether it is a function's call, and no task of the plain form."""
+        return self.code is not None or ":" in self.task
 
     @classmethod
     def read(cls, fields: dict[str, Any]) -> "Order":
@@ -86,25 +93,46 @@ class Runner:
 
     def _call(self, order: Order) -> dict[str, Any]:
         try:
-            result = _started(self._finder.find(order.task), order)
-            if isinstance(result, CoroutineType):
-                import asyncio  # as long to load as all the rest
+            if order.is_call:
+                self._call_function(order)
+            else:
+                result = _started(self._finder.find(order.task), order)
+                if isinstance(result, CoroutineType):
+                    import asyncio  # as long to load as all the rest
 
-                result = asyncio.run(result)
-            self._still_the_worker()
-            _keep_result(order, result)
+                    result = asyncio.run(result)
+                self._still_the_worker()
+                _keep_result(order, result)
         except TaskRefused as exc:
             return {"outcome": "refused", "code": exc.code, "message": str(exc)[:MAX_MESSAGE]}
         except SystemExit as exc:
             self._still_the_worker(exc)
+            if order.is_call:  # to who waits for a result this is an exception like any other
+                return self._failed_call(order, exc)
             return {"outcome": "exit", "exit_code": _exit_code(exc)}
         except BaseException as exc:
             with contextlib.suppress(Exception):
                 exc.__traceback__ = _of_the_task(exc)
                 traceback.print_exception(exc)
             self._still_the_worker(exc)
+            if order.is_call:
+                return self._failed_call(order, exc)
             return {"outcome": "exception", "type": _name(exc), "message": _text(exc)[:MAX_MESSAGE]}
         return {"outcome": "done"}
+
+    def _call_function(self, order: Order) -> None:
+        from ostler.node.worker import calls  # only where there are any
+
+        result = calls.result_of(self._finder, order.task, order.params, order.code)
+        self._still_the_worker()
+        calls.keep_result(order.output, result, pickled=order.params.get("results") == "pickle")
+
+    def _failed_call(self, order: Order, exc: BaseException) -> dict[str, Any]:
+        from ostler.node.worker import calls
+
+        with contextlib.suppress(Exception):
+            calls.keep_error(order.output, exc)
+        return {"outcome": "exception", "type": _name(exc), "message": _text(exc)[:MAX_MESSAGE]}
 
     def _still_the_worker(self, exc: BaseException | None = None) -> None:
         """In a child that the task forked and that came back here: end it, as it would have ended in a program of its own."""
@@ -221,7 +249,7 @@ def _exit_code(exc: SystemExit) -> int:
 def _of_the_task(exc: BaseException) -> Any:
     """The traceback from the task's own frames on."""
     trace = exc.__traceback__
-    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+    while trace is not None and os.path.dirname(trace.tb_frame.f_code.co_filename) == _HERE:  # noqa: PTH120
         trace = trace.tb_next
     return trace or exc.__traceback__
 

@@ -9,7 +9,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 PACKAGE = "tasks"
@@ -39,13 +39,17 @@ class TaskFinder:
         return any(_version(file) != version for file, version in self._seen.items())
 
     def find(self, name: str) -> Callable[..., Any]:
-        """The `run` of `tasks.<name>`. Raises TaskRefused, and whatever importing the module raises."""
+        """The `run` of `tasks.<name>`, or for `name:function` that public function of it.
+
+        Raises TaskRefused, and whatever importing the module raises.
+        """
         found = self._runs.get(name)
         if found is None:
             found = self._runs[name] = self._load(name)
         return found
 
     def _load(self, name: str) -> Callable[..., Any]:
+        name, _, function = name.partition(":")
         full = f"{PACKAGE}.{name}"
         importlib.invalidate_caches()
         try:
@@ -56,6 +60,8 @@ class TaskFinder:
             raise
         finally:
             self._note()
+        if function:
+            return _public(module, function)
         run: Callable[..., Any] | None = getattr(module, "run", None)
         if not callable(run):
             raise TaskRefused("E_SPEC", f"the task module {name} has no function `run`")
@@ -89,6 +95,16 @@ class TaskFinder:
     def _ours(self, file: str) -> bool:
         """Below a task folder, and no library of a venv that lies there too."""
         return any(file.startswith(f"{place}/") for place in self._places) and not file.startswith(f"{sys.prefix}/")
+
+
+def _public(module: ModuleType, name: str) -> Callable[..., Any]:
+    """A function that the module offers: not private, and its own. What a module imports for itself is nobody else's to call."""
+    found = vars(module).get(name)
+    own = isinstance(found, FunctionType) and found.__module__ == module.__name__ and found.__qualname__ == name
+    if not isinstance(found, FunctionType) or not own or name.startswith("_"):
+        short = module.__name__.removeprefix(f"{PACKAGE}.")
+        raise TaskRefused("E_DENY", f"the task module {short} defines no public function {name!r} at its top level")
+    return found
 
 
 def _version(file: str) -> _Version | None:

@@ -36,11 +36,11 @@ def look_for_endpoint(env: Mapping[str, str] | None = None) -> Endpoint | None:
     """The same, or None where nothing names one; raises Rejected for what cannot be used."""
     found = _look(os.environ if env is None else env)
     if found is not None:
-        _check(found)
+        check_endpoint(found)
     return found
 
 
-def _check(endpoint: Endpoint) -> None:
+def check_endpoint(endpoint: Endpoint) -> None:
     """What could never reach a coordinator is told before anything is tried, and never with the token in the text."""
     try:
         address = urlsplit(endpoint.url)

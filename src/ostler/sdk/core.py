@@ -1,0 +1,201 @@
+"""What clients and executors share: one connection to the coordinator that outlives its absences, and one waiter for all futures."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ostler.assembly.endpoint import Endpoint, check_endpoint, find_endpoint
+from ostler.model.errors import AlreadyExists, CoordinatorUnreachable, NotFound, OstlerError, Unavailable
+from ostler.protocol import messages as m
+from ostler.protocol import routes
+from ostler.protocol.client import AsyncClient as Wire
+from ostler.protocol.routes import Route
+from ostler.protocol.trust import Trust
+from ostler.runtime.backoff import Backoff
+
+PATIENCE_S = 3600.0  # as long as nodes ride out a coordinator that is away
+SHORT_WAIT_S, LONG_WAIT_S = 0.2, 20.0
+MAX_AWAITED = 10_000
+_LOG = logging.getLogger("ostler.sdk")
+
+Told = Callable[[m.Ended | OstlerError], None]
+
+
+def endpoint_of(url: str | None, token: str | None, ca_file: Path | None) -> Endpoint:
+    """What was given, else what the environment or the profile says. Raises Rejected where nothing names a coordinator."""
+    if url is None:
+        found = find_endpoint()
+        return replace(found, token=token or found.token, ca_file=ca_file or found.ca_file)
+    given = Endpoint(url=url.rstrip("/"), token=token, ca_file=ca_file, origin="the argument `url`")
+    check_endpoint(given)
+    return given
+
+
+class Core:
+    """Calls with patience, and the waiting for jobs. Everything happens in one event loop."""
+
+    def __init__(self, endpoint: Endpoint, *, patience_s: float = PATIENCE_S) -> None:
+        self.endpoint = endpoint
+        trust = Trust(ca_file=endpoint.ca_file, client_cert=endpoint.client_cert, client_key=endpoint.client_key)
+        self.wire = Wire(endpoint.url, token=endpoint.token, trust=trust)
+        self._patience_s = patience_s
+        self._met = False
+        self._away = False
+        self._waiter = Waiter(self)
+
+    async def close(self) -> None:
+        """End the waiting and close the connections."""
+        await self._waiter.close()
+        await self.wire.close()
+
+    async def call(self, route: Route, message: Any = None, *, repeated: list[OstlerError] | None = None, **more: Any) -> Any:
+        """One call that may be made twice without harm. `repeated` collects why it was made again.
+
+        Until the coordinator has answered for the first time it must answer at once; later its absence is waited out for `patience_s`.
+        Raises the error tree.
+        """
+        began, backoff = time.monotonic(), Backoff(min_s=0.1, max_s=5.0)
+        while True:
+            try:
+                answer = await self.wire.call(route, message, **more)
+            except Unavailable as exc:
+                pause = exc.retry_after if exc.retry_after is not None else backoff.next_s()
+                if not self._met or time.monotonic() + pause - began > self._patience_s:
+                    raise
+                self._note_absence(exc)
+                if repeated is not None:
+                    repeated.append(exc)
+            else:
+                self._note_presence()
+                return answer
+            await asyncio.sleep(pause)
+
+    def _note_absence(self, exc: Unavailable) -> None:
+        if not self._away and isinstance(exc, CoordinatorUnreachable):
+            self._away = True
+            _LOG.warning("%s; trying again for up to %.0f s", exc, self._patience_s)
+
+    def _note_presence(self) -> None:
+        self._met = True
+        if self._away:
+            self._away = False
+            _LOG.warning("the coordinator answers again")
+
+    async def submit(self, manifests: Sequence[Mapping[str, Any]]) -> None:
+        """Submit all or none; each has its `job_id`, so that a submit whose answer was lost is the same one when it is made again."""
+        repeated: list[OstlerError] = []
+        try:
+            await self.call(routes.SUBMIT, list(manifests), repeated=repeated)
+        except AlreadyExists:
+            if not repeated:
+                raise
+            # The answer to an earlier try was lost on its way: they all are there.
+
+    def watch(self, job_id: str, told: Told, contents: Collection[str] = ()) -> None:
+        """Have `told` called once, when the job is over or cannot be waited for any more."""
+        self._waiter.add(job_id, told, contents)
+
+    def unwatch(self, job_id: str) -> None:
+        """Nobody waits for it any more."""
+        self._waiter.drop(job_id)
+
+    async def read(self, route: Route, **more: Any) -> bytes:
+        """The whole answer to a call for bytes; a broken one is made again."""
+        began, backoff = time.monotonic(), Backoff(min_s=0.1, max_s=5.0)
+        while True:
+            try:
+                async with self.wire.download(route, **more) as answer:
+                    return b"".join([block async for block in answer.blocks()])
+            except Unavailable as exc:
+                pause = backoff.next_s()
+                if not self._met or time.monotonic() + pause - began > self._patience_s:
+                    raise
+                self._note_absence(exc)
+            await asyncio.sleep(pause)
+
+
+class Waiter:
+    """Waits for any number of jobs with one call at a time."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._open: dict[str, tuple[Told, Collection[str]]] = {}
+        self._news = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._wait_s = SHORT_WAIT_S
+
+    def add(self, job_id: str, told: Told, contents: Collection[str]) -> None:
+        """One more."""
+        self._open[job_id] = (told, contents)
+        self._wait_s = SHORT_WAIT_S
+        self._news.set()
+        if self._task is None or self._task.done():
+            self._task = asyncio.get_running_loop().create_task(self._run())
+
+    def drop(self, job_id: str) -> None:
+        """One less."""
+        self._open.pop(job_id, None)
+
+    async def close(self) -> None:
+        """Nobody is told anything any more."""
+        self._open.clear()
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _run(self) -> None:
+        while self._open:
+            asked_at = time.monotonic()
+            try:
+                answer = await self._ask()
+            except OstlerError as exc:  # patience is at its end, or the credential is
+                for told, _ in self._take(list(self._open)):
+                    told(exc)
+                return
+            except Exception as exc:
+                _LOG.exception("waiter_crashed")
+                for told, _ in self._take(list(self._open)):
+                    told(OstlerError(f"a bug in the waiting for jobs: {exc!r}"))
+                return
+            if answer is None:
+                continue
+            if not answer.items and not answer.missing and time.monotonic() - asked_at < SHORT_WAIT_S / 2:
+                await asyncio.sleep(SHORT_WAIT_S)  # a coordinator that is about to end holds no answer back
+            for ended in answer.items:
+                for told, _ in self._take([ended.job.job_id]):
+                    told(ended)
+            for job_id in answer.missing:
+                for told, _ in self._take([job_id]):
+                    told(NotFound(f"there is no job {job_id} any more", hint="see `ostler job list`"))
+
+    def _take(self, job_ids: Sequence[str]) -> list[tuple[Told, Collection[str]]]:
+        return [self._open.pop(one) for one in job_ids if one in self._open]
+
+    async def _ask(self) -> m.AwaitResponse | None:
+        """One call; None where it was given up because there are more jobs now to wait for."""
+        self._news.clear()
+        ids = tuple(list(self._open)[:MAX_AWAITED])
+        contents = {one for _, wanted in self._open.values() for one in wanted}
+        wait_s = self._wait_s
+        self._wait_s = min(wait_s * 2, LONG_WAIT_S)
+        message = m.AwaitRequest(job_ids=ids, wait_s=wait_s, contents=tuple(sorted(contents)))
+        asking = asyncio.ensure_future(self._core.call(routes.AWAIT_JOBS, message, timeout_s=10.0))
+        news = asyncio.ensure_future(self._news.wait())
+        try:
+            await asyncio.wait({asking, news}, return_when=asyncio.FIRST_COMPLETED)
+            if not asking.done() and wait_s > SHORT_WAIT_S:
+                return None
+            answer: m.AwaitResponse = await asking
+            return answer
+        finally:
+            news.cancel()
+            if not asking.done():
+                asking.cancel()
+                with contextlib.suppress(asyncio.CancelledError, OstlerError):
+                    await asking

@@ -1,0 +1,85 @@
+"""Manifests out of keyword arguments, as plain JSON. Pure, but for what it says of files."""
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from ostler.model.errors import InvalidSpec, Problem
+from ostler.model.manifest import Manifest, Policy, Requirements, RetryPolicy
+from ostler.protocol import codec
+
+InputSource = Path | str | bytes
+Fields = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A manifest, and what is to be uploaded before it is sent: by the input's name."""
+
+    manifest: dict[str, Any]
+    uploads: Mapping[str, InputSource] = field(default_factory=dict)
+
+
+def draft(
+    command: Sequence[str] | None,
+    *,
+    inputs: Mapping[str, InputSource] | None,
+    artifacts: Sequence[str | Fields],
+    **given: Any,
+) -> Draft:
+    """A manifest that says what was given and nothing else. Raises InvalidSpec for what cannot be meant."""
+    if isinstance(command, str):
+        raise InvalidSpec("a command is a list of words", [Problem("command", f"write {command.split()!r}; there is no shell")])
+    if given.get("array") is not None:
+        raise InvalidSpec("a future stands for one job", [Problem("array", "is not for `submit`; use `submit_many`")])
+    manifest = plain({name: value for name, value in given.items() if value is not None})
+    manifest.setdefault("job_id", f"job-{secrets.token_hex(8)}")  # chosen here: a submit whose answer was lost is made again
+    if command is not None:
+        if not command:
+            raise InvalidSpec("a command is a list of words", [Problem("command", "is empty")])
+        manifest["command"], manifest["args"] = str(command[0]), [str(word) for word in command[1:]]
+    elif "task" in manifest:
+        manifest.setdefault("runner", "python")
+    if artifacts:
+        manifest["artifacts"] = [{"path": one} if isinstance(one, str) else plain(one) for one in artifacts]
+    return Draft(manifest, dict(inputs or {}))
+
+
+def with_files(manifest: dict[str, Any], files: Sequence[Fields]) -> dict[str, Any]:
+    """The manifest with uploaded inputs beside those that it has."""
+    if not files:
+        return manifest
+    asked = dict(manifest.get("input") or {})
+    return {**manifest, "input": {**asked, "files": [*asked.get("files", ()), *files]}}
+
+
+def plain(given: Fields) -> dict[str, Any]:
+    """Values of the model (`Requirements`, `Policy`, `RetryPolicy`) as the JSON that stands for them."""
+    return {name: _plain(value) for name, value in given.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Requirements | Policy | RetryPolicy):
+        said = {one.name: getattr(value, one.name) for one in fields(value) if getattr(value, one.name) != one.default}
+        return codec.to_plain(said)
+    return codec.to_plain(value)
+
+
+def manifest_of(value: Manifest | Fields) -> dict[str, Any]:
+    """A manifest of `submit_many`, with an id of ours where it has none."""
+    found = plain(value) if isinstance(value, Mapping) else codec.to_plain(_said(value))
+    if found.get("array") is not None:
+        raise InvalidSpec("a future stands for one job", [Problem("array", "is not for `submit_many`; list the jobs")])
+    if "task" in found:
+        found.setdefault("runner", "python")
+    found.setdefault("job_id", f"job-{secrets.token_hex(8)}")
+    return found
+
+
+def _said(value: Manifest) -> dict[str, Any]:
+    """The fields that are not as they are anyway; what only the coordinator sets is among those."""
+    default = Manifest(runner=value.runner)
+    said = {one.name: getattr(value, one.name) for one in fields(value)}
+    return {name: one for name, one in said.items() if name == "runner" or one != getattr(default, name)}
