@@ -8,6 +8,7 @@ import pytest
 from integration.api_rig import coordinator
 from ostler.coordinator.api import jobs as endpoint
 from ostler.model import errors
+from ostler.model.access import Role
 from ostler.model.failures import Failure, FailureCode
 from ostler.model.job import JobState
 from ostler.protocol import messages as m
@@ -103,6 +104,18 @@ async def test_what_is_refused(rig, message, kind, said):
     with pytest.raises(kind) as caught:
         await rig.people.call(routes.AWAIT_JOBS, message)
     assert said in str(caught.value)
+
+
+async def test_another_s_jobs_are_as_if_they_did_not_exist(rig):
+    node = await rig.enrolled()
+    [held] = await taken(rig, node, 1)
+    await node.finish(m.Outcome(job_id=held.job_id, attempt=held.attempt))
+    stranger = await rig.people.call(
+        routes.CREATE_TOKEN, m.TokenRequest(kind=m.TokenKind.API, role=Role.SUBMITTER, principal="eve")
+    )
+    message = m.AwaitRequest(job_ids=(held.job_id,), contents=("result.json",))
+    answer = await rig.nobody.call(routes.AWAIT_JOBS, message, token=stranger.token)
+    assert (answer.items, answer.missing) == ((), (held.job_id,))
 
 
 async def test_a_node_may_not(rig):
