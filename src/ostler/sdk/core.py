@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import secrets
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ostler.assembly.endpoint import Endpoint, check_endpoint, find_endpoint
-from ostler.model.errors import AlreadyExists, CoordinatorUnreachable, NotFound, OstlerError, Unavailable
+from ostler.model.errors import CoordinatorUnreachable, NotFound, OstlerError, Unavailable
 from ostler.protocol import messages as m
 from ostler.protocol import routes
 from ostler.protocol.client import AsyncClient as Wire
@@ -53,8 +54,8 @@ class Core:
         await self._waiter.close()
         await self.wire.close()
 
-    async def call(self, route: Route, message: Any = None, *, repeated: list[OstlerError] | None = None, **more: Any) -> Any:
-        """One call that may be made twice without harm. `repeated` collects why it was made again.
+    async def call(self, route: Route, message: Any = None, **more: Any) -> Any:
+        """One call that may be made twice without harm.
 
         Until the coordinator has answered for the first time it must answer at once; later its absence is waited out for `patience_s`.
         Raises the error tree.
@@ -68,8 +69,6 @@ class Core:
                 if not self._met or time.monotonic() + pause - began > self._patience_s:
                     raise
                 self._note_absence(exc)
-                if repeated is not None:
-                    repeated.append(exc)
             else:
                 self._note_presence()
                 return answer
@@ -87,14 +86,8 @@ class Core:
             _LOG.warning("the coordinator answers again")
 
     async def submit(self, manifests: Sequence[Mapping[str, Any]]) -> None:
-        """Submit all or none; each has its `job_id`, so that a submit whose answer was lost is the same one when it is made again."""
-        repeated: list[OstlerError] = []
-        try:
-            await self.call(routes.SUBMIT, list(manifests), repeated=repeated)
-        except AlreadyExists:
-            if not repeated:
-                raise
-            # The answer to an earlier try was lost on its way: they all are there.
+        """Submit all or none; one whose answer was lost is the same one when it is made again, by its key."""
+        await self.call(routes.SUBMIT, list(manifests), headers={"Idempotency-Key": secrets.token_hex(16)})
 
     def watch(self, job_id: str, told: Told, contents: Collection[str] = ()) -> None:
         """Have `told` called once, when the job is over or cannot be waited for any more."""
