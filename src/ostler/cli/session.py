@@ -21,6 +21,7 @@ from ostler.runtime.backoff import Backoff
 
 FOLLOW_PATIENCE_S = 3600.0  # as long as nodes ride out a coordinator that is away
 SUBMIT_PATIENCE_S = 5.0  # a call whose answer was lost is made again with the same key, and finds what it did
+BUSY_S = 15.0  # a call that was one too many is made again for so long
 _FETCH_TRIES = 5
 
 
@@ -28,7 +29,7 @@ class Session(Client):
     """Calls raise the error tree at once where the coordinator does not answer; who wants patience has it."""
 
     def __init__(self, endpoint: Endpoint, *, patience_s: float = 0.0) -> None:
-        super().__init__(endpoint.url, token=endpoint.token, trust=trust_in(endpoint), patience_s=patience_s)
+        super().__init__(endpoint.url, token=endpoint.token, trust=trust_in(endpoint), patience_s=patience_s, busy_s=BUSY_S)
         self.endpoint = endpoint
 
     def patient(self) -> "Session":

@@ -94,6 +94,36 @@ class TlsConfig:
     key: Path
     client_ca: Path | None = None
 
+    def problems(self) -> Iterator[str]:
+        """As those of the whole."""
+        for name in ("cert", "key", "client_ca"):
+            if (path := getattr(self, name)) is not None and not path.is_absolute():
+                yield f"tls.{name}: must be an absolute path"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitsConfig:
+    """How much one caller may ask: an API token, a node, or where neither is shown an address. More is answered with 429 and a time
+    to come back. `calls_per_s` with `burst` at once; `open_calls` at the same time, long polls among them; `failures_per_s` are
+    authentications that fail, from one address (four seconds' worth at once); `connections` are those that one address holds open."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by the validator of human input
+
+    calls_per_s: float = 2000.0
+    burst: float = 4000.0
+    failures_per_s: float = 5.0
+    open_calls: int = 1024
+    connections: int = 4096
+
+    def problems(self) -> Iterator[str]:
+        """As those of the whole."""
+        for name in ("calls_per_s", "failures_per_s"):
+            if not getattr(self, name) > 0:
+                yield f"limits.{name}: must be more than 0"
+        for name in ("burst", "open_calls", "connections"):
+            if not getattr(self, name) >= 1:
+                yield f"limits.{name}: must be 1 or more"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CoordinatorConfig:
@@ -120,6 +150,7 @@ class CoordinatorConfig:
     database_url: str | None = None
     secrets: SecretsConfig = SecretsConfig()
     retention: Retention = field(default_factory=Retention)
+    limits: LimitsConfig = LimitsConfig()
 
     @property
     def database(self) -> str:
@@ -143,10 +174,8 @@ class CoordinatorConfig:
                 f"heartbeat: {self.heartbeat.total_seconds():g} s must be less than half of the lease "
                 f"({self.lease.total_seconds():g} s), so that one lost heartbeat loses no job"
             )
-        if self.tls is not None:
-            for name in ("cert", "key", "client_ca"):
-                if (path := getattr(self.tls, name)) is not None and not path.is_absolute():
-                    found.append(f"tls.{name}: must be an absolute path")
+        for section in (self.tls, self.limits):
+            found += [] if section is None else section.problems()
         if self.max_log_bytes <= 0:
             found.append("max_log_bytes: must be more than 0")
         if self.secrets.key_command and not self.secrets.key_command[0].startswith("/"):

@@ -16,7 +16,8 @@ from ostler.coordinator.api.credentials import Credentials
 from ostler.coordinator.api.feed import Feed
 from ostler.coordinator.api.metrics import MeasuredStore, Metrics
 from ostler.coordinator.api.pulls import PullLine
-from ostler.coordinator.api.server import build_server
+from ostler.coordinator.api.rates import Rates
+from ostler.coordinator.api.server import Crowd, build_server
 from ostler.coordinator.artifacts.store import DirectoryArtifacts
 from ostler.coordinator.config import CoordinatorConfig
 from ostler.coordinator.keys import open_keys
@@ -72,6 +73,7 @@ async def run_coordinator(
             build_app(services),
             listener,
             context=None if tls is None else tls.context,
+            crowd=Crowd(config.limits.connections, refused=services.metrics.refused),
             drain_s=config.drain.total_seconds(),
             logger=logger,
             on_start=lambda: _started(url, on_ready, logger),
@@ -113,7 +115,12 @@ async def _services(
             keys=keys,
             sealer=sealer,
             credentials=credentials,
-            door=Doorkeeper(credentials, lambda token: store.read(tokens.check_api_token, token), clock=clock),
+            door=Doorkeeper(
+                credentials,
+                lambda token: store.read(tokens.check_api_token, token),
+                clock=clock,
+                rates=Rates(config.limits, clock=clock, refused=metrics.refused),
+            ),
             pulls=PullLine(store.wakeups, lambda: store.read(work_waits), logger=logger),
             feed=Feed(store),
             metrics=metrics,

@@ -19,7 +19,7 @@ from typing import Any, Self
 
 import httpx
 
-from ostler.model.errors import CoordinatorUnreachable, InvalidSpec, Unavailable
+from ostler.model.errors import CoordinatorUnreachable, InvalidSpec, NoCapacity, Unavailable
 from ostler.protocol import codec, routes
 from ostler.protocol import messages as m
 from ostler.protocol.connection import Answer, DirectCalls, direct_to
@@ -64,14 +64,18 @@ def _body_headers(size: int) -> dict[str, str]:
 
 
 class _Shell:
-    """What both shells keep. `token` is the credential of calls that name none; `patience_s` how long a GET is tried again."""
+    """What both shells keep. `token` is the credential of calls that name none; `patience_s` how long a GET is tried again, `busy_s`
+    how long any call is that the coordinator refused as one too many and did not do."""
 
-    def __init__(self, base_url: str, *, token: str | None, trust: Trust, timeout_s: float, patience_s: float) -> None:
+    def __init__(
+        self, base_url: str, *, token: str | None, trust: Trust, timeout_s: float, patience_s: float, busy_s: float
+    ) -> None:
         self.root = root_of(base_url)
         self.token = token
         self.trust = trust
         self.timeout_s = timeout_s
         self.patience_s = patience_s
+        self.busy_s = busy_s
 
     def _prepare(self, route: Route, message: Any, options: dict[str, Any], path: Mapping[str, Any]) -> Prepared:
         token = options.pop("token", None)
@@ -94,10 +98,17 @@ class _Shell:
     def _timeout(self, timeout_s: float | None, wait_s: float = 0.0) -> httpx.Timeout:
         return _timeout(self.timeout_s if timeout_s is None else timeout_s, wait_s)
 
-    def _pause(self, exc: Unavailable, began: float, backoff: Backoff, patience_s: float | None = None) -> float | None:
-        """How long to wait before the next try; None where patience (the client's own, or the call's) is at its end."""
+    def _pause(
+        self, exc: Unavailable, began: float, backoff: Backoff, patience_s: float | None = None, *, again: bool = True
+    ) -> float | None:
+        """How long to wait before the next try; None where patience (the client's own, or the call's) is at its end.
+
+        What must not be done twice (`again=False`) is tried again only where it was refused as one too many, and so not done.
+        """
+        patience_s = (self.patience_s if patience_s is None else patience_s) if again else 0.0
+        if isinstance(exc, NoCapacity):
+            patience_s = max(patience_s, self.busy_s)
         pause = exc.retry_after if exc.retry_after is not None else backoff.next_s()
-        patience_s = self.patience_s if patience_s is None else patience_s
         return pause if time.monotonic() + pause - began <= patience_s else None
 
 
@@ -149,8 +160,9 @@ class AsyncClient(_Shell):
         trust: Trust | None = None,
         timeout_s: float = TIMEOUT_S,
         patience_s: float = 0.0,
+        busy_s: float = 0.0,
     ) -> None:
-        super().__init__(base_url, token=token, trust=trust or Trust(), timeout_s=timeout_s, patience_s=patience_s)
+        super().__init__(base_url, token=token, trust=trust or Trust(), timeout_s=timeout_s, patience_s=patience_s, busy_s=busy_s)
         address = direct_to(self.root)
         self._direct: DirectCalls | None = None
         if address is not None:
@@ -222,7 +234,8 @@ class AsyncClient(_Shell):
                 status, _, content = await self._exchange(prepared, timeout_s)
                 return understand(route, status, content, shape=shape)
             except Unavailable as exc:
-                pause = self._pause(exc, began, backoff, patience_s) if route.method == "GET" or route.keyed else None
+                again = route.method == "GET" or route.keyed
+                pause = self._pause(exc, began, backoff, patience_s, again=again)
                 if pause is None:
                     raise
             await asyncio.sleep(pause)
@@ -350,8 +363,9 @@ class Client(_Shell):
         trust: Trust | None = None,
         timeout_s: float = TIMEOUT_S,
         patience_s: float = 0.0,
+        busy_s: float = 0.0,
     ) -> None:
-        super().__init__(base_url, token=token, trust=trust or Trust(), timeout_s=timeout_s, patience_s=patience_s)
+        super().__init__(base_url, token=token, trust=trust or Trust(), timeout_s=timeout_s, patience_s=patience_s, busy_s=busy_s)
         self._http = httpx.Client(verify=self._verify(), limits=_LIMITS)
 
     def __enter__(self) -> Self:
@@ -396,7 +410,8 @@ class Client(_Shell):
                 status, _, content = self._exchange(prepared, self._timeout(timeout_s, prepared.wait_s))
                 return understand(route, status, content, shape=shape)
             except Unavailable as exc:
-                pause = self._pause(exc, began, backoff, patience_s) if route.method == "GET" or route.keyed else None
+                again = route.method == "GET" or route.keyed
+                pause = self._pause(exc, began, backoff, patience_s, again=again)
                 if pause is None:
                     raise
             time.sleep(pause)

@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import logging
+import math
 import re
 import secrets
 import time
@@ -19,6 +20,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from ostler import __version__
 from ostler.coordinator.api import about, blobs, events, jobs, leases, logs, nodes, retention, tokens
+from ostler.coordinator.api.auth import CallerKind
 from ostler.coordinator.api.bodies import Body, ClientGone
 from ostler.coordinator.api.calls import Answer, Call, Endpoint, Services
 from ostler.model.errors import (
@@ -98,6 +100,7 @@ class _Bound:
         body = Body(scope, receive, self._route.max_body)
         status = 500
         started = False
+        open_as: list[str] = []
 
         async def send_ours(message: Message) -> None:
             nonlocal started, status
@@ -110,7 +113,7 @@ class _Bound:
 
         self._services.metrics.begun(self._route)
         try:
-            response = await self._answer(scope, receive, body, request_id)
+            response = await self._answer(scope, receive, body, request_id, open_as)
             await response(scope, receive, send_ours)
         except ClientGone:
             status = 499
@@ -120,12 +123,15 @@ class _Bound:
             # An answer without its end: the server closes the connection, so that the caller notices.
             self._services.logger.warning("answer_broken", extra={"attrs": {"route": self._route.name, "error": str(exc)}})
         finally:
+            for key in open_as:
+                self._services.door.leave(key)
             self._services.metrics.answered(self._route, status, time.perf_counter() - began)
 
-    async def _answer(self, scope: Scope, receive: Receive, body: Body, request_id: str) -> Response:
+    async def _answer(self, scope: Scope, receive: Receive, body: Body, request_id: str, open_as: list[str]) -> Response:
         services, route = self._services, self._route
         try:
-            caller = await services.door.admit(route, scope)
+            caller, key = await services.door.admit(route, scope)
+            open_as.append(key)
             path = scope.get("path_params", {})
             _check_path(path)
             body.check_announced()
@@ -143,6 +149,8 @@ class _Bound:
         except ClientGone:
             raise
         except OstlerError as exc:
+            if isinstance(exc, Unauthenticated) and open_as and open_as[0].startswith(CallerKind.JOINER):
+                services.door.failed(scope)
             return problem_response(exc, request_id)
         except OverflowError:
             # A number that fits JSON and no column or clock: the one mistake of a caller that shows as a crash of ours.
@@ -196,7 +204,7 @@ def problem_response(error: OstlerError, request_id: str) -> Response:
     elif isinstance(error, OffsetMismatch):
         headers["Upload-Offset"] = str(error.offset)
     elif isinstance(error, Unavailable):
-        headers["Retry-After"] = str(max(1, round(error.retry_after or 1)))
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after or 1)))
     elif isinstance(error, UpgradeRequired):
         headers["Upgrade"] = f"ostler/{PROTOCOL}"
     report = describe(error, instance=_instance(request_id))

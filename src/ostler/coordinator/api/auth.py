@@ -9,6 +9,7 @@ from typing import Protocol
 from starlette.types import Scope
 
 from ostler.coordinator.api.credentials import NODE_PREFIX, Credentials, NodeToken
+from ostler.coordinator.api.rates import Rates, network_of
 from ostler.coordinator.operations.sessions import retired
 from ostler.coordinator.operations.tokens import ApiToken
 from ostler.model.access import Grants, Role
@@ -75,11 +76,13 @@ class TokenCheck(Protocol):
 
 
 class Doorkeeper:
-    """Admits callers. API tokens that were found good are remembered for moments, and forgotten at once when one is revoked."""
+    """Admits callers, as often as `rates` lets them. API tokens that were found good are remembered for moments, and forgotten at once
+    when one is revoked."""
 
-    def __init__(self, credentials: Credentials, check: TokenCheck, *, clock: Clock) -> None:
+    def __init__(self, credentials: Credentials, check: TokenCheck, *, clock: Clock, rates: Rates) -> None:
         self._credentials = credentials
         self._check = check
+        self._rates = rates
         self._clock = clock
         self._good: dict[bytes, tuple[ApiToken, float]] = {}
         self._revocations = 0
@@ -100,8 +103,32 @@ class Doorkeeper:
         self._revocations += 1
         self._good = {digest: known for digest, known in self._good.items() if known[0].token_id != token_id}
 
-    async def admit(self, route: Route, scope: Scope) -> Caller:
-        """The caller, if the route is for such; raises Unauthenticated or Forbidden."""
+    async def admit(self, route: Route, scope: Scope) -> tuple[Caller, str]:
+        """The caller, if the route is for such, and the key under which the call is open until `leave`; raises Unauthenticated,
+        Forbidden, or NoCapacity where it is one call too many."""
+        address, shown = _address(scope), _shown(scope)
+        if shown is not None:
+            self._rates.check_address(address, shown)
+        try:
+            caller = await self._admit(route, scope)
+        except Unauthenticated:
+            if shown is not None:
+                self._rates.failed(address)
+            raise
+        key = caller.token_id or (caller.token.node_id if caller.token is not None else network_of(address))
+        key = f"{caller.kind.value}:{key}"
+        self._rates.enter(key, shown if caller.kind in {CallerKind.CLIENT, CallerKind.NODE} else None)
+        return caller, key
+
+    def leave(self, key: str) -> None:
+        """The call is over."""
+        self._rates.leave(key)
+
+    def failed(self, scope: Scope) -> None:
+        """A credential that only the endpoint can check is not good."""
+        self._rates.failed(_address(scope))
+
+    async def _admit(self, route: Route, scope: Scope) -> Caller:
         audience = route.audience
         if route.name in LOCAL_ROUTES:
             if _is_local(scope):
@@ -164,6 +191,16 @@ class Doorkeeper:
 def _listed(grants: Grants) -> str:
     *most, last = (role.value for role in Role if role in grants)
     return f"{', '.join(most)} and {last}" if most else last
+
+
+def _shown(scope: Scope) -> str | None:
+    """Any Authorization header as it came."""
+    return next((value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"), None)
+
+
+def _address(scope: Scope) -> str:
+    client = scope.get("client")
+    return "" if client is None else str(client[0])
 
 
 def _bearer(scope: Scope) -> str | None:

@@ -17,6 +17,7 @@ from ostler.protocol.routes import Route
 P = ParamSpec("P")
 T = TypeVar("T")
 
+REASONS = ("calls", "open_calls", "failures", "connections")  # why a call was too many
 _DURATIONS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
@@ -63,6 +64,8 @@ class Metrics:
         self._answers = {
             (route.name, digit): answers.labels(route.name, f"{digit}xx") for route in routes for digit in (2, 3, 4, 5)
         }
+        refused = Counter("ostler_refused_calls", "Calls beyond a limit of their caller", ["reason"], registry=self.registry)
+        self._refused = {reason: refused.labels(reason) for reason in REASONS}
         self._jobs = Gauge("ostler_jobs", "Jobs that are not over, by state", ["state"], registry=self.registry)
         self._nodes = Gauge("ostler_nodes", "Nodes by state", ["state"], registry=self.registry)
         self._attempts = Gauge("ostler_live_attempts", "Attempts that nodes hold", registry=self.registry)
@@ -91,6 +94,10 @@ class Metrics:
         counter = self._answers.get((route.name, status // 100))
         if counter is not None:
             counter.inc()
+
+    def refused(self, reason: str) -> None:
+        """One call, or connection, was too many."""
+        self._refused[reason].inc()
 
     def set_counts(self, jobs: Mapping[str, int], nodes: Mapping[str, int], live_attempts: int) -> None:
         """The store's numbers; a state that nothing is in counts 0, so that graphs have no holes."""

@@ -9,6 +9,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from ostler.model.errors import InvalidSpec, Problem
 
 MAX_NAME = 1024
+MAX_PARTS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +34,15 @@ class _Events:
     def __init__(self) -> None:
         self.found: list[Event] = []
         self.over = False
+        self._parts = 0
         self._field = b""
         self._value = b""
         self._disposition = b""
 
     def on_part_begin(self) -> None:
+        self._parts += 1
+        if self._parts > MAX_PARTS:
+            raise InvalidSpec("the form has too many parts", [Problem("", f"a form has at most {MAX_PARTS}")])
         self._disposition = b""
 
     def on_header_begin(self) -> None:

@@ -188,7 +188,7 @@ def _responses(route: Route, known: dict[Any, Any]) -> dict[str, Any]:
         classes.append(errors.InvalidSpec)
     if route.name in _RANGED:
         classes.append(errors.Gone)
-    classes.append(errors.StoreBusy)
+    classes += [errors.StoreBusy, errors.NoCapacity]
     by_status: dict[int, set[str]] = {}
     for kind in classes:
         by_status.setdefault(kind.status, set()).add(kind.code)

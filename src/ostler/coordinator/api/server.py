@@ -1,4 +1,4 @@
-"""The HTTP server around the application: uvicorn with bounded heads, no signals of its own, and long polls that end with it."""
+"""The HTTP server around the application: uvicorn with bounded heads and connections, no signals of its own, and polls that end with it."""
 
 import asyncio
 import contextlib
@@ -11,29 +11,89 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from ostler.coordinator.api.rates import network_of
+
 MAX_HEAD = 32 * 1024  # bytes of request line and headers
 KEEP_ALIVE_S = 75  # longer than our clients keep theirs
 BODY_AHEAD = 2**20  # bytes of a body that wait for their endpoint
+HEAD_S = 30.0  # from a head's first bytes to its last
 HANDSHAKE_S = 10.0  # who opens a connection and says nothing loses it after this
 GOODBYE_S = 1.0  # a connection that was closed waits so long for the other end to say that it has heard
 TICK_S = 1.0
 LINGER_S = 1.0
 CANCELLED_S = 10.0  # disk work that is under way in a thread ends by itself
-_REFUSAL = (
-    b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/problem+json\r\nconnection: close\r\n"
-    b"content-length: %d\r\n\r\n%b"
-)
-_REFUSED = b'{"title":"Request header fields too large","status":431,"code":"too_large","type":"about:blank"}'
+
+
+def _refusal(status: int, title: str, code: str, *more: str) -> bytes:
+    """A whole answer to a request that is not read."""
+    body = f'{{"title":"{title}","status":{status},"code":"{code}","type":"about:blank"}}'
+    lines = [f"HTTP/1.1 {status} {title}", "content-type: application/problem+json", "connection: close", *more]
+    return "\r\n".join([*lines, f"content-length: {len(body)}", "", body]).encode()
+
+
+_TOO_LARGE = _refusal(431, "Request header fields too large", "too_large")
+_TOO_SLOW = _refusal(408, "Request timeout", "timeout")
+_TOO_MANY = _refusal(429, "Too many connections", "no_capacity", "retry-after: 1")
+
+
+class Crowd:
+    """How many connections each address holds open."""
+
+    def __init__(self, limit: int, *, refused: Callable[[str], None]) -> None:
+        self._limit = limit
+        self._refused = refused
+        self._of: dict[str, int] = {}
+
+    def enter(self, address: str) -> bool:
+        """Whether one more is welcome; then `leave` follows."""
+        count = self._of.get(address, 0)
+        if count >= self._limit:
+            self._refused("connections")
+            return False
+        self._of[address] = count + 1
+        return True
+
+    def leave(self, address: str) -> None:
+        """One of them is gone."""
+        self._of[address] -= 1
+        if not self._of[address]:
+            del self._of[address]
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """The parser collects a head of any size; this counts it and hangs up."""
+    """The parser collects a head of any size, and waits for it for any time; this counts, and hangs up."""
+
+    crowd: Crowd
+    _begun = False
+    _entered: str | None = None
+    _slow: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A new connection: its first bytes are a head."""
         self._head: int | None = 0
         self._refused = False
         super().connection_made(transport)
+        address = network_of(self.client[0]) if self.client else "local"
+        if self.crowd.enter(address):
+            self._entered = address
+            self._slow = self.loop.call_later(HEAD_S, self._hang_up, _TOO_SLOW)
+        else:
+            self._hang_up(_TOO_MANY)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is gone."""
+        self._hurry(slow=False)
+        if self._entered is not None:
+            self.crowd.leave(self._entered)
+        super().connection_lost(exc)
+
+    def _hurry(self, *, slow: bool) -> None:
+        """A head that is not whole yet has its time; most come whole, and no timer is made for them."""
+        if slow and self._slow is None:
+            self._slow = self.loop.call_later(HEAD_S, self._hang_up, _TOO_SLOW)
+        elif not slow and self._slow is not None:
+            self._slow.cancel()
+            self._slow = None
 
     def data_received(self, data: bytes) -> None:
         """Bytes of a head, of a body, or of both; what comes after a refusal is not looked at."""
@@ -42,21 +102,23 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._head is not None:
             self._head += len(data)
         super().data_received(data)
+        self._hurry(slow=self._begun or bool(self._head))
         if self._head is not None and self._head > MAX_HEAD:
-            self._hang_up()
+            self._hang_up(_TOO_LARGE)
 
     def on_message_begin(self) -> None:
         """The next head begins. What stands in front of it in the same piece of data is not counted again."""
         self._head = self._head or 0
+        self._begun = True
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         """The head is whole; its own size counts, not that of the body that came with it."""
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         if size > MAX_HEAD:
-            self._hang_up()
+            self._hang_up(_TOO_LARGE)
             return
-        self._head = None
+        self._head, self._begun = None, False
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -78,11 +140,11 @@ class BoundedProtocol(HttpToolsProtocol):
             super().on_message_complete()
         self._head = 0
 
-    def _hang_up(self) -> None:
+    def _hang_up(self, answer: bytes) -> None:
         """Answers, and closes a moment later: closing with bytes unread resets the connection, and the answer is lost."""
         if not self._refused and not self.transport.is_closing():
             self._refused = True
-            self.transport.write(_REFUSAL % (len(_REFUSED), _REFUSED))
+            self.transport.write(answer)
             self.loop.call_later(LINGER_S, self.transport.close)
 
 
@@ -96,10 +158,12 @@ class Server(uvicorn.Server):
         listener: socket.socket,
         *,
         context: ssl.SSLContext | None,
+        crowd: Crowd,
         on_start: Callable[[], None],
         on_stop: Callable[[], None],
     ) -> None:
         super().__init__(config)
+        self._crowd = crowd
         self._listener = listener
         self._context = context
         self._on_start = on_start
@@ -139,7 +203,9 @@ class Server(uvicorn.Server):
         )
 
     def _protocol(self) -> BoundedProtocol:
-        return BoundedProtocol(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+        made = BoundedProtocol(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+        made.crowd = self._crowd
+        return made
 
     async def main_loop(self) -> None:
         """uvicorn's own looks for a flag ten times a second, on an idle machine too."""
@@ -170,7 +236,8 @@ def build_server(
     app: Any,
     listener: socket.socket,
     *,
-    context: ssl.SSLContext | None = None,
+    context: ssl.SSLContext | None,
+    crowd: Crowd,
     drain_s: float,
     logger: logging.Logger,
     on_start: Callable[[], None],
@@ -191,4 +258,4 @@ def build_server(
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, round(drain_s)),
     )
-    return Server(config, listener, context=context, on_start=on_start, on_stop=on_stop)
+    return Server(config, listener, context=context, crowd=crowd, on_start=on_start, on_stop=on_stop)
