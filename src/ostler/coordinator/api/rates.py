@@ -3,6 +3,7 @@
 import hashlib
 import ipaddress
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 from ostler.coordinator.config import LimitsConfig
@@ -107,6 +108,7 @@ class Rates:
         )
 
 
+@lru_cache(maxsize=1024)
 def network_of(address: str) -> str:
     """What counts as one address: of IPv6 the /64 that one host has to itself."""
     try:
