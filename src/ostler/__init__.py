@@ -46,12 +46,14 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    if name in __all__:
-        import importlib
+if not TYPE_CHECKING:  # which then know that there are no other names
 
-        return getattr(importlib.import_module("ostler.sdk"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> object:
+        if name in __all__:
+            import importlib
+
+            return getattr(importlib.import_module("ostler.sdk"), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

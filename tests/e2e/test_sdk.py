@@ -19,6 +19,7 @@ import pytest
 
 import ostler
 from e2e.fleet import TASKS, Fleet, until
+from e2e.proxy import Way
 from ostler.sdk.failed import RemoteTraceback
 
 sys.path.insert(0, str(TASKS.parent))  # as a program beside the task folder has it
@@ -646,3 +647,36 @@ def test_the_package_stays_cheap_to_import():
     assert {"Client", "AsyncClient", "Executor"} <= set(dir(ostler))
     with pytest.raises(AttributeError):
         _ = ostler.nothing
+
+
+def test_a_network_that_loses_connections(two):
+    """Frozen, cut and refused in the middle of a map and of submits: all results come, each job was submitted once."""
+    way = Way(int(two.url.rpartition(":")[2]))
+    try:
+        with ostler.Client(way.url, token=two.token) as client, ostler.Executor(client) as ex:
+            before = len(client.jobs(limit=20_000))
+            results = ex.map(calls.slow_square, range(200))
+            came = [next(results) for _ in range(20)]
+            way.freeze()
+            late = [ex.submit(calls.square, n) for n in range(20)]  # swallowed on its way, or its answer is
+            assert not late[-1].done()
+            way.cut()
+            late.append(ex.submit(calls.square, 20))  # refused
+            way.mend()
+            for _ in range(3):
+                came += [next(results) for _ in range(20)]
+                way.cut()
+                way.mend()
+            assert came + list(results) == [n * n for n in range(200)]
+            assert [one.result(120) for one in late] == [n * n for n in range(21)]
+            assert len(client.jobs(limit=20_000)) == before + 221
+    finally:
+        way.close()
+
+
+def test_a_submitter_reaches_its_own(two):
+    token = two.cli("token", "create", "--role", "submitter", "--name", "ann").stdout.strip()
+    with ostler.Client(two.url, token=token) as client, ostler.Executor(client) as ex:
+        future = ex.submit(calls.square, 5)
+        assert future.result(60) == 25
+        assert [one.job_id for one in client.jobs()] == [future.job_id]

@@ -65,6 +65,7 @@ class Core:
             try:
                 answer = await self.wire.call(route, message, **more)
             except Unavailable as exc:
+                self._met |= not isinstance(exc, CoordinatorUnreachable)  # who asks for patience has answered
                 pause = exc.retry_after if exc.retry_after is not None else backoff.next_s()
                 if not self._met or time.monotonic() + pause - began > self._patience_s:
                     raise

@@ -19,6 +19,8 @@ from ostler.runtime.clock import Clock
 from ostler.runtime.loop import Loop
 
 UPLOADS = 2  # deliveries with artifacts at the same time
+SMALL_UPLOADS = 8  # the same for those of at most SMALL bytes, which wait for the coordinator's disk and not for the way there
+SMALL = 2**18
 LOGS = 4  # attempts whose last logs are shipped at the same time
 MAX_BATCH = 256
 GATHER_S = 0.1  # while short jobs queue up here, outcomes go this far apart, or when so many wait:
@@ -69,6 +71,7 @@ class Outbox(Loop):
         self._parcels: dict[int, _Parcel] = {}
         self._uploads: set[asyncio.Task[None]] = set()
         self._gate = asyncio.Semaphore(UPLOADS)
+        self._small_gate = asyncio.Semaphore(SMALL_UPLOADS)
         self._log_gate = asyncio.Semaphore(LOGS)
         self._sent_at = float("-inf")
 
@@ -200,7 +203,8 @@ class Outbox(Loop):
         live, link = parcel.live, self._session.link
         if live.log_ends is None and parcel.log_disputes < LOG_TRIES:
             await self._end_logs(parcel)
-        async with self._gate:
+        small = live.outcome is not None and sum(one.size for one in live.outcome.artifacts) <= SMALL
+        async with self._small_gate if small else self._gate:
             if live.outcome is None or live.forgotten:
                 return
             outcome = _with_logs(live, (live.log_ends or ()) if link.ships_logs else ())
