@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from ostler.cli import allowlist, ca, config, doctor, events, exits, jobs, nodes, retention, run, tokens, up, version
+from ostler.cli import allowlist, audit, ca, config, doctor, events, exits, jobs, nodes, retention, run, tokens, up, version
 
 app = typer.Typer(
     name="ostler",
@@ -23,6 +23,7 @@ app.command()(events.events)
 app.command()(up.coordinator)
 app.command()(retention.retention)
 app.add_typer(allowlist.app, name="allowlist")
+app.add_typer(audit.app, name="audit")
 app.add_typer(ca.app, name="ca")
 app.add_typer(config.app, name="config")
 app.command()(doctor.doctor)

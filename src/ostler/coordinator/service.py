@@ -18,9 +18,11 @@ from ostler.coordinator.api.metrics import MeasuredStore, Metrics
 from ostler.coordinator.api.pulls import PullLine
 from ostler.coordinator.api.rates import Rates
 from ostler.coordinator.api.server import Crowd, build_server
+from ostler.coordinator.api.trail import Trail
 from ostler.coordinator.artifacts.store import DirectoryArtifacts
 from ostler.coordinator.config import CoordinatorConfig
 from ostler.coordinator.keys import open_keys
+from ostler.coordinator.loops.audit_sealer import AuditSealer
 from ostler.coordinator.loops.certificate_watcher import CertificateWatcher
 from ostler.coordinator.loops.expirer import Expirer
 from ostler.coordinator.loops.lease_rescuer import LeaseRescuer
@@ -108,6 +110,8 @@ async def _services(
     try:
         await artifacts.open()
         credentials = Credentials(keys, clock=clock, token_ttl=config.token_ttl)
+        trail = Trail(store, clock=clock, logger=logger)
+        audit_sealer = AuditSealer(store, keys.signing.sign, trail.tell_left_out, clock=clock, logger=logger)
         yield Services(
             config=config,
             store=store,
@@ -123,12 +127,13 @@ async def _services(
             ),
             pulls=PullLine(store.wakeups, lambda: store.read(work_waits), logger=logger),
             feed=Feed(store),
+            trail=trail,
             metrics=metrics,
             readers=readers,
             pruner=pruner,
             clock=clock,
             logger=logger,
-            loops=(*_loops(config, store, clock, logger), *more, pruner),
+            loops=(*_loops(config, store, clock, logger), audit_sealer, *more, pruner),
         )
     finally:
         await artifacts.close()

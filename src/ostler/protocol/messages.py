@@ -468,6 +468,78 @@ class EventQuery:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AuditView:
+    """One row of the audit log. `action` is a route's name, `target` what its path named, `peer` the address that called."""
+
+    id: int
+    at: datetime
+    action: str
+    status: int
+    principal: str | None = None
+    token_id: str | None = None
+    role: str | None = None
+    target: str | None = None
+    peer: str | None = None
+    request_id: str | None = None
+    detail: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditPage:
+    """One page of the audit log, newest first; it may be empty and not the last where the filters match little."""
+
+    items: tuple[AuditView, ...]
+    next_cursor: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditQuery:
+    """Filters of `GET /audit`: what is equal to these, of the last `since_s` seconds."""
+
+    principal: str | None = None
+    action: str | None = None
+    target: str | None = None
+    status: int | None = None
+    since_s: float | None = None
+    cursor: str | None = None
+    limit: int = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditFinding:
+    """One thing in the audit log that is not as it was sealed; `row` is its id where it is about one row."""
+
+    message: str
+    row: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditCheck:
+    """A piece of the audit log that was verified; ask on with `after=` its `next` until that is null.
+
+    `head` is the digest of the last seal so far, `unsealed` how many rows are too young to have one, `key` the public key in base64,
+    `head_found` whether a seal of this piece has the digest that was asked for.
+    """
+
+    rows: int
+    seals: int
+    findings: tuple[AuditFinding, ...]
+    key: str
+    head: str | None = None
+    head_found: bool | None = None
+    unsealed: int = 0
+    next: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditCheckQuery:
+    """Where to go on verifying: behind the seal that ends at row `after`. `head` is a digest that was noted earlier."""
+
+    after: int = 0
+    head: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WaitQuery:
     """How long a long poll may wait, in seconds (at most 60)."""
 

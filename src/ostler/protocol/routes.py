@@ -5,7 +5,7 @@ from enum import StrEnum
 from typing import Any
 
 from ostler.model import errors
-from ostler.model.access import READ, RUN, WORK, Grants
+from ostler.model.access import READ, RULE, RUN, WORK, Grants
 from ostler.model.errors import OstlerError
 from ostler.model.manifest import Manifest
 from ostler.protocol import messages as m
@@ -275,6 +275,15 @@ APPLY_RETENTION = Route(
     name="apply_retention", method="POST", path="/retention", audience=Audience.CLIENT, grants=RUN, response=m.RetentionView,
     summary="Remove now what is older, or more, than the coordinator keeps",
 )  # fmt: skip
+LIST_AUDIT = Route(
+    name="list_audit", method="GET", path="/audit", audience=Audience.CLIENT, grants=RULE, query=m.AuditQuery, response=m.AuditPage,
+    summary="The audit log, newest first: who did what to what, from where; refused calls too", errors=(errors.InvalidSpec,),
+)  # fmt: skip
+VERIFY_AUDIT = Route(
+    name="verify_audit", method="GET", path="/audit/verify", audience=Audience.CLIENT, grants=RULE, query=m.AuditCheckQuery,
+    response=m.AuditCheck, summary="Verify the audit log's seals, a piece in each call",
+    errors=(errors.InvalidSpec, errors.NotFound),
+)  # fmt: skip
 VERSION = Route(
     name="version", method="GET", path="/version", audience=Audience.PUBLIC, response=m.VersionView,
     summary="Release, protocol and schema of this coordinator",
@@ -301,7 +310,7 @@ ROUTES: tuple[Route, ...] = (
     CANCEL_JOB, RETRY_JOB, HOLD_JOB, RELEASE_JOB, DEBUG_JOB, GET_WORKSPACE, SHOW_GROUP, CANCEL_GROUP, UPLOAD_BLOB, GET_BLOB,
     LIST_NODES, SHOW_NODE, DRAIN_NODE, RESUME_NODE, CORDON_NODE, UNCORDON_NODE, MOVE_NODE, RETIRE_NODE,
     CREATE_TOKEN, LIST_TOKENS, REVOKE_TOKEN,
-    EVENTS,
+    EVENTS, LIST_AUDIT, VERIFY_AUDIT,
     SHOW_RETENTION, APPLY_RETENTION,
     VERSION, OPENAPI, HEALTHZ, READYZ, METRICS,
 )  # fmt: skip

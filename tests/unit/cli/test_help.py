@@ -12,8 +12,9 @@ NAMES = {
     "node", "node probe", "node list", "node show", "node drain", "node resume", "node cordon", "node uncordon",
     "node pool", "node retire",
     "token create", "token list", "token revoke",
-    "events",
+    "events", "retention",
     "ca init", "ca issue", "ca renew", "ca show",
+    "audit list", "audit verify",
     "allowlist test", "config check", "config show", "config schema",
 }  # fmt: skip
 RAW = {"up", "run", "coordinator", "node", "job logs", "config schema"}  # a daemon, bytes as they are, or JSON anyway

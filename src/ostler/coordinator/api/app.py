@@ -19,10 +19,11 @@ from starlette.routing import Route as StarletteRoute
 from starlette.types import Message, Receive, Scope, Send
 
 from ostler import __version__
-from ostler.coordinator.api import about, blobs, events, jobs, leases, logs, nodes, retention, tokens
-from ostler.coordinator.api.auth import CallerKind
+from ostler.coordinator.api import about, audit, blobs, events, jobs, leases, logs, nodes, retention, tokens
+from ostler.coordinator.api.auth import NOBODY, CallerKind
 from ostler.coordinator.api.bodies import Body, ClientGone
 from ostler.coordinator.api.calls import Answer, Call, Endpoint, Services
+from ostler.coordinator.api.trail import entry_of
 from ostler.model.errors import (
     InvalidSpec,
     NotFound,
@@ -39,7 +40,7 @@ from ostler.protocol.messages import LOG_STREAMS, PROTOCOL, ProblemReport
 from ostler.protocol.problems import MEDIA_TYPE, describe, encode
 from ostler.protocol.routes import ROUTES, Route
 
-_MODULES = (events, nodes, leases, logs, blobs, jobs, tokens, retention, about)
+_MODULES = (audit, events, nodes, leases, logs, blobs, jobs, tokens, retention, about)
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _DRAIN = 2**20  # what is left of a refused body is read up to here, so that the answer is not lost in a reset
 _DRAIN_S = 2.0
@@ -129,10 +130,10 @@ class _Bound:
 
     async def _answer(self, scope: Scope, receive: Receive, body: Body, request_id: str, open_as: list[str]) -> Response:
         services, route = self._services, self._route
+        path, known = scope.get("path_params", {}), [NOBODY]
         try:
-            caller, key = await services.door.admit(route, scope)
+            caller, key = await services.door.admit(route, scope, known)
             open_as.append(key)
-            path = scope.get("path_params", {})
             _check_path(path)
             body.check_announced()
             call = Call(
@@ -151,6 +152,8 @@ class _Bound:
         except OstlerError as exc:
             if isinstance(exc, Unauthenticated) and open_as and open_as[0].startswith(CallerKind.JOINER):
                 services.door.failed(scope)
+            entry = entry_of(route, known[-1], scope, path, request_id, status=exc.status)
+            await services.trail.refused(entry, known[-1], exc)
             return problem_response(exc, request_id)
         except OverflowError:
             # A number that fits JSON and no column or clock: the one mistake of a caller that shows as a crash of ours.

@@ -103,14 +103,14 @@ class Doorkeeper:
         self._revocations += 1
         self._good = {digest: known for digest, known in self._good.items() if known[0].token_id != token_id}
 
-    async def admit(self, route: Route, scope: Scope) -> tuple[Caller, str]:
+    async def admit(self, route: Route, scope: Scope, known: list[Caller]) -> tuple[Caller, str]:
         """The caller, if the route is for such, and the key under which the call is open until `leave`; raises Unauthenticated,
-        Forbidden, or NoCapacity where it is one call too many."""
+        Forbidden, or NoCapacity where it is one call too many. `known` gets who is known to call, refused or not."""
         address, shown = _address(scope), _shown(scope)
         if shown is not None:
             self._rates.check_address(address, shown)
         try:
-            caller = await self._admit(route, scope)
+            caller = await self._admit(route, scope, known)
         except Unauthenticated:
             if shown is not None:
                 self._rates.failed(address)
@@ -128,7 +128,7 @@ class Doorkeeper:
         """A credential that only the endpoint can check is not good."""
         self._rates.failed(_address(scope))
 
-    async def _admit(self, route: Route, scope: Scope) -> Caller:
+    async def _admit(self, route: Route, scope: Scope, known: list[Caller]) -> Caller:
         audience = route.audience
         if route.name in LOCAL_ROUTES:
             if _is_local(scope):
@@ -142,6 +142,7 @@ class Doorkeeper:
                 return NOBODY
             raise Unauthenticated(f"this needs {_WANTED[audience]}: Authorization: Bearer …")
         caller = await self._caller(token)
+        known.append(caller)
         if caller.kind not in _ADMITTED[audience]:
             raise Forbidden(f"this needs {_WANTED[audience]}; the one shown is for a {caller.kind.value}")
         if caller.role is not None and caller.role not in route.grants:

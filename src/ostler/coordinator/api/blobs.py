@@ -21,7 +21,8 @@ _MEDIA = re.compile(r"[a-z0-9][a-z0-9.+-]{0,60}/[a-z0-9][a-z0-9.+-]{0,80}", re.I
 async def upload_blob(call: Call) -> m.Blob:
     """One input file of jobs to come."""
     stored = await _store(call)
-    await call.services.store.write(note_upload, stored.sha256, call.caller.principal or "")
+    call.target = stored.sha256
+    await call.write(note_upload, stored.sha256, call.caller.principal or "")
     return m.Blob(sha256=stored.sha256, size=stored.size)
 
 

@@ -17,9 +17,11 @@ from ostler.coordinator.api.credentials import Credentials, NodeToken
 from ostler.coordinator.api.feed import Feed
 from ostler.coordinator.api.metrics import Metrics
 from ostler.coordinator.api.pulls import PullLine
+from ostler.coordinator.api.trail import AUDITED, Trail, entry_of
 from ostler.coordinator.artifacts.store import Artifacts
 from ostler.coordinator.config import CoordinatorConfig
 from ostler.coordinator.keys import Keys
+from ostler.coordinator.operations.audit import audited
 from ostler.coordinator.operations.ownership import of_job
 from ostler.coordinator.operations.readers import Readers
 from ostler.coordinator.sealing import Sealer
@@ -80,6 +82,7 @@ class Services:
     door: Doorkeeper
     pulls: PullLine
     feed: Feed
+    trail: Trail
     metrics: Metrics
     readers: Readers
     pruner: Pruning
@@ -100,6 +103,7 @@ class Call:
     body: Body
     path: dict[str, str]
     request_id: str
+    target: str | None = None  # what it is about, where the path does not say so
 
     def header(self, name: bytes) -> str | None:
         """A request header by its lower-case name; bytes that are no ASCII make it unreadable, which is the same as absent."""
@@ -133,8 +137,11 @@ class Call:
         return await self.services.store.read(operation, *args, **kwargs)
 
     async def write(self, operation: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run an operation that a person asked for."""
-        return await self.services.store.write(operation, *args, **kwargs)
+        """Run an operation that somebody asked for; what a client or an enroller changes leaves its row in the audit log with it."""
+        if self.caller.kind not in AUDITED:
+            return await self.services.store.write(operation, *args, **kwargs)
+        entry = entry_of(self.route, self.caller, self.scope, self.path, self.request_id, target=self.target)
+        return await self.services.store.write(audited, entry, operation, *args, **kwargs)
 
     async def read_job(self, operation: Callable[Concatenate[Tx, str, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Read something of the path's job; NotFound where it is not the caller's."""

@@ -36,7 +36,8 @@ async def register_node(call: Call) -> Any:
     request = section8.read_registration(raw) or decode_json(raw, m.RegisterRequest)
     _check_registration(request)
     if call.caller.secret is not None:
-        session = await services.store.write(_enrol, request, call.caller.secret)
+        call.target = request.node_id
+        session = await call.write(_enrol, request, call.caller.secret)
     else:
         await _check_signature(call, request)
         session = await services.store.write(ops.open_session, request)

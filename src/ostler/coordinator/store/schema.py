@@ -495,6 +495,7 @@ seals = Table(
     Column("last_id", Int, primary_key=True, autoincrement=False),
     Column("first_id", Int, nullable=False),
     Column("at", Int, nullable=False),
+    Column("leaves", LargeBinary, nullable=False),  # the id and the hash of each row, so that one that was changed can be named
     Column("digest", LargeBinary, nullable=False),
     Column("signature", LargeBinary, nullable=False),
     sqlite_strict=True,

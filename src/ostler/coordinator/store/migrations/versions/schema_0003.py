@@ -200,6 +200,7 @@ def _records() -> None:
         sa.Column("last_id", Int, autoincrement=False, nullable=False),
         sa.Column("first_id", Int, nullable=False),
         sa.Column("at", Int, nullable=False),
+        sa.Column("leaves", sa.LargeBinary(), nullable=False),
         sa.Column("digest", sa.LargeBinary(), nullable=False),
         sa.Column("signature", sa.LargeBinary(), nullable=False),
         sa.PrimaryKeyConstraint("last_id", name=op.f("pk_seals")),
