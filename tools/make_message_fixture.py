@@ -8,6 +8,7 @@ from ostler import __version__
 from ostler.model.attempt import AttemptState, Usage
 from ostler.model.capabilities import Capabilities, Cpu
 from ostler.model.failures import Failure, FailureCode
+from ostler.model.manifest import InputFile
 from ostler.protocol import codec
 from ostler.protocol import messages as m
 from ostler.protocol.dsse import ASSIGNMENT_TYPE, Envelope, Signature
@@ -33,7 +34,10 @@ EXAMPLES = (
     ),
     m.PullRequest(node_id="node-1", slots=3, wait_s=30.0, held=(HELD,), protocol=1, boot_epoch="b:1"),
     m.PullResponse(jobs=(Envelope(b"{}", ASSIGNMENT_TYPE, (Signature("key", b"s"),)),)),
-    m.Assignment(job_id="j-1", attempt=2, node_id="node-1", lease_s=45.0, spec='{"command": "true"}', tries=1),
+    m.Assignment(
+        job_id="j-1", attempt=2, node_id="node-1", lease_s=45.0, spec='{"command": "true"}', tries=1,
+        inputs=(InputFile(name="in.txt", sha256="0" * 64, size=3),),
+    ),
     m.AckBatch(items=(m.AckItem(job_id="j-1", attempt=2), m.AckItem(job_id="j-2", attempt=1, decline="draining"))),
     m.ProgressBatch(items=(m.ProgressItem(job_id="j-1", attempt=2, state=AttemptState.RUNNING, pct=50.0, note="half"),)),
     m.OutcomeBatch(

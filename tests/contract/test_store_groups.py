@@ -248,9 +248,9 @@ async def test_the_name_of_an_array_is_not_that_of_a_job(rig: Rig):
     ):  # fmt: skip
         with pytest.raises(NotFound, match=f"{group_id} is an array .* {group_id}-0 to {group_id}-2"):
             await call
-    with pytest.raises(NotFound, match="no array nothing"):
+    with pytest.raises(NotFound, match="no array or group nothing"):
         await show(rig, "nothing")
-    with pytest.raises(NotFound, match="no array nothing"):
+    with pytest.raises(NotFound, match="no array or group nothing"):
         await rig.write(groups.cancel_group, "nothing")
 
 
@@ -265,3 +265,40 @@ async def test_a_group_outlives_a_restart(rig: Rig):
     before = await show(rig, group_id)
     rig.reopen()
     assert await show(rig, group_id) == before
+
+
+# --- groups of jobs that are no array ----------------------------------------------------------------------------------------
+
+
+async def test_several_jobs_are_one_group(rig: Rig):
+    some = [manifest(job_id="a"), manifest(), manifest(job_id="c", depends_on=("a",))]
+    answer = await rig.write(jobs.submit_jobs, some, group="film")
+    names = [one.job_id for one in answer.items]
+    assert {one.group_id for one in answer.items} == {"film"}
+    view = await show(rig, "film")
+    assert (view.count, view.counts, view.array) == (3, {S.QUEUED: 3}, False)
+    assert await listed(rig, group="film") == names[::-1]
+    assert await listed(rig, group="film", state="waiting") == ["c"]
+    with pytest.raises(NotFound, match="film is a group of jobs and no job: this is for one of a to c"):
+        await rig.job("film")
+    await rig.submit(job_id="after", depends_on=("film",))
+    await rig.write(groups.cancel_group, "film")
+    assert (await show(rig, "film")).state is GroupState.CANCELLED
+    assert (await rig.job("after")).state is S.CANCELLED
+    assert (await show(rig, await submit(rig))).array
+
+
+@pytest.mark.parametrize("name", ["x", "arr", "arr-1", "a"])
+async def test_a_group_needs_a_name_of_its_own(rig: Rig, name):
+    await rig.submit(job_id="x")
+    await submit(rig, array=2, job_id="arr")
+    before = await everything(rig)
+    with pytest.raises(AlreadyExists, match=name):
+        await rig.write(jobs.submit_jobs, [manifest(job_id="a"), manifest()], group=name)
+    assert await everything(rig) == before
+
+
+async def test_who_depends_on_a_group_cannot_be_in_it(rig: Rig):
+    with pytest.raises(InvalidSpec) as caught:
+        await rig.write(jobs.submit_jobs, [manifest(job_id="a"), manifest(job_id="b", depends_on=("g",))], group="g")
+    assert "b depends on itself" in caught.value.problems[0].message

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from ostler.coordinator.operations import groups
-from ostler.coordinator.operations.idempotency import Mark, forget_keys, submit_once
+from ostler.coordinator.operations.idempotency import Mark, submit_once
 from ostler.model.errors import AlreadyExists, Conflict
 from store_rig import Rig, manifest
 
@@ -69,17 +69,7 @@ async def test_a_key_is_honoured_for_a_day(rig: Rig):
     await once(rig, mark(), job_id="a")
     rig.clock.advance(DAY - 1)
     assert (await once(rig, mark(), job_id="a"))[1]
-    assert await rig.write(forget_keys, limit=9) == 0
     rig.clock.advance(1)
     assert not (await once(rig, mark(body=b"other"), job_id="b"))[1]  # whether it was deleted yet or not
     assert (await once(rig, mark(body=b"other"), job_id="b"))[1]
     assert await jobs_of(rig) == ["a", "b"]
-
-
-async def test_old_keys_are_forgotten_piece_by_piece(rig: Rig):
-    for number in range(5):
-        await once(rig, mark(f"k{number}"))
-        rig.clock.advance(1)
-    rig.clock.advance(DAY - 2)
-    assert [await rig.write(forget_keys, limit=3) for _ in range(3)] == [3, 1, 0]
-    assert await rig.rows("SELECT key FROM idempotency") == [("k4",)]

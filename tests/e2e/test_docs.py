@@ -30,6 +30,7 @@ RUN = [
             "add-a-machine",
             "when-a-job-fails",
             "one-command-many-inputs",
+            "jobs-that-depend-on-each-other",
             "use-tls",
             "work-as-a-team",
             "set-quotas-and-retention",

@@ -65,3 +65,74 @@ def test_the_coordinator_dies_before_it_can_answer(own_fleet):
             done = cli("job", "submit", "--wait", "-", text='{"command": "true", "labels": {"test": "lost"}}')
             assert done.returncode == 0, done.stderr
         assert fleet.get("/jobs", label="test=lost", count="true").json()["total"] == 2
+
+
+def test_files_of_one_job_are_the_inputs_of_the_next(fleet, tmp_path):
+    """Through the coordinator's store and both workspaces, whichever node had them; byte for byte."""
+    make = {
+        "job_id": "make", "command": "sh", "args": ["-c", "head -c 3000000 /dev/zero | tr '\\0' x > big.bin; sha256sum < big.bin"],
+        "artifacts": [{"path": "big.bin"}, {"path": "perhaps", "optional": True}],
+    }  # fmt: skip
+    take = {
+        "job_id": "take", "command": "sh", "args": ["-c", "sha256sum < in.bin"], "depends_on": ["make"],
+        "input": {"artifacts": [{"job": "make", "path": "big.bin", "name": "in.bin"}], "inline": {"other": "x"}},
+    }  # fmt: skip
+    lacks = {**take, "job_id": "lacks", "input": {"artifacts": [{"job": "make", "path": "perhaps"}]}}
+    after = {"job_id": "after", "command": "true", "depends_on": ["lacks"]}
+    file = tmp_path / "film.yaml"
+    file.write_text("\n---\n".join(json.dumps(one) for one in (after, lacks, take, make)))  # in any order
+    done = fleet.cli("job", "submit", file)
+    assert (done.returncode, done.stdout) == (0, "after\nlacks\ntake\nmake\n"), done.stderr
+    assert fleet.cli("job", "wait", "take").returncode == 0
+    assert fleet.log("take") == fleet.log("make")
+    done = fleet.cli("job", "wait", "lacks")
+    assert done.returncode == 125
+    assert "lacks failed: E_INPUT: job make delivered no artifact 'perhaps', which is its input" in done.stderr
+    assert fleet.cli("job", "wait", "after").returncode == 125
+    page = fleet.cli("job", "show", "after").stdout
+    assert "it depends on the success of lacks, which failed" in page
+    assert fleet.job("lacks")["attempts"] == []
+
+
+def test_run_after_other_jobs(fleet, tmp_path):
+    gate = fleet.sh(f"while [ ! -e {tmp_path}/go ]; do sleep 0.02; done; exit 3", retries=0, job_id="gate")
+    good = subprocess.Popen(
+        [OSTLER, "run", "--after-any-end", gate, "--", "echo", "any"], env=fleet.env, stdout=subprocess.PIPE, text=True
+    )
+    bad = subprocess.Popen(
+        [OSTLER, "run", "--after", gate, "--", "echo", "success"],
+        env=fleet.env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    until(lambda: len(fleet.job(gate)["dependents"]) == 2, what="both wait")
+    (tmp_path / "go").touch()
+    assert (good.communicate(timeout=60)[0], good.returncode) == ("any\n", 0)
+    out, err = bad.communicate(timeout=60)
+    assert (out, bad.returncode) == ("", 125)
+    assert "is cancelled" in err
+    done = fleet.cli("run", "--after", "nobody", "--", "true")
+    assert (done.returncode, "depends_on[0]: there is no job, array or group nobody" in done.stderr) == (3, True), done.stderr
+
+
+def test_a_file_with_a_cycle_names_it_and_where_it_stands(fleet, tmp_path):
+    file = tmp_path / "ring.yaml"
+    file.write_text("job_id: a\ncommand: 'true'\ndepends_on: [b]\n---\njob_id: b\ncommand: 'true'\ndepends_on: [a]\n")
+    done = fleet.cli("job", "submit", file)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert f"{file}:3: depends_on: a → b → a: they depend on each other in a circle" in done.stderr
+    assert fleet.cli("job", "show", "a").returncode == 3
+
+
+def test_a_group_of_a_file(fleet, tmp_path):
+    file = tmp_path / "group.json"
+    file.write_text(json.dumps({"jobs": [{"command": "true"}, {"command": "sh", "args": ["-c", "exit 4"]}], "group": "pair"}))
+    done = fleet.cli("job", "submit", "--wait", file)
+    assert (done.returncode, done.stdout) == (4, "group pair: 2 jobs\n"), done.stderr
+    assert "group pair is failed: 1 done, 1 failed" in done.stderr
+    assert fleet.cli("job", "show", "pair").stdout.startswith("group      pair\n")
+    done = fleet.cli("job", "submit", "--group", "other", file)
+    assert (done.returncode, f"{file}:1: group: makes one group of all that one call submits" in done.stderr) == (3, True), (
+        done.stderr
+    )

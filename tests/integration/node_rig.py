@@ -22,7 +22,7 @@ from starlette.routing import Route
 
 from ostler.model.capabilities import Capabilities, Cpu, Load
 from ostler.model.failures import Failure, FailureCode
-from ostler.model.manifest import Manifest, Runner
+from ostler.model.manifest import InputFile, Manifest, Runner
 from ostler.model.sandbox import SandboxLevel
 from ostler.node.config import (
     BackoffBounds,
@@ -164,11 +164,13 @@ class FakeCoordinator:
 
     # --- as a script ---
 
-    def offer(self, job_id, attempt=1, *, signer=None, node_id=None, spec=None, **manifest):
+    def offer(self, job_id, attempt=1, *, signer=None, node_id=None, spec=None, handed=(), **manifest):
         """Put a job in the queue; `signer` signs it instead of the coordinator's own key."""
         manifest.setdefault("command", "do")
         text = codec.encode({"job_id": job_id, **manifest}).decode() if spec is None else spec
-        assignment = m.Assignment(job_id=job_id, attempt=attempt, node_id=node_id or "", lease_s=self.terms["lease_s"], spec=text)
+        assignment = m.Assignment(
+            job_id=job_id, attempt=attempt, node_id=node_id or "", lease_s=self.terms["lease_s"], spec=text, inputs=tuple(handed)
+        )
         self.queue.append((assignment, signer))
         self._news.set()
 
@@ -402,6 +404,7 @@ class NodeRig:
         self.config.state.mkdir(exist_ok=True, mode=0o700)
         self.daemon: NodeDaemon | None = None
         self.inputs: dict[str, Failure | None] = {}
+        self.prepared: dict[str, tuple[InputFile, ...]] = {}  # the files that an attempt was to have
         self.keeper_calls = 0
 
     async def start(self, *, pinned=False) -> NodeDaemon:
@@ -413,6 +416,7 @@ class NodeRig:
         self.clients = [AsyncClient(self.config.coordinator.base_url), AsyncClient(self.config.coordinator.base_url)]
 
         async def prepare(live, workspace):
+            self.prepared[live.job_id] = live.manifest.input.files
             return self.inputs.get(live.job_id)
 
         async def keeper():

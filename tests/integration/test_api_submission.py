@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from integration.api_rig import ADMIN, coordinator, until
+from integration.api_rig import ADMIN, coordinator, sha256, until
 from lossy_proxy import LossyProxy
 from ostler.model import errors
 from ostler.model.access import Role
@@ -141,3 +141,130 @@ async def test_a_job_begins_when_its_time_has_come(rig):
 
     await until(leased)
     assert [event.kind for event in (await rig.show(job_id)).timeline][:2] == ["submit", "ready"]
+
+
+# --- dependencies ------------------------------------------------------------------------------------------------------------
+
+
+def chain(*some: dict) -> bytes:
+    return json.dumps([{"command": "true", **one} for one in some]).encode()
+
+
+@pytest.mark.parametrize(
+    ("fields", "path", "said"),
+    [
+        ({"depends_on": "a"}, "depends_on", "must be a list"),
+        ({"depends_on": [5]}, "depends_on[0]", "must be text or an object"),
+        ({"depends_on": ["x y"]}, "depends_on[0]", "'x y' is not the id of a job, an array or a group"),
+        ({"depends_on": ["a", {"job": "a"}]}, "depends_on[1]", "a stands twice"),
+        ({"depends_on": [{"job": "a", "unitl": "done"}]}, "depends_on[0].unitl", "did you mean `until`?"),
+        ({"depends_on": [{"job": "a", "until": "later"}]}, "depends_on[0].until", "must be 'success' or 'done'"),
+        ({"depends_on": [{"job": "a", "until": "done", "otherwise": "hold"}]}, "depends_on[0].otherwise", "belongs to `until: success`"),
+        ({"depends_on": [f"a{i}" for i in range(1001)]}, "depends_on", "are more than 1000"),
+        ({"input": {"artifacts": [{"job": "a", "path": "../x"}]}}, "input.artifacts[0].path", "'../x' leaves the workspace"),
+        ({"input": {"artifacts": [{"job": "a b", "path": "x"}]}}, "input.artifacts[0].job", "is not the id of a job"),
+        ({"input": {"artifacts": [{"job": "a", "path": "x"}], "inline": {"x": ""}}}, "input.artifacts[0].name", "'x' is already the"),
+        ({"depends_on": ["nobody"]}, "depends_on[0]", "there is no job, array or group nobody"),
+    ],
+)  # fmt: skip
+async def test_dependencies_that_are_refused(rig, fields, path, said):
+    answer = await post(rig, chain({"job_id": "a"}, fields))
+    assert answer.status_code == 422, answer.text
+    assert [(one["path"], said in one["message"]) for one in answer.json()["errors"]] == [(f"[1].{path}", True)], answer.text
+    assert await count(rig) == 0
+
+
+async def test_submitters_depend_on_their_own_jobs_alone(rig):
+    async with (
+        rig.person(Role.SUBMITTER, "ann") as ann,
+        rig.person(Role.SUBMITTER, "bob") as bob,
+        rig.person(Role.OPERATOR) as operator,
+    ):
+        await ann.call(routes.SUBMIT, chain({"job_id": "a"}))
+        with pytest.raises(errors.InvalidSpec) as caught:
+            await bob.call(routes.SUBMIT, chain({"job_id": "b", "depends_on": ["a"]}))
+        with pytest.raises(errors.InvalidSpec) as nobody:
+            await bob.call(routes.SUBMIT, chain({"job_id": "b", "depends_on": ["z"]}))
+        said = [one.problems[0].message for one in (caught.value, nobody.value)]
+        assert said == [f"there is no job, array or group {name}" for name in "az"]  # as if it did not exist
+        await operator.call(routes.SUBMIT, chain({"job_id": "o", "depends_on": ["a"]}))
+        await ann.call(routes.SUBMIT, chain({"job_id": "c", "depends_on": ["a"]}))
+        assert [one.job_id for one in (await ann.call(routes.SHOW_JOB, job_id="a")).dependents] == ["c"]
+        assert [one.job_id for one in (await operator.call(routes.SHOW_JOB, job_id="a")).dependents] == ["o", "c"]
+
+
+async def test_a_waiting_poll_gets_what_became_free(rig):
+    node = await rig.enrolled()
+    await rig.people.call(routes.SUBMIT, chain({"job_id": "a"}, {"job_id": "b", "depends_on": ["a"]}))
+    [lease] = await node.pull()
+    held = m.Held(lease.job_id, lease.attempt)
+    await node.ack(held)
+    poll = asyncio.create_task(node.pull(wait_s=30, held=(held,)))
+    await rig.open_calls(routes.PULL)
+    await node.finish(m.Outcome(job_id="a", attempt=lease.attempt))
+    assert [one.job_id for one in await poll] == ["b"]
+
+
+async def test_who_waits_for_a_job_hears_that_it_fell(rig):
+    await rig.people.call(
+        routes.SUBMIT, chain({"job_id": "a"}, {"job_id": "b", "depends_on": ["a"]}, {"job_id": "c", "depends_on": ["b"]})
+    )
+    waiting = asyncio.create_task(rig.people.call(routes.AWAIT_JOB, query=m.WaitQuery(wait_s=30), job_id="c"))
+    await rig.open_calls(routes.AWAIT_JOB)
+    await rig.people.call(routes.CANCEL_JOB, m.CancelRequest(), job_id="a")
+    view = await waiting
+    assert (view.state, view.timeline[-1].message) == (JobState.CANCELLED, "it depends on the success of b, which was cancelled")
+
+
+async def test_an_end_that_is_there_already_is_answered(rig):
+    await rig.people.call(routes.SUBMIT, chain({"job_id": "a"}))
+    await rig.people.call(routes.CANCEL_JOB, m.CancelRequest(), job_id="a")
+    answer = await rig.people.call(routes.SUBMIT, chain({"job_id": "b", "depends_on": ["a"]}, {"job_id": "c"}))
+    assert [(one.job_id, one.state) for one in answer.items] == [("b", JobState.CANCELLED), ("c", JobState.QUEUED)]
+
+
+async def test_a_handed_artifact_is_signed_with_the_assignment_and_its_bytes_are_the_nodes(rig, tmp_path):
+    node, other = await rig.enrolled(), await rig.enrolled()
+    take = {"job_id": "take", "depends_on": ["make"], "input": {"artifacts": [{"job": "make", "path": "out", "name": "in"}]}}
+    await rig.people.call(routes.SUBMIT, chain({"job_id": "make", "artifacts": [{"path": "out"}]}, take))
+    [lease] = await node.pull()
+    await node.ack(m.Held("make", lease.attempt))
+    file = tmp_path / "out"
+    file.write_bytes(b"made")
+    entry = m.ArtifactEntry(path="out", type="text/plain", size=4, sha256=sha256(b"made"))
+    await rig.nobody.deliver(m.Outcome(job_id="make", attempt=lease.attempt, artifacts=(entry,)), {"out": file}, token=node.token)
+    [lease] = await node.pull()
+    assert json.loads(lease.spec) == {"command": "true", **take}  # byte for byte what was submitted
+    assert [(one.name, one.sha256, one.size) for one in lease.inputs] == [("in", entry.sha256, 4)]
+    assert await node.call(routes.GET_BLOB, sha256=entry.sha256) == b"made"
+    with pytest.raises(errors.NotFound):
+        await other.call(routes.GET_BLOB, sha256=entry.sha256)
+
+
+# --- groups ------------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_group_of_manifests(rig):
+    body = {"jobs": [{"command": "true", "job_id": "a"}, {"command": "true", "depends_on": ["a"]}], "group": "film"}
+    made = await rig.people.call(routes.SUBMIT, json.dumps(body).encode())
+    assert {one.group_id for one in made.items} == {"film"}
+    view = await rig.people.call(routes.SHOW_GROUP, group_id="film")
+    assert (view.count, view.array) == (2, False)
+    assert (await rig.people.call(routes.CANCEL_GROUP, m.CancelRequest(), group_id="film")).counts == {JobState.CANCELLED: 2}
+    assert (await post(rig, json.dumps(body).encode())).status_code == 409
+
+
+@pytest.mark.parametrize(
+    ("body", "path"),
+    [
+        ({"jobs": [{"command": "true"}], "group": 5}, "group"),
+        ({"jobs": [{"command": "true"}], "group": "a b"}, "group"),
+        ({"jobs": [{"command": "true"}], "group": None}, "group"),
+        ({"jobs": [{"command": "true"}], "name": "x"}, "name"),
+        ({"jobs": [{"command": "true"}, {"command": "true", "array": 2}], "group": "x"}, "[1].array"),
+    ],
+)
+async def test_groups_that_are_refused(rig, body, path):
+    answer = await post(rig, json.dumps(body).encode())
+    assert (answer.status_code, answer.json()["errors"][0]["path"]) == (422, path), answer.text
+    assert await count(rig) == 0

@@ -18,6 +18,7 @@ from ostler.model.attempt import AttemptState
 from ostler.model.capabilities import HealthProblem
 from ostler.model.errors import KeeperUnreachable
 from ostler.model.failures import Failure, FailureCode
+from ostler.model.manifest import InputFile
 from ostler.node import credit, leases
 from ostler.protocol import messages as m
 from ostler.protocol.ports import Ending
@@ -675,6 +676,33 @@ async def test_an_attempt_that_was_accepted_and_never_begun_runs_after_a_new_ack
     assert outcome.failure is None
     assert coordinator.acked == [("j1", 1)]
     await rig.stop()
+
+
+HANDED = InputFile(name="in", sha256="0" * 64, size=3)
+TAKES = {"depends_on": ["make"], "input": {"artifacts": [{"job": "make", "path": "out", "name": "in"}]}}
+
+
+async def test_what_other_jobs_hand_on_is_among_the_inputs_also_after_a_crash(tmp_path, coordinator):
+    rig = NodeRig(tmp_path, coordinator)
+    await rig.start()
+    coordinator.offer("j1", handed=[HANDED], **TAKES)
+    await until(lambda: rig.over("j1"), "the outcome")
+    coordinator.refuse["/jobs/ack"] = [(503, b"{}")] * 1000
+    coordinator.offer("j2", handed=[HANDED], **TAKES)
+    await until(lambda: len(coordinator.refuse["/jobs/ack"]) < 1000, "an ack was tried")
+    await rig.crash()
+    coordinator.refuse.clear()
+    await rig.start()
+    assert (await until(lambda: rig.over("j2"), "the outcome")).failure is None
+    assert rig.prepared == {"j1": (HANDED,), "j2": (HANDED,)}
+    await rig.stop()
+
+
+async def test_an_input_that_was_not_handed_over_is_never_run_without(rig, coordinator):
+    coordinator.offer("j1", **TAKES)
+    outcome = await until(lambda: rig.over("j1"), "the outcome")
+    assert (outcome.failure.code, outcome.failure.message) == (FailureCode.INPUT, "the coordinator did not hand over in")
+    assert rig.runner.started == []
 
 
 async def furnished(rig, coordinator):

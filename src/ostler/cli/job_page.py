@@ -5,13 +5,18 @@ from datetime import UTC, datetime
 
 from ostler.cli import output
 from ostler.cli.watch import advice
-from ostler.protocol.messages import AttemptView, EventView, GroupView, JobView
+from ostler.model.dependencies import Until
+from ostler.protocol.messages import AttemptView, DependencyView, EventView, GroupView, JobView
 
 
 def print_job(view: JobView, now: datetime | None = None) -> None:
     """The whole page."""
     now = now or datetime.now(UTC)
     output.fields(_head(view, now))
+    for title, some in (("DEPENDS ON", view.depends_on), ("IS WAITED FOR BY", view.dependents)):
+        if some:
+            output.say()
+            output.table(output.columns(f"{title}|STATE|UNTIL|OTHERWISE"), map(_dependency_row, some))
     if view.attempts:
         output.say()
         _attempts(view, now)
@@ -25,11 +30,11 @@ def print_job(view: JobView, now: datetime | None = None) -> None:
 
 
 def print_group(view: GroupView, now: datetime | None = None) -> None:
-    """An array: how it stands, and the first few jobs that failed."""
+    """An array or a group: how it stands, and the first few jobs that failed."""
     now = now or datetime.now(UTC)
     output.fields(
         [
-            ("array", view.group_id),
+            ("array" if view.array else "group", view.group_id),
             ("state", view.state.value),
             ("jobs", f"{view.count}: {output.tally(view.counts)}"),
             *_times(view, now),
@@ -39,6 +44,10 @@ def print_group(view: GroupView, now: datetime | None = None) -> None:
         output.say()
         rows = [(one.job_id, one.state.value, one.exit_code, *_why(one)) for one in view.failures]
         output.table(output.columns("FIRST THAT FAILED|STATE|EXIT>|CODE|WHY~"), rows)
+
+
+def _dependency_row(one: DependencyView) -> tuple[object, ...]:
+    return one.job_id, one.state.value, one.until.value, one.otherwise.value if one.until is Until.SUCCESS else None
 
 
 def _why(view: JobView) -> tuple[str | None, str | None]:
@@ -72,7 +81,7 @@ def _head(view: JobView, now: datetime) -> Iterator[tuple[str, object]]:
     yield "exit code", view.exit_code
     yield "signal", view.signal
     yield "retry of", view.retry_of
-    yield "array", view.group_id
+    yield "group" if view.manifest is not None and view.manifest.get("array_index") is None else "array", view.group_id
     if view.failure is not None:
         yield "failure", f"{view.failure.code.value}: {view.failure.message}"
         yield "what to do", advice(view.failure.code, view.job_id)

@@ -40,23 +40,31 @@ def submit(
     files: Annotated[
         list[str], typer.Argument(metavar="FILE|-", help="Files of manifests (YAML, JSON, JSON lines); `-` is standard input.")
     ],
+    group: Annotated[
+        str | None,
+        typer.Option("--group", metavar="NAME", help="Make one group of all of them, to be shown, waited for and cancelled."),
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until all are over, and exit like `job wait`.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Submit jobs, all of them or none; prints one id a line, and one line for an array.
+    """Submit jobs, all of them or none; prints one id a line, and one line for an array or a group.
 
     A file holds one manifest, a list, several YAML documents, or JSON lines; at most 10,000 jobs in one call. Every mistake is
     shown with its file, line and path before anything is sent.
     """
-    from ostler.cli.manifests import read_manifests, relocate
+    from ostler.cli.manifests import group_of, read_manifests, relocate
     from ostler.cli.session import SUBMIT_PATIENCE_S, open_session
     from ostler.model.errors import InvalidSpec
     from ostler.protocol import routes
 
     written = read_manifests(files)
+    group = group_of(written, group)
+    plain: Any = [one.plain for one in written]
+    if group is not None:
+        plain = {"jobs": plain, "group": group}
     with open_session() as session:
         try:
-            answer = session.call(routes.SUBMIT, [one.plain for one in written], timeout_s=120.0, patience_s=SUBMIT_PATIENCE_S)
+            answer = session.call(routes.SUBMIT, plain, timeout_s=120.0, patience_s=SUBMIT_PATIENCE_S)
         except InvalidSpec as exc:
             raise relocate(exc, written) from exc
         arrays = {item.group_id for item in answer.items}
@@ -65,7 +73,8 @@ def submit(
             output.print_json(answer)
         else:
             for name, count in counts.items():
-                output.say(f"array {name}: {count} jobs" if name in arrays else name)
+                what = "group" if name == group else "array"
+                output.say(f"{what} {name}: {count} jobs" if name in arrays else name)
         sys.stdout.flush()
         if wait:
             _wait_for(session, list(counts), deadline=None, as_json=False)
@@ -80,7 +89,7 @@ def list_jobs(
     label: Annotated[str | None, typer.Option("--label", metavar="K=V", help="Only jobs with this label.")] = None,
     queue: Annotated[str | None, typer.Option("--queue", metavar="Q", help="Only jobs of this queue.")] = None,
     node: Annotated[str | None, typer.Option("--node", metavar="NODE", help="Only jobs on this node.")] = None,
-    group: Annotated[str | None, typer.Option("--group", metavar="ID", help="Only jobs of this array.")] = None,
+    group: Annotated[str | None, typer.Option("--group", metavar="ID", help="Only jobs of this array or group.")] = None,
     owner: Annotated[str | None, typer.Option("--owner", metavar="NAME", help="Only jobs of this principal.")] = None,
     limit: LimitOption = 50,
     as_json: JsonOption = False,
@@ -115,7 +124,7 @@ def _row(job: Any) -> tuple[object, ...]:
 def show(job: JobOrArrayArgument, as_json: JsonOption = False) -> None:
     """Show one job: its attempts with the time in each state, what they used, the timeline and the artifacts.
 
-    Of an array: how many of its jobs are in which state, and the first few that failed.
+    Of an array or a group: how many of its jobs are in which state, and the first few that failed.
     """
     from ostler.cli.job_page import print_group, print_job
     from ostler.cli.session import open_session

@@ -72,6 +72,21 @@ def read_manifests(files: Sequence[str]) -> list[Written]:
     return found
 
 
+def group_of(written: Sequence[Written], asked: str | None) -> str | None:
+    """The one group that all of them shall be: as asked for, or as the only document says. Raises InvalidSpec."""
+    named: dict[str, Written] = {}
+    for one in written:
+        if one.at[:1] == ("jobs",) and (name := one.document.value.get("group")) is not None:
+            named.setdefault(str(name), one)
+    if not named:
+        return asked
+    name, first = next(iter(named.items()))
+    if asked not in {None, name} or any(one.document is not first.document for one in written):
+        problem = first.document.problem(("group",), "makes one group of all that one call submits; submit this file on its own")
+        raise invalid(first.document.file, [problem])
+    return name
+
+
 def _places(file: str, problems: list[Problem]) -> Iterator[tuple[Document, FieldPath]]:
     """Each manifest of a file: its documents, the items of those that are lists, and what stands under `jobs`."""
     if not file:  # a variable that is not set, most likely
@@ -91,7 +106,7 @@ def _places(file: str, problems: list[Problem]) -> Iterator[tuple[Document, Fiel
     problems += mistakes
     for document in documents:
         value = document.value
-        if isinstance(value, dict) and set(value) == {"jobs"} and isinstance(value["jobs"], list):
+        if isinstance(value, dict) and "jobs" in value and value.keys() <= {"jobs", "group"} and isinstance(value["jobs"], list):
             yield from ((document, ("jobs", i)) for i in range(len(value["jobs"])))
         elif isinstance(value, list):
             yield from ((document, (i,)) for i in range(len(value)))

@@ -13,8 +13,8 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 LimitOption = Annotated[int, typer.Option("--limit", metavar="N", min=1, help="Show at most so many.")]
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")]
 JobsArgument = Annotated[list[str], typer.Argument(metavar="JOB", help="The jobs' ids.")]
-JobOrArrayArgument = Annotated[str, typer.Argument(metavar="JOB", help="The id of a job, or of an array.")]
-JobsOrArraysArgument = Annotated[list[str], typer.Argument(metavar="JOB", help="The ids of jobs, or of arrays.")]
+JobOrArrayArgument = Annotated[str, typer.Argument(metavar="JOB", help="The id of a job, an array or a group.")]
+JobsOrArraysArgument = Annotated[list[str], typer.Argument(metavar="JOB", help="The ids of jobs, arrays or groups.")]
 AttemptOption = Annotated[int | None, typer.Option("--attempt", metavar="N", min=1, help="Which attempt; the latest if absent.")]
 
 

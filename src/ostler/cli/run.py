@@ -60,6 +60,14 @@ def run(
             parser=moment,
         ),
     ] = None,
+    after: Annotated[
+        list[str] | None,
+        typer.Option("--after", metavar="JOB", help="A job, array or group that must end well first; may be repeated."),
+    ] = None,
+    after_any_end: Annotated[
+        list[str] | None,
+        typer.Option("--after-any-end", metavar="JOB", help="The same, however it ends; may be repeated."),
+    ] = None,
 ) -> None:
     """Run one command on whichever node fits, and exit with its code.
 
@@ -77,6 +85,7 @@ def run(
     manifest, found = describe(
         command, gpus=gpu, vram_mb=vram, threads=threads, tags=tag or (), pool=pool, outputs=file_out or (), timeout_s=timeout,
         labels=parse_labels(label or ()), not_before=not_before, hosts=allow_host or (),
+        depends_on=[*(after or ()), *({"job": one, "until": "done"} for one in after_any_end or ())],
     )  # fmt: skip
     mistakes = [Problem(_option_of(one.path), one.message) for one in problems(found)]
     files = list(inputs(file_in or (), mistakes))
@@ -99,6 +108,7 @@ def describe(
     labels: dict[str, str] | None = None,
     not_before: str | None = None,
     hosts: Sequence[str] = (),
+    depends_on: Sequence[Any] = (),
 ) -> tuple[dict[str, Any], Any]:
     """The manifest for a command, as it is sent (without what is default) and as a value."""
     from ostler.model.manifest import Manifest
@@ -116,6 +126,7 @@ def describe(
         "timeout_s": timeout_s,
         "not_before": not_before,
         "policy": {"network": list(hosts)} if hosts else {},
+        "depends_on": list(depends_on),
     }
     manifest = {key: value for key, value in manifest.items() if value or value == 0 or key in {"command", "args"}}
     return manifest, codec.convert(manifest, Manifest, what="command")
@@ -129,6 +140,7 @@ def _option_of(path: str) -> str:
         "policy.network": "--allow-host",
         "timeout_s": "--timeout",
         "not_before": "--not-before",
+        "depends_on": "--after",
         "requirements.tags": "--tag",
         "requirements.pool": "--pool",
         "requirements.gpus": "--gpu",

@@ -20,7 +20,7 @@ _WAITING = frozenset({JobState.QUEUED, JobState.RETRY_WAIT})
 
 
 class Watch:
-    """One job, or one array, that is waited for. Its call may be interrupted by an exception out of a signal handler, and made again."""
+    """One job, array or group that is waited for. Its call may be interrupted by an exception out of a signal handler, and made again."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ def tell_end(view: JobView | GroupView) -> None:
     """Say on standard error why a job did not end well, and what to do; of an array, for the first few that failed."""
     if isinstance(view, GroupView):
         if view.state is not GroupState.DONE:
-            output.note(f"array {view.group_id} is {view.state}: {output.tally(view.counts)}")
+            output.note(f"{'array' if view.array else 'group'} {view.group_id} is {view.state}: {output.tally(view.counts)}")
         for one in view.failures:
             tell_end(one)
         return

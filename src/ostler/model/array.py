@@ -9,8 +9,8 @@ PLACE = "{index}"
 def child(manifest: Mapping[str, Any], index: int) -> dict[str, Any]:
     """The manifest of job `index` of an array, both as plain JSON; the array's is good (`manifest.problems`).
 
-    PLACE becomes the number in `args`, the strings of `params`, the `url` and `name` of inputs, `artifacts[].path` and `stdout`:
-    what a program reads, and where it finds and leaves its files. Elsewhere it stays, and so do keys.
+    PLACE becomes the number in `args`, the strings of `params`, the `url`, `job`, `path` and `name` of inputs, `artifacts[].path`
+    and `stdout`: what a program reads, and where it finds and leaves its files. Elsewhere it stays, and so do keys.
     """
     found = {key: _filled(value, index) if key in {"args", "params", "stdout"} else value for key, value in manifest.items()}
     count = found.pop("array")
@@ -19,7 +19,8 @@ def child(manifest: Mapping[str, Any], index: int) -> dict[str, Any]:
     if "input" in found:
         # The other fields of an input are digests and sizes, where PLACE cannot stand.
         found["input"] = {
-            key: _filled(value, index) if key in {"urls", "files"} else value for key, value in found["input"].items()
+            key: _filled(value, index) if key in {"urls", "files", "artifacts"} else value
+            for key, value in found["input"].items()
         }
     if "artifacts" in found:
         found["artifacts"] = [{**one, "path": _filled(one["path"], index)} for one in found["artifacts"]]

@@ -47,6 +47,7 @@ TRANSITIONS: dict[tuple[JobState, JobEvent], JobState] = {
     (_S.QUEUED, _E.LEASE): _S.LEASED,  # a node's pull won the job
     (_S.QUEUED, _E.CANCEL): _S.CANCELLED,  # nobody holds it: at once
     (_S.QUEUED, _E.EXPIRE): _S.EXPIRED,  # its ttl passed before any node took it
+    (_S.QUEUED, _E.FAIL): _S.FAILED,  # what another job was to hand on to it cannot be had
     (_S.LEASED, _E.RETURN): _S.QUEUED,  # handed back, or offered and not held: costs no retry
     (_S.LEASED, _E.ACK): _S.ACKED,  # the node wrote it down and takes it
     (_S.LEASED, _E.CANCEL): _S.CANCELLED,  # not begun: the ack will find a stale attempt

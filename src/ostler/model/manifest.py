@@ -5,13 +5,15 @@ unknown keys are mistakes. Machines decode leniently: a field of a later release
 """
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 
+from ostler.model.array import PLACE
+from ostler.model.dependencies import STRICT, Dependency, Otherwise, Until
 from ostler.model.errors import Problem
 from ostler.model.failures import CODES, FailureCode, Retry
 from ostler.model.network import MAX_RULES, rule_problem
@@ -28,6 +30,7 @@ PYTHON_VERSION = re.compile(r"3\.[0-9]{1,3}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 MAX_PRIORITY = 1000
 MAX_ARRAY = 10_000
+MAX_DEPENDENCIES = 1000
 MAX_JOB_ID = 128
 MAX_AHEAD = timedelta(days=365)
 MAX_ARGS_BYTES = 128 * 1024
@@ -35,8 +38,6 @@ BY_VALUE_TAG = "python-by-value"  # nodes that allow `code` advertise it, so tha
 DEFAULT_TIMEOUT_S = 3600
 DEFAULT_POOL = "default"  # of nodes whose join token named none, and of jobs that name neither a pool nor a node
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
-
-STRICT = {"extra": "forbid"}
 
 
 class Runner(StrEnum):
@@ -74,6 +75,17 @@ class InputFile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class InputArtifact:
+    """One input that another job delivers as the artifact `path`. `name` defaults to the last segment of that path."""
+
+    __pydantic_config__ = STRICT
+
+    job: str
+    path: str
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
     """All inputs; each becomes `input/NAME` in the workspace and is visible as NAME in the working directory."""
 
@@ -82,6 +94,7 @@ class Inputs:
     urls: tuple[str | InputUrl, ...] = ()
     inline: dict[str, str] = field(default_factory=dict)
     files: tuple[InputFile, ...] = ()
+    artifacts: tuple[InputArtifact, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.urls or self.inline or self.files)
@@ -211,12 +224,18 @@ class Manifest:
     retries: int | RetryPolicy | None = None
     ttl_s: float | None = None
     not_before: str | None = None
+    depends_on: tuple[str | Dependency, ...] = ()
     env: dict[str, str] = field(default_factory=dict)
     policy: Policy = Policy()
     stdout: str | None = None
     array: int | None = None
     array_index: int | None = None
     array_count: int | None = None
+
+    @property
+    def dependencies(self) -> tuple[Dependency, ...]:
+        """What it depends on, each in its long form."""
+        return tuple(Dependency(job=one) if isinstance(one, str) else one for one in self.depends_on)
 
     @property
     def start(self) -> datetime | None:
@@ -235,6 +254,20 @@ class Manifest:
         if self.policy.network and (asked is None or not asked.at_least(SandboxLevel.BWRAP)):
             return SandboxLevel.BWRAP
         return asked
+
+
+def artifact_name(artifact: InputArtifact) -> str:
+    """The name under which a job finds another one's artifact."""
+    return artifact.path.rpartition("/")[2] if artifact.name is None else artifact.name
+
+
+def with_inputs(manifest: Manifest, inputs: Sequence[InputFile]) -> tuple[Manifest, list[str]]:
+    """A manifest with the artifacts that it names as inputs, as the coordinator found them; and the names of those that lack."""
+    if not manifest.input.artifacts:
+        return manifest, []
+    given = {one.name for one in inputs}
+    lacking = [name for name in map(artifact_name, manifest.input.artifacts) if name not in given]
+    return replace(manifest, input=replace(manifest.input, files=(*manifest.input.files, *inputs))), lacking
 
 
 def unsafe_name(name: str) -> str | None:
@@ -310,6 +343,21 @@ def problems_at(manifest: Manifest, now: datetime) -> Iterator[Problem]:
         )
 
 
+def _dependency_problems(manifest: Manifest) -> Iterator[Problem]:
+    if len(manifest.depends_on) > MAX_DEPENDENCIES:
+        yield Problem("depends_on", f"are more than {MAX_DEPENDENCIES}; an array or a group stands for all its jobs")
+        return
+    seen: set[str] = set()
+    for i, one in enumerate(manifest.dependencies):
+        if not JOB_ID.fullmatch(one.job):
+            yield Problem(f"depends_on[{i}]", f"{one.job[:80]!r} is not the id of a job, an array or a group")
+        elif one.job in seen:
+            yield Problem(f"depends_on[{i}]", f"{one.job} stands twice")
+        if one.until is Until.DONE and one.otherwise is not Otherwise.CANCEL:
+            yield Problem(f"depends_on[{i}].otherwise", "belongs to `until: success`: any end is as good as another here")
+        seen.add(one.job)
+
+
 def _moment_problems(manifest: Manifest) -> Iterator[Problem]:
     text = manifest.not_before
     if text is not None and not _is_moment(text):
@@ -365,6 +413,7 @@ def problems(manifest: Manifest) -> list[Problem]:  # noqa: PLR0912 - one flat l
         bad("stdout", f"{manifest.stdout!r} {why}")
     found.extend(_command_problems(manifest))
     found.extend(_moment_problems(manifest))
+    found.extend(_dependency_problems(manifest))
     found.extend(_array_problems(manifest))
     found.extend(_number_problems(manifest))
     found.extend(_label_problems(manifest))
@@ -514,6 +563,16 @@ def _file_problems(manifest: Manifest) -> Iterator[Problem]:  # noqa: PLR0912 - 
             yield Problem(f"input.files[{i}].sha256", "must be 64 lower-case hex digits")
         if file.size < 0:
             yield Problem(f"input.files[{i}].size", "must be 0 or more")
+    if len(manifest.input.artifacts) > MAX_DEPENDENCIES:
+        yield Problem("input.artifacts", f"are more than {MAX_DEPENDENCIES}")
+    for i, handed in enumerate(manifest.input.artifacts[: MAX_DEPENDENCIES + 1]):
+        # In an array the number may be a part of the other job's id.
+        if not JOB_ID.fullmatch(handed.job if manifest.array is None else handed.job.replace(PLACE, "0")):
+            yield Problem(f"input.artifacts[{i}].job", f"{handed.job[:80]!r} is not the id of a job")
+        if why := unsafe_path(handed.path):
+            yield Problem(f"input.artifacts[{i}].path", f"{handed.path!r} {why}")
+        else:
+            yield from taken(artifact_name(handed), f"input.artifacts[{i}].name")
     seen: set[str] = set()
     for i, artifact in enumerate(manifest.artifacts):
         if why := unsafe_path(artifact.path):

@@ -11,7 +11,7 @@ from typing import Any
 
 from ostler.model.attempt import AttemptState
 from ostler.model.failures import Failure
-from ostler.model.manifest import Manifest
+from ostler.model.manifest import InputFile, Manifest
 from ostler.node.leases import Lease
 from ostler.node.log_tails import LogTail
 from ostler.node.outputs import Output
@@ -35,6 +35,7 @@ class Live:
     lease: Lease
     offered_at: float
     spec: str = ""
+    inputs: tuple[InputFile, ...] = ()  # what the coordinator found for the artifacts that `spec` names
     tries: int = 0
     state: AttemptState = AttemptState.LEASED
     started_at: float | None = None

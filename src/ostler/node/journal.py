@@ -18,11 +18,12 @@ from queue import SimpleQueue
 from typing import Any
 
 from ostler.model.errors import StoreBusy
+from ostler.model.manifest import InputFile
 from ostler.node.leases import Lease
 from ostler.protocol import codec
 from ostler.protocol.messages import Held, Outcome
 
-SCHEMA = 1
+SCHEMA = 2
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 MAX_BATCH = 512
 LAZY_S = 1.0  # how long a deletion may wait for a commit that is due anyway
@@ -30,12 +31,13 @@ LAZY_S = 1.0  # how long a deletion may wait for a commit that is due anyway
 _TABLES = """
 CREATE TABLE IF NOT EXISTS attempts (
     job_id TEXT NOT NULL, attempt INTEGER NOT NULL, spec TEXT NOT NULL, tries INTEGER NOT NULL, lease_s REAL NOT NULL,
-    outcome BLOB, PRIMARY KEY (job_id, attempt)
+    outcome BLOB, inputs BLOB, PRIMARY KEY (job_id, attempt)
 );
 CREATE TABLE IF NOT EXISTS numbers (job_id TEXT PRIMARY KEY, attempt INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 """
-_ACCEPT = "INSERT OR IGNORE INTO attempts (job_id, attempt, spec, tries, lease_s) VALUES (?, ?, ?, ?, ?)"
+_UPGRADES = {1: "ALTER TABLE attempts ADD COLUMN inputs BLOB;"}  # by the schema that was found
+_ACCEPT = "INSERT OR IGNORE INTO attempts (job_id, attempt, spec, tries, lease_s, inputs) VALUES (?, ?, ?, ?, ?, ?)"
 _AMEND = (
     "INSERT INTO attempts (job_id, attempt, spec, tries, lease_s, outcome) VALUES (?, ?, '', 0, 0, ?)"
     " ON CONFLICT (job_id, attempt) DO UPDATE SET outcome = excluded.outcome"
@@ -51,7 +53,7 @@ _FACT = "INSERT INTO facts (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPD
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One accepted attempt: the spec as it was signed, and its outcome once there is one."""
+    """One accepted attempt: the spec and the inputs as they were signed, and its outcome once there is one."""
 
     job_id: str
     attempt: int
@@ -59,6 +61,7 @@ class Entry:
     tries: int = 0
     lease_s: float = 0.0
     outcome: Outcome | None = None
+    inputs: tuple[InputFile, ...] = ()
 
 
 @dataclass(slots=True)
@@ -98,17 +101,25 @@ class Journal:
                     f"the journal {path} has schema {version}; this release knows {SCHEMA}",
                     hint="run the newer release that wrote it, or drain the node with it first",
                 )
-            self._db.executescript(f"{_TABLES}PRAGMA user_version={SCHEMA};")
+            self._db.executescript(f"BEGIN;{_TABLES}{_UPGRADES.get(version, '')}PRAGMA user_version={SCHEMA};COMMIT;")
             path.chmod(0o600)
         except (sqlite3.Error, OSError) as exc:
             raise StoreBusy(f"the journal {path} cannot be opened: {exc}", hint="see to the disk of the node's state") from exc
 
     def load(self) -> list[Entry]:
         """All attempts that are not delivered, as an earlier life of the daemon left them."""
-        rows = self._db.execute("SELECT job_id, attempt, spec, tries, lease_s, outcome FROM attempts ORDER BY rowid")
+        rows = self._db.execute("SELECT job_id, attempt, spec, tries, lease_s, outcome, inputs FROM attempts ORDER BY rowid")
         return [
-            Entry(job_id, attempt, spec, tries, lease_s, codec.decode(outcome, Outcome) if outcome is not None else None)
-            for job_id, attempt, spec, tries, lease_s, outcome in rows
+            Entry(
+                job_id,
+                attempt,
+                spec,
+                tries,
+                lease_s,
+                codec.decode(outcome, Outcome) if outcome is not None else None,
+                codec.decode(inputs, tuple[InputFile, ...]) if inputs is not None else (),
+            )
+            for job_id, attempt, spec, tries, lease_s, outcome, inputs in rows
         ]
 
     def fact(self, name: str) -> bytes | None:
@@ -152,7 +163,8 @@ class Journal:
 
     def accept(self, entries: Iterable[Entry]) -> asyncio.Future[None]:
         """Resolves when they are durable; raises StoreBusy when they cannot be."""
-        return self._submit(_ACCEPT, [(e.job_id, e.attempt, e.spec, e.tries, e.lease_s) for e in entries])
+        rows = [(e.job_id, e.attempt, e.spec, e.tries, e.lease_s, codec.encode(e.inputs) if e.inputs else None) for e in entries]
+        return self._submit(_ACCEPT, rows)
 
     def finish(self, outcome: Outcome) -> asyncio.Future[None]:
         """Resolves when the outcome is durable, the first one of its attempt; raises StoreBusy when it cannot be."""

@@ -1,11 +1,11 @@
 """What a poll brought becomes offers: believed or not, decoded or not, each attempt once and the newest of its job."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ostler.model.errors import InvalidSpec
 from ostler.model.failures import Failure, FailureCode
-from ostler.model.manifest import Manifest, problems
+from ostler.model.manifest import InputFile, Manifest, problems, with_inputs
 from ostler.node.attempts import AttemptTable, Live
 from ostler.node.identity import Identity
 from ostler.node.leases import Lease
@@ -56,7 +56,7 @@ class Offers:
             return
         manifest = Manifest(job_id=assignment.job_id)
         if refusal is None:
-            manifest, refusal = _read(assignment.job_id, assignment.spec)
+            manifest, refusal = _read(assignment.job_id, assignment.spec, assignment.inputs)
         self._add(
             Live(
                 job_id=assignment.job_id,
@@ -65,6 +65,7 @@ class Offers:
                 lease=Lease(sent_at, assignment.lease_s),
                 offered_at=self._clock.monotonic(),
                 spec=assignment.spec,
+                inputs=assignment.inputs,
                 tries=assignment.tries,
                 refusal=refusal,
             )
@@ -96,8 +97,11 @@ class Offers:
             self._table.add(live)
 
 
-def _read(job_id: str, spec: str) -> tuple[Manifest, Failure | None]:
+def _read(job_id: str, spec: str, inputs: Sequence[InputFile] = ()) -> tuple[Manifest, Failure | None]:
     try:
-        return codec.decode(spec, Manifest, what="manifest"), None
+        manifest, lacking = with_inputs(codec.decode(spec, Manifest, what="manifest"), inputs)
+        if lacking:  # whoever handed it out does not know of such inputs: without them it is not what was asked for
+            return manifest, Failure(FailureCode.INPUT, f"the coordinator did not hand over {', '.join(lacking[:3])}")
+        return manifest, None
     except InvalidSpec as exc:  # of a release with runners or fields' types that this one does not know
         return Manifest(job_id=job_id), Failure(FailureCode.SPEC, str(exc))

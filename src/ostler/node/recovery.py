@@ -12,7 +12,7 @@ from pathlib import Path
 from ostler.model.attempt import AttemptState
 from ostler.model.errors import InvalidSpec
 from ostler.model.failures import Failure, FailureCode
-from ostler.model.manifest import Manifest, Runner
+from ostler.model.manifest import Manifest, Runner, with_inputs
 from ostler.model.sandbox import SandboxLevel, strongest
 from ostler.node.attempts import AttemptTable, Live
 from ostler.node.executor import Executor
@@ -79,6 +79,7 @@ class Recovery:
         refusal = None
         try:
             manifest = codec.decode(entry.spec, Manifest, what="manifest") if entry.spec else Manifest(job_id=entry.job_id)
+            manifest, _ = with_inputs(manifest, entry.inputs)
         except InvalidSpec as exc:  # accepted by a later release of this node
             manifest = Manifest(job_id=entry.job_id)
             refusal = Failure(FailureCode.SPEC, str(exc))
@@ -89,6 +90,7 @@ class Recovery:
             lease=self._lease,
             offered_at=now,
             spec=entry.spec,
+            inputs=entry.inputs,
             tries=entry.tries,
             outcome=entry.outcome,
             refusal=refusal,

@@ -12,10 +12,11 @@ from typing import Any
 from ostler.model.access import Role
 from ostler.model.attempt import AttemptState, Usage
 from ostler.model.capabilities import Capabilities
+from ostler.model.dependencies import Otherwise, Until
 from ostler.model.failures import Failure
 from ostler.model.group import GroupState
 from ostler.model.job import JobState
-from ostler.model.manifest import DEFAULT_POOL, Runner
+from ostler.model.manifest import DEFAULT_POOL, InputFile, Runner
 from ostler.model.node import NodeState
 from ostler.protocol.dsse import Envelope
 
@@ -167,6 +168,7 @@ class Assignment:
     lease_s: float
     spec: str
     tries: int = 0
+    inputs: tuple[InputFile, ...] = ()  # artifacts of other jobs that `spec` names as inputs, as they are
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -327,8 +329,21 @@ class EventView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DependencyView:
+    """One job that another one waits for, or one that waits for it, and how."""
+
+    job_id: str
+    state: JobState
+    until: Until
+    otherwise: Otherwise
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JobView:
-    """One job as clients see it. `attempts`, `timeline` and `manifest` are filled when a single job is asked for."""
+    """One job as clients see it. What stands from `attempts` on is filled when a single job is asked for.
+
+    `depends_on` and `dependents` are at most a hundred, those first that are not over.
+    """
 
     job_id: str
     state: JobState
@@ -351,7 +366,7 @@ class JobView:
     pct: float | None = None
     note: str | None = None
     held: bool = False
-    waiting: bool = False  # queued, and not to be leased yet: for `not_before`
+    waiting: bool = False  # queued, and not to be leased yet: for other jobs, or until `not_before`
     not_before: datetime | None = None
     cancel_requested: bool = False
     retry_of: str | None = None
@@ -359,6 +374,8 @@ class JobView:
     attempts: tuple[AttemptView, ...] = ()
     timeline: tuple[EventView, ...] = ()
     artifacts: tuple[ArtifactEntry, ...] = ()
+    depends_on: tuple[DependencyView, ...] = ()
+    dependents: tuple[DependencyView, ...] = ()
     manifest: dict[str, Any] | None = None
 
 
@@ -390,7 +407,7 @@ class JobQuery:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupView:
-    """One array: how many of its jobs are in which state (those with any), and the first few that failed or expired.
+    """One array, or a group of other jobs: how many of its jobs are in which state, and the first few that failed or expired.
 
     `finished_at` is the time of the last job's end, null while one is not over.
     """
@@ -400,6 +417,7 @@ class GroupView:
     count: int
     counts: dict[JobState, int]
     submitted_at: datetime
+    array: bool = True
     finished_at: datetime | None = None
     failures: tuple[JobView, ...] = ()
 

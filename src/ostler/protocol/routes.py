@@ -117,7 +117,7 @@ UPLOAD_WORKSPACE = Route(
 
 SUBMIT = Route(
     name="submit_jobs", method="POST", path="/jobs", audience=Audience.CLIENT, grants=WORK, body=Body.JSON, status=201, keyed=True,
-    summary="Submit one manifest, a list, or {jobs: [...]}; all are accepted or none (at most 10,000 jobs)",
+    summary="Submit one manifest, a list, or {jobs: [...], group: NAME}; all are accepted or none (at most 10,000 jobs)",
     request=Manifest, response=m.SubmitResponse, max_body=64 * MB,
     errors=(errors.InvalidSpec, errors.AlreadyExists, errors.Conflict, errors.TooLarge),
 )  # fmt: skip
@@ -199,13 +199,13 @@ GET_BLOB = Route(
 SHOW_GROUP = Route(
     name="show_group", method="GET", path="/groups/{group_id}", audience=Audience.CLIENT, grants=READ,
     query=m.WaitQuery, response=m.GroupView,
-    summary="One array with the states of its jobs; with `wait_s` held back until all are over or the time is",
+    summary="One array or group with the states of its jobs; with `wait_s` held back until all are over or the time is",
     errors=(errors.NotFound, errors.InvalidSpec),
 )  # fmt: skip
 CANCEL_GROUP = Route(
     name="cancel_group", method="POST", path="/groups/{group_id}/cancel", audience=Audience.CLIENT, grants=WORK, body=Body.JSON,
     request=m.CancelRequest, response=m.GroupView,
-    summary="Cancel all jobs of an array that are not over, each as `cancel_job` does",
+    summary="Cancel all jobs of an array or group that are not over, each as `cancel_job` does",
     errors=(errors.NotFound, errors.InvalidTransition),
 )  # fmt: skip
 EVENTS = Route(

@@ -8,6 +8,7 @@ import pytest
 
 from ostler.model.errors import StoreBusy
 from ostler.model.failures import Failure, FailureCode
+from ostler.model.manifest import InputFile
 from ostler.node import journal as module
 from ostler.node.identity import Identity
 from ostler.node.journal import Entry, Journal
@@ -35,6 +36,26 @@ async def journal(tmp_path):
 async def test_what_was_accepted_is_there_after_a_crash(journal):
     await journal.accept([Entry("a", 1, "{}", tries=2, lease_s=45.0), Entry("b", 1, "{}")])
     assert reopened(journal.path) == [Entry("a", 1, "{}", 2, 45.0), Entry("b", 1, "{}")]
+
+
+async def test_what_others_hand_on_is_kept_with_the_spec(journal):
+    entry = Entry("a", 1, "{}", inputs=(InputFile(name="in", sha256="0" * 64, size=3),))
+    await journal.accept([entry])
+    assert reopened(journal.path) == [entry]
+
+
+async def test_a_journal_of_the_release_before_is_read_on(tmp_path):
+    """Schema 1, as it was: no inputs."""
+    path = tmp_path / "journal.db"
+    db = sqlite3.connect(path, isolation_level=None)
+    db.execute(
+        "CREATE TABLE attempts (job_id TEXT NOT NULL, attempt INTEGER NOT NULL, spec TEXT NOT NULL, tries INTEGER NOT NULL,"
+        " lease_s REAL NOT NULL, outcome BLOB, PRIMARY KEY (job_id, attempt))"
+    )
+    db.execute("INSERT INTO attempts VALUES ('a', 1, '{}', 2, 45.0, NULL)")
+    db.execute("PRAGMA user_version=1")
+    db.close()
+    assert reopened(path) == reopened(path) == [Entry("a", 1, "{}", 2, 45.0)]
 
 
 async def test_the_file_is_the_owners_alone(journal):

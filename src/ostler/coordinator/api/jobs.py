@@ -36,16 +36,17 @@ async def submit_jobs(call: Call) -> m.SubmitResponse | Answer:
     key = _key(call)
     raw, limit, now = await call.body.whole(), call.services.config.max_batch, call.services.clock.now()
     if len(raw) < IN_A_THREAD and b'"array"' not in raw:
-        manifests = read_manifests(raw, call.content_type(), now, limit)
+        read = read_manifests(raw, call.content_type(), now, limit)
     else:
-        manifests = await asyncio.to_thread(read_manifests, raw, call.content_type(), now, limit)
+        read = await asyncio.to_thread(read_manifests, raw, call.content_type(), now, limit)
+    manifests, owner = read.manifests, call.caller.principal
     _check_runners(call, manifests)
     if call.owner is not None and (named := {file.sha256 for one, _ in manifests for file in one.input.files}):
         await call.read(_check_files, call.owner, named)
     if key is None:
-        return await call.write(ops.submit_jobs, manifests, call.caller.principal)
-    mark = Mark(call.caller.principal or "", key, hashlib.sha256(raw).digest())
-    made, again = await call.write(submit_once, mark, manifests, call.caller.principal)
+        return await call.write(ops.submit_jobs, manifests, owner, reach=call.owner, group=read.group)
+    mark = Mark(owner or "", key, hashlib.sha256(raw).digest())
+    made, again = await call.write(submit_once, mark, manifests, owner, reach=call.owner, group=read.group)
     return Answer(made, headers={"Idempotent-Replayed": "true"} if again else {})
 
 
@@ -82,7 +83,7 @@ async def list_jobs(call: Call) -> m.JobPage:
 
 async def show_job(call: Call) -> m.JobView:
     """One job whole."""
-    return await call.read_job(reads.show_job)
+    return await call.read_job(reads.show_job, call.owner)
 
 
 async def await_job(call: Call) -> m.JobView | Answer:
@@ -90,7 +91,7 @@ async def await_job(call: Call) -> m.JobView | Answer:
     job_id = call.path["job_id"]
     view = await call.until_over(("job", job_id), of_job(call.owner, reads.job_state), job_id)
     if view.state in TERMINAL:
-        return await call.read_job(reads.show_job)
+        return await call.read_job(reads.show_job, call.owner)
     return Answer(view, 202, {"Retry-After": "1"})
 
 

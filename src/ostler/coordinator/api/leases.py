@@ -90,7 +90,13 @@ async def pull_jobs(call: Call) -> m.PullResponse | dict[str, Any]:
 
 def _assignment(lease: ops.Lease, node_id: str, lease_s: float) -> m.Assignment:
     return m.Assignment(
-        job_id=lease.job_id, attempt=lease.attempt, node_id=node_id, lease_s=lease_s, spec=lease.spec, tries=lease.tries
+        job_id=lease.job_id,
+        attempt=lease.attempt,
+        node_id=node_id,
+        lease_s=lease_s,
+        spec=lease.spec,
+        tries=lease.tries,
+        inputs=lease.inputs,
     )
 
 

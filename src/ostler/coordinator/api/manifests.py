@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from datetime import datetime
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from ostler.coordinator.api.bodies import guard_depth
 from ostler.coordinator.operations.groups import expand
 from ostler.model.errors import InvalidSpec, Problem, TooLarge
-from ostler.model.manifest import Manifest, problems, problems_as_written, problems_at
+from ostler.model.manifest import JOB_ID, Manifest, problems, problems_as_written, problems_at
 from ostler.protocol.routes import SUBMIT
 
 MAX_MANIFESTS = 10_000
@@ -36,9 +36,19 @@ _MESSAGES = {
 Accepted = list[tuple[Manifest, str]]
 
 
-def read_manifests(raw: bytes, content_type: str, now: datetime, limit: int = MAX_MANIFESTS) -> Accepted:
-    """Each manifest with its text, byte for byte as it was sent, arrays as their jobs; raises InvalidSpec (all mistakes) or TooLarge."""
-    listed, texts = _split(raw, content_type)
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """What one call submits: each manifest with its text, byte for byte as it was sent, arrays as their jobs; and the one group that
+    all of them are, where they are to be one.
+    """
+
+    manifests: Accepted
+    group: str | None = None
+
+
+def read_manifests(raw: bytes, content_type: str, now: datetime, limit: int = MAX_MANIFESTS) -> Submission:
+    """The jobs of a body; raises InvalidSpec (all mistakes) or TooLarge."""
+    listed, texts, group = _split(raw, content_type)
     if not texts:
         raise InvalidSpec("there is no manifest in the body", hint='send one manifest, a list, or {"jobs": [...]}')
     if len(texts) > limit:
@@ -56,6 +66,8 @@ def read_manifests(raw: bytes, content_type: str, now: datetime, limit: int = MA
                 break
         elif one[0].array is None:
             accepted.append(one)
+        elif group is not None:
+            found.append(Problem(f"{prefix}.array", "cannot stand in a group: an array is one of its own"))
         else:
             jobs += one[0].array - 1
             size += one[0].array * len(text)
@@ -65,26 +77,33 @@ def read_manifests(raw: bytes, content_type: str, now: datetime, limit: int = MA
             accepted.extend(children)
     if found:
         raise InvalidSpec("the manifest is not valid" if not listed else "the manifests are not valid; none was accepted", found)
-    return accepted
+    return Submission(accepted, group)
 
 
-def _split(raw: bytes, content_type: str) -> tuple[bool, list[bytes]]:
-    """Whether several were sent, and the text of each."""
+def _split(raw: bytes, content_type: str) -> tuple[bool, list[bytes], str | None]:
+    """Whether several were sent, the text of each, and the name of their group."""
     try:
         if content_type == "application/x-ndjson":
-            return True, [line for line in (line.strip() for line in raw.split(b"\n")) if line]
+            return True, [line for line in (line.strip() for line in raw.split(b"\n")) if line], None
         body = raw.strip(b" \t\r\n")
         if body.startswith(b"["):
-            return True, _list(body)
+            return True, _list(body), None
         if body.startswith(b"{") and b'"jobs"' in body:
             jobs = _OBJECT.decode(body)
             if "jobs" in jobs:
-                if unknown := [name for name in jobs if name != "jobs"]:
+                if unknown := [name for name in jobs if name not in {"jobs", "group"}]:
                     raise InvalidSpec("the body is not valid", [Problem(name, "is not known beside `jobs`") for name in unknown])
-                return True, _list(jobs["jobs"])
-        return False, [body] if body else []
+                return True, _list(jobs["jobs"]), _group(jobs["group"]) if "group" in jobs else None
+        return False, [body] if body else [], None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise InvalidSpec("the body is not valid JSON", [Problem("", str(exc))]) from exc
+
+
+def _group(raw: msgspec.Raw) -> str:
+    name = msgspec.json.decode(raw)
+    if not isinstance(name, str) or not JOB_ID.fullmatch(name):
+        raise InvalidSpec("the body is not valid", [Problem("group", "must be a name as a `job_id` is one")])
+    return name
 
 
 def _list(raw: bytes | msgspec.Raw) -> list[bytes]:

@@ -9,6 +9,7 @@ import msgspec
 
 from ostler import __version__
 from ostler.model import errors
+from ostler.model.manifest import JOB_ID
 from ostler.protocol import codec
 from ostler.protocol import messages as m
 from ostler.protocol import routes as r
@@ -146,7 +147,9 @@ def _request_body(route: Route, known: dict[Any, Any]) -> dict[str, Any]:
     shape = known[route.request]
     if route is r.SUBMIT:
         many = {"type": "array", "items": shape, "minItems": 1, "maxItems": 10_000}
-        wrapped = {"type": "object", "required": ["jobs"], "properties": {"jobs": many}, "additionalProperties": False}
+        group = {"type": "string", "pattern": f"^{JOB_ID.pattern}$", "description": "Makes one group of all, under this name."}
+        properties = {"jobs": many, "group": group}
+        wrapped = {"type": "object", "required": ["jobs"], "properties": properties, "additionalProperties": False}
         lines = {"schema": {"type": "string", "description": "One manifest a line."}}
         return {
             "required": True,

@@ -1,14 +1,11 @@
-"""Expirer: ends pending jobs whose time-to-live is over, and forgets old idempotency keys."""
+"""Expirer: ends pending jobs whose time-to-live is over."""
 
 import logging
 
 from ostler.coordinator.operations import duties
-from ostler.coordinator.operations.idempotency import forget_keys
 from ostler.coordinator.store.store import Store
 from ostler.runtime.clock import Clock
 from ostler.runtime.loop import Loop
-
-FORGET_EVERY_S = 600.0
 
 
 class Expirer(Loop):
@@ -19,14 +16,9 @@ class Expirer(Loop):
     def __init__(self, store: Store, *, clock: Clock, logger: logging.Logger, interval_s: float = 1.0) -> None:
         super().__init__(clock=clock, interval_s=interval_s, logger=logger)
         self._store = store
-        self._forget_at = 0.0
 
     async def turn(self) -> float | None:
         """Expire what is due."""
-        if self.clock.monotonic() >= self._forget_at:
-            if await self._store.write(forget_keys, limit=duties.BATCH) == duties.BATCH:
-                return 0.0
-            self._forget_at = self.clock.monotonic() + FORGET_EVERY_S
         due_s = await self._store.read(duties.next_expiry_s)
         if due_s is None or due_s > 0:
             return None if due_s is None else min(due_s, self.interval_s)

@@ -5,10 +5,11 @@ A `Case` is one job with its latest attempt while a transaction decides about it
 """
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
+from ostler.coordinator.operations import waits
 from ostler.coordinator.store.schema import LIVE_SQL, NOT_OVER_SQL
 from ostler.coordinator.store.times import micros, when_or_none
 from ostler.coordinator.store.tx import Row, Tx
@@ -16,6 +17,7 @@ from ostler.model import attempt as attempts
 from ostler.model import job as jobs
 from ostler.model import retry
 from ostler.model.attempt import Attempt, AttemptEvent, AttemptState
+from ostler.model.dependencies import Fallout
 from ostler.model.errors import StoreBusy
 from ostler.model.failures import Failure, FailureCode
 from ostler.model.job import Job, JobEvent, JobState
@@ -70,6 +72,15 @@ def load(tx: Tx, job_ids: Iterable[str]) -> dict[str, Case]:
         f"WHERE {tx.any_of('j.job_id')}"
     )
     return {row[1]: _case(row) for row in tx.rows(sql, (tx.array(set(job_ids)),))}
+
+
+def load_numbers(tx: Tx, seqs: Iterable[int]) -> list[Case]:
+    """The jobs with these numbers, first to last."""
+    sql = (
+        f"{_COLUMNS} FROM jobs j LEFT JOIN attempts a ON a.job_seq = j.seq AND a.attempt = j.attempt "
+        f"WHERE {tx.any_of('j.seq')} ORDER BY j.seq"
+    )
+    return [_case(row) for row in tx.rows(sql, (tx.array(seqs),))]
 
 
 def load_live(tx: Tx, node_id: str) -> list[Case]:
@@ -182,7 +193,56 @@ class Changes:
         self._events.append((self._tx.at, kind, seq, attempt, node_id, message))
 
     def flush(self) -> None:
-        """Write everything; raises StoreBusy where a row is no longer as it was read, which undoes the operation."""
+        """Write everything, and what it means to jobs that wait for those that ended.
+
+        Raises StoreBusy where a row is no longer as it was read, which undoes the operation.
+        """
+        ended = {
+            seq: case.job.state
+            for seq, case in self._touched.items()
+            if case.job.state in jobs.TERMINAL and case.job.state is not case.read_job
+        }
+        self._write()
+        if ended:
+            self.settle(ended)
+
+    def settle(self, ended: Mapping[int, JobState], *, free: Collection[int] = (), since: int = 0) -> dict[int, JobState]:
+        """Tell those who wait for these jobs, which are over; answers whose end that was, in turn.
+
+        `free` are further jobs that may have nobody left to wait for; of a submission only those from number `since` on are told.
+        """
+        tx = self._tx
+        further: dict[int, JobState] = {}
+        while ended or free:
+            found = waits.fallout_of(tx, ended, since=since)
+            if found.cancelled or found.held:
+                self._fall(found)
+            freed = waits.free(tx, found.nearer | set(free))
+            lacking = waits.hand_over(tx, [one.seq for one in freed]) if freed else {}
+            for case in load_numbers(tx, lacking) if lacking else ():
+                self.apply(case, JobEvent.FAIL, None, failure=Failure(FailureCode.INPUT, lacking[case.seq]))
+            for one in freed:
+                if not one.waits and one.seq not in lacking:
+                    self.note("ready", one.seq, None, None, "what it waited for is over")
+                    tx.wake(("job", one.job_id), ("queue",))
+            self._write()
+            further |= dict.fromkeys(found.cancelled, JobState.CANCELLED) | dict.fromkeys(lacking, JobState.FAILED)
+            ended, free = dict.fromkeys(lacking, JobState.FAILED), ()
+        return further
+
+    def _fall(self, found: Fallout) -> None:
+        """Cancel and hold those for whom the success that they wait for cannot come any more."""
+        tx, why = self._tx, waits.reasons(self._tx, found.cancelled | found.held)
+        for case in load_numbers(tx, found.cancelled):
+            self.apply(case, JobEvent.CANCEL, None, message=why[case.seq])
+        for case in load_numbers(tx, found.held):
+            if not case.held:
+                self.note("hold", case.seq, None, None, why[case.seq])
+                tx.wake(("job", case.job.job_id))
+        tx.many("UPDATE jobs SET held = 1 WHERE seq = ?", [(seq,) for seq in found.held])
+        self._write()
+
+    def _write(self) -> None:
         tx = self._tx
         stages: list[Sequence[object]] = []
         moves: list[Sequence[object]] = []

@@ -155,14 +155,14 @@ class _Delivery:
 
     def write(self) -> None:
         """Write everything that was accepted."""
+        if self._artifacts:  # before the end is told: others may have waited for them
+            self._tx.many(
+                "INSERT INTO artifacts (job_seq, attempt, path, type, size, sha256) VALUES (?, ?, ?, ?, ?, ?)", self._artifacts
+            )
         self._changes.flush()
         logs.store_chunks(self._tx, self._chunks)
         if self._ends:
             logs.store_ends(self._tx, self._ends)
-        if self._artifacts:
-            self._tx.many(
-                "INSERT INTO artifacts (job_seq, attempt, path, type, size, sha256) VALUES (?, ?, ?, ?, ?, ?)", self._artifacts
-            )
 
 
 def _refused(outcome: Outcome, code: str, message: str) -> ItemResult:

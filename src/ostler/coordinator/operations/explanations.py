@@ -1,5 +1,6 @@
 """Why a job is where it is, in one sentence and in numbers."""
 
+from ostler.coordinator.operations import waits
 from ostler.coordinator.operations.claims import Placements, ahead_of
 from ostler.coordinator.operations.views import job_of, job_row
 from ostler.coordinator.placement.explain import Standing, explain
@@ -18,7 +19,7 @@ def explain_job(tx: Tx, job_id: str) -> Explanation:
     row = job_row(tx, job_id)
     job, seq = job_of(row), row[0]
     if job.state is not JobState.QUEUED or job.held or job.waiting:
-        return Explanation(job_id=job_id, state=job.state, summary=_story(job))
+        return Explanation(job_id=job_id, state=job.state, summary=_story(tx, job, seq))
     places = tx.memo(Placements)
     found = tx.row("SELECT shape_id, rank FROM jobs WHERE seq = ?", (seq,))
     shape_id, rank = found or (0, 0)
@@ -62,13 +63,13 @@ def _shapes(shape_ids: list[int], shapes: dict[int, Shape]) -> tuple[Shape, ...]
     return tuple(shapes[shape_id] for shape_id in shape_ids)
 
 
-def _story(job: JobView) -> str:
+def _story(tx: Tx, job: JobView, seq: int) -> str:
     """One sentence about a job that is not waiting for a node."""
     why = f" ({job.failure.code.value}: {job.failure.message})" if job.failure else ""
     if job.held and job.state in {JobState.QUEUED, JobState.RETRY_WAIT}:
         return f"it is held by a person: `ostler job release {job.job_id}`"
     if job.waiting:
-        return f"it waits until {job.not_before:%Y-%m-%d %H:%M:%S} UTC, as its manifest says"
+        return f"it waits {waits.waits_for(tx, seq, job.not_before)}"
     match job.state:
         case JobState.RETRY_WAIT:
             due = job.due_at.isoformat(timespec="seconds") if job.due_at else "soon"

@@ -1,10 +1,10 @@
-"""Groups: how an array becomes jobs, how it stands by what they do, and its end by a person's wish."""
+"""Groups: how an array becomes jobs, how it (or a group of others) stands by what they do, and its end by a person's wish."""
 
 from typing import Any
 
 from ostler.coordinator.operations.changes import Changes, load_group, shortened
 from ostler.coordinator.operations.jobs import cancel_case
-from ostler.coordinator.operations.views import JOB_COLUMNS, JOB_FROM, job_of
+from ostler.coordinator.operations.views import JOB_COLUMNS, JOB_FROM, is_array, job_of
 from ostler.coordinator.store.times import when
 from ostler.coordinator.store.tx import Row, Tx
 from ostler.model import group as groups
@@ -30,11 +30,11 @@ def show_group(tx: Tx, group_id: str) -> GroupView:
     """How a group stands, derived from its jobs. NotFound."""
     row = tx.row("SELECT count, submitted_at FROM groups WHERE group_id = ?", (group_id,))
     if row is None:
-        raise NotFound(f"there is no array {group_id}", hint="see `ostler job list`")
+        raise NotFound(f"there is no array or group {group_id}", hint="see `ostler job list`")
     counts, group = _standing(tx, group_id)
     return GroupView(
         group_id=group_id, state=group.state, count=row[0], counts=counts, submitted_at=when(row[1]),
-        finished_at=group.finished_at, failures=tuple(job_of(one) for one in _failures(tx, group_id)),
+        array=is_array(tx, group_id), finished_at=group.finished_at, failures=tuple(job_of(one) for one in _failures(tx, group_id)),
     )  # fmt: skip
 
 

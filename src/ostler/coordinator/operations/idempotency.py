@@ -4,7 +4,8 @@ import re
 from dataclasses import dataclass
 from datetime import timedelta
 
-from ostler.coordinator.operations.jobs import Accepted, submit_jobs
+from ostler.coordinator.operations.dependencies import Accepted
+from ostler.coordinator.operations.jobs import submit_jobs
 from ostler.coordinator.store.times import span, when
 from ostler.coordinator.store.tx import Tx
 from ostler.model.errors import Conflict
@@ -24,7 +25,9 @@ class Mark:
     digest: bytes
 
 
-def submit_once(tx: Tx, mark: Mark, accepted: Accepted, owner: str | None) -> tuple[SubmitResponse, bool]:
+def submit_once(
+    tx: Tx, mark: Mark, accepted: Accepted, owner: str | None, *, reach: str | None = None, group: str | None = None
+) -> tuple[SubmitResponse, bool]:
     """`submit_jobs` the first time; then its answer, and True. Raises Conflict where the key stands for another body."""
     row = tx.row("SELECT digest, answer, created_at FROM idempotency WHERE principal = ? AND key = ?", (mark.principal, mark.key))
     if row is not None and row[2] > tx.at - span(HONOURED):
@@ -36,7 +39,7 @@ def submit_once(tx: Tx, mark: Mark, accepted: Accepted, owner: str | None) -> tu
                 hint="choose a new key for each new submission",
             )
         return decode(answer, SubmitResponse, what="answer"), True
-    made = submit_jobs(tx, accepted, owner)
+    made = submit_jobs(tx, accepted, owner, reach=reach, group=group)
     tx.run(
         "INSERT INTO idempotency (principal, key, digest, created_at, answer) VALUES (?, ?, ?, ?, ?) "
         "ON CONFLICT (principal, key) DO UPDATE "
@@ -44,12 +47,3 @@ def submit_once(tx: Tx, mark: Mark, accepted: Accepted, owner: str | None) -> tu
         (mark.principal, mark.key, mark.digest, tx.at, encode(made).decode()),
     )
     return made, False
-
-
-def forget_keys(tx: Tx, *, limit: int) -> int:
-    """Delete keys that are honoured no longer, oldest first; how many."""
-    return tx.run(
-        "DELETE FROM idempotency WHERE (principal, key) IN "
-        "(SELECT principal, key FROM idempotency WHERE created_at <= ? ORDER BY created_at LIMIT ?)",
-        (tx.at - span(HONOURED), limit),
-    )

@@ -8,12 +8,14 @@ import shlex
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
+from ostler.coordinator.operations import dependencies
 from ostler.coordinator.operations.changes import Case, Changes, load, shortened, write
+from ostler.coordinator.operations.dependencies import Accepted, Name
 from ostler.coordinator.operations.uploads import check_named
 from ostler.coordinator.operations.views import job_view, no_job
 from ostler.coordinator.placement.rank import rank_of
 from ostler.coordinator.placement.shape import Shape, shape_of, write_shape
-from ostler.coordinator.store.schema import UNTIL_TIME
+from ostler.coordinator.store.schema import FOR_JOBS, UNTIL_TIME
 from ostler.coordinator.store.times import micros, span
 from ostler.coordinator.store.tx import Tx
 from ostler.model import job as jobs
@@ -26,7 +28,6 @@ from ostler.protocol.codec import decode, encode
 from ostler.protocol.messages import JobView, SubmitResponse, Submitted
 
 MAX_TITLE = 200
-Accepted = Sequence[tuple[Manifest, str]]  # each a validated manifest and its text as it was sent
 _PENDING = frozenset({JobState.QUEUED, JobState.RETRY_WAIT})
 
 _INSERT = """
@@ -37,33 +38,44 @@ _INSERT_JOB = _INSERT.format("", "")
 _INSERT_CHILD = _INSERT.format(", group_id", ", ?")  # apart, so that other jobs do not pay for a parameter that they lack
 
 
-def submit_jobs(tx: Tx, manifests: Accepted, owner: str | None = None) -> SubmitResponse:
-    """Queue all of them or none, as jobs of `owner`. Each is a validated manifest and its text exactly as submitted (one JSON
-    object).
+def submit_jobs(
+    tx: Tx, manifests: Accepted, owner: str | None = None, *, reach: str | None = None, group: str | None = None
+) -> SubmitResponse:
+    """Queue all of them or none, as jobs of `owner`, who may name the jobs of `reach` (None: anybody's) as what they depend on.
 
-    An array stands here as its jobs, all of them and in order (`groups.expand`). Raises AlreadyExists naming the id that is taken
-    (in the store, or twice in the batch).
+    An array stands here as its jobs, all of them and in order (`groups.expand`); `group` makes one group of all (and then there are
+    no arrays). Raises AlreadyExists naming the id that is taken (in the store, or twice in the batch), InvalidSpec and TooLarge for
+    dependencies.
     """
-    names, groups = _names(tx, manifests)
+    names, groups = _names(tx, manifests, group)
     if groups:
         tx.many("INSERT INTO groups (group_id, count, submitted_at) VALUES (?, ?, ?)", groups)
-    _insert(tx, manifests, names, owner)
-    return SubmitResponse(items=tuple(Submitted(job_id=job_id, group_id=group_id) for job_id, group_id in names))
+    first = _insert(tx, manifests, names, owner)
+    over: dict[int, JobState] = {}
+    if any(dependencies.waits(manifest) for manifest, _ in manifests):
+        linked = dependencies.link(tx, manifests, names, first, reach)
+        over = Changes(tx).settle(linked.ended, free=linked.free, since=first)
+    return SubmitResponse(
+        items=tuple(
+            Submitted(job_id=job_id, group_id=group_id, state=over.get(seq, JobState.QUEUED))
+            for seq, (job_id, group_id) in enumerate(names, first)
+        )
+    )
 
 
-Name = tuple[str, str | None]  # of a job, and of its group
-
-
-def _names(tx: Tx, manifests: Accepted) -> tuple[list[Name], list[tuple[str, int, int]]]:
+def _names(tx: Tx, manifests: Accepted, group: str | None) -> tuple[list[Name], list[tuple[str, int, int]]]:
     """The name of each job, made where none was chosen, and the rows of the groups. Raises AlreadyExists."""
     made = iter(new_job_ids(tx.now, len(manifests)))
     names: list[Name] = []
     asked: list[str] = []
     groups: list[tuple[str, int, int]] = []
+    if group is not None:
+        groups.append((group, len(manifests), tx.at))
+        asked.append(group)
     for manifest, _ in manifests:
         job_id, index = manifest.job_id, manifest.array_index
         if index is None:
-            names.append((job_id or next(made), None))
+            names.append((job_id or next(made), group))
         else:
             if index == 0:
                 group_id = next(made) if job_id is None else job_id.removesuffix(child_id("", 0))
@@ -77,9 +89,9 @@ def _names(tx: Tx, manifests: Accepted) -> tuple[list[Name], list[tuple[str, int
     return names, groups
 
 
-def _insert(tx: Tx, manifests: Accepted, names: Sequence[Name], owner: str | None, *, retry_of: str | None = None) -> None:
-    """Insert queued jobs under these names."""
-    seq = _reserve(tx, len(manifests))
+def _insert(tx: Tx, manifests: Accepted, names: Sequence[Name], owner: str | None, *, retry_of: str | None = None) -> int:
+    """Insert queued jobs under these names; the first one's number."""
+    first = seq = _reserve(tx, len(manifests))
     shapes: dict[Shape, int] = {}
     bodies: dict[int, str] = {}
     rows, children, specs, events, labels, inputs = [], [], [], [], [], []
@@ -97,7 +109,7 @@ def _insert(tx: Tx, manifests: Accepted, names: Sequence[Name], owner: str | Non
             retry_of, tx.at,
             None if manifest.ttl_s is None else tx.at + span(timedelta(seconds=manifest.ttl_s)),
             owner, rank_of(manifest.priority, max(tx.at, not_before or 0)),  # it grows older once it may run
-            not_before, UNTIL_TIME if not_before is not None else 0,
+            not_before, (UNTIL_TIME if not_before is not None else 0) | (FOR_JOBS if dependencies.waits(manifest) else 0),
         )  # fmt: skip
         if group_id is None:
             rows.append(row)
@@ -119,6 +131,7 @@ def _insert(tx: Tx, manifests: Accepted, names: Sequence[Name], owner: str | Non
         check_named(tx, [sha256 for sha256, _ in inputs])
         tx.many("INSERT INTO inputs (sha256, job_seq) VALUES (?, ?)", inputs)
     tx.wake(("queue",), ("events",))
+    return first
 
 
 def _check_free(tx: Tx, asked: Sequence[str]) -> None:
@@ -201,7 +214,7 @@ def cancel_case(tx: Tx, changes: Changes, case: Case, reason: str | None) -> Non
 def retry_job(tx: Tx, job_id: str) -> JobView:
     """Try now what waits for a retry; submit anew, under a new id, what is over. Answers the job that will run.
 
-    What is submitted anew belongs to no group: one that is over stays as it ended.
+    What is submitted anew belongs to no group: one that is over stays as it ended. So do jobs that depended on it.
     """
     case = _case(tx, job_id)
     if case.job.state is JobState.RETRY_WAIT:
@@ -218,7 +231,11 @@ def retry_job(tx: Tx, job_id: str) -> JobView:
     row = tx.row("SELECT s.body, j.owner FROM specs s JOIN jobs j ON j.seq = s.job_seq WHERE s.job_seq = ?", (case.seq,))
     spec, owner = row or ("{}", None)
     (anew,) = new_job_ids(tx.now, 1)
-    _insert(tx, [(decode(spec, Manifest, what="manifest"), spec)], [(anew, None)], owner, retry_of=job_id)
+    manifest = decode(spec, Manifest, what="manifest")
+    seq = _insert(tx, [(manifest, spec)], [(anew, None)], owner, retry_of=job_id)
+    if dependencies.waits(manifest):
+        dependencies.link_anew(tx, case.seq, seq)
+        Changes(tx).settle({}, free=[seq])
     return job_view(tx, anew)
 
 

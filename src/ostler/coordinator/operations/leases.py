@@ -18,6 +18,7 @@ from ostler.coordinator.operations.claims import DECLINE_REST_US, Claim, Placeme
 from ostler.coordinator.operations.deliveries import finish_attempts, set_workspace
 from ostler.coordinator.operations.logs import append_log
 from ostler.coordinator.operations.sessions import NodeRow, stale
+from ostler.coordinator.operations.waits import handed_to
 from ostler.coordinator.placement.choose import Candidate, Credit
 from ostler.coordinator.store.times import span
 from ostler.coordinator.store.tx import Tx
@@ -26,6 +27,7 @@ from ostler.model.attempt import BEGUN, AttemptEvent, AttemptState
 from ostler.model.errors import Conflict, InvalidTransition
 from ostler.model.failures import Failure, FailureCode
 from ostler.model.job import Job, JobEvent, JobState
+from ostler.model.manifest import InputFile
 from ostler.model.node import NodeEvent, NodeState
 from ostler.protocol.messages import AckItem, Held, ItemResult, ProgressItem, PullRequest
 
@@ -53,12 +55,15 @@ _ORDER = {state: place for place, state in enumerate(_STAGES)}
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """One job offered to a node under `attempt`; `spec` is the manifest as submitted, `tries` the attempts begun before."""
+    """One job offered to a node under `attempt`; `spec` is the manifest as submitted, `tries` the attempts begun before, `inputs`
+    what it gets of other jobs.
+    """
 
     job_id: str
     attempt: int
     spec: str
     tries: int
+    inputs: tuple[InputFile, ...] = ()
 
 
 def lease_jobs(tx: Tx, request: PullRequest, *, fresh: bool = True) -> list[Lease]:
@@ -83,7 +88,8 @@ def lease_jobs(tx: Tx, request: PullRequest, *, fresh: bool = True) -> list[Leas
     aged = node.last_seen_at is None or not 0 <= tx.at - node.last_seen_at < span(RENEW_AFTER)
     if chosen or changed or (fresh and aged):
         tx.run("UPDATE nodes SET renewals = renewals + 1, last_seen_at = ? WHERE node_id = ?", (tx.at, node.node_id))
-    return [Lease(one.job_id, one.attempt + 1, specs[one.seq], one.tries) for one in chosen]
+    inputs = handed_to(tx, [one.seq for one in chosen]) if chosen else {}
+    return [Lease(one.job_id, one.attempt + 1, specs[one.seq], one.tries, inputs.get(one.seq, ())) for one in chosen]
 
 
 def _take_back(tx: Tx, changes: Changes, case: Case, held: Collection[tuple[str, int]]) -> bool:

@@ -20,7 +20,7 @@ def of_job(owner: str | None, operation: Callable[Concatenate[Tx, str, P], T]) -
 
 def of_group(owner: str | None, operation: Callable[Concatenate[Tx, str, P], T]) -> Callable[Concatenate[Tx, str, P], T]:
     """The same operation on a group; its jobs have one owner."""
-    return _checked(owner, operation, "SELECT 1 FROM jobs WHERE group_id = ? AND owner = ? LIMIT 1", "array")
+    return _checked(owner, operation, "SELECT 1 FROM jobs WHERE group_id = ? AND owner = ? LIMIT 1", "array or group")
 
 
 def _checked(owner: str | None, operation: Callable[..., Any], sql: str, what: str) -> Callable[..., Any]:

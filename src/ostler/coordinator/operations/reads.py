@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from sqlalchemy import Boolean, ColumnElement, FromClause, func, literal_column, or_, select
 
-from ostler.coordinator.operations import logs
+from ostler.coordinator.operations import logs, waits
 from ostler.coordinator.operations.aging import Part
 from ostler.coordinator.operations.explanations import explain_job
 from ostler.coordinator.operations.removals import check_kept
@@ -192,8 +192,10 @@ def _filters(
     return source, seq, found
 
 
-def show_job(tx: Tx, job_id: str) -> JobView:
-    """One job with attempts, timeline, artifacts of its latest finished attempt and its manifest. NotFound."""
+def show_job(tx: Tx, job_id: str, owner: str | None = None) -> JobView:
+    """One job with attempts, timeline, artifacts of its latest finished attempt, what it depends on, who depends on it (of an
+    owner's jobs alone, where one is named), and its manifest. NotFound.
+    """
     row = job_row(tx, job_id)
     seq = row[0]
     spec = tx.row("SELECT body FROM specs WHERE job_seq = ?", (seq,))
@@ -202,6 +204,8 @@ def show_job(tx: Tx, job_id: str) -> JobView:
         attempts=attempts_of(tx, seq),
         timeline=timeline_of(tx, seq, job_id),
         artifacts=artifacts_of(tx, seq, None),
+        depends_on=waits.depends_on(tx, seq),
+        dependents=waits.dependents(tx, seq, owner),
         manifest=None if spec is None else decode(spec[0], dict[str, object], what="manifest"),
     )
 

@@ -55,12 +55,19 @@ def job_view(tx: Tx, job_id: str) -> JobView:
     return job_of(job_row(tx, job_id))
 
 
+def is_array(tx: Tx, group_id: str) -> bool:
+    """Whether a group is an array: then its jobs are called by its name and their number."""
+    return tx.row("SELECT 1 FROM jobs WHERE job_id = ? AND group_id = ?", (child_id(group_id, 0), group_id)) is not None
+
+
 def no_job(tx: Tx, job_id: str) -> NotFound:
-    """There is no such job; where an array has this id, that is said."""
-    group = tx.row("SELECT count FROM groups WHERE group_id = ?", (job_id,))
-    if group is not None:
+    """There is no such job; where an array or a group has this id, that is said."""
+    ends = "seq IN (SELECT min(seq) FROM jobs WHERE group_id = ? UNION ALL SELECT max(seq) FROM jobs WHERE group_id = ?)"
+    jobs = [row[0] for row in tx.rows(f"SELECT job_id FROM jobs WHERE {ends} ORDER BY seq", (job_id, job_id))]  # noqa: S608
+    if jobs:
+        what = "an array of jobs" if is_array(tx, job_id) else "a group of jobs"
         return NotFound(
-            f"{job_id} is an array of jobs and no job: this is for one of {child_id(job_id, 0)} to {child_id(job_id, group[0] - 1)}",
+            f"{job_id} is {what} and no job: this is for one of {jobs[0]} to {jobs[-1]}",
             hint=f"see `ostler job list --group {job_id}`",
         )
     return NotFound(f"there is no job {job_id}", hint="see `ostler job list`")

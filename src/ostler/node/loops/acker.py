@@ -90,7 +90,9 @@ class Acker(Loop):
         accept, decline = plan.accept, plan.decline
         if accept:
             try:
-                await self._journal.accept([Entry(one.job_id, one.attempt, one.spec, one.tries) for one in accept])
+                await self._journal.accept(
+                    [Entry(one.job_id, one.attempt, one.spec, one.tries, inputs=one.inputs) for one in accept]
+                )
             except StoreBusy as exc:
                 decline = [*decline, *((live, str(exc)) for live in accept)]
                 accept = []
