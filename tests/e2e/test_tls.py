@@ -122,16 +122,26 @@ def node_yaml(secure, place, **coordinator):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "said", "mend"),
     [
-        ("ca", "is not from the authority in"),
-        ("verify", "tls_not_verified"),
+        ("ca", "is not from the authority in", "ostler ca show"),
+        ("name", "is not for localhost", "--san localhost"),
+        ("plain", "the connection was closed before an answer came", "its URL begins with https://"),
+        ("client", "the connection was closed before an answer came", "tls.client_ca"),
+        ("verify", "tls_not_verified", "pin its CA by ca_file"),
     ],
 )
-def test_a_nodes_log_says_what_is_wrong(secure, tmp_path, wrong, said):
+def test_a_nodes_log_says_what_is_wrong(secure, tmp_path, wrong, said, mend):
     ostler("ca", "init", "--dir", tmp_path / "other")
-    changes = {"ca_file": f"{tmp_path}/other/ca.pem"} if wrong == "ca" else {"ca_file": None, "tls_verify": False}
-    file = node_yaml(secure, tmp_path / "node", **changes)
+    ostler("ca", "issue", "me", "--client", "--dir", tmp_path / "other")
+    changes = {
+        "ca": {"ca_file": f"{tmp_path}/other/ca.pem"},
+        "name": {"base_url": f"{secure.url}/api/v1".replace("127.0.0.1", "localhost")},
+        "plain": {"base_url": f"{secure.url}/api/v1".replace("https", "http")},
+        "client": {"client_cert": f"{tmp_path}/other/me.pem", "client_key": f"{tmp_path}/other/me.key"},
+        "verify": {"ca_file": None, "tls_verify": False},
+    }
+    file = node_yaml(secure, tmp_path / "node", **changes[wrong])
     token = json.loads(run(secure, "token", "create", "--join", "--json").stdout)["token"]
     env = {name: value for name, value in os.environ.items() if not name.startswith("OSTLER_")} | {"JOIN_TOKEN": token}
     log = tmp_path / "node/node.jsonl"
@@ -140,6 +150,7 @@ def test_a_nodes_log_says_what_is_wrong(secure, tmp_path, wrong, said):
     ) as daemon:
         try:
             until(lambda: log.exists() and said in log.read_text(), what=f"{said!r} in the node's log")
+            assert any(said in line and mend in line for line in log.read_text().splitlines()), "what mends it, on the same line"
             assert ("second" in {one["node_id"] for one in secure.nodes()}) <= (wrong == "verify")
         finally:
             daemon.terminate()

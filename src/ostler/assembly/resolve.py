@@ -8,12 +8,14 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from ostler.assembly import handover
 from ostler.coordinator.config import CoordinatorConfig
+from ostler.coordinator.tls import context
 from ostler.model.errors import InvalidSpec, OstlerError, Problem
 from ostler.model.manifest import NAME
 from ostler.model.network import rule_problem
@@ -158,6 +160,18 @@ def host_problems(loaded: Loaded[NodeConfig]) -> list[Problem]:
         if place is not None and not place.is_file():
             found.append(Problem(f"coordinator.{name}", f"{place} does not exist"))
     return [loaded.locate(problem) for problem in found]
+
+
+def coordinator_host_problems(loaded: Loaded[CoordinatorConfig]) -> list[Problem]:
+    """The same for a coordinator."""
+    tls = loaded.value.tls
+    if tls is None:
+        return []
+    try:
+        context.load(tls, datetime.now(UTC))
+    except InvalidSpec as exc:
+        return [loaded.locate(problem) for problem in exc.problems]
+    return []
 
 
 def parse_listen(text: str) -> tuple[str, int] | None:

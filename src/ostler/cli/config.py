@@ -98,7 +98,8 @@ def _load(file: Path, part: Part, *, need_secrets: bool) -> tuple[Any, list[Any]
     from ostler.assembly import resolve
 
     if part is Part.COORDINATOR:
-        return resolve.resolve_coordinator(file, env=os.environ, defaults={"data": "DIR"}), []  # `--data` says which
+        found = resolve.resolve_coordinator(file, env=os.environ, defaults={"data": "DIR"})  # `--data` says which
+        return found, resolve.coordinator_host_problems(found)
     loaded = resolve.resolve_node(file, env=os.environ, need_secrets=need_secrets)
     return loaded, [*loaded.unset, *resolve.host_problems(loaded)]
 

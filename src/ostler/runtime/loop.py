@@ -44,9 +44,10 @@ class Loop(ABC):
                 wait_s = await self.turn()
             except OstlerError as exc:
                 self.failure, wait_s = str(exc), self._backoff.next_s()
-                self.logger.warning(
-                    "loop_failed", extra={"attrs": {"loop": self.name, "error": str(exc), "retry_s": round(wait_s, 1)}}
-                )
+                attrs = {"loop": self.name, "error": str(exc), "retry_s": round(wait_s, 1)}
+                if exc.hint:
+                    attrs["hint"] = exc.hint
+                self.logger.warning("loop_failed", extra={"attrs": attrs})
             except Exception as exc:
                 self.failure, wait_s = repr(exc), self._backoff.next_s()
                 self.logger.exception("loop_crashed", extra={"attrs": {"loop": self.name, "retry_s": round(wait_s, 1)}})
