@@ -106,10 +106,12 @@ class Rig:
         gpu_slots: int = 0,
         held: Sequence[m.Held] = (),
         fresh: bool = True,
+        latency: frozenset[str] = frozenset(),
+        spread: bool = False,
         **more: Any,
     ) -> list[leases.Lease]:
         request = m.PullRequest(node_id=node_id, slots=slots, gpu_slots=gpu_slots, held=tuple(held), **{"protocol": 1, **more})
-        return await self.write(leases.lease_jobs, request, fresh=fresh)
+        return await self.write(leases.lease_jobs, request, fresh=fresh, latency=latency, spread=spread)
 
     async def ack(self, node_id: str, some: Sequence[leases.Lease], *, decline: str | None = None) -> list[m.ItemResult]:
         items = [m.AckItem(job_id=one.job_id, attempt=one.attempt, decline=decline) for one in some]

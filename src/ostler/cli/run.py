@@ -21,6 +21,10 @@ def run(
         list[str] | None, typer.Option("--tag", metavar="T", help="A tag that the node must have; may be repeated.")
     ] = None,
     pool: Annotated[str | None, typer.Option("--pool", metavar="POOL", help="The pool to run in. Default: `default`.")] = None,
+    queue: Annotated[
+        str | None,
+        typer.Option("--queue", metavar="QUEUE", help="The queue; jobs of `interactive` go before what waits in batches."),
+    ] = None,
     file_in: Annotated[
         list[Path] | None,
         typer.Option(
@@ -83,7 +87,7 @@ def run(
     from ostler.model.manifest import problems
 
     manifest, found = describe(
-        command, gpus=gpu, vram_mb=vram, threads=threads, tags=tag or (), pool=pool, outputs=file_out or (), timeout_s=timeout,
+        command, gpus=gpu, vram_mb=vram, threads=threads, tags=tag or (), pool=pool, queue=queue, outputs=file_out or (), timeout_s=timeout,
         labels=parse_labels(label or ()), not_before=not_before, hosts=allow_host or (),
         depends_on=[*(after or ()), *({"job": one, "until": "done"} for one in after_any_end or ())],
     )  # fmt: skip
@@ -103,6 +107,7 @@ def describe(
     threads: int = 0,
     tags: Sequence[str] = (),
     pool: str | None = None,
+    queue: str | None = None,
     outputs: Sequence[str] = (),
     timeout_s: float | None = None,
     labels: dict[str, str] | None = None,
@@ -124,6 +129,7 @@ def describe(
         "artifacts": [{"path": path} for path in outputs],
         "labels": labels or {},
         "timeout_s": timeout_s,
+        "queue": queue,
         "not_before": not_before,
         "policy": {"network": list(hosts)} if hosts else {},
         "depends_on": list(depends_on),
@@ -139,6 +145,7 @@ def _option_of(path: str) -> str:
         "labels": "--label",
         "policy.network": "--allow-host",
         "timeout_s": "--timeout",
+        "queue": "--queue",
         "not_before": "--not-before",
         "depends_on": "--after",
         "requirements.tags": "--tag",

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
+from ostler.model.manifest import NAME
+
 DATABASE_NAME = "ostler.db"
 RENEW_AFTER = timedelta(seconds=1)  # a pull that changes nothing else renews at most so often; a lease's margin must be longer
 
@@ -132,6 +134,9 @@ class CoordinatorConfig:
     `data` is a directory that belongs to one coordinator. A node's lease lasts `lease`; the coordinator adds `lease_margin`
     before it judges, so that a node always gives a job up earlier than it is reassigned. Sizes are in bytes. Beyond loopback it
     listens with `tls` alone; `allow_insecure_listen` is for a proxy on another machine that terminates TLS.
+
+    Jobs of `latency_queues` go before other jobs of the same submitter and begin before what a node has leased ahead; the jobs of all
+    other queues are leased in batches.
     """
 
     data: Path
@@ -145,12 +150,18 @@ class CoordinatorConfig:
     pull_wait: timedelta = timedelta(seconds=30)
     token_ttl: timedelta = timedelta(hours=1)
     drain: timedelta = timedelta(seconds=10)
+    latency_queues: tuple[str, ...] = ("interactive",)
     max_log_bytes: int = 64 * 2**20
     max_batch: int = 10_000
     database_url: str | None = None
     secrets: SecretsConfig = SecretsConfig()
     retention: Retention = field(default_factory=Retention)
     limits: LimitsConfig = LimitsConfig()
+
+    @property
+    def latency(self) -> frozenset[str]:
+        """The queues whose jobs are leased one by one and never wait behind a batch."""
+        return frozenset(self.latency_queues)
 
     @property
     def database(self) -> str:
@@ -167,6 +178,11 @@ class CoordinatorConfig:
                 found.append(f"{name}: must be longer than 0 s")
         if self.lease_margin <= RENEW_AFTER:
             found.append(f"lease_margin: must be longer than {RENEW_AFTER.total_seconds():g} s, which a renewal may be late by")
+        found += [
+            f"latency_queues: {name!r} must be 1 to 63 letters, digits, '.', '_' or '-'"
+            for name in self.latency_queues
+            if not NAME.fullmatch(name)
+        ]
         if self.drain < timedelta(0):
             found.append("drain: must be 0 s or longer")
         if self.heartbeat * 2 >= self.lease:

@@ -37,6 +37,7 @@ class Live:
     spec: str = ""
     inputs: tuple[InputFile, ...] = ()  # what the coordinator found for the artifacts that `spec` names
     tries: int = 0
+    latency: bool = False  # begins before all that was leased ahead
     state: AttemptState = AttemptState.LEASED
     started_at: float | None = None
     unrenewed: bool = False
@@ -136,8 +137,8 @@ class AttemptTable:
         return tuple([live.held for live in self])
 
     def offered(self) -> list[Live]:
-        """Leased and not accepted yet, oldest first."""
-        return [live for live in self._queue.values() if live.state is AttemptState.LEASED]
+        """Leased and not accepted yet: those of latency queues, then the others, each oldest first."""
+        return _in_turn([live for live in self._queue.values() if live.state is AttemptState.LEASED])
 
     @property
     def has_offers(self) -> bool:
@@ -145,8 +146,8 @@ class AttemptTable:
         return any(live.state is AttemptState.LEASED for live in self._queue.values())
 
     def waiting(self) -> list[Live]:
-        """Accepted, and no work begun, oldest first."""
-        return [live for live in self._queue.values() if live.state is AttemptState.ACKED]
+        """Accepted, and no work begun: those of latency queues, then the others, each oldest first."""
+        return _in_turn([live for live in self._queue.values() if live.state is AttemptState.ACKED])
 
     def working(self) -> list[Live]:
         """Those that take a slot now."""
@@ -163,3 +164,9 @@ class AttemptTable:
     def over(self) -> list[Live]:
         """Those whose outcome waits for the coordinator."""
         return list(self._over.values())
+
+
+def _in_turn(lives: list[Live]) -> list[Live]:
+    if any(live.latency for live in lives):
+        lives.sort(key=lambda live: not live.latency)
+    return lives

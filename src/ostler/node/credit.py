@@ -114,6 +114,8 @@ def plan_acks(
     if spare >= FEW and used.cpu - limits.cpu >= spare // 2:
         cpu = 0  # enough is accepted: a later ack takes more at once
     gpu = limits.gpu - used.gpu
+    # One of a latency queue gets the next slot that is free, whatever was accepted before it.
+    hasty = limits.cpu - taken(live for live in open_ if id(live) not in asked and live.latency).cpu
     plan = AckPlan([], [])
     for live in offers:
         count = live.gpu_count
@@ -126,8 +128,8 @@ def plan_acks(
         elif count and count <= gpu:
             gpu -= count
             plan.accept.append(live)
-        elif not count and cpu > 0:
-            cpu -= 1
+        elif not count and (cpu > 0 or (live.latency and hasty > 0)):
+            cpu, hasty = cpu - 1, hasty - live.latency
             plan.accept.append(live)
         elif now - live.offered_at > OFFER_PATIENCE_S:
             plan.decline.append((live, "no slot became free in time"))

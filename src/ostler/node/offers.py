@@ -67,6 +67,7 @@ class Offers:
                 spec=assignment.spec,
                 inputs=assignment.inputs,
                 tries=assignment.tries,
+                latency=assignment.latency,
                 refusal=refusal,
             )
         )

@@ -160,7 +160,10 @@ class PullRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:
-    """The signed payload: `spec` is the manifest, byte for byte as it was submitted; the rest is what the coordinator adds."""
+    """The signed payload: `spec` is the manifest, byte for byte as it was submitted; the rest is what the coordinator adds.
+
+    One of a `latency` queue begins before all that was leased ahead.
+    """
 
     job_id: str
     attempt: int
@@ -169,6 +172,7 @@ class Assignment:
     spec: str
     tries: int = 0
     inputs: tuple[InputFile, ...] = ()  # artifacts of other jobs that `spec` names as inputs, as they are
+    latency: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -433,7 +437,11 @@ class Blocker:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
-    """Why a job is where it is: one sentence, and per requirement how many nodes fail it, or who is ahead."""
+    """Why a job is where it is: one sentence, and per requirement how many nodes fail it, or who is ahead.
+
+    `ahead` counts jobs of the same submitter that go first, `others` the submitters who wait for the same nodes and whose turns
+    alternate with theirs.
+    """
 
     job_id: str
     state: JobState
@@ -442,6 +450,7 @@ class Explanation:
     nodes_fitting: int = 0
     nodes_free: int = 0
     ahead: int = 0
+    others: int = 0
     blockers: tuple[Blocker, ...] = ()
 
 

@@ -77,6 +77,24 @@ def test_offers_are_accepted_as_far_as_slots_and_pace_go():
     assert plan(Slots(2, 0), offers, offers, pace_s=0.005).accept == offers
 
 
+def test_a_latency_offer_gets_the_next_slot_whatever_was_accepted_before():
+    limits = Slots(2, 0)
+    batch = [live(f"b{i}", state=AttemptState.ACKED) for i in range(40)]
+    offered = [live(f"o{i}") for i in range(3)]
+    hasty = [live(f"h{i}") for i in range(3)]
+    for one in hasty:
+        one.latency = True
+    found = plan(limits, [*batch, *offered, *hasty], [*hasty, *offered], pace_s=0.01, now=5.0)
+    assert found.accept == hasty[:2]  # as many as begin with the next slots
+    assert [one for one, _ in found.decline] == [hasty[2], *offered]  # the rest goes back as what found no slot does
+    table = AttemptTable()
+    for one in [*batch, *hasty]:
+        one.state = AttemptState.ACKED
+        table.add(one)
+    assert table.waiting()[:4] == [*hasty, batch[0]]
+    assert startable(limits, [], table.waiting()) == hasty[:2]
+
+
 def test_acks_ahead_are_gathered():
     enough = ahead(0.005, 2, 32, ACK_AHEAD_S) // 2 + 2
     waiting = [live(f"w{i}", state=AttemptState.ACKED) for i in range(enough)]

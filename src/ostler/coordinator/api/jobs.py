@@ -147,7 +147,7 @@ async def _with_contents(call: Call, found: Sequence[m.JobView], wanted: set[str
 
 async def explain_job(call: Call) -> m.Explanation:
     """Why it waits."""
-    return await call.read_job(reads.explain_job)
+    return await call.read_job(reads.explain_job, call.services.config.latency)
 
 
 async def cancel_job(call: Call) -> m.JobView:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from starlette.types import Receive
 
@@ -51,7 +51,7 @@ async def pull_jobs(call: Call) -> m.PullResponse | dict[str, Any]:
     watch: asyncio.Task[None] | None = None
     leases: list[ops.Lease] = []
     news: list[m.Directive] = []
-    fresh = True
+    fresh, latency = True, services.config.latency
     async with wakeups.subscribe(("node", node_id)) as wake:
         with services.pulls.join(node_id, wake, request.slots) as pull:
             try:
@@ -60,7 +60,8 @@ async def pull_jobs(call: Call) -> m.PullResponse | dict[str, Any]:
                     if pull.slots != request.slots:
                         request = replace(request, slots=pull.slots)
                     # A lease that a power cut takes away was never run: an ack that names it is refused.
-                    leases, directives = await services.store.write_lazily(_claim, request, fresh)
+                    how = _How(fresh, latency, spread=services.pulls.others_ask(node_id))
+                    leases, directives = await services.store.write_lazily(_claim, request, how)
                     pull.turned()
                     news = services.pulls.news(node_id, directives)
                     if leases or news or pull.over or wakeups.closed or loop.time() >= until:
@@ -97,17 +98,24 @@ def _assignment(lease: ops.Lease, node_id: str, lease_s: float) -> m.Assignment:
         spec=lease.spec,
         tries=lease.tries,
         inputs=lease.inputs,
+        latency=lease.latency,
     )
 
 
-def _claim(tx: Tx, request: m.PullRequest, fresh: bool) -> Claim:
+class _How(NamedTuple):
+    fresh: bool
+    latency: frozenset[str]
+    spread: bool
+
+
+def _claim(tx: Tx, request: m.PullRequest, how: _How) -> Claim:
     """Leases and directives in one transaction. A caller of section 8 gets one job, on a GPU where it has one that is free."""
     if request.protocol is None:
-        leases = ops.lease_jobs(tx, replace(request, slots=0, gpu_slots=1), fresh=fresh)
-        return leases or ops.lease_jobs(tx, replace(request, slots=1, gpu_slots=0), fresh=False), []
-    leases = ops.lease_jobs(tx, request, fresh=fresh)
+        leases = ops.lease_jobs(tx, replace(request, slots=0, gpu_slots=1), fresh=how.fresh, latency=how.latency)
+        return leases or ops.lease_jobs(tx, replace(request, slots=1, gpu_slots=0), fresh=False, latency=how.latency), []
+    leases = ops.lease_jobs(tx, request, fresh=how.fresh, latency=how.latency, spread=how.spread)
     # `held` is how things were when the poll came: later in its life it proves nothing any more.
-    return leases, nodes.directives(tx, request.node_id, request.held if fresh else None)
+    return leases, nodes.directives(tx, request.node_id, request.held if how.fresh else None)
 
 
 async def _watch(receive: Receive, pull: Pull) -> None:

@@ -62,6 +62,10 @@ class PullLine:
             if self._line.get(node_id) is pull:
                 del self._line[node_id]
 
+    def others_ask(self, node_id: str) -> bool:
+        """Whether another node waits for work."""
+        return any(pull.slots > 0 and not pull.over for other, pull in self._line.items() if other != node_id)
+
     def credit(self, node_id: str, slots: int) -> None:
         """A heartbeat told how many more jobs its node takes now."""
         pull = self._line.get(node_id)

@@ -1,14 +1,15 @@
 """The claim: which queued jobs a node gets. Its cost depends on how many *shapes* are queued, never on how many jobs.
 
-A loose scan of the claim's index names the shapes that have queued jobs; of those that the node can ever meet (remembered per
-node and shape) the heads are read, and `placement.choose` picks from them.
+A loose scan of the claim's index names the shapes that have queued jobs, each submitter's apart; of those that the node can ever
+meet (remembered per node and shape) the heads are read, and `placement.choose` picks from them.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ostler.coordinator.placement.choose import Candidate, Credit, Room, choose
+from ostler.coordinator.placement.fair import FairShare, Owner
 from ostler.coordinator.placement.offer import offer_of
 from ostler.coordinator.placement.shape import Shape, read_shape
 from ostler.coordinator.store.tx import Tx
@@ -18,6 +19,7 @@ from ostler.model.resources import Offer, unmet
 from ostler.protocol.codec import decode
 
 MAX_CLAIM = 1000  # leases in one answer
+MAX_RANK = 2**63 - 1
 MAX_REMEMBERED = 50_000  # shapes, and nodes
 DECLINE_REST_US = 5_000_000  # a job is not offered again at once to the node that just handed it back
 
@@ -58,6 +60,7 @@ class Placements:
     resting: dict[tuple[str, str, int], int] = field(
         default_factory=dict
     )  # (node, boot epoch, job) -> when it may be offered again
+    fair: FairShare = field(default_factory=FairShare)  # the writer's thread alone uses it
 
     def shapes_of(self, tx: Tx, shape_ids: Iterable[int]) -> dict[int, Shape]:
         """The shapes with these ids."""
@@ -132,57 +135,98 @@ class Claim:
     credit: Credit
     runners: frozenset[str] | None = None
     queues: frozenset[str] | None = None
+    latency: frozenset[str] = frozenset()  # queues whose jobs never wait behind others that were leased ahead
+    spread: bool = False  # other nodes ask for work, too
     once: bool = False  # never a second attempt of a job within one boot epoch (callers that know no attempt numbers)
 
 
-def claim(tx: Tx, wish: Claim) -> list[Candidate]:
-    """The jobs that the node gets now, in the order of their ranks; nothing is changed yet."""
+# How many more attempts each of these submitters may have; those that are not in the answer are not bounded.
+Spare = Callable[[Tx, Collection[Owner]], Mapping[Owner, int]]
+
+
+def claim(tx: Tx, wish: Claim, spare: Spare | None = None) -> list[Candidate]:
+    """The jobs that the node gets now, in the order in which they should begin; nothing is changed yet."""
     places = tx.memo(Placements)
     queued = [row[0] for row in tx.rows(queued_shapes_sql(tx))]
     if not queued:
         return []
+    known = places.shapes_of(tx, queued)
+    places.fair.admit(shape.owner for shape in known.values())
     shapes = {
         shape_id: shape
-        for shape_id, shape in places.shapes_of(tx, queued).items()
+        for shape_id, shape in known.items()
         if (wish.runners is None or shape.runner.value in wish.runners) and (wish.queues is None or shape.queue in wish.queues)
     }
     room = Room(wish.offer, wish.live, disk_free_mb=wish.disk_free_mb)
     resting = places.resting_for(wish.node_id, wish.boot_epoch, tx.at)
-    heads: list[tuple[Shape, list[Candidate]]] = []
+    fitting = []
     for shape_id in places.met_by(wish.offer, wish.offer_number, shapes):
-        shape = shapes[shape_id]
-        wanted = _at_most(shape, wish.credit)
-        if wanted and room.fits(shape):
-            heads.append((shape, _heads(tx, wish, shape_id, wanted, resting)))
-    return choose(room, wish.credit, heads)
+        wanted = _at_most(shapes[shape_id], wish)
+        if wanted and room.fits(shapes[shape_id]):
+            fitting.append((shape_id, wanted))
+    owners = {shapes[shape_id].owner for shape_id, _ in fitting}
+    share = max(
+        1, len(owners)
+    )  # among many submitters each gets so much less: most heads that one alone would get need not be read
+    heads = [
+        (shapes[shape_id], _heads(tx, wish, shape_id, (min(wanted, wanted // share + 2), wanted), resting))
+        for shape_id, wanted in fitting
+    ]
+    return choose(
+        room, wish.credit, heads, fair=places.fair, latency=wish.latency, spread=wish.spread,
+        spare=spare(tx, owners) if spare is not None and owners else {},
+    )  # fmt: skip
 
 
-def _at_most(shape: Shape, credit: Credit) -> int:
-    gpus = shape.demand.gpu_slots
-    return min(MAX_CLAIM, max(0, credit.gpu // gpus if gpus else credit.cpu))
+def _at_most(shape: Shape, wish: Claim) -> int:
+    gpus, credit = shape.demand.gpu_slots, wish.credit
+    cpu = credit.cpu if credit.now is None or shape.queue not in wish.latency else credit.now
+    return min(MAX_CLAIM, max(0, credit.gpu // gpus if gpus else cpu))
 
 
-def _heads(tx: Tx, wish: Claim, shape_id: int, wanted: int, resting: set[int]) -> list[Candidate]:
-    """The first jobs of a shape that this node may get."""
+def _heads(tx: Tx, wish: Claim, shape_id: int, portions: tuple[int, int], resting: set[int]) -> Iterator[Candidate]:
+    """The first jobs of a shape that this node may get, read as they are asked for: so many at once, then all that it can use."""
     unless = ""
-    params: tuple[object, ...] = (shape_id, wanted + len(resting))
+    params: tuple[object, ...] = (shape_id,)
     if wish.once:  # rare (callers of the source's section 8): walk on past those that this session had before
         unless = "AND NOT EXISTS (SELECT 1 FROM attempts a WHERE a.job_seq = jobs.seq AND a.node_id = ? AND a.boot_epoch = ?)"
-        params = (shape_id, wish.node_id, wish.boot_epoch, wanted + len(resting))
-    found = [Candidate(*row) for row in tx.rows(heads_sql(tx, unless), params)]
-    return [one for one in found if one.seq not in resting][:wanted]
+        params = (shape_id, wish.node_id, wish.boot_epoch)
+    given = 0
+    for limit in portions:
+        if given < limit:
+            rows = tx.rows(heads_sql(tx, unless), (*params, limit + len(resting)))
+            found = [Candidate(*row) for row in rows if row[0] not in resting][given:limit]
+            yield from found
+            given += len(found)
+            if given < limit:
+                return
 
 
-def ahead_of(tx: Tx, *, rank: int, seq: int, limit: int) -> int:
-    """How many queued jobs of any shape go before this one; stops counting at `limit`."""
-    total, jobs = 0, f"jobs {tx.by_index('ix_jobs_claim')}"
-    for (shape_id,) in tx.rows(queued_shapes_sql(tx)):
+def rivals(tx: Tx, shape: Shape, offers: Collection[Offer]) -> int:
+    """How many other submitters have jobs queued for any of the nodes that could run this shape."""
+    places = tx.memo(Placements)
+    mine = [offer for offer in offers if not unmet(shape.asks, offer)]
+    found: set[Owner] = set()
+    for other in places.shapes_of(tx, [row[0] for row in tx.rows(queued_shapes_sql(tx))]).values():
+        if other.owner != shape.owner and other.owner not in found and any(not unmet(other.asks, offer) for offer in mine):
+            found.add(other.owner)
+    return len(found)
+
+
+def ahead_of(tx: Tx, shape: Shape, *, rank: int, seq: int, limit: int, latency: Collection[str] = ()) -> int:
+    """How many queued jobs of the same submitter go before this one, which is of this shape; stops counting at `limit`."""
+    total, jobs, hasty = 0, f"jobs {tx.by_index('ix_jobs_claim')}", shape.queue in latency
+    shapes = tx.memo(Placements).shapes_of(tx, [row[0] for row in tx.rows(queued_shapes_sql(tx))])
+    for shape_id, other in shapes.items():
+        if other.owner != shape.owner or (hasty and other.queue not in latency):
+            continue
+        before = rank if hasty == (other.queue in latency) else MAX_RANK  # all of a latency queue go before all others
         found = tx.row(
             f"""SELECT (SELECT count(*) FROM (
                     SELECT 1 FROM {jobs} WHERE shape_id = ? AND {_QUEUED} AND rank < ? LIMIT ?) AS higher)
                 + (SELECT count(*) FROM (
                     SELECT 1 FROM {jobs} WHERE shape_id = ? AND {_QUEUED} AND rank = ? AND seq < ? LIMIT ?) AS earlier)""",  # noqa: S608
-            (shape_id, rank, limit, shape_id, rank, seq, limit),
+            (shape_id, before, limit, shape_id, before, seq, limit),
         )
         total += found[0] if found else 0
         if total >= limit:

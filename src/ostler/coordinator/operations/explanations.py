@@ -1,7 +1,9 @@
 """Why a job is where it is, in one sentence and in numbers."""
 
+from collections.abc import Collection
+
 from ostler.coordinator.operations import waits
-from ostler.coordinator.operations.claims import Placements, ahead_of
+from ostler.coordinator.operations.claims import Placements, ahead_of, rivals
 from ostler.coordinator.operations.views import job_of, job_row
 from ostler.coordinator.placement.explain import Standing, explain
 from ostler.coordinator.placement.shape import Shape
@@ -14,8 +16,8 @@ from ostler.protocol.messages import Explanation, JobView
 MAX_AHEAD = 1000
 
 
-def explain_job(tx: Tx, job_id: str) -> Explanation:
-    """Why a job is where it is. NotFound."""
+def explain_job(tx: Tx, job_id: str, latency: Collection[str] = ()) -> Explanation:
+    """Why a job is where it is; `latency` names the queues of that class. NotFound."""
     row = job_row(tx, job_id)
     job, seq = job_of(row), row[0]
     if job.state is not JobState.QUEUED or job.held or job.waiting:
@@ -24,11 +26,13 @@ def explain_job(tx: Tx, job_id: str) -> Explanation:
     found = tx.row("SELECT shape_id, rank FROM jobs WHERE seq = ?", (seq,))
     shape_id, rank = found or (0, 0)
     shape = places.shapes_of(tx, [shape_id])[shape_id]
-    ahead = ahead_of(tx, rank=rank, seq=seq, limit=MAX_AHEAD)
-    reasons = explain(shape, _standings(tx, places), ahead=ahead, ahead_capped=ahead >= MAX_AHEAD)
+    ahead = ahead_of(tx, shape, rank=rank, seq=seq, limit=MAX_AHEAD, latency=latency)
+    nodes = _standings(tx, places)
+    others = rivals(tx, shape, [node.offer for node in nodes])
+    reasons = explain(shape, nodes, ahead=ahead, ahead_capped=ahead >= MAX_AHEAD, others=others)
     return Explanation(
         job_id=job_id, state=job.state, summary=reasons.summary, nodes_total=reasons.total, nodes_fitting=reasons.fitting,
-        nodes_free=reasons.free, ahead=ahead, blockers=reasons.blockers,
+        nodes_free=reasons.free, ahead=ahead, others=others, blockers=reasons.blockers,
     )  # fmt: skip
 
 

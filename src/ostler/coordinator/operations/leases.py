@@ -7,6 +7,7 @@ that check. Delivery (`finish_attempts`, `append_log`, `set_workspace`) stands i
 door to all of it.
 """
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from ostler.coordinator.operations.logs import append_log
 from ostler.coordinator.operations.sessions import NodeRow, stale
 from ostler.coordinator.operations.waits import handed_to
 from ostler.coordinator.placement.choose import Candidate, Credit
+from ostler.coordinator.placement.shape import Shape
 from ostler.coordinator.store.times import span
 from ostler.coordinator.store.tx import Tx
 from ostler.model import job as jobs
@@ -64,13 +66,17 @@ class Lease:
     spec: str
     tries: int
     inputs: tuple[InputFile, ...] = ()
+    latency: bool = False
 
 
-def lease_jobs(tx: Tx, request: PullRequest, *, fresh: bool = True) -> list[Lease]:
+def lease_jobs(
+    tx: Tx, request: PullRequest, *, fresh: bool = True, latency: frozenset[str] = frozenset(), spread: bool = False
+) -> list[Lease]:
     """Lease at most `request.slots` CPU and `request.gpu_slots` GPU jobs to the node; empty where none fits.
 
     `fresh` is True on the first turn of a pull: leases offered earlier that its `held` lacks are then taken back. On later turns
     of the same long poll `held` is a snapshot of its arrival, so pass False. `filters` may hold the lists `runners` and `queues`.
+    `latency` names the queues of that class; `spread` tells that other nodes ask for work, too.
     Raises NotFound for an unknown node, StaleAttempt for an older boot epoch.
     """
     node = sessions.present(tx, request.node_id, request.boot_epoch)
@@ -83,13 +89,13 @@ def lease_jobs(tx: Tx, request: PullRequest, *, fresh: bool = True) -> list[Leas
     changes.flush()  # before the claim: what came back may be leased anew
     node = sessions.advanced(tx, node, NodeEvent.BEAT)
     takes = node.state is NodeState.READY and not node.draining and node.cordoned is None
-    chosen = _choose(tx, request, node, live) if takes else []
+    chosen = _choose(tx, request, node, live, latency, spread=spread) if takes else []
     specs = _lease(tx, node, chosen)
     aged = node.last_seen_at is None or not 0 <= tx.at - node.last_seen_at < span(RENEW_AFTER)
     if chosen or changed or (fresh and aged):
         tx.run("UPDATE nodes SET renewals = renewals + 1, last_seen_at = ? WHERE node_id = ?", (tx.at, node.node_id))
     inputs = handed_to(tx, [one.seq for one in chosen]) if chosen else {}
-    return [Lease(one.job_id, one.attempt + 1, specs[one.seq], one.tries, inputs.get(one.seq, ())) for one in chosen]
+    return [Lease(one.job_id, one.attempt + 1, specs[one.seq], one.tries, inputs.get(one.seq, ()), one.latency) for one in chosen]
 
 
 def _take_back(tx: Tx, changes: Changes, case: Case, held: Collection[tuple[str, int]]) -> bool:
@@ -102,12 +108,15 @@ def _take_back(tx: Tx, changes: Changes, case: Case, held: Collection[tuple[str,
     return True
 
 
-def _choose(tx: Tx, request: PullRequest, node: NodeRow, live: Sequence[Case]) -> list[Candidate]:
-    credit = Credit(cpu=max(0, request.slots), gpu=max(0, request.gpu_slots))
-    if not (credit.cpu or credit.gpu):
-        return []
+def _choose(
+    tx: Tx, request: PullRequest, node: NodeRow, live: Sequence[Case], latency: frozenset[str], *, spread: bool
+) -> list[Candidate]:
     places = tx.memo(Placements)
     shapes = places.shapes_of(tx, {case.shape_id for case in live})
+    now = _at_once(request.slots, node.cpu_slots, live, shapes, latency)
+    credit = Credit(cpu=max(0, request.slots), gpu=max(0, request.gpu_slots), now=now)
+    if not (credit.cpu or credit.gpu or now):
+        return []
     return claim(
         tx,
         Claim(
@@ -120,9 +129,30 @@ def _choose(tx: Tx, request: PullRequest, node: NodeRow, live: Sequence[Case]) -
             credit=credit,
             runners=_wanted(request.filters, "runners"),
             queues=_wanted(request.filters, "queues"),
+            latency=latency,
+            spread=spread,
             once=request.protocol is None,
         ),
     )
+
+
+def _at_once(asked: int, slots: int, live: Sequence[Case], shapes: Mapping[int, Shape], latency: frozenset[str]) -> int:
+    """How many jobs of latency queues the node begins at once, of those without a GPU.
+
+    As many as it has slots free. Where it has none, and still has jobs leased ahead or asks for such, its jobs take so little time
+    that a slot is free in a moment (`node.credit`), which such a job then gets before those: one at a time.
+    """
+    counts = Counter(case.shape_id for case in live)
+    free = slots - sum(count for shape_id, count in counts.items() if not shapes[shape_id].demand.gpu_slots)
+    if free > 0:
+        return min(free, max(0, asked))
+    hasty = {shape_id for shape_id in counts if shapes[shape_id].queue in latency and not shapes[shape_id].demand.gpu_slots}
+    next_up = any(case.shape_id in hasty and not _runs(case) for case in live) if hasty else False
+    return int((asked > 0 or free < 0) and not next_up)
+
+
+def _runs(case: Case) -> bool:
+    return case.attempt is not None and case.attempt.state in {AttemptState.RUNNING, AttemptState.UPLOADING}
 
 
 def _wanted(filters: Mapping[str, Any] | None, name: str) -> frozenset[str] | None:

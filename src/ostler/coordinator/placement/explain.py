@@ -57,10 +57,11 @@ class Reasons:
     blockers: tuple[Blocker, ...]
 
 
-def explain(shape: Shape, nodes: Sequence[Standing], *, ahead: int, ahead_capped: bool = False) -> Reasons:
-    """Why a queued job of this shape has not been leased. `ahead` jobs go first; `ahead_capped` when there are more than were
-    counted.
+def explain(shape: Shape, nodes: Sequence[Standing], *, ahead: int, ahead_capped: bool = False, others: int = 0) -> Reasons:
+    """Why a queued job of this shape has not been leased. `ahead` jobs of the same submitter go first, `ahead_capped` when there
+    are more than were counted; so many `others` wait for the same nodes.
     """
+    before = _ahead(ahead, ahead_capped, others)
     failed: dict[str, list[str]] = {}
     fitting: list[Standing] = []
     for node in nodes:
@@ -82,9 +83,9 @@ def explain(shape: Shape, nodes: Sequence[Standing], *, ahead: int, ahead_capped
     elif not ready:
         summary = f"{_nodes(len(fitting))} could run it, but {_whereabouts(fitting)}"
     elif not free:
-        summary = f"{_nodes(len(ready))} could run it and {_be(len(ready))} busy; {_ahead(ahead, ahead_capped)}"
-    elif ahead:
-        summary = f"{_ahead(ahead, ahead_capped)}; {_nodes(len(free))} with room could run it"
+        summary = f"{_nodes(len(ready))} could run it and {_be(len(ready))} busy; {before}"
+    elif ahead or others:
+        summary = f"{before}; {_nodes(len(free))} with room could run it"
     else:
         summary = f"it is next: {free[0].offer.node_id} can run it and gets it with its next pull"
     return Reasons(summary=summary, total=len(nodes), fitting=len(fitting), free=len(free), blockers=blockers)
@@ -135,11 +136,12 @@ def _whereabouts(nodes: Sequence[Standing]) -> str:
     return ", ".join(f"{count} {_be(count)} {word}" for word, count in sorted(words.items()))
 
 
-def _ahead(count: int, capped: bool) -> str:
-    if not count:
-        return "no job is ahead"
+def _ahead(count: int, capped: bool, others: int) -> str:
+    whose = " of the same submitter" if others else ""
     more = "at least " if capped else ""
-    return f"{more}{count} job{'s' if count > 1 else ''} {_be(count)} ahead"
+    ahead = f"{more}{count} job{'s' if count > 1 else ''}{whose} {_be(count)} ahead" if count else f"no job{whose} is ahead"
+    share = f"; {others} other submitter{'s share' if others > 1 else ' shares'} the nodes" if others else ""
+    return ahead + share
 
 
 def _nodes(count: int) -> str:
