@@ -211,6 +211,7 @@ def test_results_as_pickles_where_the_caller_says_so(client):
         ("calls:Path", "defines no public function 'Path'"),  # imported
         ("calls:Box", "defines no public function 'Box'"),  # a class
         ("calls:inner", "defines no public function 'inner'"),
+        ("listed:hidden", "defines no public function 'hidden'"),  # not in its module's `__all__`
         ("calls:nothing", "defines no public function 'nothing'"),
         ("os:system", "this node has no task 'os:system'"),
         ("nowhere:square", "this node has no task 'nowhere:square'"),
@@ -241,6 +242,10 @@ def test_what_a_node_does_not_have_is_denied(ex, name, said):
 def test_what_cannot_be_sent_is_told_at_once(ex, function, args, said):
     with pytest.raises(ostler.InvalidSpec, match=said):
         ex.submit(function, *args)
+
+
+def test_a_module_s_list_of_names_is_kept(ex):
+    assert ex.submit("listed:offered").result(60) == "offered"
 
 
 def test_a_function_of_the_program_itself(two):
@@ -431,6 +436,7 @@ def test_functions_by_value_where_a_node_allows_them(open_minded, tmp_path):
             assert list(ex.map(lambda n: n + offset, range(20))) == [n + 5 for n in range(20)]
             assert list(ex.map(lambda n: n * 2, range(20), chunksize=7)) == [n * 2 for n in range(20)]
             assert {one.node_id for one in client.jobs(limit=100)} == {"open"}
+            assert client.jobs(limit=1)[0].title == "test_functions_by_value_where_a_node_allows_them.<lambda>"
             assert ex.submit(calls.together, object, x=1).exception(60)  # a class is no data, as a result
             with pytest.raises(ostler.RemoteError, match="Local: mine"):
                 ex.submit(fails).result(60)
@@ -447,6 +453,14 @@ def test_functions_by_value_where_a_node_allows_them(open_minded, tmp_path):
         junk = {**old, "code": {"pickle": "AAAA", "python": f"{sys.version_info.major}.{sys.version_info.minor}"}}
         with pytest.raises(ostler.JobFailed, match="E_TASK"):
             client.submit(**junk, retries=0).result(60)
+
+
+def test_functions_by_name_in_each_sandbox(open_minded):
+    client = ostler.Client(open_minded.url, token=open_minded.token)
+    with client, ostler.Executor(client, requirements={"node": "open"}, timeout_s=60) as ex:
+        assert list(ex.map(calls.square, range(5))) == [0, 1, 4, 9, 16]
+        with pytest.raises(calls.Torn, match="page"):
+            ex.submit(calls.torn, "page", 2).result(60)
 
 
 def test_a_program_s_own_functions_by_value(open_minded):
@@ -647,6 +661,17 @@ def test_the_package_stays_cheap_to_import():
     assert {"Client", "AsyncClient", "Executor"} <= set(dir(ostler))
     with pytest.raises(AttributeError):
         _ = ostler.nothing
+
+
+def test_a_program_that_ends_without_a_shutdown_leaves_its_calls_to_the_fleet(two, client):
+    done = program(
+        two,
+        """
+        import ostler
+        print([ostler.Executor().submit("calls:slow_square", n, 0.5).job_id for n in range(3)][-1])
+        """,
+    )
+    assert client.job(done.stdout.strip()).result(60).state == "done"
 
 
 def test_a_network_that_loses_connections(two):

@@ -155,6 +155,8 @@ def host_problems(loaded: Loaded[NodeConfig]) -> list[Problem]:
         ]
         if python.venv is not None and not (python.venv / "bin/python").exists():
             found.append(Problem("runners.python.venv", f"{python.venv} holds no bin/python"))
+        elif python.by_value and python.venv is not None and not any(python.venv.glob("lib/python*/site-packages/cloudpickle")):
+            found.append(Problem("runners.python.by_value", f"needs cloudpickle, which {python.venv} lacks: install it there"))
     for name in ("ca_file", "client_cert", "client_key"):
         place = getattr(config.coordinator, name)
         if place is not None and not place.is_file():

@@ -34,6 +34,7 @@ MAX_DEPENDENCIES = 1000
 MAX_JOB_ID = 128
 MAX_AHEAD = timedelta(days=365)
 MAX_ARGS_BYTES = 128 * 1024
+MAX_CODE_NAME = 128
 BY_VALUE_TAG = "python-by-value"  # nodes that allow `code` advertise it, so that placement finds them
 DEFAULT_TIMEOUT_S = 3600
 DEFAULT_POOL = "default"  # of nodes whose join token named none, and of jobs that name neither a pool nor a node
@@ -118,7 +119,8 @@ class Artifact:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Code:
-    """A Python function with its arguments by value: what cloudpickle made of it (base64), and the Python that it is for (`3.11`).
+    """A Python function with its arguments by value: what cloudpickle made of it (base64), the Python that it is for (`3.11`), and a
+    name for lists.
 
     To take it in is to run it, so a node does neither unless its own configuration allows it.
     """
@@ -127,6 +129,7 @@ class Code:
 
     pickle: str
     python: str
+    name: str = "function"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -430,6 +433,8 @@ def _task_problems(manifest: Manifest) -> Iterator[Problem]:
             yield Problem("requirements.tags", f"must hold {BY_VALUE_TAG!r} where there is `code`: other nodes refuse it")
         if not BASE64.fullmatch(code.pickle):
             yield Problem("code.pickle", "is not base64")
+        if not 0 < len(code.name) <= MAX_CODE_NAME or not is_unicode(code.name):
+            yield Problem("code.name", f"must be 1 to {MAX_CODE_NAME} characters of valid Unicode")
         if not PYTHON_VERSION.fullmatch(code.python):
             yield Problem("code.python", f"{code.python[:20]!r} is no Python version such as 3.11")
         if unknown := sorted(manifest.params.keys() - {"results"}):

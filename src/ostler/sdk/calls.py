@@ -9,6 +9,7 @@ import functools
 import json
 import sys
 import sysconfig
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Any, Literal
 
 from ostler.model.errors import InvalidSpec, Problem
 from ostler.model.job import JobState
-from ostler.model.manifest import BY_VALUE_TAG, TASK
+from ostler.model.manifest import BY_VALUE_TAG, MAX_CODE_NAME, TASK
 from ostler.protocol import values
 from ostler.protocol.messages import JobView
 from ostler.sdk.failed import JobFailed, RemoteError, RemoteTraceback
@@ -27,6 +28,7 @@ Arguments = tuple[Sequence[Any], Mapping[str, Any]]
 
 RESULT, PICKLE, ERROR = "result.json", "result.pkl", "error.json"
 MAX_CALL_BYTES = 4 * 2**20
+_PICKLING = threading.Lock()  # which modules go by value is told to cloudpickle as a whole
 _BY_NAME = "put it at the top level of a module in the nodes' task folders (tasks/NAME.py), and import it from there"
 _BY_VALUE = "or send it by value: Executor(by_value=True), to nodes with runners.python.by_value: true"
 
@@ -52,7 +54,8 @@ def manifest_of(call: Call, *, by_value: bool, results: Results, extra: Mapping[
     if by_value:
         need = dict(manifest.get("requirements") or {})
         manifest["requirements"] = {**need, "tags": [*need.get("tags", ()), BY_VALUE_TAG]}
-        manifest["code"] = {"pickle": _pickled(call), "python": f"{sys.version_info.major}.{sys.version_info.minor}"}
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        manifest["code"] = {"pickle": _pickled(call), "python": version, "name": _title(call.function)}
     else:
         task, calls = _by_name(call)
         manifest["task"] = task
@@ -105,6 +108,12 @@ def _written(args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def _title(function: Any) -> str:
+    """What lists show of it."""
+    name = getattr(function, "__qualname__", None) or type(function).__qualname__
+    return str(name).replace("<locals>.", "")[:MAX_CODE_NAME]
+
+
 def _pickled(call: Call) -> str:
     import cloudpickle  # takes a while to load, and most executors send names
 
@@ -112,16 +121,17 @@ def _pickled(call: Call) -> str:
     if isinstance(function, str):
         raise InvalidSpec(f"{function!r} is a name", hint="without by_value=True functions are called by their names")
     own = _own_module(function)
-    try:
-        if own is not None:
+    with _PICKLING:
+        ours = own is not None and own.__name__ not in cloudpickle.list_registry_pickle_by_value()
+        if ours:
             cloudpickle.register_pickle_by_value(own)
         try:
             content = cloudpickle.dumps((function, [(list(args), dict(more)) for args, more in call.arguments], call.batch))
+        except Exception as exc:  # whatever an object's own code raises
+            raise InvalidSpec(f"the function or an argument cannot be pickled: {type(exc).__name__}: {exc}") from exc
         finally:
-            if own is not None:
+            if ours:
                 cloudpickle.unregister_pickle_by_value(own)
-    except Exception as exc:  # whatever an object's own code raises
-        raise InvalidSpec(f"the function or an argument cannot be pickled: {type(exc).__name__}: {exc}") from exc
     return base64.b64encode(content).decode()
 
 
@@ -183,9 +193,14 @@ def _raised(error: Mapping[str, Any]) -> BaseException:
     """The exception again where its class is known here, else a RemoteError that names it; the traceback is its cause."""
     raised = _rebuilt(error)
     if raised is None:
-        raised = RemoteError(str(error.get("text") or error.get("name")))
-    raised.__cause__ = RemoteTraceback(str(error.get("traceback") or error.get("text") or ""))
+        raised = RemoteError(_clean(error.get("text") or error.get("name")))
+    raised.__cause__ = RemoteTraceback(_clean(error.get("traceback") or error.get("text") or ""))
     return raised
+
+
+def _clean(text: Any) -> str:
+    """What a node wrote, for a terminal: signs that would move its cursor are shown, not sent."""
+    return "".join(sign if sign.isprintable() or sign in "\n\t" else ascii(sign)[1:-1] for sign in str(text))
 
 
 def _rebuilt(error: Mapping[str, Any]) -> BaseException | None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import secrets
 import time
@@ -174,7 +175,11 @@ class Waiter:
     async def _ask(self) -> m.AwaitResponse | None:
         """One call; None where it was given up because there are more jobs now to wait for."""
         self._news.clear()
-        ids = tuple(list(self._open)[:MAX_AWAITED])
+        ids = tuple(itertools.islice(self._open, MAX_AWAITED))
+        if len(self._open) > len(ids):  # the others have their turn soon, and these come last then
+            self._wait_s = SHORT_WAIT_S
+            for job_id in ids:
+                self._open[job_id] = self._open.pop(job_id)
         contents = {one for _, wanted in self._open.values() for one in wanted}
         wait_s = self._wait_s
         self._wait_s = min(wait_s * 2, LONG_WAIT_S)

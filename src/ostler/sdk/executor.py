@@ -1,10 +1,12 @@
 """`ostler.Executor`: the contract of `concurrent.futures` over the fleet."""
 
 import asyncio
+import atexit
 import itertools
 import secrets
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, InvalidStateError
@@ -28,7 +30,18 @@ T = TypeVar("T")
 MAX_BATCH = 500
 MAX_BATCH_BYTES = 8 * 2**20
 GATHER_S = 0.002  # what is submitted in a loop goes with one call
+LAST_S = 10.0
 FETCHES = 4  # results too large to come along, at the same time
+
+
+_executors: "weakref.WeakSet[Executor]" = weakref.WeakSet()
+
+
+@atexit.register
+def _send_what_is_left() -> None:
+    """A program that ends without `shutdown` leaves its calls to the fleet: what was submitted is sent."""
+    for one in list(_executors):
+        one.flush()
 
 
 class CallFuture(Future[T]):
@@ -114,6 +127,7 @@ class Executor(FuturesExecutor):
             if self._own:
                 self._client.close()
             raise
+        _executors.add(self)
 
     # --- the contract ---
 
@@ -178,6 +192,12 @@ class Executor(FuturesExecutor):
     async def _errands_done(self) -> None:
         while self._errands or self._sending:
             await asyncio.wait(self._errands) if self._errands else await asyncio.sleep(GATHER_S)
+
+    def flush(self, timeout: float = LAST_S) -> None:
+        """Returns when what was submitted so far is with the coordinator, or the time is over."""
+        if not self._portal.closed:
+            with suppress(TimeoutError, CancelledError, OstlerError):
+                self._portal.run(asyncio.wait_for(self._errands_done(), timeout))
 
     # --- in the callers' threads ---
 

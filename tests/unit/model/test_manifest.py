@@ -187,8 +187,8 @@ def test_functions_by_value():
     assert paths(Manifest(runner=Runner.PYTHON, code=code)) == ["requirements.tags"]
     assert paths(Manifest(runner=Runner.PYTHON, code=code, task="x", requirements=tagged)) == ["task"]
     assert paths(Manifest(runner=Runner.PYTHON, code=code, params={"a": 1}, requirements=tagged)) == ["params.a"]
-    bad = Code(pickle="no base64!", python="2.7")
-    assert paths(Manifest(runner=Runner.PYTHON, code=bad, requirements=tagged)) == ["code.pickle", "code.python"]
+    bad = Code(pickle="no base64!", python="2.7", name="")
+    assert paths(Manifest(runner=Runner.PYTHON, code=bad, requirements=tagged)) == ["code.pickle", "code.name", "code.python"]
     assert paths(Manifest(command="true", code=code)) == ["code"]
 
 

@@ -154,6 +154,12 @@ def test_one_that_can():
     assert str(raised.__cause__) == '\n"""\nthere"""'
 
 
+def test_text_of_a_node_does_not_reach_the_terminal_as_it_is():
+    raised = failed_with(name="Nothing", text="a\x1b[2Jb\r\n\tc", traceback="\x9b1A")
+    assert str(raised) == "a\\x1b[2Jb\\r\n\tc"
+    assert "\x9b" not in str(raised.__cause__)
+
+
 def test_which_of_a_batch_a_mistake_is_about():
     problems = [Problem("[3].labels.x", "bad"), Problem("[10]", "bad"), Problem("task", "bad"), Problem("[x]", "bad")]
     assert calls.problem_indices(problems) == {3, 10}

@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -42,6 +43,18 @@ def test_what_the_host_lacks_is_told_apart(section_4: Path) -> None:
         ("runners.python.task_paths[0]", 24),
         ("runners.python.venv", 25),
     ]
+
+
+def test_functions_by_value_need_cloudpickle_in_the_venv(tmp_path: Path) -> None:
+    python = {"enable": True, "by_value": True, "venv": str(tmp_path)}
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/python").touch()
+    file = tmp_path / "node.yaml"
+    file.write_text(json.dumps({"coordinator": {"base_url": "http://127.0.0.1:1"}, "runners": {"python": python}}))
+    [lacking] = host_problems(resolve_node(file, env={}))
+    assert (lacking.path, "needs cloudpickle" in lacking.message) == ("runners.python.by_value", True)
+    (tmp_path / "lib/python3.11/site-packages/cloudpickle").mkdir(parents=True)
+    assert host_problems(resolve_node(file, env={})) == []
 
 
 @pytest.mark.parametrize(

@@ -174,7 +174,7 @@ def new_job_ids(now: datetime, count: int) -> list[str]:
 def title_of(manifest: Manifest) -> str:
     """What a list shows of a job: its command line or its task, cut where it is long."""
     if manifest.command is None:
-        words = manifest.task or manifest.runner.value
+        words = manifest.task or (manifest.code.name if manifest.code is not None else manifest.runner.value)
     else:
         words = manifest.command if not manifest.args else shlex.join((manifest.command, *manifest.args[:32]))
     words = words.replace("\n", " ")

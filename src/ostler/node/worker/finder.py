@@ -98,10 +98,13 @@ class TaskFinder:
 
 
 def _public(module: ModuleType, name: str) -> Callable[..., Any]:
-    """A function that the module offers: not private, and its own. What a module imports for itself is nobody else's to call."""
+    """A function that the module offers: not private, its own, and in `__all__` where there is one.
+
+    What a module imports for itself, or keeps for itself, is nobody else's to call.
+    """
     found = vars(module).get(name)
     own = isinstance(found, FunctionType) and found.__module__ == module.__name__ and found.__qualname__ == name
-    if not isinstance(found, FunctionType) or not own or name.startswith("_"):
+    if not isinstance(found, FunctionType) or not own or name.startswith("_") or name not in getattr(module, "__all__", [name]):
         short = module.__name__.removeprefix(f"{PACKAGE}.")
         raise TaskRefused("E_DENY", f"the task module {short} defines no public function {name!r} at its top level")
     return found
