@@ -17,6 +17,12 @@ class Way:
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
 
+    @property
+    def open(self):
+        """How many ends of connections there are."""
+        with self._lock:
+            return len(self._pairs)
+
     def freeze(self):
         self._state = "frozen"
 
@@ -44,7 +50,11 @@ class Way:
                 if self._state == "cut":
                     near.close()
                     continue
-                far = socket.create_connection(("127.0.0.1", self._target))
+                try:
+                    far = socket.create_connection(("127.0.0.1", self._target))
+                except OSError:  # nobody listens there just now
+                    near.close()
+                    continue
                 with self._lock:
                     self._pairs |= {near, far}
                 threading.Thread(target=self._connect, args=(near, far), daemon=True).start()
