@@ -51,6 +51,7 @@ EXAMPLES = (
         )
     ),
     m.BatchResponse(items=(m.ItemResult(job_id="j-1", attempt=2), m.ItemResult(job_id="j-2", attempt=1, ok=False, code="stale_attempt"))),
+    m.SecretValues(items=(m.SecretValue(name="db", value=b"\0binary"),)),
     m.SubmitResponse(items=(m.Submitted(job_id="j-1"),)),
 )  # fmt: skip
 

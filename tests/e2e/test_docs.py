@@ -35,6 +35,7 @@ RUN = [
             "work-as-a-team",
             "set-quotas-and-retention",
             "let-a-job-reach-the-network",
+            "give-a-job-a-secret",
         )
     ),
 ]

@@ -37,6 +37,7 @@ from ostler.node.config import (
 from ostler.node.daemon import NodeDaemon, Parts
 from ostler.node.identity import Identity
 from ostler.node.journal import Journal
+from ostler.node.vault import Vault
 from ostler.protocol import codec, dsse
 from ostler.protocol import messages as m
 from ostler.protocol.client import AsyncClient
@@ -428,7 +429,8 @@ class NodeRig:
         self.daemon = NodeDaemon(
             Parts(
                 config=self.config, journal=journal, identity=identity, client=self.clients[0], heart=self.clients[1],
-                runners={Runner.CLI: self.runner}, keeper=keeper, tidy=tidy, prepare=prepare, look=lambda: self.capabilities,
+                runners={Runner.CLI: self.runner}, keeper=keeper, tidy=tidy, prepare=prepare, vault=Vault(self.config.state),
+                look=lambda: self.capabilities,
                 sample=lambda: Load(load=0.1, free_mb=1, gpu_free=0, disk_free_mb=1, cpu_load=1.0, vram_free_mb=0),
                 first_look=self.capabilities, clock=SystemClock(), logger=LOGGER,
             )

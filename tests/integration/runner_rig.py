@@ -26,6 +26,7 @@ from ostler.node.config import (
 from ostler.node.keeper_client import KeeperClient
 from ostler.node.runners.processes import Processes
 from ostler.node.sandbox import abilities, observe
+from ostler.node.vault import Vault
 from ostler.node.workspace import Workspace
 from ostler.protocol.ports import AttemptTask, RunnerPort
 
@@ -52,6 +53,7 @@ class Rig:
         self.config.workspace.root.mkdir()
         self.config.state.mkdir(mode=0o700)
         self.socket = self.config.state / "keeper.sock"
+        self.vault = Vault(self.config.state)
         self.host = observe(self.config.state / "sandbox")
         self.abilities = abilities(self.host)
         self.logger = logging.getLogger("ostler.test")
@@ -73,7 +75,9 @@ class Rig:
     async def processes(self) -> Processes:
         """A daemon's door to the keeper."""
         client = await KeeperClient.connect(self.socket)
-        processes = Processes(keeper=client, config=self.config, host=self.host, abilities=self.abilities, logger=self.logger)
+        processes = Processes(
+            keeper=client, config=self.config, host=self.host, abilities=self.abilities, vault=self.vault, logger=self.logger
+        )
         self.daemons.append(processes)
         return processes
 

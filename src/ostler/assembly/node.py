@@ -52,6 +52,7 @@ from ostler.node.runners.cli import CliRunner
 from ostler.node.runners.processes import Processes
 from ostler.node.runners.python import PythonRunner
 from ostler.node.sandbox import abilities, observe
+from ostler.node.vault import Vault
 from ostler.node.workspace import Workspace
 from ostler.protocol import routes
 from ostler.protocol.client import AsyncClient
@@ -231,7 +232,8 @@ async def run(config: NodeConfig, file: Path | None) -> None:
     _check_sandbox(config, able, logger)
     _check_tls(config, logger)
     eyes = await asyncio.to_thread(_open_eyes, config, able, identity.node_id)
-    processes = Processes(keeper=await ensure_keeper(state), config=config, host=host, abilities=able, logger=logger)
+    vault = Vault(state)
+    processes = Processes(keeper=await ensure_keeper(state), config=config, host=host, abilities=able, vault=vault, logger=logger)
     keepers = Keepers(state, processes, logger)
     runners: dict[Runner, RunnerPort] = {}
     cli = CliRunner(processes) if config.runners.cli.enable else None
@@ -254,7 +256,7 @@ async def run(config: NodeConfig, file: Path | None) -> None:
     daemon = NodeDaemon(
         Parts(
             config=config, journal=journal, identity=identity, client=client, heart=heart, runners=runners,
-            keeper=keepers.again, tidy=keepers.tidy, prepare=prepare, look=eyes.look, sample=eyes.gauge.load,
+            keeper=keepers.again, tidy=keepers.tidy, prepare=prepare, vault=vault, look=eyes.look, sample=eyes.gauge.load,
             first_look=await asyncio.to_thread(eyes.look), clock=clock, logger=logger,
         )
     )  # fmt: skip

@@ -4,7 +4,23 @@ import sys
 
 import typer
 
-from ostler.cli import allowlist, audit, ca, config, doctor, events, exits, jobs, nodes, retention, run, tokens, up, version
+from ostler.cli import (
+    allowlist,
+    audit,
+    ca,
+    config,
+    doctor,
+    events,
+    exits,
+    jobs,
+    nodes,
+    retention,
+    run,
+    secrets,
+    tokens,
+    up,
+    version,
+)
 
 app = typer.Typer(
     name="ostler",
@@ -20,6 +36,7 @@ app.add_typer(jobs.app, name="job")
 app.add_typer(nodes.app, name="node")
 app.add_typer(tokens.app, name="token")
 app.command()(events.events)
+app.add_typer(secrets.app, name="secret")
 app.command()(up.coordinator)
 app.command()(retention.retention)
 app.add_typer(allowlist.app, name="allowlist")

@@ -23,6 +23,7 @@ class FailureCode(StrEnum):
     SPEC = "E_SPEC"
     INPUT = "E_INPUT"
     OUTPUT = "E_OUTPUT"
+    SECRET = "E_SECRET"  # noqa: S105 - a code
     SANDBOX = "E_SANDBOX"
     START = "E_START"
     EXIT = "E_EXIT"
@@ -71,6 +72,11 @@ CODES: dict[FailureCode, CodeInfo] = {
         "A declared artifact is missing, too large or not a regular file of the workspace, or the log outgrew its cap.",
         Retry.NEVER,
         "`ostler job debug JOB` fetches the workspace as it was left.",
+    ),
+    FailureCode.SECRET: CodeInfo(
+        "A secret that the manifest names was not given to the node: deleted, not for its pool, or not fit for the environment.",
+        Retry.NEVER,
+        "`ostler secret list` shows which there are; the message names the one and the reason.",
     ),
     FailureCode.SANDBOX: CodeInfo(
         "The sandbox level that the job demands could not be set up on this node.",

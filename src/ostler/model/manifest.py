@@ -36,8 +36,14 @@ MAX_AHEAD = timedelta(days=365)
 MAX_ARGS_BYTES = 128 * 1024
 MAX_CODE_NAME = 128
 BY_VALUE_TAG = "python-by-value"  # nodes that allow `code` advertise it, so that placement finds them
+MAX_SECRETS = 32
 DEFAULT_TIMEOUT_S = 3600
 DEFAULT_POOL = "default"  # of nodes whose join token named none, and of jobs that name neither a pool nor a node
+# A secret in one of these could make a program run other code, say what is not so, or come into an argument of the sandbox's.
+_NO_SECRETS_ENV = re.compile(
+    r"((LD|DYLD|GLIBC|MALLOC|OSTLER)_.*|NIS_PATH|GCONV_PATH|NLSPATH|GETCONF_DIR|LOCPATH|TZDIR|TMPDIR|HOSTALIASES|LOCALDOMAIN"
+    r"|RES_OPTIONS|RESOLV_HOST_CONF|PATH|HOME|LANG)"
+)
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -130,6 +136,19 @@ class Code:
     pickle: str
     python: str
     name: str = "function"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecretUse:
+    """One secret of the coordinator's that the job gets, by its name: in the environment variable `env`, or as the `file` of that
+    name in the directory that OSTLER_SECRETS_DIR names (on a memory file system, mode 0400).
+    """
+
+    __pydantic_config__ = STRICT
+
+    name: str
+    env: str | None = None
+    file: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,6 +249,7 @@ class Manifest:
     depends_on: tuple[str | Dependency, ...] = ()
     env: dict[str, str] = field(default_factory=dict)
     policy: Policy = Policy()
+    secrets: tuple[SecretUse, ...] = ()
     stdout: str | None = None
     array: int | None = None
     array_index: int | None = None
@@ -421,6 +441,7 @@ def problems(manifest: Manifest) -> list[Problem]:  # noqa: PLR0912 - one flat l
     found.extend(_number_problems(manifest))
     found.extend(_label_problems(manifest))
     found.extend(_file_problems(manifest))
+    found.extend(_secret_problems(manifest))
     return found
 
 
@@ -587,3 +608,34 @@ def _file_problems(manifest: Manifest) -> Iterator[Problem]:  # noqa: PLR0912 - 
         seen.add(artifact.path)
         if artifact.max_mb <= 0:
             yield Problem(f"artifacts[{i}].max_mb", "must be more than 0")
+
+
+def _secret_problems(manifest: Manifest) -> Iterator[Problem]:
+    if len(manifest.secrets) > MAX_SECRETS:
+        yield Problem("secrets", f"are more than {MAX_SECRETS}")
+    seen: set[tuple[str, str]] = set()
+    for i, use in enumerate(manifest.secrets):
+        path = f"secrets[{i}]"
+        if not NAME.fullmatch(use.name):
+            yield Problem(f"{path}.name", "must be 1 to 63 letters, digits, '.', '_' or '-'")
+        if (use.env is None) == (use.file is None):
+            yield Problem(path, "says how it is delivered by exactly one of `env` and `file`")
+            continue
+        kind, name = ("env", use.env) if use.env is not None else ("file", use.file or "")
+        path = f"{path}.{kind}"
+        if use.env is not None:
+            yield from _secret_env_problems(manifest, use.env, path)
+        elif why := unsafe_name(name):
+            yield Problem(path, f"{name!r} {why}")
+        if (kind, name) in seen:
+            yield Problem(path, f"{name!r} stands twice")
+        seen.add((kind, name))
+
+
+def _secret_env_problems(manifest: Manifest, name: str, path: str) -> Iterator[Problem]:
+    if not ENV_NAME.fullmatch(name):
+        yield Problem(path, f"{name[:80]!r} is not the name of an environment variable")
+    elif _NO_SECRETS_ENV.fullmatch(name):
+        yield Problem(path, f"{name} cannot hold a secret; take another name")
+    elif name in manifest.env:
+        yield Problem(path, f"{name} is set by `env` too")

@@ -12,6 +12,7 @@ from ostler.model.errors import OstlerError
 from ostler.model.failures import Failure, FailureCode
 from ostler.model.manifest import Runner
 from ostler.node.attempts import AttemptTable, Live, Slots
+from ostler.node.confidences import Confidences
 from ostler.node.config import NodeConfig
 from ostler.node.credit import Pace, credit
 from ostler.node.debug_upload import DebugUploads
@@ -43,6 +44,7 @@ from ostler.node.offers import Offers
 from ostler.node.readiness import Readiness, Reason
 from ostler.node.recovery import Recovery
 from ostler.node.session import Dialect, SelfDescription, Session
+from ostler.node.vault import Vault
 from ostler.node.workspace import Workspace
 from ostler.protocol import messages as m
 from ostler.protocol.client import AsyncClient
@@ -68,6 +70,7 @@ class Parts:
     keeper: Callable[[], Awaitable[None]]
     tidy: Callable[[Collection[str]], Awaitable[None]]
     prepare: Callable[[Live, Workspace], Awaitable[Failure | None]]
+    vault: Vault
     look: Callable[[], Capabilities]
     sample: Callable[[], Load]
     first_look: Capabilities
@@ -129,6 +132,7 @@ class NodeDaemon:
             table=self.table,
             journal=parts.journal,
             disk=self._disk,
+            confidences=Confidences(parts.vault, ask=self._secrets, logger=logger),
             watchers=Watchers(
                 stage=self._on_stage,
                 progress=self._on_progress,
@@ -266,6 +270,7 @@ class NodeDaemon:
         )
         for live in await recovery.run():
             self.outbox.add(live)
+        await asyncio.to_thread(self._sweep_vault)
         await self.parts.tidy({f"{one.job_id}/{one.attempt}" for one in self.table.held()})
         self.counts.adopted = len(self.table.working())
         loops: list[Loop] = [
@@ -322,7 +327,18 @@ class NodeDaemon:
         self.acker.wake()
         self.puller.reconsider()
 
+    def _sweep_vault(self) -> None:
+        """What was told to attempts that are over or gone is wiped now, if nobody was there to do it at their end."""
+        left: list[str] = []
+        with contextlib.suppress(OSError):
+            left = self.parts.vault.sweep({f"{one.job_id}/{one.attempt}" for one in self.table.open()})
+        if left:
+            self._logger.info("secrets_wiped", extra={"attrs": {"count": len(left)}})
+
     # --- what the loops ask ---
+
+    async def _secrets(self, held: m.Held) -> Sequence[m.SecretValue]:
+        return await self.session.link.secrets(held)
 
     def _limits(self) -> Slots:
         resources = self.config.resources

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ostler.model.attempt import AttemptState, Usage
 from ostler.model.errors import InvalidSpec, KeeperUnreachable, OstlerError, StoreBusy
@@ -16,6 +16,7 @@ from ostler.model.manifest import Runner
 from ostler.model.sandbox import SandboxLevel, strongest
 from ostler.node import outputs
 from ostler.node.attempts import AttemptTable, Live
+from ostler.node.confidences import Confidences
 from ostler.node.disk_lane import DiskLane
 from ostler.node.gpus import Card, choose
 from ostler.node.journal import Journal
@@ -24,6 +25,8 @@ from ostler.node.workspace import Workspace, disk_failure
 from ostler.protocol.messages import ArtifactEntry, LogEnd, Outcome
 from ostler.protocol.ports import AttemptTask, Ending, Progress, RunnerPort
 from ostler.runtime.clock import Clock
+
+T = TypeVar("T")
 
 KEEPER_TRIES = 5  # keepers that an attempt outlives before it is called lost
 _PASSED = {
@@ -63,6 +66,7 @@ class Executor:
         table: AttemptTable,
         journal: Journal,
         disk: DiskLane,
+        confidences: Confidences,
         watchers: Watchers,
         clock: Clock,
         logger: logging.Logger,
@@ -78,6 +82,7 @@ class Executor:
         self._table = table
         self._journal = journal
         self._disk = disk
+        self._confidences = confidences
         self._watchers = watchers
         self._clock = clock
         self._logger = logger
@@ -187,7 +192,7 @@ class Executor:
             if isinstance(chosen, Failure):
                 return Ending(failure=chosen)
             live.gpus = chosen
-        first = AttemptState.PREPARING if manifest.input else AttemptState.RUNNING
+        first = AttemptState.PREPARING if manifest.input or manifest.secrets else AttemptState.RUNNING
         try:
             workspace = await self._workspace(live, first, level)
         except InvalidSpec as exc:
@@ -195,7 +200,7 @@ class Executor:
         except OSError as exc:
             return Ending(failure=disk_failure(exc, "making the workspace"))
         live.workspace = workspace
-        task = live.task = AttemptTask(
+        live.task = AttemptTask(
             job_id=live.job_id,
             attempt=live.attempt,
             manifest=manifest,
@@ -204,20 +209,33 @@ class Executor:
             timeout_s=manifest.timeout_s,
             gpus=live.gpus,
         )
-        if manifest.input:
-            live.state = first
-            if (ended := await self._bring_inputs(live, workspace)) is not None:
-                return ended
-        if _to_end(live):
-            return Ending()
-        failure = await self._start(runner, task)
-        if failure is not None:
-            return Ending(failure=failure)
+        if (ended := await self._launch(live, runner, live.task, workspace, first)) is not None:
+            return ended
         live.state = AttemptState.RUNNING
         self._watchers.stage(live)
         if _to_end(live):  # asked for while it was being started
             self._stop(live, "cancel" if live.cancelled else "lost")
-        return await self._wait(live, runner, task)
+        return await self._wait(live, runner, live.task)
+
+    async def _launch(
+        self, live: Live, runner: RunnerPort, task: AttemptTask, workspace: Workspace, first: AttemptState
+    ) -> Ending | None:
+        """From a workspace to processes; None once they live."""
+        if first is AttemptState.PREPARING:
+            live.state = first
+            if (ended := await self._prepare_all(live, workspace)) is not None:
+                return ended
+        if live.manifest.secrets:  # last of all, and in no other value than this one, which ends with the start
+            told = await self._cancellable(live, self._confidences.fetch(live))
+            if told is None:
+                return Ending()
+            if isinstance(told, Failure):
+                return Ending(failure=told)
+            task = replace(task, confidence=told)
+        if _to_end(live):
+            return Ending()
+        failure = await self._start(runner, task)
+        return None if failure is None else Ending(failure=failure)
 
     async def _follow(self, live: Live) -> Ending:
         runner = self._runners.get(live.manifest.runner)
@@ -226,32 +244,43 @@ class Executor:
         self._watchers.stage(live)
         return await self._wait(live, runner, live.task)
 
-    async def _bring_inputs(self, live: Live, workspace: Workspace) -> Ending | None:
+    async def _prepare_all(self, live: Live, workspace: Workspace) -> Ending | None:
         self._watchers.stage(live)
-        began = self._clock.monotonic()
-        live.preparing = asyncio.ensure_future(self._prepare(live, workspace))
-        try:
-            failure = await live.preparing
-        except asyncio.CancelledError:
+        if live.manifest.input:
+            began = self._clock.monotonic()
+            try:
+                failure = await self._cancellable(live, self._prepare(live, workspace))
+            finally:
+                live.prepare_s = self._clock.monotonic() - began
+            if failure is not None:
+                return Ending(failure=failure)
             if _to_end(live):
                 return Ending()
-            raise
-        finally:
-            live.preparing = None
-            live.prepare_s = self._clock.monotonic() - began
-        if failure is not None:
-            return Ending(failure=failure)
         try:
             await self._disk.do(workspace.write_state, AttemptState.RUNNING, at=self._clock.now())
         except OSError as exc:
             return Ending(failure=disk_failure(exc, "writing the workspace's state"))
         return None
 
+    @staticmethod
+    async def _cancellable(live: Live, work: Awaitable[T]) -> T | None:
+        """Its result; None where the attempt was ended meanwhile."""
+        doing: asyncio.Future[T] = asyncio.ensure_future(work)
+        live.preparing = doing
+        try:
+            return await doing
+        except asyncio.CancelledError:
+            if _to_end(live):
+                return None
+            raise
+        finally:
+            live.preparing = None
+
     async def _workspace(self, live: Live, state: AttemptState, level: SandboxLevel) -> Workspace:
         if live.furnished is None:
             return await self._disk.do(self._make, live, state, level)
         workspace = await live.furnished
-        if live.manifest.input or live.gpus:
+        if live.manifest.input or live.manifest.secrets or live.gpus:
             await self._disk.do(self._note, live, workspace, state, level)
         else:
             self._note_later(live, workspace, level)
@@ -309,6 +338,8 @@ class Executor:
 
     async def _wait(self, live: Live, runner: RunnerPort, task: AttemptTask) -> Ending:
         def progress(news: Progress) -> None:
+            if live.manifest.secrets:
+                news = self._confidences.news(live, news)
             self._watchers.progress(live, news)
 
         reason = "the keeper went away"
@@ -333,6 +364,8 @@ class Executor:
 
     async def _end(self, live: Live, ending: Ending) -> None:
         """From an ending to an outcome in the journal. It is not cancelled by anybody but the end of the daemon."""
+        if live.manifest.secrets:
+            ending = await self._confidences.end(live, ending)
         if live.forgotten:
             await self._leave(live, AttemptState.FAILED, {"discarded": True})
             self._watchers.forgotten(live)

@@ -818,6 +818,52 @@ class RetentionView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SecretQuery:
+    """Which secret a name means: one's own, or the one that is `shared`, whose jobs and places `roles` and `pools` bound (names with
+    commas between them; absent: all)."""
+
+    shared: bool = False
+    roles: str | None = None
+    pools: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecretView:
+    """What is told of a secret: never its value. `version` grows each time it is set; `roles` and `pools` are empty for all."""
+
+    name: str
+    shared: bool
+    version: int
+    created_at: datetime
+    updated_at: datetime
+    updated_by: str
+    roles: tuple[Role, ...] = ()
+    pools: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecretPage:
+    """The caller's own secrets and the shared ones that the caller may name, by name."""
+
+    items: tuple[SecretView, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecretValue:
+    """One value on its way to the node that runs an attempt (base64 on the wire)."""
+
+    name: str
+    value: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecretValues:
+    """The values of all secrets that an attempt's manifest names, one for each entry and in that order."""
+
+    items: tuple[SecretValue, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VersionView:
     """What a coordinator is and speaks."""
 

@@ -1,7 +1,7 @@
 """The small ports through which runners plug into a node."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -9,6 +9,16 @@ from ostler.model.attempt import Usage
 from ostler.model.failures import Failure
 from ostler.model.manifest import Manifest, Runner
 from ostler.model.sandbox import SandboxLevel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Confidence:
+    """What an attempt is told in confidence, at its start alone: variables, the folder where its secret `files` lie (None: it has
+    none), and `folder`, a place in memory for what else must not come to a disk."""
+
+    env: Mapping[str, str] = field(repr=False)
+    folder: str
+    files: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +35,7 @@ class AttemptTask:
     sandbox: SandboxLevel
     timeout_s: float
     gpus: tuple[str, ...] = ()
+    confidence: Confidence | None = field(default=None, repr=False)
 
     @property
     def key(self) -> str:

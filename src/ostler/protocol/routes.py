@@ -12,6 +12,7 @@ from ostler.protocol import messages as m
 
 BASE = "/api/v1"
 MB = 2**20
+MAX_SECRET_BYTES = 64 * 1024
 
 
 class Audience(StrEnum):
@@ -113,6 +114,13 @@ UPLOAD_WORKSPACE = Route(
     body=Body.BYTES, response=m.Blob, max_body=64 * 1024 * MB,
     summary="Upload a pinned workspace as tar.gz, asked for by a debug directive",
     errors=(errors.NotFound, errors.TooLarge),
+)  # fmt: skip
+
+FETCH_SECRETS = Route(
+    name="fetch_secrets", method="POST", path="/jobs/{job_id}/attempts/{attempt}/secrets", audience=Audience.NODE,
+    response=m.SecretValues,
+    summary="The values of the secrets that an attempt's manifest names; only for one that the node has acknowledged and holds",
+    errors=(errors.NotFound, errors.Forbidden, errors.StaleAttempt, errors.Unsealable),
 )  # fmt: skip
 
 SUBMIT = Route(
@@ -284,6 +292,21 @@ VERIFY_AUDIT = Route(
     response=m.AuditCheck, summary="Verify the audit log's seals, a piece in each call",
     errors=(errors.InvalidSpec, errors.NotFound),
 )  # fmt: skip
+SET_SECRET = Route(
+    name="set_secret", method="PUT", path="/secrets/{name}", audience=Audience.CLIENT, grants=WORK, body=Body.BYTES,
+    query=m.SecretQuery, response=m.SecretView, max_body=MAX_SECRET_BYTES,
+    summary="Set a secret of the caller's own, or (operators and admins) a shared one: the body is its value, which no call shows",
+    errors=(errors.InvalidSpec, errors.Forbidden, errors.TooLarge),
+)  # fmt: skip
+LIST_SECRETS = Route(
+    name="list_secrets", method="GET", path="/secrets", audience=Audience.CLIENT, grants=WORK, response=m.SecretPage,
+    summary="The caller's own secrets and the shared ones that the caller may name, without their values",
+)  # fmt: skip
+DELETE_SECRET = Route(
+    name="delete_secret", method="DELETE", path="/secrets/{name}", audience=Audience.CLIENT, grants=WORK, query=m.SecretQuery,
+    response=m.SecretView, summary="Delete a secret; a job that names it and has not begun fails",
+    errors=(errors.InvalidSpec, errors.NotFound, errors.Forbidden),
+)  # fmt: skip
 VERSION = Route(
     name="version", method="GET", path="/version", audience=Audience.PUBLIC, response=m.VersionView,
     summary="Release, protocol and schema of this coordinator",
@@ -307,10 +330,13 @@ METRICS = Route(
 ROUTES: tuple[Route, ...] = (
     REGISTER, HEARTBEAT, PULL, ACK, PROGRESS, RESULT, FAIL, APPEND_LOG, UPLOAD_WORKSPACE,
     SUBMIT, LIST_JOBS, SHOW_JOB, AWAIT_JOB, AWAIT_JOBS, EXPLAIN_JOB, READ_LOG, LIST_ARTIFACTS, GET_ARTIFACT,
+    REGISTER, HEARTBEAT, PULL, ACK, PROGRESS, RESULT, FAIL, APPEND_LOG, UPLOAD_WORKSPACE, FETCH_SECRETS,
+    SUBMIT, LIST_JOBS, SHOW_JOB, AWAIT_JOB, EXPLAIN_JOB, READ_LOG, LIST_ARTIFACTS, GET_ARTIFACT,
     CANCEL_JOB, RETRY_JOB, HOLD_JOB, RELEASE_JOB, DEBUG_JOB, GET_WORKSPACE, SHOW_GROUP, CANCEL_GROUP, UPLOAD_BLOB, GET_BLOB,
     LIST_NODES, SHOW_NODE, DRAIN_NODE, RESUME_NODE, CORDON_NODE, UNCORDON_NODE, MOVE_NODE, RETIRE_NODE,
     CREATE_TOKEN, LIST_TOKENS, REVOKE_TOKEN,
     EVENTS, LIST_AUDIT, VERIFY_AUDIT,
     SHOW_RETENTION, APPLY_RETENTION,
+    SET_SECRET, LIST_SECRETS, DELETE_SECRET,
     VERSION, OPENAPI, HEALTHZ, READYZ, METRICS,
 )  # fmt: skip

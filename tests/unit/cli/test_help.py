@@ -12,6 +12,7 @@ NAMES = {
     "node", "node probe", "node list", "node show", "node drain", "node resume", "node cordon", "node uncordon",
     "node pool", "node retire",
     "token create", "token list", "token revoke",
+    "secret set", "secret list", "secret rm",
     "events", "retention",
     "ca init", "ca issue", "ca renew", "ca show",
     "audit list", "audit verify",

@@ -21,6 +21,7 @@ from ostler.model.manifest import (
     Requirements,
     RetryPolicy,
     Runner,
+    SecretUse,
     problems,
     problems_at,
     retry_policy,
@@ -195,6 +196,32 @@ def test_functions_by_value():
 def test_two_inputs_may_not_share_a_name():
     inputs = Inputs(inline={"a": "1"}, files=(InputFile(name="a", sha256="0" * 64, size=1),))
     assert [p.message for p in problems(ok(input=inputs))] == ["'a' is already the name of input.inline.a"]
+
+
+@pytest.mark.parametrize(
+    ("uses", "path"),
+    [
+        ([SecretUse(name="a b", env="TOKEN")], "secrets[0].name"),
+        ([SecretUse(name="a")], "secrets[0]"),
+        ([SecretUse(name="a", env="A", file="a")], "secrets[0]"),
+        ([SecretUse(name="a", env="1A")], "secrets[0].env"),
+        ([SecretUse(name="a", env="LD_PRELOAD")], "secrets[0].env"),
+        ([SecretUse(name="a", env="OSTLER_JOB_ID")], "secrets[0].env"),
+        ([SecretUse(name="a", env="SET")], "secrets[0].env"),
+        ([SecretUse(name="a", file="../a")], "secrets[0].file"),
+        ([SecretUse(name="a", file="")], "secrets[0].file"),
+        ([SecretUse(name="a", env="A"), SecretUse(name="b", env="A")], "secrets[1].env"),
+        ([SecretUse(name="a", file="A"), SecretUse(name="b", file="A")], "secrets[1].file"),
+        ([SecretUse(name="a", env=f"A{i}") for i in range(33)], "secrets"),
+    ],
+)
+def test_each_mistake_about_secrets_is_named_by_its_path(uses, path):
+    assert paths(ok(secrets=tuple(uses), env={"SET": "1"})) == [path]
+
+
+def test_one_secret_may_come_in_several_ways():
+    uses = (SecretUse(name="a", env="A"), SecretUse(name="a", env="B"), SecretUse(name="a", file="A"))
+    assert paths(ok(secrets=uses)) == []
 
 
 def test_all_mistakes_come_at_once():

@@ -13,6 +13,7 @@ from ostler.coordinator.operations import groups, reads
 from ostler.coordinator.operations import jobs as ops
 from ostler.coordinator.operations.idempotency import KEY, Mark, submit_once
 from ostler.coordinator.operations.ownership import of_group, of_job
+from ostler.coordinator.operations.secrets import check_named, check_named_by
 from ostler.coordinator.store.tx import Tx
 from ostler.model.access import RUNNERS, Role
 from ostler.model.errors import Forbidden, InvalidSpec, NotFound, Problem, TooLarge
@@ -43,6 +44,8 @@ async def submit_jobs(call: Call) -> m.SubmitResponse | Answer:
     _check_runners(call, manifests)
     if call.owner is not None and (named := {file.sha256 for one, _ in manifests for file in one.input.files}):
         await call.read(_check_files, call.owner, named)
+    if secretive := [one for one, _ in manifests if one.secrets]:
+        await call.read(check_named, secretive, call.caller.principal, call.caller.role or Role.VIEWER)
     if key is None:
         return await call.write(ops.submit_jobs, manifests, owner, reach=call.owner, group=read.group)
     mark = Mark(owner or "", key, hashlib.sha256(raw).digest())
@@ -175,6 +178,7 @@ async def cancel_group(call: Call) -> m.GroupView:
 
 async def retry_job(call: Call) -> m.JobView:
     """Once more."""
+    await call.read_job(check_named_by, call.caller.role or Role.VIEWER)
     return await call.write_job(ops.retry_job)
 
 

@@ -70,6 +70,10 @@ class Link(Protocol):
         """Hand over a workspace as tar.gz."""
         ...
 
+    async def secrets(self, held: m.Held) -> Sequence[m.SecretValue]:
+        """The values that an attempt's manifest names. Raises NotFound, Forbidden, StaleAttempt, Unsealable."""
+        ...
+
     @property
     def ships_logs(self) -> bool:
         """Whether log bytes can be appended while an attempt runs."""

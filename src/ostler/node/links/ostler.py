@@ -77,6 +77,15 @@ class OstlerLink:
             )
         )
 
+    async def secrets(self, held: m.Held) -> Sequence[m.SecretValue]:
+        """Asked for just before the start."""
+        answer: m.SecretValues = await self._session.within(
+            lambda token: self._client.call(
+                routes.FETCH_SECRETS, token=token, timeout_s=self._timeout_s, job_id=held.job_id, attempt=held.attempt
+            )
+        )
+        return answer.items
+
     async def _batch(self, route: routes.Route, message: object) -> Sequence[m.ItemResult]:
         answer: m.BatchResponse = await self._session.within(
             lambda token: self._client.call(route, message, token=token, timeout_s=self._timeout_s)

@@ -110,6 +110,10 @@ class SourceLink:
         """There is no such route there."""
         raise NotFound("this coordinator takes no workspaces")
 
+    async def secrets(self, held: m.Held) -> Sequence[m.SecretValue]:
+        """There is no such route there."""
+        raise NotFound("this coordinator has no secrets")
+
     async def _call(self, route: Route, body: bytes | None = None, query: dict[str, str] | None = None) -> Any:
         return await self._session.within(
             lambda token: self._client.call(

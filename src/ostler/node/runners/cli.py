@@ -18,7 +18,7 @@ from ostler.node.allowlist_match import check
 from ostler.node.config import CliRunnerConfig
 from ostler.node.runners import limits
 from ostler.node.runners.ending import NO_TRACE, ending, lost
-from ostler.node.runners.environment import environment
+from ostler.node.runners.environment import environment, secret_variables
 from ostler.node.runners.processes import Command, Processes, tmp_folder
 from ostler.node.sandbox import needed
 from ostler.protocol.ports import AttemptTask, Ending, Progress
@@ -146,14 +146,15 @@ class CliRunner:
 
     def _grant(self, manifest: Manifest) -> Entry | Failure:
         """The entry that grants the call. Remembered: jobs come in thousands alike, and a search costs more than all the rest."""
-        call = (manifest.command or "", manifest.args, tuple(manifest.env))
+        # A secret's variable is as much the manifest's doing as any other.
+        call = (manifest.command or "", manifest.args, (*manifest.env, *secret_variables(manifest)))
         allowlist, grants = self._granted
         entry = grants.get(call)
         if entry is not None:
             return entry
         if not self._config.enable:
             return Failure(FailureCode.DENY, "the cli runner is switched off on this node (runners.cli.enable)")
-        verdict = check(allowlist, call[0], manifest.args, env=manifest.env)
+        verdict = check(allowlist, call[0], manifest.args, env=call[2])
         if verdict.failure is not None:
             return verdict.failure
         if verdict.entry is None:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable
 
+from ostler.model.manifest import Manifest
 from ostler.node.gpus import gpu_environment
 from ostler.node.runners.gate import proxy_environment
 from ostler.protocol.ports import AttemptTask
@@ -18,6 +19,7 @@ _CODE = re.compile(
 def environment(task: AttemptTask, *, tmp: str) -> dict[str, str]:
     """All variables of an attempt. The manifest's replace the first ones, never those that say what it is and may use."""
     root, manifest = str(task.root), task.manifest
+    told = task.confidence
     array = {"OSTLER_ARRAY_INDEX": manifest.array_index, "OSTLER_ARRAY_COUNT": manifest.array_count}
     return {
         "PATH": PATH,
@@ -25,14 +27,21 @@ def environment(task: AttemptTask, *, tmp: str) -> dict[str, str]:
         "HOME": f"{root}/work",
         "TMPDIR": tmp,
         **manifest.env,
+        **(told.env if told is not None else {}),
         "OSTLER_JOB_ID": task.job_id,
         "OSTLER_ATTEMPT": str(task.attempt),
         "OSTLER_INPUT_DIR": f"{root}/input",
         "OSTLER_OUTPUT_DIR": f"{root}/output",
+        **({"OSTLER_SECRETS_DIR": told.files} if told is not None and told.files is not None else {}),
         **{name: str(number) for name, number in array.items() if number is not None},
         **gpu_environment(task.gpus),
         **proxy_environment(manifest),
     }
+
+
+def secret_variables(manifest: Manifest) -> tuple[str, ...]:
+    """The variables in which a manifest wants secrets."""
+    return tuple([use.env for use in manifest.secrets if use.env is not None]) if manifest.secrets else ()
 
 
 def dangerous(names: Iterable[str]) -> list[str]:

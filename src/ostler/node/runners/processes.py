@@ -18,9 +18,12 @@ from ostler.node.runners.ending import Circumstances
 from ostler.node.runners.gate import gate_for, refusals, refuse_hosts, told
 from ostler.node.runners.watch import DiskWatch, Watched, free_mb, over_quota
 from ostler.node.sandbox import Host, plan
+from ostler.node.vault import Vault
 from ostler.protocol.ports import AttemptTask
 
 RECORD = "exit.json"
+MASK_EVERY_S = 0.1
+MASK_AGAIN_S = 1.0
 _SAID_BYTES = 400
 
 
@@ -41,9 +44,17 @@ class Processes:
     """The door to the keeper for the runners of one node. `keeper` is replaced when another keeper answers (see `use`)."""
 
     def __init__(
-        self, *, keeper: KeeperClient, config: NodeConfig, host: Host, abilities: SandboxAbilities, logger: logging.Logger
+        self,
+        *,
+        keeper: KeeperClient,
+        config: NodeConfig,
+        host: Host,
+        abilities: SandboxAbilities,
+        vault: Vault,
+        logger: logging.Logger,
     ) -> None:
         self.keeper = keeper
+        self._vault = vault
         self.config = config
         self.host = host
         self.logger = logger
@@ -99,12 +110,18 @@ class Processes:
             await self.kill(task, reason=reason, grace_s=0.0)
 
         self.watch.add(Watched(key=task.key, root=task.root, quota_mb=quota_mb, kill=end))
+        masking = asyncio.create_task(self._mask(task)) if task.manifest.secrets else None
         try:
             record = await self.keeper.wait(task.key, record=task.root / RECORD)
         except NotFound:
             return None
         finally:
             self.watch.remove(task.key)
+            if masking is not None:
+                masking.cancel()
+                await asyncio.gather(masking, return_exceptions=True)
+        if task.manifest.secrets:  # before anybody looks into its output
+            await asyncio.to_thread(self._vault.copy, task.key, task.root / "logs", whole=True)
         if task.manifest.policy.network:
             for refusal, count in refusals(task.root).items():
                 attrs = {"attempt": task.attempt, "host": refusal.host, "port": refusal.port, "count": count}
@@ -113,6 +130,17 @@ class Processes:
             # It may have been over before anybody looked.
             return replace(record, killed=await asyncio.to_thread(over_quota, task.root, quota_mb))
         return record
+
+    async def _mask(self, task: AttemptTask) -> None:
+        """Keep the masked copy of its output close behind."""
+        while True:
+            await asyncio.sleep(MASK_EVERY_S)
+            try:
+                await asyncio.to_thread(self._vault.copy, task.key, task.root / "logs", whole=False)
+            except OSError as exc:
+                attrs = {"attempt": task.attempt, "error": str(exc)}
+                self.logger.warning("log_not_masked", extra={"job_id": task.job_id, "attrs": attrs})
+                await asyncio.sleep(MASK_AGAIN_S)
 
     async def kill(self, task: AttemptTask, *, reason: str, grace_s: float) -> None:
         """End them; nothing to end is no error."""
@@ -177,7 +205,7 @@ class Processes:
             workspace=root,
             argv=command.argv,
             env=command.env,
-            read_only_paths=command.read_only_paths,
+            read_only_paths=(*command.read_only_paths, *self._shown(task)),
             devices=device_nodes(task.gpus),
             gate=gate,
             hostname=task.job_id,
@@ -189,8 +217,8 @@ class Processes:
             env=dict(sandbox.env),
             cwd=sandbox.cwd,
             stdin=command.stdin,
-            stdout=f"{root}/logs/stdout.log",
-            stderr=f"{root}/logs/stderr.log",
+            stdout=self._stream(task, "stdout"),
+            stderr=self._stream(task, "stderr"),
             open={**sandbox.open_fds, **command.open_fds},
             no_new_privs=sandbox.no_new_privs,
             seccomp=sandbox.seccomp,
@@ -200,6 +228,15 @@ class Processes:
             wrapper=True if gate else None,
             limits=self.limits(task, file_mb=command.file_mb),
         )
+
+    def _stream(self, task: AttemptTask, name: str) -> str:
+        """Where a stream is written: into memory first where secrets may be in it."""
+        return self._vault.raw(task.key, name) if task.manifest.secrets else f"{task.root}/logs/{name}.log"
+
+    @staticmethod
+    def _shown(task: AttemptTask) -> tuple[str, ...]:
+        told = task.confidence
+        return (told.files,) if told is not None and told.files is not None else ()
 
 
 def tmp_folder(task: AttemptTask) -> str:

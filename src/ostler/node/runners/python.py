@@ -19,7 +19,7 @@ from ostler.model.sandbox import SandboxLevel
 from ostler.node.keeper_client import Limits
 from ostler.node.runners import limits
 from ostler.node.runners.ending import NO_TRACE, Circumstances, lost
-from ostler.node.runners.environment import dangerous, environment
+from ostler.node.runners.environment import dangerous, environment, secret_variables
 from ostler.node.runners.processes import Command, Processes, tmp_folder
 from ostler.node.runners.task_ending import TaskRecord, parse_task_record, read_task_record, task_ending
 from ostler.node.runners.watch import Watched, free_mb
@@ -71,7 +71,7 @@ class PythonRunner:
             known = self.tasks()
             listed = ", ".join(known[:_LISTED]) + (", …" if len(known) > _LISTED else "")
             return Failure(FailureCode.DENY, f"this node has no task {manifest.task!r}; it has {listed or 'none at all'}")
-        if names := dangerous(manifest.env):
+        if names := dangerous((*manifest.env, *secret_variables(manifest))):
             return Failure(
                 FailureCode.DENY, f"a task's manifest may not set {', '.join(names)}: it could make the task run other code"
             )
@@ -149,7 +149,8 @@ class PythonRunner:
     # --- in a warm worker ---
 
     def _warm(self, task: AttemptTask) -> bool:
-        """A worker has one set of limits and one view of GPUs for all its tasks, so who wants others gets a process."""
+        """A worker has one set of limits and one view of GPUs for all its tasks, so who wants others gets a process; so does who
+        gets secrets, of which nothing may be left to the next task."""
         alike = Policy(
             sandbox=task.manifest.policy.sandbox, log_mb=task.manifest.policy.log_mb, disk_mb=task.manifest.policy.disk_mb
         )
@@ -159,6 +160,7 @@ class PythonRunner:
             and task.sandbox in (SandboxLevel.NONE, SandboxLevel.PROCESS)
             and not task.gpus
             and task.manifest.code is None  # what a stranger wrote leaves nothing behind in the process of trusted tasks
+            and not task.manifest.secrets
             and not task.manifest.requirements.memory_mb
             and task.manifest.policy in (alike, _with_grace(alike, task.manifest.policy.grace_s))
         )
@@ -243,10 +245,11 @@ class PythonRunner:
             "stdout": None,
             "stderr": None,
         }
+        written = f"{root if task.confidence is None else task.confidence.folder}/{ORDER}"
         settings = {"once": int(ORDER_FD), "task_paths": [str(path) for path in self._config.task_paths]}
         python = str(interpreter(self._config.venv))
         try:
-            _write_order(f"{root}/{ORDER}", msgspec.json.encode(order))
+            _write_order(written, msgspec.json.encode(order))
         except OSError as exc:
             return Failure(FailureCode.DISK, f"the task's order could not be written: {exc.strerror}")
         try:
@@ -256,11 +259,11 @@ class PythonRunner:
                     argv=(python, "-I", str(PROGRAM), msgspec.json.encode(settings).decode()),
                     env=env,
                     read_only_paths=self._needed(python),
-                    open_fds={ORDER_FD: f"{root}/{ORDER}"},
+                    open_fds={ORDER_FD: written},
                 ),
             )
         finally:
-            os.unlink(f"{root}/{ORDER}")  # it is open where it is needed, and may hold what shall not stay on the disk
+            os.unlink(written)  # it is open where it is needed, and may hold what shall not stay on the disk
 
     async def _wait_cold(self, task: AttemptTask, progress: Callable[[Progress], None]) -> Ending:
         inner = f"{task.root}/work/{INNER_RECORD}"
