@@ -4,6 +4,7 @@ import json
 import os
 import ssl
 import subprocess
+import sys
 
 import httpx
 import pytest
@@ -72,6 +73,11 @@ def test_a_job_through_tls(secure):
     bare = dict.fromkeys(("OSTLER_URL", "OSTLER_TOKEN", *secure.mine))
     done = run(secure, "run", "--", "echo", "hi", OSTLER_PROFILE=f"{secure.data}/profile.yaml", **bare)
     assert (done.returncode, done.stdout) == (0, "hi\n"), done.stderr
+    program = "import ostler\nwith ostler.Client() as c: print(c.submit(['echo', 'hi']).result().state.value)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=secure.env | secure.mine, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
     assert {one["name"]: one["state"] for one in json.loads(run(secure, "doctor", "--json").stdout)}["token"] == "ok"
 
 

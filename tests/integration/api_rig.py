@@ -122,8 +122,11 @@ class Rig:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator["Rig"]:
         stop, ready = asyncio.Event(), asyncio.get_running_loop().create_future()
+        self.hangup = asyncio.Event()
         task = asyncio.create_task(
-            run_coordinator(self.config, stop=stop, on_ready=ready.set_result, logger=LOGGER, admin_token=ADMIN)
+            run_coordinator(
+                self.config, stop=stop, on_ready=ready.set_result, logger=LOGGER, admin_token=ADMIN, hangup=self.hangup
+            )
         )
         await asyncio.wait({task, ready}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():

@@ -42,6 +42,8 @@ def test_it_starts_serves_and_stops_by_signal(tmp_path):
             with Client(url, token=token) as client:
                 client.call(routes.SUBMIT, b'{"command":"true"}')
                 jobs = client.call(routes.LIST_JOBS, query=m.JobQuery(count=True))
+                child.send_signal(signal.SIGHUP)
+                assert client.call(routes.READYZ).status == "ok", "SIGHUP is no end"
             child.send_signal(signal.SIGTERM)
             assert child.wait(20) == 0, child.stderr.read()
             assert "Traceback" not in child.stderr.read()

@@ -252,6 +252,19 @@ async def test_renewal_without_a_restart_and_a_broken_file_changes_nothing(tmp_p
         assert [lease.job_id for lease in await poll] == [job_id]
 
 
+async def test_a_hangup_is_as_good_as_waiting(tmp_path, pki, monkeypatch):
+    monkeypatch.setattr("ostler.coordinator.loops.certificate_watcher.INTERVAL_S", 3600)
+    async with serving(tmp_path, pki.tls(), pki.trust()) as rig:
+        first = await asyncio.to_thread(serial, rig.url)
+        pki.make("coordinator", "127.0.0.1", force=True)
+        rig.hangup.set()
+
+        async def is_new():
+            return await asyncio.to_thread(serial, rig.url) != first
+
+        await until(is_new)
+
+
 async def test_an_authority_of_clients_that_is_exchanged(tmp_path, pki, other, monkeypatch):
     """Whoever the new one does not know is out, with new connections."""
     monkeypatch.setattr("ostler.coordinator.loops.certificate_watcher.INTERVAL_S", 0.05)

@@ -1,6 +1,7 @@
 """The coordinator's process: `python -m ostler.assembly.coordinator --data DIR [--listen HOST:PORT]`.
 
-It says "ready URL" on standard output, logs to standard error, and stops at SIGTERM or SIGINT. Exit codes: 0 stopped, 2 wrong
+It says "ready URL" on standard output, logs to standard error, looks at its certificate's files anew at SIGHUP, and
+stops at SIGTERM or SIGINT. Exit codes: 0 stopped, 2 wrong
 usage, 3 cannot start as configured.
 """
 
@@ -73,12 +74,12 @@ def admin_token(config: CoordinatorConfig) -> str:
 
 
 async def _run(config: CoordinatorConfig, given: argparse.Namespace) -> None:
-    stop = asyncio.Event()
-    for one in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(one, stop.set)
+    stop, hangup = asyncio.Event(), asyncio.Event()
+    for one, act in ((signal.SIGTERM, stop.set), (signal.SIGINT, stop.set), (signal.SIGHUP, hangup.set)):
+        asyncio.get_running_loop().add_signal_handler(one, act)
     logger = open_log(level=given.log_level, as_json=not given.log_plain)
     await run_coordinator(
-        config, stop=stop, on_ready=_tell, logger=logger, admin_token=await asyncio.to_thread(admin_token, config)
+        config, stop=stop, on_ready=_tell, logger=logger, admin_token=await asyncio.to_thread(admin_token, config), hangup=hangup
     )
 
 

@@ -75,6 +75,7 @@ class Up:
         self._begin(self.coordinator)
         self.url = self.nursery.until(lambda: self.coordinator.said(b"ready "), self.coordinator, timeout_s=START_S)
         self._trust = self._trust_here()
+        self.nursery.on_hangup = self._reload
         self._note()
         self.token = (self.data / TOKEN_NAME).read_text().strip()
         self._write_profiles()
@@ -90,7 +91,6 @@ class Up:
         before = _epochs(client)
         self.join_token = client.call(routes.CREATE_TOKEN, TokenRequest(expires_s=JOIN_S, note="ostler up"))
         self._begin(self.node)
-        self.nursery.on_hangup = self._reload
 
         def joined() -> str | None:
             page: NodePage = client.call(routes.LIST_NODES, query=PageQuery(limit=100))
@@ -143,8 +143,9 @@ class Up:
         return launch.checked_node(self.data / "node.yaml", env=self._node_env())
 
     def _reload(self) -> None:
-        if self.node.process is not None:
-            self.node.process.send_signal(signal.SIGHUP)
+        for child in (self.coordinator, self.node):
+            if child.process is not None:
+                child.process.send_signal(signal.SIGHUP)
 
     # --- what others find ---
 

@@ -52,12 +52,13 @@ async def run_coordinator(
     logger: logging.Logger,
     clock: Clock | None = None,
     admin_token: str | None = None,
+    hangup: asyncio.Event | None = None,
 ) -> None:
     """Serves until `stop` is set; `on_ready` gets the URL once calls are answered.
 
-    `admin_token` is an API token that shall be good. Raises the error tree where it cannot start: InvalidSpec (an address that it
-    must not listen on, a certificate that cannot be used, keys that others can read), Conflict (address in use, another coordinator on
-    the data), UpgradeRequired (a newer schema).
+    `hangup` makes it look at its certificate's files at once. `admin_token` is an API token that shall be good. Raises the error tree
+    where it cannot start: InvalidSpec (an address that it must not listen on, a certificate that cannot be used, keys that others can
+    read), Conflict (address in use, another coordinator on the data), UpgradeRequired (a newer schema).
     """
     clock = clock or SystemClock()
     tls = None if config.tls is None else await asyncio.to_thread(context.load, config.tls, clock.now())
@@ -86,6 +87,8 @@ async def run_coordinator(
         await stack.enter_async_context(_running([*(one.run() for one in services.loops), services.pulls.run()]))
         stopper = asyncio.create_task(_stop_when(stop, server.stop))
         stack.callback(stopper.cancel)
+        if watcher is not None and hangup is not None:
+            stack.callback(asyncio.create_task(_whenever(hangup, watcher.wake)).cancel)
         await server.serve()
         logger.info("coordinator_stopped")
 
@@ -159,6 +162,13 @@ async def _running(loops: Sequence[Coroutine[Any, Any, None]]) -> AsyncIterator[
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _whenever(event: asyncio.Event, act: Callable[[], None]) -> None:
+    while True:
+        await event.wait()
+        event.clear()
+        act()
 
 
 async def _stop_when(stop: asyncio.Event, act: Callable[[], None]) -> None:
