@@ -158,7 +158,8 @@ class Foreground:
         if blobs:
             self.manifest["input"] = {"files": [{"name": name, "sha256": blob.sha256, "size": blob.size} for name, blob in blobs]}
         self._sent = True
-        self.session.call(routes.SUBMIT, self.manifest, patience_s=SUBMIT_PATIENCE_S)
+        for warning in self.session.call(routes.SUBMIT, self.manifest, patience_s=SUBMIT_PATIENCE_S).warnings:
+            output.note(f"warning: {warning}")
 
     def _wait(self) -> JobView | None:
         view = watch.Watch(self.session, self.job_id, patience_s=FOLLOW_PATIENCE_S).until_over()

@@ -67,6 +67,8 @@ def submit(
             answer = session.call(routes.SUBMIT, plain, timeout_s=120.0, patience_s=SUBMIT_PATIENCE_S)
         except InvalidSpec as exc:
             raise relocate(exc, written) from exc
+        for warning in answer.warnings:
+            output.note(f"warning: {warning}")
         arrays = {item.group_id for item in answer.items}
         counts = Counter(item.group_id or item.job_id for item in answer.items)
         if as_json:

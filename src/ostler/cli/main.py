@@ -14,6 +14,7 @@ from ostler.cli import (
     exits,
     jobs,
     nodes,
+    quota,
     retention,
     run,
     secrets,
@@ -38,6 +39,7 @@ app.add_typer(tokens.app, name="token")
 app.command()(events.events)
 app.add_typer(secrets.app, name="secret")
 app.command()(up.coordinator)
+app.add_typer(quota.app, name="quota")
 app.command()(retention.retention)
 app.add_typer(allowlist.app, name="allowlist")
 app.add_typer(audit.app, name="audit")

@@ -6,6 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from ostler.model.manifest import NAME
+from ostler.model.quota import parse_money
 
 DATABASE_NAME = "ostler.db"
 RENEW_AFTER = timedelta(seconds=1)  # a pull that changes nothing else renews at most so often; a lease's margin must be longer
@@ -128,6 +129,24 @@ class LimitsConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PoolPrice:
+    """What an hour of one processor thread and of one GPU costs, as decimals in quotes, such as "0.05"."""
+
+    __pydantic_config__ = STRICT
+
+    cpu_hour: str = "0"
+    gpu_hour: str = "0"
+
+    def problems(self) -> Iterator[str]:
+        """What is wrong, as "field: what"."""
+        for name in ("cpu_hour", "gpu_hour"):
+            try:
+                parse_money(getattr(self, name))
+            except ValueError as exc:
+                yield f"{name}: {exc}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CoordinatorConfig:
     """Where the coordinator keeps its data, where it listens, and the durations that it sets for nodes.
 
@@ -157,6 +176,7 @@ class CoordinatorConfig:
     secrets: SecretsConfig = SecretsConfig()
     retention: Retention = field(default_factory=Retention)
     limits: LimitsConfig = LimitsConfig()
+    prices: dict[str, PoolPrice] = field(default_factory=dict)
 
     @property
     def latency(self) -> frozenset[str]:
@@ -198,5 +218,6 @@ class CoordinatorConfig:
             found.append("secrets.key_command: must begin with the absolute path of a program")
         if not 1 <= self.max_batch <= 10_000:
             found.append("max_batch: must be from 1 to 10000")
+        found += [f"prices.{pool}.{line}" for pool, price in self.prices.items() for line in price.problems()]
         found += [f"retention.{line}" for line in self.retention.problems()]
         return found

@@ -30,13 +30,14 @@ from ostler.coordinator.loops.node_watcher import NodeWatcher
 from ostler.coordinator.loops.pruner import Pruner
 from ostler.coordinator.loops.retry_promoter import RetryPromoter
 from ostler.coordinator.loops.start_promoter import StartPromoter
-from ostler.coordinator.operations import nodes, tokens
+from ostler.coordinator.operations import nodes, quotas, tokens
 from ostler.coordinator.operations.readers import Readers
 from ostler.coordinator.operations.uploads import work_waits
 from ostler.coordinator.sealing import open_sealer
 from ostler.coordinator.store.store import Store
 from ostler.coordinator.tls import context
 from ostler.model.errors import Conflict, InvalidSpec
+from ostler.model.quota import Price, parse_money
 from ostler.protocol.routes import ROUTES
 from ostler.runtime.clock import Clock, SystemClock
 from ostler.runtime.loop import Loop
@@ -69,6 +70,7 @@ async def run_coordinator(
         if config.tls is not None and tls is not None:
             watcher = CertificateWatcher(config.tls, tls, clock=clock, logger=logger)
         services = await stack.enter_async_context(_services(config, clock, logger, [] if watcher is None else [watcher]))
+        await services.store.write(quotas.set_prices, _prices(config))
         if admin_token is not None:
             await services.store.write(tokens.ensure_admin_token, admin_token)
         services.door.retire(*await services.store.read(nodes.retired_nodes))
@@ -141,6 +143,12 @@ async def _services(
     finally:
         await artifacts.close()
         await asyncio.to_thread(store.close)
+
+
+def _prices(config: CoordinatorConfig) -> dict[str, Price]:
+    return {
+        pool: Price(cpu_hour=parse_money(one.cpu_hour), gpu_hour=parse_money(one.gpu_hour)) for pool, one in config.prices.items()
+    }
 
 
 def _loops(config: CoordinatorConfig, store: Store, clock: Clock, logger: logging.Logger) -> Sequence[Loop]:

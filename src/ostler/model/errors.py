@@ -5,6 +5,7 @@ OstlerError
 │  ├─ InvalidSpec 422
 │  ├─ Unauthenticated 401
 │  ├─ Forbidden 403
+│  ├─ QuotaExceeded 403
 │  │  └─ NodeRetired
 │  ├─ NotFound 404
 │  ├─ Gone 410            what is over or was deleted: a stale attempt's log, old events
@@ -105,6 +106,13 @@ class NodeRetired(Forbidden):
     """The node was retired: its key and its tokens open nothing, for good."""
 
     code = "node_retired"
+
+
+class QuotaExceeded(Rejected):
+    """A limit on what the caller may have or use is reached; the message has the figures."""
+
+    code = "quota_exceeded"
+    status = 403
 
 
 class NotFound(Rejected):

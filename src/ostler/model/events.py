@@ -22,6 +22,7 @@ JOB_KINDS: dict[str, str] = {
     JobEvent.CANCEL: "It is cancelled.",
     JobEvent.EXPIRE: "Its time-to-live passed before any node took it.",
     "request_debug": "Somebody wants the latest attempt's workspace.",
+    "quota_warning": "With it most of a quota of its owner is taken, or all of it.",
     "workspace": "The workspace was uploaded.",
 }
 

@@ -296,9 +296,13 @@ class Submitted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubmitResponse:
-    """The accepted jobs, in the order of the manifests, those of an array by their number. All are accepted, or none."""
+    """The accepted jobs, in the order of the manifests, those of an array by their number. All are accepted, or none.
+
+    `warnings` tell of a quota that is nearly used up.
+    """
 
     items: tuple[Submitted, ...]
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -861,6 +865,57 @@ class SecretValues:
     """The values of all secrets that an attempt's manifest names, one for each entry and in that order."""
 
     items: tuple[SecretValue, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuotaRequest:
+    """All limits of a principal; absent or null: none. `money` is a decimal as text, such as "12.50"."""
+
+    queued: int | None = None
+    running: int | None = None
+    cpu_hours: float | None = None
+    gpu_hours: float | None = None
+    money: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuotaUse:
+    """What is taken: jobs `queued` and `running` now (null where nobody limits them), and the use of this month, UTC, with what runs."""
+
+    queued: int | None
+    running: int | None
+    cpu_hours: float
+    gpu_hours: float
+    money: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuotaView:
+    """How a principal stands; `limits` is null without a quota, `resets_at` when the month's use begins anew."""
+
+    principal: str
+    limits: QuotaRequest | None
+    used: QuotaUse
+    month: str
+    resets_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuotaPage:
+    """Principals by name."""
+
+    items: tuple[QuotaView, ...]
+    next_cursor: str | None = None
+    total: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuotaQuery:
+    """Where to go on and how many; `mine`: the caller's alone."""
+
+    cursor: str | None = None
+    limit: int = 100
+    mine: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

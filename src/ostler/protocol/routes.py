@@ -127,7 +127,7 @@ SUBMIT = Route(
     name="submit_jobs", method="POST", path="/jobs", audience=Audience.CLIENT, grants=WORK, body=Body.JSON, status=201, keyed=True,
     summary="Submit one manifest, a list, or {jobs: [...], group: NAME}; all are accepted or none (at most 10,000 jobs)",
     request=Manifest, response=m.SubmitResponse, max_body=64 * MB,
-    errors=(errors.InvalidSpec, errors.AlreadyExists, errors.Conflict, errors.TooLarge),
+    errors=(errors.InvalidSpec, errors.AlreadyExists, errors.Conflict, errors.QuotaExceeded, errors.TooLarge),
 )  # fmt: skip
 LIST_JOBS = Route(
     name="list_jobs", method="GET", path="/jobs", audience=Audience.CLIENT, grants=READ, query=m.JobQuery, response=m.JobPage,
@@ -176,7 +176,7 @@ CANCEL_JOB = Route(
 RETRY_JOB = Route(
     name="retry_job", method="POST", path="/jobs/{job_id}/retry", audience=Audience.CLIENT, grants=WORK, response=m.JobView, status=201,
     summary="Try again: now if the job waits for a retry; a job that is over is submitted anew under a new id",
-    errors=(errors.NotFound, errors.InvalidTransition),
+    errors=(errors.NotFound, errors.InvalidTransition, errors.QuotaExceeded),
 )  # fmt: skip
 HOLD_JOB = Route(
     name="hold_job", method="POST", path="/jobs/{job_id}/hold", audience=Audience.CLIENT, grants=WORK, response=m.JobView,
@@ -274,6 +274,24 @@ REVOKE_TOKEN = Route(
     summary="Make a token useless from now on; an API token only as an admin",
     errors=(errors.NotFound, errors.Conflict),
 )  # fmt: skip
+LIST_QUOTAS = Route(
+    name="list_quotas", method="GET", path="/quotas", audience=Audience.CLIENT, grants=READ, query=m.QuotaQuery,
+    response=m.QuotaPage, summary="What principals may have and use, and what they have and used this month",
+    errors=(errors.InvalidSpec,),
+)  # fmt: skip
+SHOW_QUOTA = Route(
+    name="show_quota", method="GET", path="/quotas/{principal}", audience=Audience.CLIENT, grants=READ, response=m.QuotaView,
+    summary="How one principal stands", errors=_JOB,
+)  # fmt: skip
+SET_QUOTA = Route(
+    name="set_quota", method="PUT", path="/quotas/{principal}", audience=Audience.CLIENT, grants=RULE, body=Body.JSON,
+    request=m.QuotaRequest, response=m.QuotaView, summary="Limit a principal; all limits at once, from now on",
+    errors=(errors.InvalidSpec, errors.NotFound),
+)  # fmt: skip
+REMOVE_QUOTA = Route(
+    name="remove_quota", method="DELETE", path="/quotas/{principal}", audience=Audience.CLIENT, grants=RULE, response=m.QuotaView,
+    summary="Limit a principal no longer; the ledger stays", errors=_JOB,
+)  # fmt: skip
 SHOW_RETENTION = Route(
     name="show_retention", method="GET", path="/retention", audience=Audience.CLIENT, grants=RUN, query=m.RetentionQuery,
     response=m.RetentionView, summary="How long things are kept, what takes space, and with `dry_run` what would go now",
@@ -336,7 +354,7 @@ ROUTES: tuple[Route, ...] = (
     LIST_NODES, SHOW_NODE, DRAIN_NODE, RESUME_NODE, CORDON_NODE, UNCORDON_NODE, MOVE_NODE, RETIRE_NODE,
     CREATE_TOKEN, LIST_TOKENS, REVOKE_TOKEN,
     EVENTS, LIST_AUDIT, VERIFY_AUDIT,
-    SHOW_RETENTION, APPLY_RETENTION,
+    LIST_QUOTAS, SHOW_QUOTA, SET_QUOTA, REMOVE_QUOTA, SHOW_RETENTION, APPLY_RETENTION,
     SET_SECRET, LIST_SECRETS, DELETE_SECRET,
     VERSION, OPENAPI, HEALTHZ, READYZ, METRICS,
 )  # fmt: skip

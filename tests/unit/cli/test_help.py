@@ -14,6 +14,7 @@ NAMES = {
     "token create", "token list", "token revoke",
     "secret set", "secret list", "secret rm",
     "events", "retention",
+    "quota", "quota list", "quota show", "quota set", "quota rm",
     "ca init", "ca issue", "ca renew", "ca show",
     "audit list", "audit verify",
     "allowlist test", "config check", "config show", "config schema",

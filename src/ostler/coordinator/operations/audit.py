@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
+from ostler.coordinator.operations.quotas import Standing
 from ostler.coordinator.operations.views import check_limit, read_cursor, write_cursor
 from ostler.coordinator.store.times import when
 from ostler.coordinator.store.tx import Row, Tx
@@ -61,6 +62,10 @@ def detail_of(value: Any) -> str | None:
             return " ".join(str(one) for one in (kind.value, token_id, role, principal, pool) if one is not None)
         case m.JobView(job_id=job_id):
             return job_id
+        case Standing(quota=quota):
+            return "no quota" if quota is None else quota.text()
+        case m.RetentionPass(removed=removed):
+            return "removed " + (", ".join(f"{removed[kind]} {kind}" for kind in sorted(removed)) or "nothing")
     return None
 
 

@@ -4,7 +4,7 @@ from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from ostler.coordinator.operations import logs, sessions
+from ostler.coordinator.operations import logs, quotas, sessions
 from ostler.coordinator.operations.changes import Case, Changes, after_failure, load
 from ostler.coordinator.operations.sessions import stale
 from ostler.coordinator.store.tx import Tx
@@ -59,7 +59,7 @@ def finish_attempts(
     sessions.current(tx, node_id, boot_epoch)
     cases = load(tx, [outcome.job_id for outcome in outcomes])
     logged = _with_logs(tx, [case.seq for case in cases.values()])
-    delivery = _Delivery(tx)
+    delivery = _Delivery(tx, node_id)
     results = []
     for outcome in outcomes:
         case = cases.get(outcome.job_id)
@@ -102,9 +102,11 @@ def _again(tx: Tx, node_id: str, case: Case | None, outcome: Outcome) -> ItemRes
 class _Delivery:
     """The accepted outcomes of one call, written together."""
 
-    def __init__(self, tx: Tx) -> None:
+    def __init__(self, tx: Tx, node_id: str) -> None:
         self._tx = tx
+        self._node_id = node_id
         self._changes = Changes(tx)
+        self._ended: list[Case] = []
         self._chunks: list[logs.ChunkRow] = []
         self._ends: list[tuple[int, int, str, int, str]] = []
         self._artifacts: list[tuple[int, int, str, str, int, str]] = []
@@ -139,6 +141,7 @@ class _Delivery:
         failure = decided.failure
         message = None if failure is None else f"{failure.code.value}: {failure.message}"[:MAX_MESSAGE]
         case.outcome = outcome
+        self._ended.append(case)
         self._changes.apply(
             case, decided.job_event, decided.attempt_event, failure=failure, due_in=decided.due_in, message=message
         )  # fmt: skip
@@ -160,6 +163,8 @@ class _Delivery:
                 "INSERT INTO artifacts (job_seq, attempt, path, type, size, sha256) VALUES (?, ?, ?, ?, ?, ?)", self._artifacts
             )
         self._changes.flush()
+        if self._ended:
+            quotas.bill(self._tx, self._node_id, self._ended)
         logs.store_chunks(self._tx, self._chunks)
         if self._ends:
             logs.store_ends(self._tx, self._ends)

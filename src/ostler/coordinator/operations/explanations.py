@@ -4,6 +4,7 @@ from collections.abc import Collection
 
 from ostler.coordinator.operations import waits
 from ostler.coordinator.operations.claims import Placements, ahead_of, rivals
+from ostler.coordinator.operations.quotas import held_back
 from ostler.coordinator.operations.views import job_of, job_row
 from ostler.coordinator.placement.explain import Standing, explain
 from ostler.coordinator.placement.shape import Shape
@@ -26,6 +27,8 @@ def explain_job(tx: Tx, job_id: str, latency: Collection[str] = ()) -> Explanati
     found = tx.row("SELECT shape_id, rank FROM jobs WHERE seq = ?", (seq,))
     shape_id, rank = found or (0, 0)
     shape = places.shapes_of(tx, [shape_id])[shape_id]
+    if (why := held_back(tx, shape.owner)) is not None:
+        return Explanation(job_id=job_id, state=job.state, summary=why)
     ahead = ahead_of(tx, shape, rank=rank, seq=seq, limit=MAX_AHEAD, latency=latency)
     nodes = _standings(tx, places)
     others = rivals(tx, shape, [node.offer for node in nodes])

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from ostler.coordinator.operations import dependencies
+from ostler.coordinator.operations import dependencies, quotas
 from ostler.coordinator.operations.changes import Case, Changes, load, shortened, write
 from ostler.coordinator.operations.dependencies import Accepted, Name
 from ostler.coordinator.operations.uploads import check_named
@@ -45,8 +45,9 @@ def submit_jobs(
 
     An array stands here as its jobs, all of them and in order (`groups.expand`); `group` makes one group of all (and then there are
     no arrays). Raises AlreadyExists naming the id that is taken (in the store, or twice in the batch), InvalidSpec and TooLarge for
-    dependencies.
+    dependencies, QuotaExceeded.
     """
+    warnings = quotas.admit(tx, owner, len(manifests))
     names, groups = _names(tx, manifests, group)
     if groups:
         tx.many("INSERT INTO groups (group_id, count, submitted_at) VALUES (?, ?, ?)", groups)
@@ -59,7 +60,8 @@ def submit_jobs(
         items=tuple(
             Submitted(job_id=job_id, group_id=group_id, state=over.get(seq, JobState.QUEUED))
             for seq, (job_id, group_id) in enumerate(names, first)
-        )
+        ),
+        warnings=warnings,
     )
 
 
@@ -130,6 +132,7 @@ def _insert(tx: Tx, manifests: Accepted, names: Sequence[Name], owner: str | Non
     if inputs:
         check_named(tx, [sha256 for sha256, _ in inputs])
         tx.many("INSERT INTO inputs (sha256, job_seq) VALUES (?, ?)", inputs)
+    quotas.meter(tx, owner, seq - len(manifests), len(manifests))
     tx.wake(("queue",), ("events",))
     return first
 
@@ -230,6 +233,7 @@ def retry_job(tx: Tx, job_id: str) -> JobView:
         )
     row = tx.row("SELECT s.body, j.owner FROM specs s JOIN jobs j ON j.seq = s.job_seq WHERE s.job_seq = ?", (case.seq,))
     spec, owner = row or ("{}", None)
+    quotas.admit(tx, owner, 1)
     (anew,) = new_job_ids(tx.now, 1)
     manifest = decode(spec, Manifest, what="manifest")
     seq = _insert(tx, [(manifest, spec)], [(anew, None)], owner, retry_of=job_id)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ostler.coordinator.config import RENEW_AFTER
-from ostler.coordinator.operations import sessions
+from ostler.coordinator.operations import quotas, sessions
 from ostler.coordinator.operations.changes import Case, Changes, after_failure, load, load_live, shortened, write
 from ostler.coordinator.operations.claims import DECLINE_REST_US, Claim, Placements, claim
 from ostler.coordinator.operations.deliveries import finish_attempts, set_workspace
@@ -133,6 +133,7 @@ def _choose(
             spread=spread,
             once=request.protocol is None,
         ),
+        quotas.spare,
     )
 
 

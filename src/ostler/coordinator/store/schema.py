@@ -57,6 +57,7 @@ def listed(values: Iterable[StrEnum]) -> str:
 
 LIVE_SQL = listed(LIVE_ATTEMPT)  # for the partial index of live attempts: a query must repeat it word for word to use it
 NOT_OVER_SQL = listed(frozenset(JobState) - TERMINAL_JOB)
+LIVE_JOB_SQL = listed(frozenset(JobState) - TERMINAL_JOB - {JobState.QUEUED, JobState.RETRY_WAIT})  # a node has them
 PENDING_SQL = listed((JobState.QUEUED, JobState.RETRY_WAIT))
 
 
@@ -198,6 +199,7 @@ jobs = Table(
     Column("rank", Int, nullable=False, server_default="0"),  # the place in its queue: `placement.rank`
     Column("not_before", Int),
     Column("waits", Int, nullable=False, server_default="0"),  # FOR_JOBS, UNTIL_TIME
+    Column("metered", Int, nullable=False, server_default="0"),  # its owner had a quota while it was not over
     _in("state", JobState),
     _flag("held"),
     CheckConstraint("tries >= 0 AND attempt >= tries", name="attempt"),
@@ -218,6 +220,11 @@ Index("ix_jobs_waiting", jobs.c.seq, sqlite_where=jobs.c.waits > 0, postgresql_w
 Index(
     "ix_jobs_owner", jobs.c.owner, jobs.c.seq,
     sqlite_where=jobs.c.owner.is_not(None), postgresql_where=jobs.c.owner.is_not(None),
+)  # fmt: skip
+# What waits and runs of those who have a quota. Other jobs have no entry here.
+Index(
+    "ix_jobs_metered", jobs.c.owner, jobs.c.state, jobs.c.metered,  # counted in the index alone
+    sqlite_where=jobs.c.metered == 1, postgresql_where=jobs.c.metered == 1,
 )  # fmt: skip
 Index(
     "ix_jobs_due", jobs.c.due_at, jobs.c.seq,
@@ -502,14 +509,23 @@ seals = Table(
 )
 
 quotas = Table(
-    "quotas",  # limits of principals; null: none
+    "quotas",  # limits of principals; null: none. Use counts by calendar month, UTC
     metadata,
     Column("principal", Text, primary_key=True),
     Column("queued", Int),
     Column("running", Int),
-    Column("cpu_hours", Real),  # in a calendar month, UTC
-    Column("gpu_hours", Real),
-    Column("money", Int),  # in millionths of the currency, likewise
+    Column("cpu_us", Int),  # microseconds of a processor thread
+    Column("gpu_us", Int),
+    Column("money", Int),  # in billionths of the currency
+    sqlite_strict=True,
+)
+
+prices = Table(
+    "prices",  # of an hour, by pool, as the configuration has them
+    metadata,
+    Column("pool", Text, primary_key=True),
+    Column("cpu_hour", Int, nullable=False),
+    Column("gpu_hour", Int, nullable=False),
     sqlite_strict=True,
 )
 
@@ -518,8 +534,8 @@ usage = Table(
     metadata,
     Column("principal", Text, primary_key=True),
     Column("day", Int, primary_key=True, autoincrement=False),  # days since 1970, UTC
-    Column("cpu_ms", Int, nullable=False),
-    Column("gpu_ms", Int, nullable=False),
+    Column("cpu_us", Int, nullable=False),
+    Column("gpu_us", Int, nullable=False),
     Column("money", Int, nullable=False),
     sqlite_strict=True,
     sqlite_with_rowid=False,

@@ -43,12 +43,14 @@ def _jobs() -> None:
     op.add_column("jobs", sa.Column("rank", Int, server_default="0", nullable=False))
     op.add_column("jobs", sa.Column("not_before", Int, nullable=True))
     op.add_column("jobs", sa.Column("waits", Int, server_default="0", nullable=False))
+    op.add_column("jobs", sa.Column("metered", Int, server_default="0", nullable=False))
     op.execute(f"UPDATE jobs SET owner = 'admin', rank = submitted_at - priority * {AGEING_US}")  # noqa: S608 - a number of ours
     for name, columns, where in (
         ("ix_jobs_claim", ["shape_id", "rank", "seq"], "state = 'queued' AND held = 0 AND waits = 0"),
         ("ix_jobs_not_before", ["not_before", "seq"], "waits >= 2"),
         ("ix_jobs_waiting", ["seq"], "waits > 0"),
         ("ix_jobs_owner", ["owner", "seq"], "owner IS NOT NULL"),
+        ("ix_jobs_metered", ["owner", "state", "metered"], "metered = 1"),
     ):
         op.create_index(name, "jobs", columns, sqlite_where=sa.text(where), postgresql_where=sa.text(where))
 
@@ -125,18 +127,26 @@ def _people() -> None:
         sa.Column("principal", sa.Text(), nullable=False),
         sa.Column("queued", Int, nullable=True),
         sa.Column("running", Int, nullable=True),
-        sa.Column("cpu_hours", Real, nullable=True),
-        sa.Column("gpu_hours", Real, nullable=True),
+        sa.Column("cpu_us", Int, nullable=True),
+        sa.Column("gpu_us", Int, nullable=True),
         sa.Column("money", Int, nullable=True),
         sa.PrimaryKeyConstraint("principal", name=op.f("pk_quotas")),
+        sqlite_strict=True,
+    )
+    op.create_table(
+        "prices",
+        sa.Column("pool", sa.Text(), nullable=False),
+        sa.Column("cpu_hour", Int, nullable=False),
+        sa.Column("gpu_hour", Int, nullable=False),
+        sa.PrimaryKeyConstraint("pool", name=op.f("pk_prices")),
         sqlite_strict=True,
     )
     op.create_table(
         "usage",
         sa.Column("principal", sa.Text(), nullable=False),
         sa.Column("day", Int, autoincrement=False, nullable=False),
-        sa.Column("cpu_ms", Int, nullable=False),
-        sa.Column("gpu_ms", Int, nullable=False),
+        sa.Column("cpu_us", Int, nullable=False),
+        sa.Column("gpu_us", Int, nullable=False),
         sa.Column("money", Int, nullable=False),
         sa.PrimaryKeyConstraint("principal", "day", name=op.f("pk_usage")),
         sqlite_strict=True,
