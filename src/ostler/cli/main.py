@@ -19,6 +19,7 @@ from ostler.cli import (
     run,
     secrets,
     tokens,
+    top,
     up,
     version,
 )
@@ -36,6 +37,7 @@ app.command()(run.run)
 app.add_typer(jobs.app, name="job")
 app.add_typer(nodes.app, name="node")
 app.add_typer(tokens.app, name="token")
+app.command()(top.top)
 app.command()(events.events)
 app.add_typer(secrets.app, name="secret")
 app.command()(up.coordinator)

@@ -690,6 +690,35 @@ class NodePage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NodeLoad:
+    """One node, without its attempts and capabilities, and how many jobs it holds; of the caller's own, where they see no others'."""
+
+    node: NodeView
+    jobs: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueLoad:
+    """What a submitter has in a queue: jobs that nodes hold, and those that could be leased. `more`: there are more than were counted."""
+
+    owner: str | None
+    queue: str
+    running: int = 0
+    queued: int = 0
+    more: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overview:
+    """The fleet at one moment: nodes by id (at most 1000), what is queued and running, and the newest failures, last to first."""
+
+    at: datetime
+    nodes: tuple[NodeLoad, ...] = ()
+    queues: tuple[QueueLoad, ...] = ()
+    failures: tuple[JobView, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PageQuery:
     """Where to go on and how many."""
 

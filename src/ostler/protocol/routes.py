@@ -223,6 +223,10 @@ EVENTS = Route(
     "whose ids are cursors: `Last-Event-ID` goes on after one",
     errors=(errors.InvalidSpec, errors.NotFound, errors.Gone),
 )  # fmt: skip
+OVERVIEW = Route(
+    name="overview", method="GET", path="/overview", audience=Audience.CLIENT, grants=READ, response=m.Overview,
+    summary="The fleet at a glance: nodes, what is queued and running by submitter and queue, the newest failures",
+)  # fmt: skip
 LIST_NODES = Route(
     name="list_nodes", method="GET", path="/nodes", audience=Audience.CLIENT, grants=READ, query=m.PageQuery, response=m.NodePage,
     summary="List nodes", errors=(errors.InvalidSpec,),
@@ -351,7 +355,7 @@ ROUTES: tuple[Route, ...] = (
     REGISTER, HEARTBEAT, PULL, ACK, PROGRESS, RESULT, FAIL, APPEND_LOG, UPLOAD_WORKSPACE, FETCH_SECRETS,
     SUBMIT, LIST_JOBS, SHOW_JOB, AWAIT_JOB, EXPLAIN_JOB, READ_LOG, LIST_ARTIFACTS, GET_ARTIFACT,
     CANCEL_JOB, RETRY_JOB, HOLD_JOB, RELEASE_JOB, DEBUG_JOB, GET_WORKSPACE, SHOW_GROUP, CANCEL_GROUP, UPLOAD_BLOB, GET_BLOB,
-    LIST_NODES, SHOW_NODE, DRAIN_NODE, RESUME_NODE, CORDON_NODE, UNCORDON_NODE, MOVE_NODE, RETIRE_NODE,
+    OVERVIEW, LIST_NODES, SHOW_NODE, DRAIN_NODE, RESUME_NODE, CORDON_NODE, UNCORDON_NODE, MOVE_NODE, RETIRE_NODE,
     CREATE_TOKEN, LIST_TOKENS, REVOKE_TOKEN,
     EVENTS, LIST_AUDIT, VERIFY_AUDIT,
     LIST_QUOTAS, SHOW_QUOTA, SET_QUOTA, REMOVE_QUOTA, SHOW_RETENTION, APPLY_RETENTION,

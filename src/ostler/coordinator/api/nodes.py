@@ -11,6 +11,7 @@ from ostler.coordinator.api import section8
 from ostler.coordinator.api.bodies import decode_json
 from ostler.coordinator.api.calls import Call
 from ostler.coordinator.operations import nodes as ops
+from ostler.coordinator.operations import overview as overviews
 from ostler.coordinator.operations import reads, tokens
 from ostler.coordinator.store.tx import Tx
 from ostler.model.errors import InvalidSpec, Problem, StaleAttempt, Unauthenticated, UpgradeRequired
@@ -143,6 +144,11 @@ async def heartbeat(call: Call) -> m.HeartbeatResponse:
         fresh = services.credentials.node_token(node_id, epoch)
         directives = [*directives, m.Directive(kind=m.DirectiveKind.REFRESH_TOKEN, token=fresh)]
     return m.HeartbeatResponse(lease_s=services.config.lease.total_seconds(), directives=tuple(directives))
+
+
+async def overview(call: Call) -> m.Overview:
+    """The fleet at a glance."""
+    return await call.read(overviews.overview, call.owner)
 
 
 async def list_nodes(call: Call) -> m.NodePage:
