@@ -22,6 +22,7 @@ from ostler.cli import (
     top,
     up,
     version,
+    webhooks,
 )
 
 app = typer.Typer(
@@ -45,6 +46,7 @@ app.add_typer(quota.app, name="quota")
 app.command()(retention.retention)
 app.add_typer(allowlist.app, name="allowlist")
 app.add_typer(audit.app, name="audit")
+app.add_typer(webhooks.app, name="webhook")
 app.add_typer(ca.app, name="ca")
 app.add_typer(config.app, name="config")
 app.command()(doctor.doctor)

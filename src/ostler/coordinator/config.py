@@ -147,6 +147,16 @@ class PoolPrice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WebhooksConfig:
+    """Whom webhooks may reach: with `allow_private` also this machine and its own network, for receivers that stand there; without,
+    public addresses alone, since a webhook is an address that somebody else chose and the coordinator calls."""
+
+    __pydantic_config__ = STRICT
+
+    allow_private: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CoordinatorConfig:
     """Where the coordinator keeps its data, where it listens, and the durations that it sets for nodes.
 
@@ -177,6 +187,7 @@ class CoordinatorConfig:
     retention: Retention = field(default_factory=Retention)
     limits: LimitsConfig = LimitsConfig()
     prices: dict[str, PoolPrice] = field(default_factory=dict)
+    webhooks: WebhooksConfig = WebhooksConfig()
 
     @property
     def latency(self) -> frozenset[str]:

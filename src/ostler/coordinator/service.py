@@ -30,12 +30,14 @@ from ostler.coordinator.loops.node_watcher import NodeWatcher
 from ostler.coordinator.loops.pruner import Pruner
 from ostler.coordinator.loops.retry_promoter import RetryPromoter
 from ostler.coordinator.loops.start_promoter import StartPromoter
+from ostler.coordinator.loops.webhook_sender import WebhookSender
 from ostler.coordinator.operations import nodes, quotas, tokens
 from ostler.coordinator.operations.readers import Readers
 from ostler.coordinator.operations.uploads import work_waits
 from ostler.coordinator.sealing import open_sealer
 from ostler.coordinator.store.store import Store
 from ostler.coordinator.tls import context
+from ostler.coordinator.webhooks import Courier
 from ostler.model.errors import Conflict, InvalidSpec
 from ostler.model.quota import Price, parse_money
 from ostler.protocol.routes import ROUTES
@@ -117,6 +119,8 @@ async def _services(
         credentials = Credentials(keys, clock=clock, token_ttl=config.token_ttl)
         trail = Trail(store, clock=clock, logger=logger)
         audit_sealer = AuditSealer(store, keys.signing.sign, trail.tell_left_out, clock=clock, logger=logger)
+        courier = Courier(allow_private=config.webhooks.allow_private)
+        webhook_sender = WebhookSender(store, sealer, courier, clock=clock, logger=logger)
         yield Services(
             config=config,
             store=store,
@@ -133,12 +137,13 @@ async def _services(
             pulls=PullLine(store.wakeups, lambda: store.read(work_waits), logger=logger),
             feed=Feed(store),
             trail=trail,
+            courier=courier,
             metrics=metrics,
             readers=readers,
             pruner=pruner,
             clock=clock,
             logger=logger,
-            loops=(*_loops(config, store, clock, logger), audit_sealer, *more, pruner),
+            loops=(*_loops(config, store, clock, logger), audit_sealer, webhook_sender, *more, pruner),
         )
     finally:
         await artifacts.close()

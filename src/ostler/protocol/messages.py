@@ -499,6 +499,58 @@ class EventQuery:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WebhookRequest:
+    """Where to deliver events, and which: all that the caller may see where `kinds` is empty."""
+
+    url: str
+    kinds: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebhookView:
+    """One webhook. `secret` signs its deliveries and is shown once, when it is made. `owner`: of whose jobs it tells; null is all.
+
+    `failures` counts deliveries that failed in a row, `error` says why the latest did. One that is disabled gets nothing any more.
+    """
+
+    webhook_id: str
+    url: str
+    kinds: tuple[str, ...]
+    created_at: datetime
+    owner: str | None = None
+    failures: int = 0
+    next_try_at: datetime | None = None
+    error: str | None = None
+    disabled_at: datetime | None = None
+    secret: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebhookPage:
+    """Webhooks by id."""
+
+    items: tuple[WebhookView, ...]
+    next_cursor: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebhookDelivery:
+    """The body of a delivery: events, first to last. One that was sent before may come again; its `cursor` tells. Empty: a test."""
+
+    webhook_id: str
+    events: tuple[FleetEvent, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebhookTest:
+    """What came of a test delivery: the status of the answer, or why there was none that is good."""
+
+    ok: bool
+    status: int | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AuditView:
     """One row of the audit log. `action` is a route's name, `target` what its path named, `peer` the address that called."""
 

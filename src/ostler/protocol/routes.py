@@ -305,6 +305,29 @@ APPLY_RETENTION = Route(
     name="apply_retention", method="POST", path="/retention", audience=Audience.CLIENT, grants=RUN, response=m.RetentionView,
     summary="Remove now what is older, or more, than the coordinator keeps",
 )  # fmt: skip
+ADD_WEBHOOK = Route(
+    name="add_webhook", method="POST", path="/webhooks", audience=Audience.CLIENT, grants=WORK, body=Body.JSON, status=201,
+    request=m.WebhookRequest, response=m.WebhookView,
+    summary="Have events delivered to a URL from now on, signed with a secret that is shown once; a submitter's: of own jobs",
+    errors=(errors.InvalidSpec, errors.Conflict),
+)  # fmt: skip
+LIST_WEBHOOKS = Route(
+    name="list_webhooks", method="GET", path="/webhooks", audience=Audience.CLIENT, grants=WORK, query=m.PageQuery,
+    response=m.WebhookPage, summary="List webhooks, how they do, and without their secrets", errors=(errors.InvalidSpec,),
+)  # fmt: skip
+REMOVE_WEBHOOK = Route(
+    name="remove_webhook", method="DELETE", path="/webhooks/{webhook_id}", audience=Audience.CLIENT, grants=WORK,
+    response=m.WebhookView, summary="Deliver nothing more to it", errors=(errors.NotFound,),
+)  # fmt: skip
+ENABLE_WEBHOOK = Route(
+    name="enable_webhook", method="POST", path="/webhooks/{webhook_id}/enable", audience=Audience.CLIENT, grants=WORK,
+    response=m.WebhookView, summary="Deliver again, now, where it stopped after failures", errors=(errors.NotFound,),
+)  # fmt: skip
+TEST_WEBHOOK = Route(
+    name="test_webhook", method="POST", path="/webhooks/{webhook_id}/test", audience=Audience.CLIENT, grants=WORK,
+    response=m.WebhookTest, summary="Make a delivery without events now, and tell what came of it",
+    errors=(errors.NotFound, errors.Unsealable),
+)  # fmt: skip
 LIST_AUDIT = Route(
     name="list_audit", method="GET", path="/audit", audience=Audience.CLIENT, grants=RULE, query=m.AuditQuery, response=m.AuditPage,
     summary="The audit log, newest first: who did what to what, from where; refused calls too", errors=(errors.InvalidSpec,),
@@ -357,7 +380,7 @@ ROUTES: tuple[Route, ...] = (
     CANCEL_JOB, RETRY_JOB, HOLD_JOB, RELEASE_JOB, DEBUG_JOB, GET_WORKSPACE, SHOW_GROUP, CANCEL_GROUP, UPLOAD_BLOB, GET_BLOB,
     OVERVIEW, LIST_NODES, SHOW_NODE, DRAIN_NODE, RESUME_NODE, CORDON_NODE, UNCORDON_NODE, MOVE_NODE, RETIRE_NODE,
     CREATE_TOKEN, LIST_TOKENS, REVOKE_TOKEN,
-    EVENTS, LIST_AUDIT, VERIFY_AUDIT,
+    EVENTS, ADD_WEBHOOK, LIST_WEBHOOKS, REMOVE_WEBHOOK, ENABLE_WEBHOOK, TEST_WEBHOOK, LIST_AUDIT, VERIFY_AUDIT,
     LIST_QUOTAS, SHOW_QUOTA, SET_QUOTA, REMOVE_QUOTA, SHOW_RETENTION, APPLY_RETENTION,
     SET_SECRET, LIST_SECRETS, DELETE_SECRET,
     VERSION, OPENAPI, HEALTHZ, READYZ, METRICS,

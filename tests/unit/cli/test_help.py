@@ -17,6 +17,7 @@ NAMES = {
     "quota", "quota list", "quota show", "quota set", "quota rm",
     "ca init", "ca issue", "ca renew", "ca show",
     "audit list", "audit verify",
+    "webhook add", "webhook list", "webhook rm", "webhook test", "webhook enable",
     "allowlist test", "config check", "config show", "config schema",
 }  # fmt: skip
 RAW = {"up", "run", "coordinator", "node", "job logs", "config schema"}  # a daemon, bytes as they are, or JSON anyway

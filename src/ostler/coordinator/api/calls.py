@@ -28,6 +28,7 @@ from ostler.coordinator.sealing import Sealer
 from ostler.coordinator.store.store import Store
 from ostler.coordinator.store.tx import Tx
 from ostler.coordinator.store.wakeups import Topic
+from ostler.coordinator.webhooks import Courier
 from ostler.model.access import Reach
 from ostler.model.errors import NotFound
 from ostler.protocol.messages import RetentionPass, RetentionPlan, WaitQuery
@@ -83,6 +84,7 @@ class Services:
     pulls: PullLine
     feed: Feed
     trail: Trail
+    courier: Courier
     metrics: Metrics
     readers: Readers
     pruner: Pruning

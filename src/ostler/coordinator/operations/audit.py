@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
+from urllib.parse import urlsplit
 
 from ostler.coordinator.operations.quotas import Standing
 from ostler.coordinator.operations.views import check_limit, read_cursor, write_cursor
@@ -60,6 +61,8 @@ def detail_of(value: Any) -> str | None:
             return items[0].job_id if len(items) == 1 else f"{len(items)} jobs, {items[0].job_id} to {items[-1].job_id}"
         case m.TokenView(token_id=token_id, kind=kind, role=role, principal=principal, pool=pool):
             return " ".join(str(one) for one in (kind.value, token_id, role, principal, pool) if one is not None)
+        case m.WebhookView(webhook_id=webhook_id, url=url):
+            return f"{webhook_id} at {urlsplit(url).hostname}"  # the rest of a URL may be what lets one in
         case m.JobView(job_id=job_id):
             return job_id
         case Standing(quota=quota):

@@ -67,13 +67,18 @@ _COLUMNS = "e.id, e.at, e.kind, j.job_id, j.group_id, j.owner, e.attempt, e.node
 def begin(tx: Tx, query: EventQuery, owner: str | None) -> Start:
     """Reads a query. Raises InvalidSpec, NotFound (no such job of the caller's) and Gone (events behind the cursor were deleted)."""
     kinds = frozenset(word.strip() for word in (query.kind or "").split(",") if word.strip())
-    if unknown := sorted(kinds - KINDS):
-        problem = Problem("kind", f"{', '.join(unknown)[:200]} is unknown; there are {', '.join(sorted(KINDS))}")
-        raise InvalidSpec("the query is not valid", [problem])
+    check_kinds(kinds)
     if query.after is not None and query.since_s is not None:
         raise InvalidSpec("the query is not valid", [Problem("since_s", "does not go with `after`, which says where to begin")])
     job_seq = None if query.job is None else of_job(owner, _seq_of)(tx, query.job)
     return Start(_place(tx, query), Filter(owner, job_seq, query.node, query.group, kinds))
+
+
+def check_kinds(kinds: frozenset[str]) -> None:
+    """Raises InvalidSpec for a kind that does not exist: it would match nothing, for ever."""
+    if unknown := sorted(kinds - KINDS):
+        problem = Problem("kind", f"{', '.join(unknown)[:200]} is unknown; there are {', '.join(sorted(KINDS))}")
+        raise InvalidSpec("the kinds of events are not valid", [problem])
 
 
 def _seq_of(tx: Tx, job_id: str) -> int:
@@ -85,7 +90,7 @@ def _seq_of(tx: Tx, job_id: str) -> int:
 
 def _place(tx: Tx, query: EventQuery) -> int:
     if query.after == LATEST:
-        return _head(tx)
+        return head(tx)
     if query.since_s is not None:
         return _place_of(tx, tx.at - int(query.since_s * 1_000_000))
     place = read_cursor(query.after, (int,))
@@ -94,7 +99,8 @@ def _place(tx: Tx, query: EventQuery) -> int:
     return after
 
 
-def _head(tx: Tx) -> int:
+def head(tx: Tx) -> int:
+    """The last event of all; 0 before the first."""
     row = tx.row(f"SELECT max(e.id) FROM events e WHERE {tx.settled('e')}")  # noqa: S608 - a fragment of ours
     return int(row[0]) if row and row[0] is not None else 0
 
@@ -104,7 +110,7 @@ def _place_of(tx: Tx, at: int) -> int:
     row = tx.row("SELECT min(id) FROM events")
     if row is None or row[0] is None:
         return 0
-    low, high = int(row[0]) - 1, _head(tx)  # at `low` and before: too early; behind `high`: late enough
+    low, high = int(row[0]) - 1, head(tx)  # at `low` and before: too early; behind `high`: late enough
     while low < high:
         middle = (low + high + 1) // 2
         early = tx.row("SELECT 1 FROM events WHERE id = (SELECT min(id) FROM events WHERE id >= ?) AND at < ?", (middle, at))
@@ -128,7 +134,7 @@ def window(tx: Tx, after: int, job_seq: int | None = None) -> Window:
     """The next events, of everybody or of one job. Raises Gone where some were deleted before they were read."""
     _check_kept(tx, after)
     of, params = ("", ()) if job_seq is None else ("AND e.job_seq = ?", (job_seq,))
-    head = after if job_seq is None else max(after, _head(tx))
+    last = after if job_seq is None else max(after, head(tx))
     rows = tx.rows(
         f"SELECT {_COLUMNS} FROM events e LEFT JOIN jobs j ON j.seq = e.job_seq "  # noqa: S608 - fragments of ours
         f"WHERE e.id > ? {of} AND {tx.settled('e')} ORDER BY e.id LIMIT ?",
@@ -145,4 +151,4 @@ def window(tx: Tx, after: int, job_seq: int | None = None) -> Window:
         for number, at, kind, job_id, group_id, owner, attempt, node_id, message in rows
     )  # fmt: skip
     more = len(found) == WINDOW
-    return Window(found, found[-1].id if found and (more or job_seq is None) else head, more)
+    return Window(found, found[-1].id if found and (more or job_seq is None) else last, more)

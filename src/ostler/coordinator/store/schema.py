@@ -471,7 +471,8 @@ webhooks = Table(
     Column("sealed", LargeBinary, nullable=False),  # the secret that signs deliveries, as in `secrets`
     Column("cursor", Int, nullable=False),
     Column("created_at", Int, nullable=False),
-    Column("failures", Int, nullable=False),
+    Column("failures", Int, nullable=False),  # in a row
+    Column("failing_since", Int),
     Column("due_at", Int),  # of the next try
     Column("error", Text),  # of the latest one
     Column("disabled_at", Int),

@@ -182,6 +182,7 @@ def _records() -> None:
         sa.Column("cursor", Int, nullable=False),
         sa.Column("created_at", Int, nullable=False),
         sa.Column("failures", Int, nullable=False),
+        sa.Column("failing_since", Int, nullable=True),
         sa.Column("due_at", Int, nullable=True),
         sa.Column("error", sa.Text(), nullable=True),
         sa.Column("disabled_at", Int, nullable=True),
