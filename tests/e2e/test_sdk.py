@@ -26,6 +26,7 @@ sys.path.insert(0, str(TASKS.parent))  # as a program beside the task folder has
 from tasks import calls
 
 NOT_OVER = "queued,leased,acked,preparing,running,uploading,retry_wait"
+SOON = {"OSTLER_NODE__HEARTBEAT__BACKOFF__MIN_S": "0.2"}  # a node that looks sooner whether its coordinator is back
 ROOT = Path(__file__).parents[2]
 
 
@@ -327,7 +328,7 @@ def test_what_is_left_of_a_map_is_cancelled(ex, client, tmp_path):
     with pytest.raises(TimeoutError):
         next(ex.map(calls.hold, [str(tmp_path / f"a{n}") for n in range(4)], timeout=0.01))
     until(lambda: not client.jobs(state=NOT_OVER), what="the end of its calls")
-    held = [ex.submit(calls.hold, str(tmp_path / f"b{n}")) for n in range(8)]
+    held = [ex.submit(calls.hold, str(tmp_path / f"b{n}")) for n in range(200)]
     ex.shutdown(cancel_futures=True)
     assert all(one.cancelled() for one in held)
     until(lambda: not client.jobs(state=NOT_OVER), what="the end of all calls")
@@ -486,7 +487,7 @@ def test_a_program_s_own_functions_by_value(open_minded):
 
 
 def test_the_coordinator_is_killed_in_the_middle_of_a_map(own_fleet, caplog):
-    with own_fleet(slots=4) as fleet, ostler.Client(fleet.url, token=fleet.token) as client:
+    with own_fleet(slots=4, settings=SOON) as fleet, ostler.Client(fleet.url, token=fleet.token) as client:
         with ostler.Executor(client) as ex:
             results = ex.map(calls.slow_square, range(300))
             came = [next(results) for _ in range(20)]
@@ -500,7 +501,8 @@ def test_the_coordinator_is_killed_in_the_middle_of_a_map(own_fleet, caplog):
 
 
 def test_the_coordinator_is_away_while_calls_are_submitted(own_fleet):
-    with own_fleet(slots=4) as fleet, ostler.Client(fleet.url, token=fleet.token) as client, ostler.Executor(client) as ex:
+    fleet = own_fleet(slots=4, settings=SOON).start()
+    with ostler.Client(fleet.url, token=fleet.token) as client, ostler.Executor(client) as ex:
         assert ex.submit(calls.square, 2).result(60) == 4
         fleet.kill("coordinator")
         futures = [ex.submit(calls.square, n) for n in range(50)]

@@ -66,15 +66,20 @@ class Core:
             try:
                 answer = await self.wire.call(route, message, **more)
             except Unavailable as exc:
-                self._met |= not isinstance(exc, CoordinatorUnreachable)  # who asks for patience has answered
-                pause = exc.retry_after if exc.retry_after is not None else backoff.next_s()
-                if not self._met or time.monotonic() + pause - began > self._patience_s:
-                    raise
-                self._note_absence(exc)
+                pause = self._pause(exc, began, backoff)
             else:
                 self._note_presence()
                 return answer
             await asyncio.sleep(pause)
+
+    def _pause(self, exc: Unavailable, began: float, backoff: Backoff) -> float:
+        """How long to wait before the next try; raises what was met where patience is at its end, or never began."""
+        self._met |= not isinstance(exc, CoordinatorUnreachable)  # who asks for patience has answered
+        pause = backoff.next_s() if exc.retry_after is None else max(exc.retry_after, backoff.min_s)
+        if not self._met or time.monotonic() + pause - began > self._patience_s:
+            raise exc
+        self._note_absence(exc)
+        return pause
 
     def _note_absence(self, exc: Unavailable) -> None:
         if not self._away and isinstance(exc, CoordinatorUnreachable):
@@ -107,10 +112,7 @@ class Core:
                 async with self.wire.download(route, **more) as answer:
                     return b"".join([block async for block in answer.blocks()])
             except Unavailable as exc:
-                pause = backoff.next_s()
-                if not self._met or time.monotonic() + pause - began > self._patience_s:
-                    raise
-                self._note_absence(exc)
+                pause = self._pause(exc, began, backoff)
             await asyncio.sleep(pause)
 
 

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar, overload
 
-from ostler.model.errors import AlreadyExists, InvalidSpec, InvalidTransition, OstlerError, Rejected, TooLarge
+from ostler.model.errors import AlreadyExists, InvalidSpec, OstlerError, Rejected, TooLarge
 from ostler.model.manifest import Requirements, RetryPolicy
 from ostler.protocol import codec, routes
 from ostler.protocol import messages as m
@@ -31,7 +31,7 @@ MAX_BATCH = 500
 MAX_BATCH_BYTES = 8 * 2**20
 GATHER_S = 0.002  # what is submitted in a loop goes with one call
 LAST_S = 10.0
-FETCHES = 4  # results too large to come along, at the same time
+ERRANDS = 8  # calls about single jobs at the same time: results too large to come along, cancellations
 
 
 _executors: "weakref.WeakSet[Executor]" = weakref.WeakSet()
@@ -118,7 +118,7 @@ class Executor(FuturesExecutor):
         self._sending = False  # whether the loop is about to send, or sends
         self._closed = False
         self._errands: set[asyncio.Task[None]] = set()
-        self._fetches = asyncio.Semaphore(FETCHES)
+        self._few = asyncio.Semaphore(ERRANDS)
         try:
             self._portal.run(
                 self._core.call(routes.LIST_JOBS, query=m.JobQuery(limit=1))
@@ -340,7 +340,7 @@ class Executor(FuturesExecutor):
     async def _fetch(self, entry: _Entry, news: m.Ended, paths: Sequence[str]) -> None:
         contents = dict(news.contents)
         try:
-            async with self._fetches:
+            async with self._few:
                 for path in paths:
                     contents[path] = await self._core.read(routes.GET_ARTIFACT, job_id=news.job.job_id, path=path)
         except OstlerError as exc:
@@ -354,8 +354,9 @@ class Executor(FuturesExecutor):
             self._errand(self._cancel(entry.future.job_id))
 
     async def _cancel(self, job_id: str) -> None:
-        with suppress(OstlerError, InvalidTransition):  # over, or not there yet: then it is cancelled when it is
-            await self._core.call(routes.CANCEL_JOB, m.CancelRequest(reason="its future was cancelled"), job_id=job_id)
+        async with self._few:
+            with suppress(OstlerError):  # over already
+                await self._core.call(routes.CANCEL_JOB, m.CancelRequest(reason="its future was cancelled"), job_id=job_id)
 
 
 def _cancel(futures: Iterable[Future[Any]]) -> None:
