@@ -26,6 +26,7 @@ import uvloop
 from ostler import __version__
 from ostler.assembly import handover
 from ostler.assembly.keeper_stop import is_attempt
+from ostler.model.calls import BY_VALUE_TAG
 from ostler.model.capabilities import Capabilities
 from ostler.model.errors import (
     CoordinatorUnreachable,
@@ -37,7 +38,7 @@ from ostler.model.errors import (
     Unavailable,
 )
 from ostler.model.failures import Failure
-from ostler.model.manifest import BY_VALUE_TAG, Runner
+from ostler.model.manifest import Runner
 from ostler.model.sandbox import SandboxAbilities
 from ostler.node.attempts import Live
 from ostler.node.config import NodeConfig

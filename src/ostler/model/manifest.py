@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ostler.model.array import PLACE
+from ostler.model.calls import Code, task_problems
 from ostler.model.dependencies import STRICT, Dependency, Otherwise, Until
 from ostler.model.errors import Problem
 from ostler.model.failures import CODES, FailureCode, Retry
@@ -23,10 +24,7 @@ JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 LABEL_KEY = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
-TASK = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*(:[A-Za-z]\w*)?", re.ASCII)
 MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)", re.ASCII)
-BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
-PYTHON_VERSION = re.compile(r"3\.[0-9]{1,3}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 MAX_PRIORITY = 1000
 MAX_ARRAY = 10_000
@@ -34,8 +32,6 @@ MAX_DEPENDENCIES = 1000
 MAX_JOB_ID = 128
 MAX_AHEAD = timedelta(days=365)
 MAX_ARGS_BYTES = 128 * 1024
-MAX_CODE_NAME = 128
-BY_VALUE_TAG = "python-by-value"  # nodes that allow `code` advertise it, so that placement finds them
 MAX_SECRETS = 32
 DEFAULT_TIMEOUT_S = 3600
 DEFAULT_POOL = "default"  # of nodes whose join token named none, and of jobs that name neither a pool nor a node
@@ -121,21 +117,6 @@ class Artifact:
     max_mb: int = 1024
     optional: bool = False
     always: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Code:
-    """A Python function with its arguments by value: what cloudpickle made of it (base64), the Python that it is for (`3.11`), and a
-    name for lists.
-
-    To take it in is to run it, so a node does neither unless its own configuration allows it.
-    """
-
-    __pydantic_config__ = STRICT
-
-    pickle: str
-    python: str
-    name: str = "function"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -411,7 +392,7 @@ def problems(manifest: Manifest) -> list[Problem]:  # noqa: PLR0912 - one flat l
                 if getattr(manifest, name) is not None:
                     bad(name, "belongs to the python runner; the cli runner takes `command` and `args`")
         case Runner.PYTHON:
-            found.extend(_task_problems(manifest))
+            found.extend(task_problems(manifest.task, manifest.code, manifest.params, manifest.requirements.tags))
             if manifest.command is not None or manifest.args:
                 bad("command", "belongs to the cli runner; the python runner takes `task` and `params`")
         case other:
@@ -443,55 +424,6 @@ def problems(manifest: Manifest) -> list[Problem]:  # noqa: PLR0912 - one flat l
     found.extend(_file_problems(manifest))
     found.extend(_secret_problems(manifest))
     return found
-
-
-def _task_problems(manifest: Manifest) -> Iterator[Problem]:
-    task, code = manifest.task, manifest.code
-    if code is not None:
-        if task is not None:
-            yield Problem("task", "stands beside `code`; a call is either by name or by value")
-        if BY_VALUE_TAG not in manifest.requirements.tags:
-            yield Problem("requirements.tags", f"must hold {BY_VALUE_TAG!r} where there is `code`: other nodes refuse it")
-        if not BASE64.fullmatch(code.pickle):
-            yield Problem("code.pickle", "is not base64")
-        if not 0 < len(code.name) <= MAX_CODE_NAME or not is_unicode(code.name):
-            yield Problem("code.name", f"must be 1 to {MAX_CODE_NAME} characters of valid Unicode")
-        if not PYTHON_VERSION.fullmatch(code.python):
-            yield Problem("code.python", f"{code.python[:20]!r} is no Python version such as 3.11")
-        if unknown := sorted(manifest.params.keys() - {"results"}):
-            yield Problem(f"params.{unknown[0][:80]}", "does not go with `code`, which holds its arguments")
-    elif not task:
-        yield Problem("task", "is missing: the python runner needs the name of a task module")
-    elif not TASK.fullmatch(task):
-        yield Problem("task", f"{task[:200]!r} is neither a dotted Python module name nor MODULE:FUNCTION with a public function")
-    elif ":" in task:
-        yield from _call_problems(manifest.params)
-    if (code is not None or ":" in (task or "")) and manifest.params.get("results", "data") not in ("data", "pickle"):
-        yield Problem("params.results", "must be data or pickle")
-
-
-def _call_problems(params: Mapping[str, Any]) -> Iterator[Problem]:
-    batch = params.get("batch")
-    if batch is not None and not isinstance(batch, list):
-        yield Problem("params.batch", "must be a list of calls, each {args: [...], kwargs: {...}}")
-        return
-    calls = [("params", {key: value for key, value in params.items() if key not in {"results", "batch"}})]
-    if batch is not None:
-        if calls[0][1]:
-            yield Problem(
-                f"params.{next(iter(calls[0][1]))[:80]}", "stands beside `batch`, which holds the arguments of each call"
-            )
-        calls = [(f"params.batch[{i}]", call) for i, call in enumerate(batch)]
-    for path, call in calls:
-        if not isinstance(call, dict):
-            yield Problem(path, "must be {args: [...], kwargs: {...}}")
-            continue
-        if unknown := sorted(call.keys() - {"args", "kwargs"}):
-            yield Problem(f"{path}.{unknown[0][:80]}", "is not known; a call takes `args` (a list) and `kwargs` (by name)")
-        if not isinstance(call.get("args", []), list):
-            yield Problem(f"{path}.args", "must be a list")
-        if not isinstance(call.get("kwargs", {}), dict):
-            yield Problem(f"{path}.kwargs", "must be an object")
 
 
 def _command_problems(manifest: Manifest) -> Iterator[Problem]:

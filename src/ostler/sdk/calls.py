@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from types import FunctionType, ModuleType
 from typing import Any, Literal
 
+from ostler.model.calls import BY_VALUE_TAG, MAX_CODE_NAME, TASK
 from ostler.model.errors import InvalidSpec, Problem
 from ostler.model.job import JobState
-from ostler.model.manifest import BY_VALUE_TAG, MAX_CODE_NAME, TASK
 from ostler.protocol import values
 from ostler.protocol.messages import JobView
 from ostler.sdk.failed import JobFailed, RemoteError, RemoteTraceback

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ostler.model.calls import Code
 from ostler.model.errors import InvalidSpec, Problem
 from ostler.model.failures import CODES, FailureCode, Retry
 from ostler.model.manifest import (
     Artifact,
-    Code,
     InputFile,
     Inputs,
     InputUrl,
