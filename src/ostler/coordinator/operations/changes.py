@@ -215,6 +215,8 @@ class Changes:
         further: dict[int, JobState] = {}
         while ended or free:
             found = waits.fallout_of(tx, ended, since=since)
+            if not (found.cancelled or found.nearer or free):  # nearly always: nobody waits
+                break
             if found.cancelled or found.held:
                 self._fall(found)
             freed = waits.free(tx, found.nearer | set(free))
