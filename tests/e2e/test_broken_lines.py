@@ -74,17 +74,16 @@ def test_a_followed_log_is_whole_through_cuts_and_a_restart(own_fleet, open_comm
         way.close()
 
 
-@pytest.mark.parametrize("words", [["job", "logs", "-f"], ["job", "wait"]], ids=" ".join)
-def test_ctrl_c_ends_what_waits_also_while_nobody_answers(own_fleet, open_command, words):
+def test_ctrl_c_ends_what_waits_also_while_nobody_answers(own_fleet, open_command):
     fleet = own_fleet().start()
     job = fleet.sh("echo begun; sleep 600")
     fleet.wait_state(job, "running")
     way = Way(int(fleet.url.rpartition(":")[2]))
     try:
-        for cut in (False, True):
+        for words, cut in ((["logs", "-f"], False), (["logs", "-f"], True), (["wait"], False)):
             until(lambda: not way.open, what="the end of the last command's connections")
-            command = open_command(fleet, way.url, *words, job)
-            if words[1] == "logs":
+            command = open_command(fleet, way.url, "job", *words, job)
+            if words[0] == "logs":
                 assert command.stdout.readline() == b"begun\n"
             else:
                 until(lambda: way.open, what="an open call")
@@ -92,7 +91,7 @@ def test_ctrl_c_ends_what_waits_also_while_nobody_answers(own_fleet, open_comman
                 way.cut()
             command.send_signal(signal.SIGINT)
             out, err = command.communicate(timeout=60)
-            assert (command.returncode, out) == (130, b"")
+            assert (command.returncode, out) == (130, b""), err
             assert b"Traceback" not in err
             way.mend()
         assert fleet.job(job)["state"] == "running", "who looked on does not take the job along"
