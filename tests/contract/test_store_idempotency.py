@@ -1,6 +1,7 @@
 """The store contract: what bears a key is submitted once, for a day, whatever else happens."""
 
 import asyncio
+from datetime import timedelta
 
 import pytest
 
@@ -73,3 +74,12 @@ async def test_a_key_is_honoured_for_a_day(rig: Rig):
     assert not (await once(rig, mark(body=b"other"), job_id="b"))[1]  # whether it was deleted yet or not
     assert (await once(rig, mark(body=b"other"), job_id="b"))[1]
     assert await jobs_of(rig) == ["a", "b"]
+
+
+async def test_the_configuration_says_for_how_long(rig: Rig):
+    short = Mark("ann", "k", b"body", timedelta(seconds=10))
+    first, _ = await once(rig, short)
+    rig.clock.advance(9)
+    assert await once(rig, short) == (first, True)
+    rig.clock.advance(2)
+    assert (await once(rig, short))[1] is False

@@ -7,11 +7,12 @@ import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ostler.coordinator.artifacts.store import DirectoryArtifacts
 from ostler.coordinator.config import PoolRetention, Retention
 from ostler.coordinator.loops.pruner import Pruner
-from ostler.coordinator.operations import jobs, reads, removals
+from ostler.coordinator.operations import audit, jobs, reads, removals
 from ostler.coordinator.operations.aging import Part, Removal
 from ostler.coordinator.operations.groups import expand
 from ostler.coordinator.operations.readers import Readers
@@ -19,10 +20,12 @@ from ostler.coordinator.operations.uploads import note_upload
 from ostler.model.errors import Gone, InvalidSpec, NotFound, StoreBusy
 from ostler.model.manifest import InputFile, Inputs, Manifest
 from ostler.protocol import messages as m
+from ostler.protocol.audit import Verifier
 from ostler.protocol.codec import decode, encode
 from ostler.runtime.clock import ManualClock
 from store_rig import Rig, log_end
 
+KEY = Ed25519PrivateKey.generate()
 LOGGER = logging.getLogger("ostler.tests")
 DAY = 86400.0
 
@@ -40,7 +43,7 @@ class Setting:
         """A new one each time, as after a restart."""
         return Pruner(
             self.rig.store, self.artifacts, self.readers, policy=self.policy, clock=self.rig.clock, logger=LOGGER,
-            observe=lambda *one: self.seen.append(one), rest=0,
+            observe=lambda *one: self.seen.append(one), sign=KEY.sign, rest=0,
         )  # fmt: skip
 
     async def blob(self, data: bytes, *, days_old: float = 0.5) -> str:
@@ -317,3 +320,54 @@ async def test_a_plan_changes_nothing(setting):
     assert (plan.counts["logs"], plan.sizes["logs"], plan.counts["job"]) == (1, 2, 1)
     assert [(one.job_id, one.part, one.why) for one in plan.items] == [(job_id, "logs", "older than 1d")]
     assert await setting.rig.everything() == before
+
+
+async def verified(setting, keys=(KEY,)):
+    verifier = Verifier([key.public_key() for key in keys])
+    found = await setting.rig.read(audit.allowed, verifier)
+    checked = await setting.rig.read(audit.verify, verifier, 1000)
+    return [one.message for one in (*found, *checked.findings)], verifier
+
+
+async def day_of_audit(setting, rows=3):
+    who = audit.Entry("ann", "t", "admin", "cancel_job", "j", 200, "127.0.0.1", "r")
+    for _ in range(rows):
+        await setting.rig.write(audit.append, who)
+    await setting.rig.write(audit.seal, KEY.sign)
+    setting.rig.clock.advance(DAY)
+
+
+async def test_old_rows_of_the_audit_log_go_and_the_rest_still_verifies(setting):
+    setting.policy = Retention(audit=timedelta(days=5))
+    for _ in range(10):
+        await day_of_audit(setting)
+    head = (await setting.rig.rows("SELECT digest FROM seals ORDER BY last_id"))[1][0]
+    assert (await setting.pruner.prune()).removed == {"audit": 15}
+    assert (await setting.pruner.prune()).removed == {}
+    found, verifier = await verified(setting)
+    assert (found, verifier.rows, verifier.seals) == ([], 15, 10)
+    assert head in verifier.digests  # also one that was noted long ago
+    await day_of_audit(setting)
+    assert (await setting.pruner.prune()).removed == {"audit": 3}
+    assert (await verified(setting))[0] == []
+
+
+async def test_nobody_else_can_pass_a_removal_for_one_by_age(setting):
+    setting.policy = Retention(audit=timedelta(days=2))
+    for _ in range(5):
+        await day_of_audit(setting)
+    await setting.pruner.prune()
+    last = (await setting.rig.rows("SELECT last_id FROM audit_cuts"))[0][0]
+    await setting.rig.write(lambda tx: tx.run("DELETE FROM audit WHERE id = ?", (last + 1,)))
+    assert (await verified(setting))[0] == [f"row {last + 1} was removed after it was sealed"]
+    await setting.rig.write(lambda tx: tx.run("UPDATE audit_cuts SET last_id = ?", (last + 3,)))
+    found, _ = await verified(setting)
+    assert found[0] == f"the note that rows up to {last + 3} were removed is not signed by the coordinator's key"
+    assert f"row {last + 1} was removed after it was sealed" in found
+    other = Ed25519PrivateKey.generate()
+    await setting.rig.write(audit.cut_off, last + 3, bytes(32), other.sign)
+    assert "is not signed" in (await verified(setting))[0][0]
+    await setting.rig.write(audit.cut_off, last + 3, bytes(32), KEY.sign)  # of another chain
+    assert (await verified(setting))[0] == [
+        f"the seal of rows {last + 1} to {last + 3} is another than the one up to which rows were removed"
+    ]

@@ -135,6 +135,8 @@ def _verified_here(database: Path, keys: list[str], head: str | None) -> "AuditC
         with closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)) as connection:
             connection.text_factory = bytes  # text that somebody damaged may be text no longer
             connection.execute("BEGIN")
+            for row in connection.execute(f"SELECT {audit.CUT_COLUMNS} FROM audit_cuts"):  # noqa: S608 - ours
+                findings += verifier.allow(audit.Cut(*row))
             for row in connection.execute(f"SELECT {audit.SEAL_COLUMNS} FROM seals ORDER BY last_id"):  # noqa: S608 - ours
                 one = audit.Seal(*row)
                 findings += verifier.check(one, _rows(connection, verifier, one.last_id))

@@ -33,8 +33,8 @@ class Retention:
     """How long things are kept, counted from the end of their job, and how much of them in MB (absent: no limit); beyond it the
     oldest go first.
 
-    `uploads` are input files that no job names; `idempotency` keys make a repeated submission give the same answer. A job that is
-    removed takes its events, logs and artifacts with it. A pass is made `every` so often.
+    `uploads` are input files that no job names; `idempotency` keys make a repeated submission give the same answer. Of the `audit`
+    log the seals stay for ever. A job that is removed takes its events, logs and artifacts with it. A pass is made `every` so often.
     """
 
     __pydantic_config__ = STRICT
@@ -45,6 +45,7 @@ class Retention:
     artifacts: timedelta = timedelta(days=30)
     uploads: timedelta = timedelta(days=7)
     idempotency: timedelta = timedelta(hours=24)
+    audit: timedelta = timedelta(days=400)
     logs_mb: int | None = None
     artifacts_mb: int | None = None
     every: timedelta = timedelta(hours=1)
@@ -68,7 +69,7 @@ class Retention:
         places: list[tuple[str, Retention | PoolRetention]] = [("", self)]
         places += [(f"pools.{name}.", one) for name, one in self.pools.items()]
         for place, one in places:
-            for name in ("jobs", "events", "logs", "artifacts", "uploads", "idempotency", "every"):
+            for name in ("jobs", "events", "logs", "artifacts", "uploads", "idempotency", "audit", "every"):
                 age = getattr(one, name, None)
                 if age is not None and age <= timedelta(0):
                     yield f"{place}{name}: must be longer than 0 s"

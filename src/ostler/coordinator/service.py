@@ -112,7 +112,8 @@ async def _services(
     artifacts = DirectoryArtifacts(config.data / "artifacts", logger=logger)
     readers = Readers()
     pruner = Pruner(
-        store, artifacts, readers, policy=config.retention, clock=clock, logger=logger, observe=metrics.pruned
+        store, artifacts, readers, policy=config.retention, clock=clock, logger=logger, observe=metrics.pruned,
+        sign=keys.signing.sign,
     )  # fmt: skip
     try:
         await artifacts.open()

@@ -17,6 +17,8 @@ from ostler.protocol.dsse import pae
 COLUMNS = "id, at, principal, token_id, role, action, target, status, peer, request_id, detail"
 SEAL_COLUMNS = "first_id, last_id, at, leaves, digest, signature"
 SEAL_TYPE = "application/vnd.ostler.audit-seal"
+CUT_COLUMNS = "last_id, at, digest, signature"
+CUT_TYPE = "application/vnd.ostler.audit-cut"
 GENESIS = bytes(32)  # what stands for the digest before the first seal
 _LEAF = struct.Struct(">q32s")
 
@@ -32,6 +34,16 @@ class Seal:
     last_id: int
     at: int
     leaves: bytes
+    digest: bytes
+    signature: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """The coordinator's word that it removed rows up to `last_id` for their age; their seals stay. `digest` is that of the last one."""
+
+    last_id: int
+    at: int
     digest: bytes
     signature: bytes
 
@@ -72,6 +84,15 @@ def seal(rows: Sequence[AuditRow], *, after: int, previous: bytes, at: int, sign
     return Seal(first_id, last_id, at, leaves, digest, sign(pae(SEAL_TYPE, digest)))
 
 
+def cut(last_id: int, at: int, digest: bytes, sign: Sign) -> Cut:
+    """A cut behind the seal that ends at `last_id`."""
+    return Cut(last_id, at, digest, sign(pae(CUT_TYPE, _of_cut(last_id, at, digest))))
+
+
+def _of_cut(last_id: int, at: int, digest: bytes) -> bytes:
+    return struct.pack(">qq", last_id, at) + digest
+
+
 @dataclass(slots=True)
 class Verifier:
     """Checks seals one after the other. `last_id` and `previous` are those of the seal before the first one to be checked."""
@@ -82,6 +103,17 @@ class Verifier:
     rows: int = 0
     seals: int = 0
     digests: set[bytes] = field(default_factory=set)
+    removed: Cut | None = None
+
+    def allow(self, one: Cut) -> list[Finding]:
+        """Rows that were removed for their age are not missed, where the coordinator's key says so."""
+        text = _of_cut(one.last_id, one.at, one.digest)
+        if not any(_signed(key, one.signature, CUT_TYPE, text) for key in self.keys):
+            return [
+                Finding(message=f"the note that rows up to {one.last_id} were removed is not signed by the coordinator's key")
+            ]
+        self.removed = one
+        return []
 
     def check(self, one: Seal, rows: Iterable[AuditRow]) -> list[Finding]:
         """What is wrong with a seal and its rows: all with ids up to its `last_id`, behind those of the seal before."""
@@ -93,8 +125,10 @@ class Verifier:
         name = f"the seal of rows {one.first_id} to {one.last_id}"
         if known_previous and _digest(self.previous, one.first_id, one.last_id, one.at, one.leaves) != one.digest:
             found.append(Finding(message=f"{name} was changed: its digest is not that of its content and the seal before"))
-        if not any(_signed(key, one) for key in self.keys):
+        if not any(_signed(key, one.signature, SEAL_TYPE, one.digest) for key in self.keys):
             found.append(Finding(message=f"{name} is not signed by the coordinator's key"))
+        if self.removed is not None and self.removed.last_id == one.last_id and self.removed.digest != one.digest:
+            found.append(Finding(message=f"{name} is another than the one up to which rows were removed"))
         found += self._check_rows(one, rows)
         self.last_id, self.previous = one.last_id, one.digest
         self.seals += 1
@@ -115,13 +149,14 @@ class Verifier:
                 found.append(Finding(row=number, message=f"row {number} was added after the rows around it were sealed"))
             elif leaf(row) != expected:
                 found.append(Finding(row=number, message=f"row {number} was changed after it was sealed"))
-        found += [Finding(row=number, message=f"row {number} was removed after it was sealed") for number in sealed]
-        return found
+        kept_after = 0 if self.removed is None else self.removed.last_id
+        missed = [number for number in sealed if number > kept_after]
+        return found + [Finding(row=number, message=f"row {number} was removed after it was sealed") for number in missed]
 
 
-def _signed(key: Ed25519PublicKey, one: Seal) -> bool:
+def _signed(key: Ed25519PublicKey, signature: bytes, kind: str, text: bytes) -> bool:
     try:
-        key.verify(one.signature, pae(SEAL_TYPE, one.digest))
+        key.verify(signature, pae(kind, text))
     except InvalidSignature:
         return False
     return True

@@ -26,11 +26,13 @@ async def verify_audit(call: Call) -> m.AuditCheck:
     if previous is None:
         raise NotFound(f"no seal of the audit log ends at row {query.after}", hint="begin anew, without `after`")
     verifier = Verifier([services.keys.signing.public_key()], last_id=query.after, previous=previous)
+    wrong = await call.read(ops.allowed, verifier)
     checked = await call.read(ops.verify, verifier, SEALS)
+    found = (*([] if query.after else wrong), *checked.findings)
     return m.AuditCheck(
         rows=verifier.rows,
         seals=verifier.seals,
-        findings=tuple(m.AuditFinding(message=one.message, row=one.row) for one in checked.findings),
+        findings=tuple(m.AuditFinding(message=one.message, row=one.row) for one in found),
         head=verifier.previous.hex() if verifier.previous != GENESIS else None,
         head_found=None if head is None else head in verifier.digests,
         unsealed=checked.unsealed,

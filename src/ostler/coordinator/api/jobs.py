@@ -48,7 +48,7 @@ async def submit_jobs(call: Call) -> m.SubmitResponse | Answer:
         await call.read(check_named, secretive, call.caller.principal, call.caller.role or Role.VIEWER)
     if key is None:
         return await call.write(ops.submit_jobs, manifests, owner, reach=call.owner, group=read.group)
-    mark = Mark(owner or "", key, hashlib.sha256(raw).digest())
+    mark = Mark(owner or "", key, hashlib.sha256(raw).digest(), call.services.config.retention.idempotency)
     made, again = await call.write(submit_once, mark, manifests, owner, reach=call.owner, group=read.group)
     return Answer(made, headers={"Idempotent-Replayed": "true"} if again else {})
 

@@ -9,11 +9,13 @@ from datetime import timedelta
 
 from ostler.coordinator.artifacts.store import SHELVES, Artifacts
 from ostler.coordinator.config import Retention
+from ostler.coordinator.operations import audit
 from ostler.coordinator.operations import removals as ops
 from ostler.coordinator.operations.aging import Aged, Part, Removal, Scope, Survey, size_limits
 from ostler.coordinator.operations.readers import Readers
 from ostler.coordinator.store.store import Store
-from ostler.coordinator.store.times import micros
+from ostler.coordinator.store.times import micros, span
+from ostler.protocol.audit import Sign
 from ostler.protocol.messages import PlannedRemoval, RetentionPass, RetentionPlan
 from ostler.runtime.clock import Clock
 from ostler.runtime.loop import Loop
@@ -36,12 +38,13 @@ class Pruner(Loop):
 
     def __init__(
         self, store: Store, artifacts: Artifacts, readers: Readers, *, policy: Retention, clock: Clock, logger: logging.Logger,
-        observe: Observe, rest: float = REST,
+        observe: Observe, sign: Sign, rest: float = REST,
     ) -> None:  # fmt: skip
         super().__init__(clock=clock, interval_s=policy.every.total_seconds(), logger=logger)
         self.last: RetentionPass | None = None
         self._store, self._artifacts, self._readers = store, artifacts, readers
         self._policy, self._observe, self._rest = policy, observe, rest
+        self._sign = sign
         self._used: Counter[Scope] | None = None
         self._turning = asyncio.Lock()
 
@@ -144,7 +147,7 @@ class Pruner(Loop):
                 yield page.ids
 
     async def _rows(self) -> None:
-        """Events, idempotency keys and uploads."""
+        """Events, idempotency keys, uploads, and of the audit log what is sealed."""
         async for ids in self._old_events():
             self._note("event", await self._store.write_lazily(ops.remove_events, ids))
         while keys := await self._store.read(ops.old_keys, self._policy):
@@ -154,6 +157,12 @@ class Pruner(Loop):
             uploads, after = await self._store.read(ops.old_uploads, self._policy, after)
             if uploads:
                 self._note("upload", await self._store.write_lazily(ops.remove_uploads, uploads))
+
+        seal = await self._store.read(audit.old_seal, span(self._policy.audit))
+        if seal is not None:
+            await self._store.write(audit.cut_off, *seal, self._sign)
+        while count := await self._store.write_lazily(audit.remove_rows, ops.MANY):
+            self._note("audit", count)
 
     async def _sweep(self, rest: float) -> int:
         """Delete the files that no row names; how many bytes the others take."""

@@ -143,6 +143,41 @@ def seal(tx: Tx, sign: audit.Sign) -> int:
     return len(rows)
 
 
+def old_seal(tx: Tx, age_us: int) -> tuple[int, bytes] | None:
+    """The last seal (where it ends, its digest) all of whose rows are older than that; None where nothing more is. For `Store.read`."""
+    found, after = None, _cut_at(tx)
+    while rows := tx.rows("SELECT last_id, at, digest FROM seals WHERE last_id > ? ORDER BY last_id LIMIT ?", (after, BATCH)):
+        for last_id, at, digest in rows:
+            if tx.at - at <= age_us:
+                return found
+            found = (int(last_id), bytes(digest))
+        after = rows[-1][0]
+    return found
+
+
+def _cut_at(tx: Tx) -> int:
+    row = tx.row("SELECT max(last_id) FROM audit_cuts")
+    return int(row[0]) if row and row[0] is not None else 0
+
+
+def cut_off(tx: Tx, last_id: int, digest: bytes, sign: audit.Sign) -> None:
+    """Note, signed, that rows up to the end of a seal go for their age. It comes before they do, and replaces the note before it."""
+    one = audit.cut(last_id, tx.at, digest, sign)
+    tx.run("DELETE FROM audit_cuts")
+    tx.run(f"INSERT INTO audit_cuts ({audit.CUT_COLUMNS}) VALUES (?, ?, ?, ?)", (one.last_id, one.at, one.digest, one.signature))  # noqa: S608
+
+
+def remove_rows(tx: Tx, limit: int) -> int:
+    """Remove some of the rows up to the cut; how many."""
+    return tx.run("DELETE FROM audit WHERE id IN (SELECT id FROM audit WHERE id <= ? ORDER BY id LIMIT ?)", (_cut_at(tx), limit))
+
+
+def allowed(tx: Tx, verifier: audit.Verifier) -> list[audit.Finding]:
+    """Tell a verifier of the cut, where there is one. For `Store.read`."""
+    rows = tx.rows(f"SELECT {audit.CUT_COLUMNS} FROM audit_cuts")  # noqa: S608 - our own constant
+    return [finding for row in rows for finding in verifier.allow(audit.Cut(*row))]
+
+
 class Checked(NamedTuple):
     """A piece of the log that was verified; `done` where nothing sealed is left, and then `unsealed` rows follow."""
 

@@ -23,6 +23,7 @@ class Mark:
     principal: str
     key: str
     digest: bytes
+    honoured: timedelta = HONOURED  # for how long
 
 
 def submit_once(
@@ -30,7 +31,7 @@ def submit_once(
 ) -> tuple[SubmitResponse, bool]:
     """`submit_jobs` the first time; then its answer, and True. Raises Conflict where the key stands for another body."""
     row = tx.row("SELECT digest, answer, created_at FROM idempotency WHERE principal = ? AND key = ?", (mark.principal, mark.key))
-    if row is not None and row[2] > tx.at - span(HONOURED):
+    if row is not None and row[2] > tx.at - span(mark.honoured):
         digest, answer, created_at = row
         if digest != mark.digest:
             raise Conflict(

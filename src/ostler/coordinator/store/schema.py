@@ -509,6 +509,16 @@ seals = Table(
     sqlite_strict=True,
 )
 
+audit_cuts = Table(
+    "audit_cuts",  # the one row says up to where rows were removed for their age, signed; their seals stay
+    metadata,
+    Column("last_id", Int, primary_key=True, autoincrement=False),
+    Column("at", Int, nullable=False),
+    Column("digest", LargeBinary, nullable=False),
+    Column("signature", LargeBinary, nullable=False),
+    sqlite_strict=True,
+)
+
 quotas = Table(
     "quotas",  # limits of principals; null: none. Use counts by calendar month, UTC
     metadata,

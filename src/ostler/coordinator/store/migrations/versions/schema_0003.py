@@ -217,3 +217,12 @@ def _records() -> None:
         sa.PrimaryKeyConstraint("last_id", name=op.f("pk_seals")),
         sqlite_strict=True,
     )
+    op.create_table(
+        "audit_cuts",
+        sa.Column("last_id", Int, autoincrement=False, nullable=False),
+        sa.Column("at", Int, nullable=False),
+        sa.Column("digest", sa.LargeBinary(), nullable=False),
+        sa.Column("signature", sa.LargeBinary(), nullable=False),
+        sa.PrimaryKeyConstraint("last_id", name=op.f("pk_audit_cuts")),
+        sqlite_strict=True,
+    )
