@@ -137,9 +137,9 @@ def queue_gauge(quota: Quota, count: int) -> Gauge | None:
 
 
 def hours_text(microseconds: int) -> str:
-    """Hours as people read them: exact to a thousandth, or two digits of what is less."""
+    """Hours as people read them: exact to a thousandth, and finer where there is less than a hundredth."""
     hours = microseconds / HOUR_US
-    return f"{hours:.2g}" if 0 < hours < 0.01 else f"{hours:.3f}".rstrip("0").rstrip(".")
+    return f"{hours:.{3 if hours >= 0.01 else 7}f}".rstrip("0").rstrip(".")
 
 
 def money_text(billionths: int) -> str:
