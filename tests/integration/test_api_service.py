@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import resource
 import signal
 import socket
 import stat
@@ -50,6 +51,16 @@ def test_it_starts_serves_and_stops_by_signal(tmp_path):
     assert jobs.total == 2, "the same data and the same token after a restart"
     assert stat.S_IMODE((tmp_path / "d" / "admin.token").stat().st_mode) == 0o600
     assert stat.S_IMODE((tmp_path / "d").stat().st_mode) == 0o700
+
+
+def test_it_may_hold_many_connections_where_the_shell_lets_few(tmp_path):
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+
+    def few():
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+
+    with process("--data", tmp_path / "d", "--listen", "127.0.0.1:0", preexec_fn=few) as (child, _):
+        assert resource.prlimit(child.pid, resource.RLIMIT_NOFILE)[0] == min(hard, 65_536)
 
 
 def test_a_kill_loses_nothing_that_was_acknowledged(tmp_path):

@@ -8,6 +8,7 @@ usage, 3 cannot start as configured.
 import argparse
 import asyncio
 import gc
+import resource
 import secrets
 import signal
 import sys
@@ -27,6 +28,7 @@ from ostler.runtime.logs import open_log
 
 TOKEN_NAME = "admin.token"  # noqa: S105 - a file's name
 CANNOT_START = 3
+DESCRIPTORS = 65_536
 
 
 def parse(arguments: Sequence[str]) -> tuple[CoordinatorConfig, argparse.Namespace]:
@@ -73,6 +75,13 @@ def admin_token(config: CoordinatorConfig) -> str:
         ) from exc
 
 
+def _let_many_in() -> None:
+    """Each connection is a descriptor, and the usual soft limit of 1024 is less than what one address may hold open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < (wanted := min(hard, DESCRIPTORS)):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 async def _run(config: CoordinatorConfig, given: argparse.Namespace) -> None:
     stop, hangup = asyncio.Event(), asyncio.Event()
     for one, act in ((signal.SIGTERM, stop.set), (signal.SIGINT, stop.set), (signal.SIGHUP, hangup.set)):
@@ -94,6 +103,7 @@ def main(arguments: Sequence[str]) -> int:
     """Runs until stopped."""
     try:
         config, given = parse(arguments)
+        _let_many_in()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_run(config, given))
     except OstlerError as exc:
