@@ -12,6 +12,7 @@ from ostler.coordinator.api.credentials import Credentials
 from ostler.coordinator.keys import Keys, open_keys
 from ostler.model import errors
 from ostler.model.access import Role
+from ostler.model.failures import Failure, FailureCode
 from ostler.protocol import codec, routes
 from ostler.protocol import messages as m
 from ostler.protocol.routes import ROUTES, Audience, Body
@@ -360,3 +361,24 @@ async def test_people_decide_about_nodes_and_nodes_do_not(rig):
         job_id = await rig.submit(requirements={"pool": "lab"})
         assert not (await operator.call(routes.UNCORDON_NODE, node_id="n1")).cordoned
         assert [one.job_id for one in await poll] == [job_id]  # its open poll is woken
+
+
+async def test_a_submitter_sees_of_the_fleet_what_is_their_own(rig):
+    node = await rig.enrolled("n1")
+    async with rig.person(Role.SUBMITTER, "a") as a, rig.person(Role.SUBMITTER, "b") as b, rig.person(Role.VIEWER) as viewer:
+        for person, count in ((a, 2), (b, 3)):
+            await person.call(routes.SUBMIT, codec.encode([{"command": "true"}] * count))
+        held = tuple(m.Held(one.job_id, one.attempt) for one in await node.pull(slots=4))
+        await node.ack(*held)
+        whole = await viewer.call(routes.OVERVIEW)
+        assert {(one.owner, one.running, one.queued) for one in whole.queues} == {("a", 2, 0), ("b", 2, 1)}
+        assert [one.jobs for one in whole.nodes] == [4]
+        [mine] = (await b.call(routes.OVERVIEW)).queues
+        assert (mine.owner, mine.running, mine.queued) == ("b", 2, 1)
+        ended = await node.finish(
+            *(m.Outcome(job_id=one.job_id, attempt=one.attempt, failure=Failure(FailureCode.DENY, "no")) for one in held)
+        )
+        assert all(one.ok for one in ended)
+        seen = await a.call(routes.OVERVIEW)
+        assert (seen.queues, [one.owner for one in seen.failures]) == ((), ["a", "a"])
+        assert sorted(one.owner for one in (await viewer.call(routes.OVERVIEW)).failures) == ["a", "a", "b", "b"]

@@ -912,11 +912,13 @@ async def test_a_failed_disk_drains_the_node_until_it_is_mended(rig, coordinator
     await until(lambda: coordinator.beats[-1].draining, "it drains itself")
     assert "read-only" in rig.daemon.readiness.refusal
     assert coordinator.beats[-1].health == ("disk_read_only /jobs: is read-only",)
+    assert coordinator.beats[-1].quarantine == "/jobs: is read-only"
     assert [beat for beat in coordinator.beats if beat.capabilities is not None][-1].capabilities.health == (problem,)
     coordinator.offer("j1")
     rig.capabilities = well
     rig.daemon.prober.wake()
     await until(lambda: rig.over("j1"), "it works again")
+    await until(lambda: coordinator.beats[-1].quarantine is None, "it says so")
 
 
 async def test_a_reload_changes_slots_and_drops_nothing(rig, coordinator):

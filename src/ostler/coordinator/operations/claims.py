@@ -202,14 +202,16 @@ def _heads(tx: Tx, wish: Claim, shape_id: int, portions: tuple[int, int], restin
                 return
 
 
-def rivals(tx: Tx, shape: Shape, offers: Collection[Offer]) -> int:
-    """How many other submitters have jobs queued for any of the nodes that could run this shape."""
+def rivals(tx: Tx, shape: Shape, offers: Iterable[tuple[Offer, int]]) -> int:
+    """How many other submitters have jobs queued for any of the nodes that could run this shape; each offer with its number."""
     places = tx.memo(Placements)
-    mine = [offer for offer in offers if not unmet(shape.asks, offer)]
+    queued = places.shapes_of(tx, [row[0] for row in tx.rows(queued_shapes_sql(tx))])
+    others = {shape_id: other for shape_id, other in queued.items() if other.owner != shape.owner}
     found: set[Owner] = set()
-    for other in places.shapes_of(tx, [row[0] for row in tx.rows(queued_shapes_sql(tx))]).values():
-        if other.owner != shape.owner and other.owner not in found and any(not unmet(other.asks, offer) for offer in mine):
-            found.add(other.owner)
+    for offer, number in offers:
+        if others and not unmet(shape.asks, offer):
+            found.update(others[shape_id].owner for shape_id in places.met_by(offer, number, others))
+            others = {shape_id: other for shape_id, other in others.items() if other.owner not in found}
     return len(found)
 
 

@@ -31,7 +31,7 @@ def explain_job(tx: Tx, job_id: str, latency: Collection[str] = ()) -> Explanati
         return Explanation(job_id=job_id, state=job.state, summary=why)
     ahead = ahead_of(tx, shape, rank=rank, seq=seq, limit=MAX_AHEAD, latency=latency)
     nodes = _standings(tx, places)
-    others = rivals(tx, shape, [node.offer for node in nodes])
+    others = rivals(tx, shape, [(node.offer, node.number) for node in nodes])
     reasons = explain(shape, nodes, ahead=ahead, ahead_capped=ahead >= MAX_AHEAD, others=others)
     return Explanation(
         job_id=job_id, state=job.state, summary=reasons.summary, nodes_total=reasons.total, nodes_fitting=reasons.fitting,
@@ -55,6 +55,7 @@ def _standings(tx: Tx, places: Placements) -> list[Standing]:
     return [
         Standing(
             offer=places.offer_of(tx, node_id, number, (cpu_slots, gpu_slots)),
+            number=number,
             state=NodeState(state),
             live=_shapes(live.get(node_id, []), shapes),
             draining=bool(draining),

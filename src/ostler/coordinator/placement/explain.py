@@ -18,6 +18,7 @@ class Standing:
 
     offer: Offer
     state: NodeState
+    number: int = 0  # the offer's: it grows whenever the offer changes
     live: tuple[Shape, ...] = ()
     draining: bool = False
     cordoned: bool = False
