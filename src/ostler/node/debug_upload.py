@@ -1,6 +1,7 @@
 """A workspace that somebody wants to look into: pinned, packed without following a link, handed to the coordinator."""
 
 import asyncio
+import io
 import logging
 import os
 import stat
@@ -16,6 +17,8 @@ from ostler.protocol.messages import Held
 from ostler.runtime.backoff import Backoff
 
 TRIES = 6
+MOST_HOLES = 64 << 20
+LEFT_OUT = "LEFT-OUT.txt"
 
 
 class DebugUploads:
@@ -82,8 +85,12 @@ class DebugUploads:
 
 
 def pack(workspace: Path, archive: Path) -> None:
-    """A tar.gz of what is there: links as links, no FIFO, device or socket, no other attempt, no file of another file system."""
+    """A tar.gz of what is there: links as links, no FIFO, device or socket, no other attempt, no file of another file system.
+
+    What is left out for its holes stands in LEFT-OUT.txt.
+    """
     device = workspace.lstat().st_dev
+    left_out: list[str] = []
     with tarfile.open(archive, "w:gz", compresslevel=1, dereference=False) as tar:
         for folder, names, files in os.walk(workspace, followlinks=False):
             here = Path(folder)
@@ -91,18 +98,28 @@ def pack(workspace: Path, archive: Path) -> None:
                 names[:] = [name for name in names if not ATTEMPT.fullmatch(name)]
             names[:] = [name for name in names if (here / name).lstat().st_dev == device]
             for name in sorted([*names, *files]):
-                _add(tar, here / name, str((here / name).relative_to(workspace)))
+                inside = str((here / name).relative_to(workspace))
+                if not _add(tar, here / name, inside):
+                    left_out.append(inside)
+        if left_out:
+            content = "".join(f"{name!r} is mostly holes\n" for name in left_out).encode()
+            info = tarfile.TarInfo(LEFT_OUT)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
 
 
-def _add(tar: tarfile.TarFile, path: Path, name: str) -> None:
+def _add(tar: tarfile.TarFile, path: Path, name: str) -> bool:
+    """False for a file that takes next to nothing on the disk and would be packed as what it claims to be, such as a terabyte."""
     try:
         status = path.lstat()
         if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode) or stat.S_ISLNK(status.st_mode)):
-            return
+            return True
+        if stat.S_ISREG(status.st_mode) and status.st_size - status.st_blocks * 512 > MOST_HOLES:
+            return False
         info = tar.gettarinfo(str(path), arcname=name)
         if not stat.S_ISREG(status.st_mode):
             tar.addfile(info)
-            return
+            return True
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(handle, "rb") as stream:
             info.size = os.fstat(handle).st_size
@@ -111,7 +128,8 @@ def _add(tar: tarfile.TarFile, path: Path, name: str) -> None:
                 info.linkname = ""
             tar.addfile(info, stream)
     except (FileNotFoundError, PermissionError):
-        return  # it went away meanwhile, or the job made it unreadable
+        pass  # it went away meanwhile, or the job made it unreadable
+    return True
 
 
 def _find(root: Path, held: Held) -> Found | None:

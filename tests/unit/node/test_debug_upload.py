@@ -59,3 +59,14 @@ def test_a_second_name_of_a_file_carries_its_bytes(packed):
     os.link(packed.workspace / "work/a", packed.workspace / "work/b")
     found = packed()
     assert found["work/a"][1] == found["work/b"][1] == b"same"
+
+
+def test_what_is_mostly_holes_is_named_and_not_packed(packed):
+    with (packed.workspace / "work/big").open("wb") as file:
+        file.truncate(1 << 40)
+    with (packed.workspace / "work/small").open("wb") as file:
+        file.truncate(1 << 20)
+    found = packed()
+    assert "work/big" not in found
+    assert found["LEFT-OUT.txt"][1] == b"'work/big' is mostly holes\n"
+    assert found["work/small"][1] == bytes(1 << 20)

@@ -164,7 +164,7 @@ class Gate:
                 async with asyncio.timeout(CONNECT_S):
                     reader, writer = await asyncio.open_connection(str(address), port, limit=_CHUNK)
             except OSError as exc:
-                error = exc.strerror or "no answer in time"
+                error = os.strerror(exc.errno) if exc.errno else "no answer in time"
                 continue
             # A public address may be this host's own, and its services may trust whoever comes from here.
             own = writer.get_extra_info("sockname")[0] == writer.get_extra_info("peername")[0]

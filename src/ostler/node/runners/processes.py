@@ -25,6 +25,7 @@ RECORD = "exit.json"
 MASK_EVERY_S = 0.1
 MASK_AGAIN_S = 1.0
 _SAID_BYTES = 400
+TMP_MB = 1024  # of the sandbox's /tmp and /dev/shm, which are memory; no more than the job may use of that
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +62,7 @@ class Processes:
         self._levels = frozenset(abilities.known_levels())
         self._missing = {one.level: one for one in abilities.missing}
         self._userns = abilities.bwrap_userns
-        self.watch = DiskWatch(min_free_mb=config.workspace.min_free_mb, logger=logger)
+        self.watch = DiskWatch(min_free_mb=config.workspace.min_free_mb, keeper=lambda: self.keeper.hello.pid, logger=logger)
 
     def use(self, keeper: KeeperClient) -> None:
         """Speak to this keeper from now on. What waits at the last one raises KeeperUnreachable and is waited for anew."""
@@ -209,6 +210,7 @@ class Processes:
             devices=device_nodes(task.gpus),
             gate=gate,
             hostname=task.job_id,
+            tmp_mb=min(TMP_MB, limits.memory_mb(task.manifest, self.config.resources) or TMP_MB),
             userns=self._userns,
         )
         return StartSpec(

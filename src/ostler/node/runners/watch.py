@@ -3,13 +3,17 @@
 Measuring walks a tree, so it is done in a thread, and only for attempts with a quota or while space is short.
 """
 
+# ruff: noqa: PTH115, PTH116, PTH208 - hidden_mb looks at many paths
+
 import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from ostler.model.errors import OstlerError
 from ostler.node.trees import measure_tree
@@ -19,6 +23,7 @@ MB = 1 << 20
 EVERY_S = 1.5
 # An attempt smaller than this is not what fills a disk: ending it would not help.
 WORTH_ENDING_MB = 16
+_DELETED = " (deleted)"
 
 Kill = Callable[[str], Awaitable[None]]
 
@@ -55,7 +60,9 @@ def decide(uses_mb: dict[str, float], quotas_mb: dict[str, int], *, free_mb: flo
 class DiskWatch:
     """Looks at the living attempts every 1.5 s while there are any; costs one `statvfs` as long as nobody has a quota."""
 
-    def __init__(self, *, min_free_mb: int, logger: logging.Logger, every_s: float = EVERY_S) -> None:
+    def __init__(self, *, min_free_mb: int, keeper: Callable[[], int], logger: logging.Logger, every_s: float = EVERY_S) -> None:
+        """`keeper` tells the pid of the process below which all attempts are."""
+        self._keeper = keeper
         self._min_free_mb = min_free_mb
         self._logger = logger
         self._every_s = every_s
@@ -100,7 +107,9 @@ class DiskWatch:
         free = free_mb(watched[0].root)
         short = free is not None and free < self._min_free_mb
         quotas = {one.key: one.quota_mb for one in watched if one.quota_mb is not None}
-        uses = {one.key: _use_mb(one.root) for one in watched if short or one.key in quotas}
+        measured = [one for one in watched if short or one.key in quotas]
+        hidden = hidden_mb([one.root for one in measured], self._keeper())
+        uses = {one.key: _use_mb(one.root) + hidden[one.root] for one in measured}
         loud = {one.key: "log" for one in watched if one.log_mb is not None and _log_mb(one.root) > one.log_mb}
         return loud | decide(uses, quotas, free_mb=self._min_free_mb if free is None else free, min_free_mb=self._min_free_mb)
 
@@ -114,6 +123,36 @@ def _use_mb(root: Path) -> float:
     """A later attempt's workspace may lie inside the first one's, so only the folders of this one count."""
     uses = [measure_tree(root / name) for name in FOLDERS]
     return sum(use.bytes for use in uses) / MB if all(use.complete for use in uses) else float("inf")
+
+
+def hidden_mb(roots: Collection[Path], keeper: int) -> dict[Path, float]:
+    """What files in these workspaces take on the disk that have no name any more, but are still open or mapped below the keeper.
+
+    A job that unlinks what it goes on writing would hide it from whoever walks its folders. The kernel still tells where such a
+    file lay.
+    """
+    found: dict[Path, dict[tuple[int, int], int]] = {root: {} for root in roots}
+    for handle in _deleted_files(keeper) if roots else ():
+        with contextlib.suppress(OSError):
+            name = os.readlink(handle)
+            root = next((root for root in roots if name.startswith(f"{root}/")), None)
+            if root is not None and name.endswith(_DELETED):
+                status = os.stat(handle)
+                found[root][status.st_dev, status.st_ino] = 0 if status.st_nlink else status.st_blocks * 512
+    return {root: sum(files.values()) / MB for root, files in found.items()}
+
+
+def _deleted_files(keeper: int) -> Iterator[str]:
+    """Links to what may be such files. Maps are many and rarely such: they are looked through only where one is."""
+    with contextlib.suppress(psutil.Error):
+        for process in psutil.Process(keeper).children(recursive=True):
+            places = [f"/proc/{process.pid}/fd"]
+            with contextlib.suppress(OSError):
+                if _DELETED.encode() in Path(f"/proc/{process.pid}/maps").read_bytes():
+                    places.append(f"/proc/{process.pid}/map_files")
+            for place in places:
+                with contextlib.suppress(OSError):
+                    yield from (f"{place}/{name}" for name in os.listdir(place))
 
 
 def _log_mb(root: Path) -> float:
