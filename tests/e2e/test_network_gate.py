@@ -86,6 +86,7 @@ def gated(tmp_path_factory, servers):
     python = {
         "command": {"path": "/usr/bin/python3", "name": "python"},
         "args": [{"match": ["-c", ".*", ".*"], "allow_slash": True, "allow_colon": True}],
+        "env": ["TOKEN"],
     }
     settings = {"OSTLER_NODE__NETWORK__ALLOW": json.dumps(allow)}
     # The node's own level is weaker: the list of hosts asks for bwrap by itself.
@@ -122,6 +123,29 @@ def test_what_is_refused_stands_in_the_failure_and_in_the_log(gated, servers):
     assert "evil.example:80: policy.network of this job" in gated.log(job, "stderr")
     (entry,) = (one for one in events(gated, "network_refused") if one["job_id"] == job)
     assert entry["attrs"] == {"attempt": 1, "host": "evil.example", "port": 80, "count": 1}
+
+
+def test_a_secret_in_the_name_of_a_host_is_masked_wherever_it_is_told(gated, servers):
+    value = "S3cret-in-a-Name"
+    assert gated.cli("secret", "set", "token", stdin=value).returncode == 0
+    asks = (
+        "import os, socket; t = os.environ['TOKEN']; end = bytes([13, 10, 13, 10]);"
+        "[(s := socket.create_connection(('127.0.0.1', 3128)), s.sendall(f'CONNECT {h}:443 HTTP/1.1'.encode() + end), s.recv(12))"
+        " for h in (t + '.example', 'x' * 290 + t, 'x' * 400 + t, '0x7f.' + t)]; raise SystemExit(9)"
+    )
+    job = fetch(gated, "none", f"localhost:{servers['http']}", code=asks, secrets=[{"name": "token", "env": "TOKEN"}])
+    view = gated.wait(job)
+    stars = "*" * len(value)
+    assert (view["state"], view["exit_code"]) == ("failed", 9), (view["failure"], gated.log(job, "stderr"))
+    assert f"{stars}.example:443" in view["failure"]["message"]
+    assert f"{stars}.example:443" in gated.log(job, "stderr")
+    assert {one["attrs"]["host"] for one in events(gated, "network_refused") if one["job_id"] == job} >= {f"{stars}.example"}
+    for name in ("S3cret-in-a-Name", "S3cret", "in-a-Name", "s3cret-in-a-name"):
+        assert name not in json.dumps(view) + gated.log(job, "stderr")
+        for file in (gated.data / "log").iterdir():
+            assert name not in file.read_text()
+        for file in (gated.data / "jobs" / job).rglob("*"):
+            assert not file.is_file() or name.encode() not in file.read_bytes(), file
 
 
 def test_a_job_without_a_list_has_no_network(gated, servers):

@@ -178,7 +178,9 @@ async def test_a_granted_host_is_reached_and_no_other(gated, web):
     assert said[2:5] == ["403", "Connection refused", "Network is unreachable"]
     assert said[5].startswith("['0', '1', '2', '3'] "), "no descriptor of the gate's"
     assert task.sandbox is SandboxLevel.BWRAP
-    assert refusals(task.root) == Counter({Refusal(host="evil.example", port=80): 1, Refusal(host="127.0.0.1", port=1): 1})
+    assert refusals(task.root / REFUSALS) == Counter(
+        {Refusal(host="evil.example", port=80): 1, Refusal(host="127.0.0.1", port=1): 1}
+    )
     assert end.failure is not None
     assert (end.failure.code, end.exit_code) == (C.EXIT, 7)
     assert "the network gate refused evil.example:80, 127.0.0.1:1" in end.failure.message
@@ -288,7 +290,7 @@ async def test_what_is_written_between_the_lines_reaches_nobody(gated, web):
 async def test_too_many_connections_and_slow_ones_harm_the_job_alone(gated, web):
     """A thousand at once, each of which says nothing: most are turned away, the gate stays small, and there is room again."""
     script = f"""
-        import time, resource
+        import os, time, resource
         held = []
         resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
         for _ in range(1000):
@@ -297,7 +299,7 @@ async def test_too_many_connections_and_slow_ones_harm_the_job_alone(gated, web)
         for one in held: one.sendall(b"GET http://")
         print(len(held), flush=True)
         print(status(b"CONNECT 127.0.0.1:{web.port} HTTP/1.1\\r\\n\\r\\n"), flush=True)
-        sys.stdin.read(0)
+        while not os.path.exists("go"): time.sleep(0.02)
         for one in held: one.close()
         while (got := status(b"CONNECT 127.0.0.1:{web.port} HTTP/1.1\\r\\n\\r\\n")) != 200: time.sleep(0.05)
         print(got)
@@ -308,6 +310,7 @@ async def test_too_many_connections_and_slow_ones_harm_the_job_alone(gated, web)
     (one,) = gates(task)
     assert one.memory_info().rss < 64 << 20
     assert one.num_fds() < 2 * proxy.MAX_CONNECTIONS + 64 + 1000, "those that were turned away are closed one by one"
+    (task.root / "work/go").touch()
     end = await runner.wait(task, lambda news: None)
     assert end.failure is None, text(task, "stderr")
     assert text(task).splitlines() == ["1000", "503", "200"]
@@ -341,7 +344,7 @@ async def test_a_host_that_does_not_answer_is_told_apart_from_one_that_is_refuse
     said = text(task).splitlines()
     assert "nowhere.invalid cannot be resolved" in said[0]
     assert "127.0.0.1:9 cannot be reached" in said[1]
-    assert not refusals(task.root)
+    assert not refusals(task.root / REFUSALS)
 
 
 async def test_a_node_refuses_what_its_owner_does_not_grant(gated):
@@ -457,7 +460,7 @@ def test_a_torn_or_strange_file_of_refusals_is_read_as_far_as_it_goes(tmp_path):
     (tmp_path / REFUSALS).write_bytes(
         b'{"host":"a","port":1}\n[]\n\xff\n{"host":"a","port":1}\n{"host":"::1","port":2}\n{"host":"x","po'
     )
-    found = refusals(tmp_path)
+    found = refusals(tmp_path / REFUSALS)
     assert told(found) == "the network gate refused a:1 (2 times), [::1]:2"
     assert told(refusals(tmp_path / "nothing")) == ""
 

@@ -26,7 +26,7 @@ IDLE_S = 900.0
 LINGER_S = 1.0
 _CHUNK = 32 * 1024
 _LOOKUPS = 4
-_TEXT = 100
+_TEXT = 300
 _REASONS = {400: "Bad Request", 403: "Forbidden", 408: "Request Timeout", 431: "Request Header Fields Too Large",
             502: "Bad Gateway", 503: "Service Unavailable"}  # fmt: skip
 
@@ -129,13 +129,12 @@ class Gate:
             return None
         except BadRequest as exc:
             if exc.status == 403:
-                self._note(Refused(exc.target, 0, exc.message))
+                return await self._refuse(reader, writer, Refused(exc.target, 0, exc.message))
             return await _answer(reader, writer, exc.status, exc.message)
         try:
             upstream, onward = await self._connect(ask)
         except Refused as exc:
-            self._note(exc)
-            return await _answer(reader, writer, 403, f"the network gate refused {_shown(exc.host, exc.port)}: {exc.why}")
+            return await self._refuse(reader, writer, exc)
         except Unreachable as exc:
             return await _answer(reader, writer, 502, str(exc))
         try:
@@ -150,7 +149,7 @@ class Gate:
             await _close(onward)
 
     async def _connect(self, ask: Ask) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        host, port = str(ask.host), ask.port
+        host, port = ask.written, ask.port
         if not any(rule.matches(ask.host, port) for rule in self.rules):
             raise Refused(host, port, "policy.network of this job does not name it")
         found = await _resolve(ask.host, port)
@@ -174,16 +173,19 @@ class Gate:
             return reader, writer
         raise Unreachable(f"{_shown(host, port)} cannot be reached: {error}")
 
-    def _note(self, refused: Refused) -> None:
-        """Into the file that the node reads at the end, and for people, the first ones, into the job's standard error."""
-        host, why = ascii(refused.host)[1:-1][:_TEXT], ascii(refused.why)[1:-1][: 3 * _TEXT]
+    async def _refuse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, refused: Refused) -> None:
+        """Into the file that the node reads at the end; the first ones also, for people, into the job's standard error."""
+        # Whole or not at all: half a secret in it would not be masked.
+        host = refused.host if len(refused.host) <= _TEXT else f"a text of {len(refused.host)} characters"
+        told = f"the network gate refused {_shown(host, refused.port)}: {refused.why}"
         line = json.dumps({"host": host, "port": refused.port}).encode() + b"\n"
         with contextlib.suppress(OSError):
             if self._logged + len(line) <= MAX_LOG_BYTES:
                 self._logged += os.write(self.log, line)
             if (host, refused.port) not in self._told and len(self._told) < MAX_TOLD:
                 self._told.add((host, refused.port))
-                os.write(2, f"ostler: the network gate refused {_shown(host, refused.port)}: {why}\n".encode())
+                os.write(2, f"ostler: {told}\n".encode())
+        await _answer(reader, writer, 403, told)
 
 
 def _at_its_end(channel: socket.socket, over: asyncio.Event) -> None:

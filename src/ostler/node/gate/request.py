@@ -26,8 +26,12 @@ class BadRequest(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """`head` is what the target gets first: nothing after CONNECT, else the request in the form that a server takes."""
+    """`head` is what the target gets first: nothing after CONNECT, else the request in the form that a server takes.
 
+    `written` is the host as the program wrote it: in a refusal it is told so, since a secret is masked only in its own letters.
+    """
+
+    written: str
     host: str | Address
     port: int
     head: bytes
@@ -49,7 +53,7 @@ def read_request(head: bytes) -> Ask:
     method, target = line[1], line[2].decode()
     if method == b"CONNECT":
         host, port = _target(target, None)
-        return Ask(host, port, b"", tunnel=True)
+        return Ask(_host_of(target), host, port, b"", tunnel=True)
     absolute = _ABSOLUTE.fullmatch(target)
     if absolute is None:
         hint = "https goes through CONNECT" if target.lower().startswith("https:") else "this is a proxy, not a server"
@@ -59,11 +63,16 @@ def read_request(head: bytes) -> Ask:
     kept = [one for name, one in headers if name not in _OWN]
     start = b"%s %s HTTP/1.1" % (method, (path if path.startswith("/") else f"/{path}").encode())
     lines = [start, b"Host: " + authority.encode(), b"Connection: close", *kept, b"", b""]
-    return Ask(host, port, b"\r\n".join(lines), tunnel=False)
+    return Ask(_host_of(authority), host, port, b"\r\n".join(lines), tunnel=False)
+
+
+def _host_of(authority: str) -> str:
+    """The host of an authority that was read without a mistake."""
+    return authority[1:].partition("]")[0] if authority.startswith("[") else authority.partition(":")[0]
 
 
 def _target(text: str, default_port: int | None) -> tuple[str | Address, int]:
     try:
         return read_target(text, default_port)
     except ValueError as exc:
-        raise BadRequest(403, f"{text[:100]} {exc}", text) from None
+        raise BadRequest(403, f"it {exc}", text) from None

@@ -3,8 +3,8 @@
 import os
 import sys
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -44,14 +44,14 @@ def refuse_hosts(manifest: Manifest, allow: tuple[str, ...]) -> Failure | None:
     return Failure(FailureCode.DENY, message)
 
 
-def gate_for(manifest: Manifest, *, root: str, allow: tuple[str, ...], seccomp: str | None) -> Gate | None:
-    """The gate of an attempt; None for a job that may reach nothing."""
+def gate_for(manifest: Manifest, *, log: str, allow: tuple[str, ...], seccomp: str | None) -> Gate | None:
+    """The gate of an attempt, which writes what it refuses into `log`; None for a job that may reach nothing."""
     if not manifest.policy.network:
         return None
     # Not the virtual environment's: what is shown to the job is then the installation that it was made from, and no more.
     python = os.path.realpath(sys.executable)
     door = str(_PACKAGE / "door.py")
-    order = {"rules": manifest.policy.network, "granted": allow, "log": f"{root}/{REFUSALS}", "seccomp": seccomp}
+    order = {"rules": manifest.policy.network, "granted": allow, "log": log, "seccomp": seccomp}
     return Gate(
         outer=(python, "-I", "-S", str(_PACKAGE / "__main__.py"), msgspec.json.encode(order).decode(), "--"),
         inner=(python, "-I", "-S", door, str(DOOR_FD), str(PORT), "--"),
@@ -67,19 +67,20 @@ def proxy_environment(manifest: Manifest) -> Mapping[str, str]:
     return {name: f"http://127.0.0.1:{PORT}" for lower in _PROXIED for name in (lower, lower.upper())}
 
 
-def refusals(root: Path) -> Counter[Refusal]:
+def refusals(log: Path, mask: Callable[[str], str] = str) -> Counter[Refusal]:
     """What the gate of an attempt refused, and how often. At most as much as it writes; a torn last line is left out."""
     found: Counter[Refusal] = Counter()
     try:
-        with (root / REFUSALS).open("rb") as file:
+        with log.open("rb") as file:
             lines = file.read(MAX_LOG_BYTES).splitlines()
     except OSError:
         return found
     for line in lines:
         try:
-            found[msgspec.json.decode(line, type=Refusal)] += 1
+            one = msgspec.json.decode(line, type=Refusal)
         except msgspec.DecodeError:
             continue
+        found[replace(one, host=mask(one.host))] += 1
     return found
 
 

@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from ostler.model.errors import InvalidSpec, NotFound
 from ostler.model.failures import Failure, FailureCode
@@ -15,7 +17,7 @@ from ostler.node.gpus import device_nodes
 from ostler.node.keeper_client import ExitRecord, KeeperClient, KeeperRefused, Limits, StartSpec, read_record
 from ostler.node.runners import limits
 from ostler.node.runners.ending import Circumstances
-from ostler.node.runners.gate import gate_for, refusals, refuse_hosts, told
+from ostler.node.runners.gate import REFUSALS, Refusal, gate_for, refusals, refuse_hosts, told
 from ostler.node.runners.watch import DiskWatch, Watched, free_mb, over_quota
 from ostler.node.sandbox import Host, plan
 from ostler.node.vault import Vault
@@ -124,7 +126,7 @@ class Processes:
         if task.manifest.secrets:  # before anybody looks into its output
             await asyncio.to_thread(self._vault.copy, task.key, task.root / "logs", whole=True)
         if task.manifest.policy.network:
-            for refusal, count in refusals(task.root).items():
+            for refusal, count in self._refusals(task).items():
                 attrs = {"attempt": task.attempt, "host": refusal.host, "port": refusal.port, "count": count}
                 self.logger.warning("network_refused", extra={"job_id": task.job_id, "attrs": attrs})
         if quota_mb is not None and record.exit_code == 0 and record.killed is None:
@@ -175,7 +177,7 @@ class Processes:
             wrapped=wrapped,
             said=_first_words(task) if failed and wrapped else "",
             free_mb=free_mb(task.root) if failed else None,
-            refused=told(refusals(task.root)) if task.manifest.policy.network else "",
+            refused=told(self._refusals(task)) if task.manifest.policy.network else "",
         )
 
     def limits(self, task: AttemptTask, *, file_mb: float | None = None, wall_s: float | None = None) -> Limits:
@@ -199,7 +201,7 @@ class Processes:
 
     def _spec(self, task: AttemptTask, command: Command) -> StartSpec:
         root = str(task.root)
-        gate = gate_for(task.manifest, root=root, allow=self.config.network.allow, seccomp=self.host.seccomp)
+        gate = gate_for(task.manifest, log=self._gate_log(task), allow=self.config.network.allow, seccomp=self.host.seccomp)
         sandbox = plan(
             task.sandbox,
             host=self.host,
@@ -234,6 +236,19 @@ class Processes:
     def _stream(self, task: AttemptTask, name: str) -> str:
         """Where a stream is written: into memory first where secrets may be in it."""
         return self._vault.raw(task.key, name) if task.manifest.secrets else f"{task.root}/logs/{name}.log"
+
+    def _gate_log(self, task: AttemptTask) -> str:
+        """Where its gate writes what it refused: names that a job asks for may hold its secrets as well as its output may."""
+        return self._vault.raw(task.key, "network") if task.manifest.secrets else f"{task.root}/{REFUSALS}"
+
+    def _refusals(self, task: AttemptTask) -> Counter[Refusal]:
+        """What its gate refused, masked."""
+
+        def masked(host: str) -> str:
+            text = self._vault.text(task.key, host)
+            return "a host that is withheld" if text is None else text
+
+        return refusals(Path(self._gate_log(task)), masked if task.manifest.secrets else str)
 
     @staticmethod
     def _shown(task: AttemptTask) -> tuple[str, ...]:
