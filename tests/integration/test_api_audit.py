@@ -2,7 +2,7 @@
 
 import pytest
 
-from integration.api_rig import ADMIN, coordinator, until
+from integration.api_rig import ADMIN, coordinator, sha256, until
 from ostler.coordinator.api import refusals
 from ostler.coordinator.loops import audit_sealer
 from ostler.model import errors
@@ -116,3 +116,22 @@ async def test_it_is_sealed_and_verifies(rig):
     for query, status in (("limit=0", 422), ("cursor=x", 422), ("since_s=-1", 422), ("status=x", 422), ("principal=%FF", 422)):
         assert (await rig.http.get(f"/audit?{query}", headers=rig.bearer())).status_code == status, query
     assert ADMIN not in (await rig.http.get("/audit", headers=rig.bearer())).text
+
+
+async def test_who_takes_what_is_anothers_is_in_it(rig, tmp_path):
+    node = await rig.enrolled()
+    async with rig.person(Role.SUBMITTER, "ann") as ann, rig.person(Role.OPERATOR, "olga") as olga:
+        answer = await ann.call(routes.SUBMIT, b'{"command": "true", "artifacts": [{"path": "a.txt"}]}')
+        job_id = answer.items[0].job_id
+        [lease] = await node.pull()
+        held = m.Held(lease.job_id, lease.attempt)
+        await node.ack(held)
+        (tmp_path / "a.txt").write_bytes(b"hers")
+        entry = m.ArtifactEntry(path="a.txt", type="text/plain", size=4, sha256=sha256(b"hers"))
+        outcome = m.Outcome(job_id=job_id, attempt=held.attempt, exit_code=0, artifacts=(entry,))
+        assert (await rig.nobody.deliver(outcome, {"a.txt": tmp_path / "a.txt"}, token=node.token)).ok
+        for person in (ann, olga):
+            answer = await rig.http.get(f"/jobs/{job_id}/artifacts/a.txt", headers=rig.bearer(person.token))
+            assert answer.content == b"hers"
+    taken = await rows(rig, action="get_artifact")
+    assert [(one.principal, one.target, one.detail) for one in taken] == [("olga", f"{job_id}/a.txt", "of ann")]

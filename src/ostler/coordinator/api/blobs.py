@@ -66,6 +66,7 @@ async def get_artifact(call: Call) -> Response:
     """One delivered output."""
     attempt = call.query(m.ArtifactQuery).attempt
     entry = await call.read_job(reads.find_artifact, call.path["path"], attempt)
+    await call.note_download()
     return await _serve(call, entry.sha256, entry.path.rpartition("/")[2], entry.type)
 
 
@@ -73,6 +74,7 @@ async def get_workspace(call: Call) -> Response:
     """A workspace that a node uploaded."""
     job_id, attempt = call.path["job_id"], call.path["attempt"]
     sha256 = await call.read_job(reads.workspace_of, int(attempt))
+    await call.note_download()
     return await _serve(call, sha256, f"{job_id}-{attempt}.tar.gz", "application/gzip")
 
 

@@ -22,7 +22,7 @@ from ostler.coordinator.artifacts.store import Artifacts
 from ostler.coordinator.config import CoordinatorConfig
 from ostler.coordinator.keys import Keys
 from ostler.coordinator.operations.audit import audited
-from ostler.coordinator.operations.ownership import of_job
+from ostler.coordinator.operations.ownership import of_job, owner_of
 from ostler.coordinator.operations.readers import Readers
 from ostler.coordinator.sealing import Sealer
 from ostler.coordinator.store.store import Store
@@ -144,6 +144,14 @@ class Call:
             return await self.services.store.write(operation, *args, **kwargs)
         entry = entry_of(self.route, self.caller, self.scope, self.path, self.request_id, target=self.target)
         return await self.services.store.write(audited, entry, operation, *args, **kwargs)
+
+    async def note_download(self) -> None:
+        """A row of the audit log for who gets at the bytes of a job that is another's."""
+        if self.owner is None and not self.is_node:
+            owner = await self.read(owner_of, self.path["job_id"])
+            if owner != self.caller.principal:
+                entry = entry_of(self.route, self.caller, self.scope, self.path, self.request_id)
+                await self.services.trail.note(entry, f"of {owner}")
 
     async def read_job(self, operation: Callable[Concatenate[Tx, str, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Read something of the path's job; NotFound where it is not the caller's."""

@@ -15,6 +15,7 @@ from ostler.protocol.routes import Route
 from ostler.runtime.clock import Clock
 
 AUDITED = frozenset({CallerKind.CLIENT, CallerKind.JOINER})
+REFUSED = frozenset(one.status for one in (Unauthenticated, Forbidden, Conflict, NoCapacity))
 MAX_TEXT = 300
 LEFT_OUT = "refused_calls"
 
@@ -63,14 +64,15 @@ class Trail:
             return
         if not self._refusals.take(f"{entry.peer} {entry.principal or '(nobody)'}", self._clock.monotonic()):
             return
-        await self._note(entry, _plain(error.message))
+        await self.note(entry, _plain(error.message))
 
     async def tell_left_out(self) -> None:
         """One row of what got none, if there was any."""
         if (told := self._refusals.left_out()) is not None:
-            await self._note(Entry(None, None, None, LEFT_OUT, None, 0, None, None), told)
+            await self.note(Entry(None, None, None, LEFT_OUT, None, 0, None, None), told)
 
-    async def _note(self, entry: Entry, detail: str | None) -> None:
+    async def note(self, entry: Entry, detail: str | None) -> None:
+        """One row. What it is about goes on whether or not this could be written."""
         try:
             await self._store.write_lazily(audit.append, entry, detail)
         except OstlerError as exc:
@@ -79,6 +81,6 @@ class Trail:
 
 def _matters(caller: Caller, error: OstlerError) -> bool:
     """Challenges, and conflicts of nodes, are steps of the protocol and nobody's attempt at anything."""
-    if isinstance(error, Unauthenticated):
-        return error.challenge is None
-    return isinstance(error, Forbidden | NoCapacity) or (isinstance(error, Conflict) and caller.kind is not CallerKind.NODE)
+    if isinstance(error, Unauthenticated) and error.challenge is not None:
+        return False
+    return error.status in REFUSED and (error.status != Conflict.status or caller.kind is not CallerKind.NODE)

@@ -63,6 +63,10 @@ def detail_of(value: Any) -> str | None:
             return " ".join(str(one) for one in (kind.value, token_id, role, principal, pool) if one is not None)
         case m.WebhookView(webhook_id=webhook_id, url=url):
             return f"{webhook_id} at {urlsplit(url).hostname}"  # the rest of a URL may be what lets one in
+        case Standing(quota=quota) if quota is not None:
+            return quota.text()
+        case m.SecretView(shared=shared, version=version):
+            return f"{'shared' if shared else 'own'}, version {version}"
         case m.JobView(job_id=job_id):
             return job_id
         case Standing(quota=quota):

@@ -23,6 +23,12 @@ def of_group(owner: str | None, operation: Callable[Concatenate[Tx, str, P], T])
     return _checked(owner, operation, "SELECT 1 FROM jobs WHERE group_id = ? AND owner = ? LIMIT 1", "array or group")
 
 
+def owner_of(tx: Tx, job_id: str) -> str | None:
+    """Whose a job is; None where it is nobody's, or there is none."""
+    row = tx.row("SELECT owner FROM jobs WHERE job_id = ?", (job_id,))
+    return None if row is None else row[0]
+
+
 def _checked(owner: str | None, operation: Callable[..., Any], sql: str, what: str) -> Callable[..., Any]:
     if owner is None:
         return operation
