@@ -371,3 +371,21 @@ async def test_nobody_else_can_pass_a_removal_for_one_by_age(setting):
     assert (await verified(setting))[0] == [
         f"the seal of rows {last + 1} to {last + 3} is another than the one up to which rows were removed"
     ]
+
+
+async def test_a_plan_counts_what_a_pass_then_removes(setting):
+    setting.policy = Retention(
+        jobs=timedelta(days=1), events=timedelta(days=1), uploads=timedelta(days=1), audit=timedelta(days=1)
+    )
+    await setting.done(log=b"xx", artifact=b"yy")
+    await setting.rig.write(note_upload, "ab" * 32, "alice")
+    await setting.rig.write(lambda tx: tx.run("INSERT INTO idempotency VALUES ('alice', 'k', x'00', ?, '{}')", (tx.at,)))
+    await day_of_audit(setting)
+    setting.rig.clock.advance(DAY)
+    counts = (await setting.pruner.plan(0)).counts
+    removed = (await setting.pruner.prune()).removed
+    assert counts["event"] >= removed.pop("event")  # some go with their job
+    assert removed.pop("blob") == 1  # of what the artifact named: not before that is gone
+    assert {kind: counts[kind] for kind in removed} == removed
+    assert removed == {"logs": 1, "artifacts": 1, "job": 1, "upload": 1, "idempotency": 1, "audit": 3}
+    assert (await setting.pruner.plan(0)).counts == {}

@@ -15,13 +15,14 @@ from ostler.coordinator.operations.aging import Aged, Part, Removal, Scope, Surv
 from ostler.coordinator.operations.readers import Readers
 from ostler.coordinator.store.store import Store
 from ostler.coordinator.store.times import micros, span
+from ostler.coordinator.store.tx import Row
 from ostler.protocol.audit import Sign
 from ostler.protocol.messages import PlannedRemoval, RetentionPass, RetentionPlan
 from ostler.runtime.clock import Clock
 from ostler.runtime.loop import Loop
 
 GRACE = timedelta(hours=1)  # a file this young may belong to an upload whose row is not written yet
-REST = 4  # after each piece of work a rest so many times as long, so that a pass over a million jobs disturbs nobody
+REST = 2  # after each piece of work a rest so many times as long, so that a pass over a million jobs disturbs nobody
 AGAIN_S = 1.0
 
 Observe = Callable[[str, int, int], None]  # kind, how many, bytes
@@ -105,6 +106,9 @@ class Pruner(Loop):
         left = survey.without(oldest)
         async for ids in self._old_events():
             counts["event"] += len(ids)
+        async for uploads in self._old_uploads():
+            counts["upload"] += len(uploads)
+        counts += await self._store.read(ops.count_others, self._policy)
         return RetentionPlan(
             counts=dict(counts), sizes=dict(sizes),
             items=tuple(PlannedRemoval(job_id=one.job_id, part=one.part.value, size=one.size, why=one.why) for one in first),
@@ -116,9 +120,8 @@ class Pruner(Loop):
         while after is not None:
             began = time.monotonic()
             page, after = await self._store.read(ops.jobs_after, after)
-            took = time.monotonic() - began
-            yield page
-            await asyncio.sleep(rest * took)
+            yield page  # and what becomes of it is part of the work
+            await asyncio.sleep(rest * (time.monotonic() - began))
 
     async def _remove(self, removals: Sequence[Removal]) -> None:
         """Logs before their jobs, a few jobs in a transaction; what somebody reads waits for the next pass."""
@@ -146,17 +149,21 @@ class Pruner(Loop):
             if page.ids:
                 yield page.ids
 
+    async def _old_uploads(self) -> AsyncIterator[list[Row]]:
+        after: tuple[str, str] | None = ("", "")
+        while after is not None:
+            uploads, after = await self._store.read(ops.old_uploads, self._policy, after)
+            if uploads:
+                yield uploads
+
     async def _rows(self) -> None:
         """Events, idempotency keys, uploads, and of the audit log what is sealed."""
         async for ids in self._old_events():
             self._note("event", await self._store.write_lazily(ops.remove_events, ids))
         while keys := await self._store.read(ops.old_keys, self._policy):
             self._note("idempotency", await self._store.write_lazily(ops.remove_keys, keys))
-        after: tuple[str, str] | None = ("", "")
-        while after is not None:
-            uploads, after = await self._store.read(ops.old_uploads, self._policy, after)
-            if uploads:
-                self._note("upload", await self._store.write_lazily(ops.remove_uploads, uploads))
+        async for uploads in self._old_uploads():
+            self._note("upload", await self._store.write_lazily(ops.remove_uploads, uploads))
 
         seal = await self._store.read(audit.old_seal, span(self._policy.audit))
         if seal is not None:

@@ -5,12 +5,14 @@ it), so that whatever happened in between is safe. Files are not touched here: o
 sweep of the artifact store, also after a crash in between.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
 from ostler.coordinator.config import Retention
 from ostler.coordinator.operations.aging import Aged, Part, Removal
+from ostler.coordinator.operations.audit import old_seal
 from ostler.coordinator.store.schema import NOT_OVER_SQL
 from ostler.coordinator.store.times import span, when
 from ostler.coordinator.store.tx import Row, Tx
@@ -162,6 +164,14 @@ def old_keys(tx: Tx, policy: Retention) -> list[Row]:
 def remove_keys(tx: Tx, rows: Sequence[Row]) -> int:
     """Take keys that were not used anew meanwhile; how many."""
     return tx.many("DELETE FROM idempotency WHERE principal = ? AND key = ? AND created_at = ?", rows)
+
+
+def count_others(tx: Tx, policy: Retention) -> Counter[str]:
+    """How many idempotency keys and rows of the audit log are too old. For `Store.read`."""
+    keys = tx.row("SELECT count(*) FROM idempotency WHERE created_at < ?", (tx.at - span(policy.idempotency),))
+    seal = old_seal(tx, span(policy.audit))
+    rows = tx.row("SELECT count(*) FROM audit WHERE id <= ?", (seal[0],)) if seal is not None else None
+    return Counter({"idempotency": keys[0] if keys else 0, "audit": rows[0] if rows else 0})
 
 
 def old_uploads(tx: Tx, policy: Retention, after: tuple[str, str]) -> tuple[list[Row], tuple[str, str] | None]:
