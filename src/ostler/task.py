@@ -17,7 +17,7 @@ _report: Callable[[float | None, str | None], None] | None = None
 def progress(pct: float | None = None, note: str | None = None) -> None:
     """Say how far the task is: percent from 0 to 100, and a note for people. Cheap: the worker passes on one a second at most."""
     if _report is not None:
-        _report(None if pct is None else min(100.0, max(0.0, float(pct))), None if note is None else str(note)[:1000])
+        _report(None if pct is None else min(100.0, max(0.0, float(pct))), None if note is None else str(note))
 
 
 def input_dir() -> Path:

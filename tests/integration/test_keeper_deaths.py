@@ -30,6 +30,32 @@ def python(keeper: Keeper) -> str:
     return "/usr/bin/python3" if keeper.ordinary else os.path.realpath("/proc/self/exe")
 
 
+def confided(keeper: Keeper, name: str) -> Path:
+    """A folder of files that shall not outlive an attempt."""
+    made = keeper.work / name
+    made.mkdir(mode=0o700)
+    (made / "key").write_text("s3cr3t")
+    os.chown(made, keeper.uid, -1)
+    return made
+
+
+def test_what_only_a_living_attempt_may_read_goes_with_its_end_or_with_the_next_keeper(keeper):
+    line = keeper.line()
+    kept, wiped, lost = (confided(keeper, name) for name in ("kept", "wiped", "lost"))
+    line.start(**keeper.sh("kept", "exec sleep 1000") | {"wipe": str(kept)})
+    line.start(**keeper.sh("wiped", f"cat {wiped}/key") | {"wipe": str(wiped)})
+    line.record("wiped")
+    assert keeper.out("wiped") == "s3cr3t"
+    assert (kept.exists(), wiped.exists()) == (True, False)
+    line.start(**keeper.sh("lost", "exec sleep 1000") | {"wipe": str(lost)})
+    line.ask("kill", key="kept", reason="cancel", grace_s=0)
+    line.record("kept")
+    assert (kept.exists(), lost.exists()) == (False, True)
+    keeper.kill()
+    keeper.start()
+    assert not lost.exists()
+
+
 def test_attempts_die_with_their_keeper_and_the_next_one_tells(keeper):
     line = keeper.line()
     line.start(**keeper.sh("over", "exit 3"))

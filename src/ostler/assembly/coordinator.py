@@ -24,6 +24,7 @@ from ostler.coordinator.config import CoordinatorConfig
 from ostler.coordinator.keys import read_secret
 from ostler.coordinator.service import run_coordinator
 from ostler.model.errors import InvalidSpec, OstlerError, Problem, Rejected
+from ostler.runtime.cores import forbid_core_dumps
 from ostler.runtime.logs import open_log
 
 TOKEN_NAME = "admin.token"  # noqa: S105 - a file's name
@@ -101,6 +102,7 @@ def _tell(url: str) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Runs until stopped."""
+    forbid_core_dumps()
     try:
         config, given = parse(arguments)
         _let_many_in()

@@ -60,6 +60,7 @@ from ostler.protocol.client import AsyncClient
 from ostler.protocol.ports import RunnerPort
 from ostler.runtime.backoff import Backoff
 from ostler.runtime.clock import SystemClock
+from ostler.runtime.cores import forbid_core_dumps
 from ostler.runtime.logs import open_log
 
 CANNOT_START = 3
@@ -328,6 +329,7 @@ def _open_eyes(config: NodeConfig, able: SandboxAbilities, node_id: str) -> Eyes
 
 def main(arguments: Sequence[str]) -> int:
     """Runs until stopped."""
+    forbid_core_dumps()
     parser = argparse.ArgumentParser(prog="python -m ostler.assembly.node", description=__doc__)
     parser.add_argument("--config-fd", type=int, required=True, metavar="N", help="read the checked configuration from it")
     parser.add_argument("--config-file", type=Path, metavar="FILE", help="what SIGHUP reads anew")

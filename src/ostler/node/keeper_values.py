@@ -36,7 +36,8 @@ class StartSpec:
     """An attempt to start. All paths are absolute; streams are appended to; `env` is the whole environment, but for two names
     that mark the attempt's processes (OSTLER_ATTEMPT_KEY, OSTLER_KEEPER).
 
-    `open`: descriptor number as text → file that the program finds open for reading. `record`: where the exit record goes.
+    `open`: descriptor number as text → file that the program finds open for reading. `record`: where the exit record goes. `wipe`:
+    a folder of files that is removed with the attempt's end.
     `wrapper`: the program does not pass SIGTERM on but takes what it started down with it, so that those are asked to end in
     its stead; by default where its name is bwrap.
     """
@@ -49,6 +50,7 @@ class StartSpec:
     stderr: str
     stdin: str | None = None
     record: str | None = None
+    wipe: str | None = None
     open: Mapping[str, str] = field(default_factory=dict)
     limits: Limits = Limits()
     no_new_privs: bool = False
@@ -68,6 +70,7 @@ class StartSpec:
             "stdout": self.stdout,
             "stderr": self.stderr,
             "record": self.record,
+            "wipe": self.wipe,
             "open": dict(self.open),
             "limits": {name: value for name, value in asdict(self.limits).items() if value is not None},
             "no_new_privs": self.no_new_privs,

@@ -68,7 +68,12 @@ class Vault:
         except OSError as exc:
             return Failure(FailureCode.SANDBOX, f"the secrets cannot be kept in memory on this node: {exc.strerror or exc}")
         self._maskers[key] = Masker(one.value for one in values)
-        return Confidence(env=env, folder=str(box), files=str(box / _FILES) if files else None)
+        return Confidence(
+            env=env,
+            values=tuple(one.value for one in values),
+            folder=str(box),
+            files=str(box / _FILES) if files else None,
+        )
 
     def unmasked(self, values: Iterable[SecretValue]) -> list[str]:
         """The names of those values that are too short to be masked."""

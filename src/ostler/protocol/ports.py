@@ -14,9 +14,10 @@ from ostler.model.sandbox import SandboxLevel
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Confidence:
     """What an attempt is told in confidence, at its start alone: variables, the folder where its secret `files` lie (None: it has
-    none), and `folder`, a place in memory for what else must not come to a disk."""
+    none), all `values`, and `folder`, a place in memory for what else must not come to a disk."""
 
     env: Mapping[str, str] = field(repr=False)
+    values: tuple[bytes, ...] = field(repr=False)
     folder: str
     files: str | None = None
 

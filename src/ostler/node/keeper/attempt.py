@@ -44,7 +44,7 @@ class Attempt:
         "began", "cpu_system_s", "cpu_user_s", "deadline", "end", "give_up", "group", "inner", "journal_line", "key",
         "kill_due", "killed", "leftovers", "limits", "log_files", "look", "look_inner", "look_log", "look_memory", "look_tree",
         "memory_limit", "over_memory", "owned", "peak_bytes", "pid", "read_bytes", "record", "signalled", "start_time",
-        "started_at", "termed", "tree", "wrapper", "written_bytes",
+        "started_at", "termed", "tree", "wipe", "wrapper", "written_bytes",
     )  # fmt: skip
 
     def __init__(
@@ -57,6 +57,7 @@ class Attempt:
         began: float,
         limits: Limits,
         record: str | None,
+        wipe: str | None,
         wrapper: bool,
         group: Group | None,
         tree: GroupTree | WalkedTree,
@@ -69,6 +70,7 @@ class Attempt:
         self.began = began
         self.limits = limits
         self.record = record
+        self.wipe = wipe
         self.wrapper = wrapper
         self.group = group
         self.tree = tree
@@ -176,6 +178,18 @@ class Attempt:
         if stuck:
             record["stuck_pids"] = stuck[:100]
         return record
+
+
+def wipe(path: object) -> None:
+    """Remove a folder of files that only a living attempt may read; what is not there is removed already."""
+    if not isinstance(path, str):
+        return
+    try:
+        for name in os.listdir(path):
+            os.unlink(f"{path}/{name}")
+        os.rmdir(path)
+    except OSError:
+        return  # the daemon removes the rest with all that it keeps for the attempt
 
 
 def megabytes(count: int) -> float:

@@ -8,7 +8,7 @@ import time
 
 from ostler.node.keeper import kernel, proc, wire
 from ostler.node.keeper.archive import Archive, child
-from ostler.node.keeper.attempt import NEVER, Attempt, End
+from ostler.node.keeper.attempt import NEVER, Attempt, End, wipe
 from ostler.node.keeper.cgroups import CgroupError, Cgroups, Group, remove
 from ostler.node.keeper.journal import Journal
 from ostler.node.keeper.opening import Openings, unenforced_limits
@@ -104,6 +104,7 @@ class Keeper:
             began=began,
             limits=request.limits,
             record=request.record,
+            wipe=request.wipe,
             wrapper=request.wrapper,
             group=group,
             tree=tree,
@@ -272,6 +273,7 @@ class Keeper:
                     "boot_id": self._boot_id,
                     "started_at": attempt.started_at,
                     "record": attempt.record,
+                    "wipe": attempt.wipe,
                     "groups": attempt.group.directories if attempt.group else [],
                 }
             }
@@ -367,6 +369,7 @@ class Keeper:
         for pid in attempt.owned:
             self._owners.pop(pid, None)
         attempt.close_logs()
+        wipe(attempt.wipe)
         attempt.tree.end()
         if attempt.group is not None:
             self._remove_later(attempt.group.remove())

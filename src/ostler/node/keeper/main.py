@@ -4,12 +4,14 @@ import _socket
 import fcntl
 import gc
 import os
+import resource
 import stat
 import sys
 import time
 
 from ostler import __version__
 from ostler.node.keeper import cgroups, kernel, proc, recovery, spawn, wire
+from ostler.node.keeper.attempt import wipe
 from ostler.node.keeper.journal import Journal, replace_file
 from ostler.node.keeper.keeper import Keeper
 from ostler.node.keeper.server import PROTOCOL, Server
@@ -83,6 +85,8 @@ def main(arguments: list[str]) -> int:
 def _run(options: Options) -> int:
     _close_what_was_inherited()
     _occupy_standard_streams()
+    _, most = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, most))  # a start request may hold secrets; an attempt may ask for its own back
     os.umask(0o022)  # what attempts inherit; the keeper names the mode of each file that it makes
     own_directory(options.state)
     own_directory(os.path.dirname(options.socket))
@@ -233,6 +237,8 @@ def _recover(
     starts = list(started.values())
     leftovers = recovery.Leftovers(keeper_id=keeper_id, boot_id=boot_id, starts=starts, groups=groups.leftovers())
     counts = leftovers.kill()
+    for start in starts:
+        wipe(start.get("wipe"))
     lost = [start for start in starts if start["key"] not in ended]
     new = {str(start["key"]): str(start["record"]) for start in lost if isinstance(start.get("record"), str)}
     return [*ended.values(), *recovery.lost_records(lost, counts)], new

@@ -189,7 +189,7 @@ class Start:
 
     __slots__ = (
         "argv", "cwd", "env", "gid", "key", "limits", "no_new_privs", "open", "record", "seccomp", "stderr", "stdin",
-        "stdout", "uid", "wrapper",
+        "stdout", "uid", "wipe", "wrapper",
     )  # fmt: skip
 
     def __init__(self, values: Fields) -> None:
@@ -207,6 +207,7 @@ class Start:
         self.stdout = values.absolute("stdout") or ""
         self.stderr = values.absolute("stderr") or ""
         self.record = values.absolute("record", required=False)
+        self.wipe = values.absolute("wipe", required=False)
         self.open = [(_descriptor(number), _file(path)) for number, path in values.pairs("open").items()]
         limits = values.get("limits")
         self.limits = Limits(Fields({} if limits is None else limits, "limits"))

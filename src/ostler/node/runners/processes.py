@@ -229,6 +229,7 @@ class Processes:
             uid=sandbox.uid,
             gid=sandbox.gid,
             record=f"{root}/{RECORD}",
+            wipe=task.confidence.files if task.confidence is not None else None,
             wrapper=True if gate else None,
             limits=self.limits(task, file_mb=command.file_mb),
         )

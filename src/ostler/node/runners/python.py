@@ -6,6 +6,7 @@ gets a process for itself: the same program in its one-shot form, started throug
 
 # ruff: noqa: PTH104, PTH108, PTH113, PTH122, PTH123 - as in cli.py
 import asyncio
+import base64
 import contextlib
 import os
 from collections.abc import Callable
@@ -242,6 +243,7 @@ class PythonRunner:
             "record": f"{root}/work/{INNER_RECORD}",
             "env": env,
             "kill_s": 0.0,
+            "masks": [] if task.confidence is None else [base64.b64encode(one).decode() for one in task.confidence.values],
             "stdout": None,
             "stderr": None,
         }

@@ -32,7 +32,7 @@ _WATCHED_LIMITS = (resource.RLIMIT_AS, resource.RLIMIT_CPU, resource.RLIMIT_DATA
 class Order(NamedTuple):
     """One task to run. Paths are absolute; `kill_s` is when the kernel kills this process (0: never).
 
-    Without `stdout` and `stderr` the streams stay as they are.
+    Without `stdout` and `stderr` the streams stay as they are. `masks` are secrets (base64) that no word of the record may hold.
     """
 
     key: str
@@ -45,6 +45,7 @@ class Order(NamedTuple):
     stdout: str | None = None
     stderr: str | None = None
     kill_s: float = 0.0
+    masks: tuple[str, ...] = ()
     code: dict[str, Any] | None = None
 
     @property
@@ -104,7 +105,7 @@ class Runner:
                 self._still_the_worker()
                 _keep_result(order, result)
         except TaskRefused as exc:
-            return {"outcome": "refused", "code": exc.code, "message": str(exc)[:MAX_MESSAGE]}
+            return {"outcome": "refused", "code": exc.code, "message": masking(order)(str(exc))[:MAX_MESSAGE]}
         except SystemExit as exc:
             self._still_the_worker(exc)
             if order.is_call:  # to who waits for a result this is an exception like any other
@@ -117,7 +118,7 @@ class Runner:
             self._still_the_worker(exc)
             if order.is_call:
                 return self._failed_call(order, exc)
-            return {"outcome": "exception", "type": _name(exc), "message": _text(exc)[:MAX_MESSAGE]}
+            return _exception(order, exc)
         return {"outcome": "done"}
 
     def _call_function(self, order: Order) -> None:
@@ -131,8 +132,8 @@ class Runner:
         from ostler.node.worker import calls
 
         with contextlib.suppress(Exception):
-            calls.keep_error(order.output, exc)
-        return {"outcome": "exception", "type": _name(exc), "message": _text(exc)[:MAX_MESSAGE]}
+            calls.keep_error(order.output, exc, mask=masking(order))
+        return _exception(order, exc)
 
     def _still_the_worker(self, exc: BaseException | None = None) -> None:
         """In a child that the task forked and that came back here: end it, as it would have ended in a program of its own."""
@@ -162,6 +163,21 @@ class Runner:
             os.environ.clear()
             os.environ.update(self._env)
             sys.path[:] = self._path
+
+
+def masking(order: Order) -> Callable[[str], str]:
+    """What goes over each text that leaves the task in its record, before it is cut to a length."""
+    if not order.masks:
+        return str
+    import base64
+
+    from ostler.node.masking import Masker
+
+    return Masker(base64.b64decode(one) for one in order.masks).text
+
+
+def _exception(order: Order, exc: BaseException) -> dict[str, Any]:
+    return {"outcome": "exception", "type": _name(exc), "message": masking(order)(_text(exc))[:MAX_MESSAGE]}
 
 
 def _started(run: Callable[..., Any], order: Order) -> Any:

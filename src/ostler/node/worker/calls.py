@@ -95,8 +95,10 @@ def keep_result(output: str, result: Any, *, pickled: bool) -> None:
     _write(f"{output}/{PICKLE}", content)
 
 
-def keep_error(output: str, exc: BaseException) -> None:
-    """Write what was raised: its class by name, its arguments and attributes where they are data, and the traceback as text."""
+def keep_error(output: str, exc: BaseException, *, mask: Callable[[str], str]) -> None:
+    """Write what was raised: its class by name, its arguments and attributes where they are data, and the traceback as text; all
+    of it through `mask`.
+    """
     kind = type(exc)
     args, state = _parts(exc)
     error = {
@@ -104,10 +106,10 @@ def keep_error(output: str, exc: BaseException) -> None:
         "name": kind.__qualname__,
         "args": _data(list(args)),
         "state": _data(state),
-        "text": "".join(traceback.format_exception_only(exc)).strip()[:MAX_TRACEBACK],
-        "traceback": "".join(traceback.format_exception(exc))[-MAX_TRACEBACK:],
+        "text": mask("".join(traceback.format_exception_only(exc)).strip())[:MAX_TRACEBACK],
+        "traceback": mask("".join(traceback.format_exception(exc)))[-MAX_TRACEBACK:],
     }
-    content = json.dumps(error, ensure_ascii=False).encode("utf-8", "backslashreplace")
+    content = mask(json.dumps(error, ensure_ascii=False)).encode("utf-8", "backslashreplace")
     _write(f"{output}/{ERROR}", content)
 
 

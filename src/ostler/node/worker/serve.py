@@ -16,12 +16,13 @@ from typing import Any
 
 from ostler import task as task_side
 from ostler.node.worker import system
-from ostler.node.worker.attempt import Order, Runner, measure
+from ostler.node.worker.attempt import Order, Runner, masking, measure
 from ostler.node.worker.finder import TaskFinder
 
 PROTOCOL = 1
 STATUS_BYTES = 512
 PROGRESS_EVERY_S = 1.0
+MAX_NOTE = 1000
 _BLOCK = 1 << 16
 
 
@@ -41,6 +42,7 @@ def run_once(descriptor: int, finder: TaskFinder) -> int:
         order = Order.read(json.loads(file.read()))
     progress = f"{order.record}.progress"
     last = [float("-inf")]
+    mask = masking(order)
 
     def report(pct: float | None, note: str | None) -> None:
         now = time.monotonic()
@@ -48,7 +50,7 @@ def run_once(descriptor: int, finder: TaskFinder) -> int:
             last[0] = now
             with contextlib.suppress(OSError):
                 with open(f"{progress}.new", "w", encoding="utf-8") as file:
-                    json.dump({"pct": pct, "note": note}, file)
+                    json.dump({"pct": pct, "note": None if note is None else mask(note)[:MAX_NOTE]}, file)
                 os.rename(f"{progress}.new", progress)
 
     task_side.report_to(report)
@@ -129,7 +131,7 @@ class Service:
             self._accept(0)
         if self._daemon is not None:
             self._reported_at = now
-            self._send({"progress": {"key": self._busy, "pct": pct, "note": note}})
+            self._send({"progress": {"key": self._busy, "pct": pct, "note": note and note[:MAX_NOTE]}})
 
     def _accept(self, wait_s: float) -> bool:
         self._listener.settimeout(wait_s)
