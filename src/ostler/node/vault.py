@@ -211,8 +211,10 @@ def _advance(source: int, target: int, masker: Masker, size: int, *, whole: bool
     while done < size:
         base = max(0, done - reach)
         window = os.pread(source, done - base + _CHUNK, base)
-        end = len(window) if whole and base + len(window) >= size else masker.settled(window)
-        fresh = masker.mask(window)[done - base : end]
+        if whole and base + len(window) >= size:
+            fresh = masker.mask_end(window)[done - base :]
+        else:
+            fresh = masker.mask(window)[done - base : masker.settled(window)]
         if not fresh:
             break
         while fresh:

@@ -89,6 +89,20 @@ def test_base64_of_more_than_the_value_is_masked_but_for_its_edges(before: int) 
     assert not any(CANARY[at : at + 3] in kept for at in range(len(CANARY) - 2))
 
 
+@pytest.mark.parametrize("width", [1, 3, 60, 64, 76])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_encodings_are_found_where_they_are_broken_into_lines(width: int, end: str) -> None:
+    value = CANARY * 5
+    for encode in (base64.b64encode, lambda one: one.hex().encode()):
+        text = encode(b"before " + value).decode()
+        broken = "".join(text[at : at + width] + end for at in range(0, len(text), width)).encode()
+        masked = Masker([value]).mask(broken)
+        assert (len(masked), masked.count(b"\n")) == (len(broken), broken.count(b"\n"))
+        assert masked.count(b"*") >= len(encode(value).rstrip(b"=")) - 2
+        if end == "\n":
+            assert in_pieces(Masker([value]), broken, [len(broken) // 3, len(broken) // 2]) == masked
+
+
 def test_lines_of_a_long_value_are_masked_one_by_one_and_short_values_not_at_all() -> None:
     key = b"-----BEGIN KEY-----\nMIIEvQIBADANBgkqhkiG\n\nab\n-----END KEY-----\n"
     masked = Masker([key]).mask(b"> MIIEvQIBADANBgkqhkiG\n> ab\n")

@@ -74,6 +74,14 @@ def test_copies_are_masked_and_a_new_life_goes_on_where_the_last_one_stopped(vau
     assert later.text(KEY, f"no {VALUE.decode()}") == f"no {STARS.decode()}"
 
 
+def test_a_value_in_whose_middle_the_stream_ends_is_masked(vault, tmp_path):
+    filled(vault)
+    say(vault, b"killed: " + VALUE[:10])
+    vault.copy(KEY, tmp_path, whole=False)
+    vault.copy(KEY, tmp_path, whole=True)
+    assert (tmp_path / "stdout.log").read_bytes() == b"killed: " + STARS[:10]
+
+
 def test_chunk_borders_do_not_matter_and_memory_is_given_back(vault, tmp_path):
     filled(vault)
     for at in range(0, 40):
