@@ -77,6 +77,19 @@ async def test_a_refused_call_keeps_no_key(rig):
     assert (await post(rig, key="k")).status_code == 201
 
 
+async def test_an_answer_stands_also_where_its_call_would_be_refused_now(rig):
+    ann = rig.bearer((await rig.token_for(Role.SUBMITTER, "ann")).token, **{"Idempotency-Key": "k"})
+    body = json.dumps({"command": "true", "secrets": [{"name": "pass", "env": "PASS"}]}).encode()
+    assert (await rig.http.post("/jobs", content=body, headers=ann)).status_code == 422
+    assert (await rig.http.put("/secrets/pass", content=b"x", headers=ann)).status_code == 200
+    first = await rig.http.post("/jobs", content=body, headers=ann)
+    assert first.status_code == 201, first.text
+    assert (await rig.http.delete("/secrets/pass", headers=ann)).status_code == 200
+    again = await rig.http.post("/jobs", content=body, headers=ann)
+    assert (again.status_code, again.content, again.headers["idempotent-replayed"]) == (201, first.content, "true")
+    assert (await rig.http.post("/jobs", content=body, headers={**ann, "Idempotency-Key": "l"})).status_code == 422
+
+
 async def test_clients_make_a_call_again_whose_answer_was_lost(rig):
     def waiting(url):
         with Client(url, token=ADMIN) as client:

@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ostler.coordinator.api.calls import MAX_WAIT_S, Answer, Call
-from ostler.coordinator.api.manifests import Accepted, read_manifests
+from ostler.coordinator.api.manifests import Accepted, Submission, read_manifests
 from ostler.coordinator.operations import groups, reads
 from ostler.coordinator.operations import jobs as ops
-from ostler.coordinator.operations.idempotency import KEY, Mark, submit_once
+from ostler.coordinator.operations.idempotency import KEY, Mark, answered, submit_once
 from ostler.coordinator.operations.ownership import of_group, of_job
 from ostler.coordinator.operations.secrets import check_named, check_named_by
 from ostler.coordinator.store.tx import Tx
 from ostler.model.access import RUNNERS, Role
-from ostler.model.errors import Forbidden, InvalidSpec, NotFound, Problem, TooLarge
+from ostler.model.errors import Forbidden, InvalidSpec, NotFound, Problem, Rejected, TooLarge
 from ostler.model.job import TERMINAL
 from ostler.model.manifest import JOB_ID
 from ostler.protocol import messages as m
@@ -34,23 +34,35 @@ MAX_LINGER_S = 0.1
 
 async def submit_jobs(call: Call) -> m.SubmitResponse | Answer:
     """All of them, or none and every mistake; with a key, once."""
-    key = _key(call)
-    raw, limit, now = await call.body.whole(), call.services.config.max_batch, call.services.clock.now()
+    key, raw, owner = _key(call), await call.body.whole(), call.caller.principal
+    if key is None:
+        read = await _accept(call, raw)
+        return await call.write(ops.submit_jobs, read.manifests, owner, reach=call.owner, group=read.group)
+    mark = Mark(owner or "", key, hashlib.sha256(raw).digest(), call.services.config.retention.idempotency)
+    try:
+        read = await _accept(call, raw)
+        made, again = await call.write(submit_once, mark, read.manifests, owner, reach=call.owner, group=read.group)
+    except Rejected:  # what was good when it was submitted may be so no longer, and the answer is the same all the same
+        before = await call.read(answered, mark)
+        if before is None:
+            raise
+        made, again = before, True
+    return Answer(made, headers={"Idempotent-Replayed": "true"} if again else {})
+
+
+async def _accept(call: Call, raw: bytes) -> Submission:
+    limit, now = call.services.config.max_batch, call.services.clock.now()
     if len(raw) < IN_A_THREAD and b'"array"' not in raw:
         read = read_manifests(raw, call.content_type(), now, limit)
     else:
         read = await asyncio.to_thread(read_manifests, raw, call.content_type(), now, limit)
-    manifests, owner = read.manifests, call.caller.principal
+    manifests = read.manifests
     _check_runners(call, manifests)
     if call.owner is not None and (named := {file.sha256 for one, _ in manifests for file in one.input.files}):
         await call.read(_check_files, call.owner, named)
     if secretive := [one for one, _ in manifests if one.secrets]:
         await call.read(check_named, secretive, call.caller.principal, call.caller.role or Role.VIEWER)
-    if key is None:
-        return await call.write(ops.submit_jobs, manifests, owner, reach=call.owner, group=read.group)
-    mark = Mark(owner or "", key, hashlib.sha256(raw).digest(), call.services.config.retention.idempotency)
-    made, again = await call.write(submit_once, mark, manifests, owner, reach=call.owner, group=read.group)
-    return Answer(made, headers={"Idempotent-Replayed": "true"} if again else {})
+    return read
 
 
 def _key(call: Call) -> str | None:

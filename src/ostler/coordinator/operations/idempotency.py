@@ -26,20 +26,28 @@ class Mark:
     honoured: timedelta = HONOURED  # for how long
 
 
+def answered(tx: Tx, mark: Mark) -> SubmitResponse | None:
+    """What the same submission was answered before; raises Conflict where the key stands for another body. Works in a read."""
+    row = tx.row("SELECT digest, answer, created_at FROM idempotency WHERE principal = ? AND key = ?", (mark.principal, mark.key))
+    if row is None or row[2] <= tx.at - span(mark.honoured):
+        return None
+    digest, answer, created_at = row
+    if digest != mark.digest:
+        raise Conflict(
+            f"the idempotency key {mark.key!r} stands for another submission, of {when(created_at):%Y-%m-%d %H:%M:%S} UTC, "
+            "with another body; nothing was submitted",
+            hint="choose a new key for each new submission",
+        )
+    return decode(answer, SubmitResponse, what="answer")
+
+
 def submit_once(
     tx: Tx, mark: Mark, accepted: Accepted, owner: str | None, *, reach: str | None = None, group: str | None = None
 ) -> tuple[SubmitResponse, bool]:
     """`submit_jobs` the first time; then its answer, and True. Raises Conflict where the key stands for another body."""
-    row = tx.row("SELECT digest, answer, created_at FROM idempotency WHERE principal = ? AND key = ?", (mark.principal, mark.key))
-    if row is not None and row[2] > tx.at - span(mark.honoured):
-        digest, answer, created_at = row
-        if digest != mark.digest:
-            raise Conflict(
-                f"the idempotency key {mark.key!r} stands for another submission, of {when(created_at):%Y-%m-%d %H:%M:%S} UTC, "
-                "with another body; nothing was submitted",
-                hint="choose a new key for each new submission",
-            )
-        return decode(answer, SubmitResponse, what="answer"), True
+    before = answered(tx, mark)
+    if before is not None:
+        return before, True
     made = submit_jobs(tx, accepted, owner, reach=reach, group=group)
     tx.run(
         "INSERT INTO idempotency (principal, key, digest, created_at, answer) VALUES (?, ?, ?, ?, ?) "
