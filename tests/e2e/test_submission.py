@@ -111,7 +111,7 @@ def test_run_after_other_jobs(fleet, tmp_path):
     assert (good.communicate(timeout=60)[0], good.returncode) == ("any\n", 0)
     out, err = bad.communicate(timeout=60)
     assert (out, bad.returncode) == ("", 125)
-    assert "is cancelled" in err
+    assert "is cancelled: it depends on the success of gate, which failed" in err
     done = fleet.cli("run", "--after", "nobody", "--", "true")
     assert (done.returncode, "depends_on[0]: there is no job, array or group nobody" in done.stderr) == (3, True), done.stderr
 

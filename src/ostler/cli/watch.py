@@ -99,7 +99,8 @@ def tell_end(view: JobView | GroupView) -> None:
     if view.state is JobState.DONE:
         return
     if view.failure is None:
-        output.note(f"{view.job_id} is {view.state}")
+        why = view.timeline[-1].message if view.timeline else None  # a person's reason, or another job's end
+        output.note(f"{view.job_id} is {view.state}{f': {why}' if why else ''}")
         return
     output.note(f"{view.job_id} {view.state}: {view.failure.code.value}: {view.failure.message}")
     output.note(f"hint: {advice(view.failure.code, view.job_id)}")
