@@ -5,6 +5,7 @@ import subprocess
 from datetime import datetime, timedelta
 
 from e2e.fleet import OSTLER, until
+from integration.test_dependency_graph import draw, expected
 from lossy_proxy import LossyProxy
 
 
@@ -136,3 +137,39 @@ def test_a_group_of_a_file(fleet, tmp_path):
     assert (done.returncode, f"{file}:1: group: makes one group of all that one call submits" in done.stderr) == (3, True), (
         done.stderr
     )
+
+
+def test_a_graph_ends_as_it_should_although_the_coordinator_dies_twice(own_fleet):
+    """On a real node, with real files handed on: each end and what follows from it are one transaction, or neither is there."""
+    items = draw(7, 120)
+    for one in items:
+        one.fate, one.retries, one.fails = "runs", 0, min(one.fails, 1)
+    letting_go = {job for one in items if one.released for job in one.jobs}
+
+    def manifest(one):
+        words = ["cat in > /dev/null"] if one.takes else []
+        words += ["echo made > out"] if one.delivers else []
+        return one.manifest() | {"command": "sh", "args": ["-c", "; ".join([*words, f"exit {one.fails}"])]}
+
+    with own_fleet(slots=4) as fleet:
+        fleet.submit([manifest(one) for one in items])
+        deaths = [90, 40]  # jobs that are over when it is killed
+
+        def settled():
+            if deaths and fleet.get("/jobs", state="done,failed,cancelled", count="true").json()["total"] >= deaths[-1]:
+                deaths.pop()
+                fleet.kill("coordinator")
+            page = fleet.get("/jobs", limit=500).json()["items"]
+            states = {one["job_id"]: seen(one) for one in page}
+            held = [job for job, state in states.items() if state == "held" and job in letting_go]
+            for job in held:
+                fleet.cli("job", "release", job)
+            still = {"done", "failed", "cancelled", "held", "waiting"}
+            return states if not held and not deaths and set(states.values()) <= still else None
+
+        def seen(one):
+            return "held" if one["held"] and one["state"] == "queued" else "waiting" if one["waiting"] else one["state"]
+
+        found = until(settled, timeout=180, what="the end of the graph")
+        wanted = expected(items)
+        assert {job: (found[job], end) for job, end in wanted.items() if found[job] != end} == {}

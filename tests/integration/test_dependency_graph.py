@@ -57,11 +57,11 @@ class Item:
         return {key: value for key, value in found.items() if value}
 
 
-def draw(seed: int) -> list[Item]:
+def draw(seed: int, jobs: int = JOBS) -> list[Item]:
     """A graph without cycles: each item depends on earlier ones alone."""
     rng = random.Random(seed)
     items: list[Item] = []
-    while (left := JOBS - sum(len(one.jobs) for one in items)) > 0:
+    while (left := jobs - sum(len(one.jobs) for one in items)) > 0:
         item = Item(f"j{len(items)}", min(left, rng.randint(2, 6)) if rng.random() < 0.05 else None)
         near = items[-60:]
         for other in rng.sample(near, min(len(near), rng.choice([0, 1, 1, 2, 2, 3]))):
