@@ -38,7 +38,16 @@ class Rig:
     """One node's state: a keeper that lives on, and daemons (clients and runners) that come and go."""
 
     def __init__(
-        self, folder: Path, *, level=SandboxLevel.PROCESS, cli=None, python=None, resources=None, network=None, min_free_mb=0
+        self,
+        folder: Path,
+        *,
+        level=SandboxLevel.PROCESS,
+        cli=None,
+        python=None,
+        resources=None,
+        network=None,
+        min_free_mb=0,
+        cgroup="auto",
     ) -> None:
         self.folder = folder
         self.config = NodeConfig(
@@ -59,11 +68,12 @@ class Rig:
         self.logger = logging.getLogger("ostler.test")
         self.daemons: list[Processes] = []
         self.count = 0
+        self.cgroup = cgroup
         self.start_keeper()
 
     def start_keeper(self) -> None:
         """Start one and wait until it listens."""
-        command = [sys.executable, "-m", "ostler.node.keeper", "--socket", str(self.socket), "--state"]
+        command = [sys.executable, "-m", "ostler.node.keeper", "--cgroup", self.cgroup, "--socket", str(self.socket), "--state"]
         with (self.folder / "keeper.log").open("ab") as log:
             self.keeper = subprocess.Popen([*command, str(self.config.state / "keeper")], stderr=log)
         deadline = time.monotonic() + PATIENCE_S

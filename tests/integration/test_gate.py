@@ -407,9 +407,10 @@ async def test_a_command_that_cannot_be_executed_is_told_as_ever(gated):
     assert failure.code in {C.START, C.DENY}, failure
 
 
+@pytest.mark.parametrize("cgroup", ["auto", "none"])
 @pytest.mark.parametrize("how", ["ends", "asked", "killed"])
-async def test_the_gate_ends_with_its_job(gated, how):
-    node = gated("a.example")
+async def test_the_gate_ends_with_its_job(gated, how, cgroup):
+    node = gated("a.example", cgroup=cgroup)
     script = """
         import signal, time
         status(b"CONNECT b.example:443 HTTP/1.1\\r\\n\\r\\n")
