@@ -105,6 +105,14 @@ def test_a_python_task(told, fail):
         assert view["state"] == "done", view
 
 
+def test_with_one_command(told):
+    script = 'test -n "$TOKEN" && echo "$TOKEN" && cat "$OSTLER_SECRETS_DIR/db"'
+    ran = told.cli("run", "--secret", "db=TOKEN", "--secret", "db", "--", "sh", "-c", script)
+    assert (ran.returncode, ran.stdout) == (0, f"{'*' * len(VALUE)}\n{'*' * len(VALUE)}"), ran.stderr
+    wrong = told.cli("run", "--secret", "db=LD_PRELOAD", "--", "true")
+    assert "--secret: LD_PRELOAD cannot hold a secret" in wrong.stderr
+
+
 def test_what_cannot_be_had_is_refused_when_it_is_submitted(told):
     answer = told.http.post(
         "/jobs", json={"command": "sh", "secrets": [{"name": "db", "env": "TOKEN"}, {"name": "nix", "env": "OTHER"}]}

@@ -1,7 +1,7 @@
 """`ostler run`: one command on whichever node fits, as if it ran here: files in, output through, files out, its exit code."""
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,6 +41,14 @@ def run(
             "--allow-host",
             metavar="HOST[:PORT]",
             help="A host that the job may reach through the node's network gate (port 443 by default). May be repeated.",
+        ),
+    ] = None,
+    secret: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--secret",
+            metavar="NAME[=VARIABLE]",
+            help="A secret that the job gets in that variable, or as the file of its name in $OSTLER_SECRETS_DIR. May be repeated.",
         ),
     ] = None,
     timeout: Annotated[
@@ -88,7 +96,7 @@ def run(
 
     manifest, found = describe(
         command, gpus=gpu, vram_mb=vram, threads=threads, tags=tag or (), pool=pool, queue=queue, outputs=file_out or (), timeout_s=timeout,
-        labels=parse_labels(label or ()), not_before=not_before, hosts=allow_host or (),
+        labels=parse_labels(label or ()), not_before=not_before, hosts=allow_host or (), uses=map(secret_use, secret or ()),
         depends_on=[*(after or ()), *({"job": one, "until": "done"} for one in after_any_end or ())],
     )  # fmt: skip
     mistakes = [Problem(_option_of(one.path), one.message) for one in problems(found)]
@@ -113,6 +121,7 @@ def describe(
     labels: dict[str, str] | None = None,
     not_before: str | None = None,
     hosts: Sequence[str] = (),
+    uses: Iterable[dict[str, str]] = (),
     depends_on: Sequence[Any] = (),
 ) -> tuple[dict[str, Any], Any]:
     """The manifest for a command, as it is sent (without what is default) and as a value."""
@@ -132,10 +141,17 @@ def describe(
         "queue": queue,
         "not_before": not_before,
         "policy": {"network": list(hosts)} if hosts else {},
+        "secrets": list(uses),
         "depends_on": list(depends_on),
     }
     manifest = {key: value for key, value in manifest.items() if value or value == 0 or key in {"command", "args"}}
     return manifest, codec.convert(manifest, Manifest, what="command")
+
+
+def secret_use(text: str) -> dict[str, str]:
+    """`NAME=VARIABLE` or `NAME` as an entry of the manifest's `secrets`."""
+    name, equals, variable = text.partition("=")
+    return {"name": name, "env": variable} if equals else {"name": name, "file": name}
 
 
 def _option_of(path: str) -> str:
@@ -144,6 +160,7 @@ def _option_of(path: str) -> str:
         "artifacts": "--out",
         "labels": "--label",
         "policy.network": "--allow-host",
+        "secrets": "--secret",
         "timeout_s": "--timeout",
         "queue": "--queue",
         "not_before": "--not-before",
