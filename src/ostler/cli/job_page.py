@@ -6,7 +6,10 @@ from datetime import UTC, datetime
 from ostler.cli import output
 from ostler.cli.watch import advice
 from ostler.model.dependencies import Until
+from ostler.model.job import TERMINAL
 from ostler.protocol.messages import AttemptView, DependencyView, EventView, GroupView, JobView
+
+MAX_SHOWN = 100  # dependencies in one answer; those that are not over come first
 
 
 def print_job(view: JobView, now: datetime | None = None) -> None:
@@ -63,7 +66,13 @@ def _head(view: JobView, now: datetime) -> Iterator[tuple[str, object]]:
     yield "job", view.job_id
     yield "state", view.state.value
     yield "held", "yes: `ostler job release` lets it go on" if view.held else None
-    yield "waits until", f"{view.not_before.astimezone():%Y-%m-%d %H:%M:%S}" if view.waiting and view.not_before else None
+    start = view.not_before if view.waiting else None
+    yield "waits until", f"{start.astimezone():%Y-%m-%d %H:%M:%S}" if start is not None and start > now else None
+    open_ones = sum(one.state not in TERMINAL for one in view.depends_on)
+    yield (
+        "waits for",
+        f"{open_ones}{'' if open_ones < MAX_SHOWN else ' or more'} of the jobs that it depends on" if open_ones else None,
+    )
     yield "cancel", "asked for" if view.cancel_requested and view.finished_at is None else None
     yield "what", view.title
     yield "runner", view.runner.value

@@ -5,11 +5,12 @@ import pytest
 
 from ostler.cli.job_page import print_group, print_job, time_in_states
 from ostler.model.attempt import AttemptState, Usage
+from ostler.model.dependencies import Otherwise, Until
 from ostler.model.failures import Failure, FailureCode
 from ostler.model.group import GroupState
 from ostler.model.job import JobState
 from ostler.model.manifest import Runner
-from ostler.protocol.messages import ArtifactEntry, AttemptView, EventView, GroupView, JobView
+from ostler.protocol.messages import ArtifactEntry, AttemptView, DependencyView, EventView, GroupView, JobView
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -77,3 +78,24 @@ def test_the_page_of_an_array(capsys) -> None:
         ["g-3", "failed", "3", "E_EXIT"],
         ["g-7", "failed", "-", "E_EXIT"],
     ]
+
+
+def test_what_a_job_waits_for(capsys: pytest.CaptureFixture[str]) -> None:
+    others = tuple(
+        DependencyView(job_id=name, state=state, until=until, otherwise=Otherwise.CANCEL)
+        for name, state, until in (("a", JobState.RUNNING, Until.SUCCESS), ("b", JobState.DONE, Until.DONE))
+    )
+    waits = JobView(
+        job_id="j-2", state=JobState.QUEUED, runner=Runner.CLI, title="true", queue="default", priority=0, labels={}, submitted_at=T0,
+        waiting=True, not_before=at(60), depends_on=others, dependents=others[:1],
+    )  # fmt: skip
+    print_job(waits, at(30))
+    page = capsys.readouterr().out
+    lines = [" ".join(line.split()) for line in page.splitlines()]
+    assert "waits for 1 of the jobs that it depends on" in lines
+    assert any(line.startswith("waits until 20") for line in lines)
+    begin = lines.index("DEPENDS ON STATE UNTIL OTHERWISE")
+    assert lines[begin + 1 : begin + 3] == ["a running success cancel", "b done done -"]
+    assert "IS WAITED FOR BY STATE UNTIL OTHERWISE" in lines
+    print_job(waits, at(61))
+    assert "waits until" not in capsys.readouterr().out
