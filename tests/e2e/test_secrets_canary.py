@@ -159,7 +159,7 @@ def nest(request, tmp_path_factory):
 
 def work_of(fleet, job):
     """Where a running job works."""
-    found = list(fleet.data.rglob(f"{job}/work"))
+    found = [*fleet.data.rglob(f"{job}/work"), *fleet.data.rglob(f"{job}/attempt-*/work")]
     assert len(found) == 1, (found, fleet.job(job)["attempts"])
     return found[0]
 

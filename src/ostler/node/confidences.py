@@ -43,7 +43,12 @@ class Confidences:
         for name in self._vault.unmasked(values):
             attrs = {"attempt": live.attempt, "secret": name}
             self._logger.warning("secret_too_short_to_mask", extra={"job_id": live.job_id, "attrs": attrs})
-        return await asyncio.to_thread(self._vault.fill, _key(live), live.manifest, values)
+        filling = asyncio.ensure_future(asyncio.to_thread(self._vault.fill, _key(live), live.manifest, values))
+        try:
+            return await asyncio.shield(filling)
+        except asyncio.CancelledError:  # the thread goes on: what it makes must be there before it is wiped
+            await asyncio.gather(filling, return_exceptions=True)
+            raise
 
     def news(self, live: Live, news: Progress) -> Progress:
         """What an attempt says of itself, masked."""

@@ -10,6 +10,8 @@ import hashlib
 import os
 import shutil
 import stat
+import threading
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -41,6 +43,8 @@ class Vault:
         self._name = f"ostler-{user}-{hashlib.sha256(os.fsencode(state)).hexdigest()[:12]}"
         self._root: Path | None = None
         self._maskers: dict[str, Masker] = {}
+        # Who asks for a copy may stop waiting for it: the thread that makes it goes on, and must not meet another one.
+        self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
     # --- what an attempt is told ---
 
@@ -95,19 +99,22 @@ class Vault:
 
         What is copied is given back to the memory. Output whose values are not known stays where it is.
         """
-        masker = self._masker(key)
-        if masker is None:
-            return
-        for stream in LOG_STREAMS:
-            with suppress(FileNotFoundError):
-                _copy(self.raw(key, stream), f"{logs}/{stream}.log", masker, whole=whole)
+        with self._locks[key]:
+            masker = self._masker(key)
+            if masker is None:
+                return
+            for stream in LOG_STREAMS:
+                with suppress(FileNotFoundError):
+                    _copy(self.raw(key, stream), f"{logs}/{stream}.log", masker, whole=whole)
 
     # --- its end ---
 
     def wipe(self, key: str) -> None:
         """Remove a box; none there is no error."""
-        self._maskers.pop(key, None)
-        shutil.rmtree(self._box(key), ignore_errors=True)
+        with self._locks[key]:
+            self._maskers.pop(key, None)
+            shutil.rmtree(self._box(key), ignore_errors=True)
+        self._locks.pop(key, None)
 
     def sweep(self, keep: Collection[str]) -> list[str]:
         """Remove all boxes but these, which an earlier life of the daemon left; answers the names of the folders removed."""

@@ -1,6 +1,7 @@
 """The vault: boxes in memory that only we can enter; masked copies that go on where an earlier life of the daemon stopped."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,17 @@ def test_chunk_borders_do_not_matter_and_memory_is_given_back(vault, tmp_path):
     raw = os.stat(vault.raw(KEY, "stdout"))
     assert raw.st_size == len(content)
     assert raw.st_blocks * 512 < 200_000
+
+
+def test_copies_that_are_made_at_once_do_not_meet(vault, tmp_path):
+    filled(vault)
+    text = (b"y" * 100_000 + VALUE) * 30
+    say(vault, text)
+    with ThreadPoolExecutor(4) as pool:
+        made = [pool.submit(vault.copy, KEY, tmp_path, whole=number > 1) for number in range(4)]
+        for one in made:
+            one.result()
+    assert (tmp_path / "stdout.log").read_bytes() == text.replace(VALUE, STARS)
 
 
 def test_without_the_values_nothing_is_copied_and_nothing_said(vault, tmp_path):

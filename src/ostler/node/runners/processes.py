@@ -127,7 +127,8 @@ class Processes:
             await asyncio.to_thread(self._vault.copy, task.key, task.root / "logs", whole=True)
         if task.manifest.policy.network:
             for refusal, count in self._refusals(task).items():
-                attrs = {"attempt": task.attempt, "host": refusal.host, "port": refusal.port, "count": count}
+                host = (self._vault.text(task.key, refusal.host) if task.manifest.secrets else None) or refusal.host
+                attrs = {"attempt": task.attempt, "host": host, "port": refusal.port, "count": count}
                 self.logger.warning("network_refused", extra={"job_id": task.job_id, "attrs": attrs})
         if quota_mb is not None and record.exit_code == 0 and record.killed is None:
             # It may have been over before anybody looked.
