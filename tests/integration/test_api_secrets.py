@@ -187,3 +187,26 @@ async def test_a_row_that_was_moved_opens_for_nobody(rig):
         await node.ack(held)
         with pytest.raises(errors.Unsealable, match="damaged, or belongs to something else"):
             await values(node, held)
+
+
+async def test_a_shared_secret_is_not_had_by_way_of_an_own_one_that_is_gone(rig):
+    """The name of an own secret passes at submission; what it means when the job runs may be another's by then."""
+    await put(rig.people, "db", b"for operators", shared=True, roles="operator")
+    node = await rig.enrolled()
+    async with rig.person(Role.SUBMITTER, "eve") as eve:
+        await put(eve, "db", b"eve's own")
+        job_id = await submit(eve, retries=0)
+        await eve.call(routes.DELETE_SECRET, query=m.SecretQuery(), name="db")
+        [lease] = await node.pull()
+        held = m.Held(job_id, lease.attempt)
+        await node.ack(held)
+        with pytest.raises(errors.Forbidden, match="for jobs of the role operator; eve has no good token of that role"):
+            await values(node, held)
+        await node.finish(m.Outcome(job_id=job_id, attempt=lease.attempt, exit_code=0))
+    async with rig.person(Role.OPERATOR, "op") as operator:  # who retries it lends it no role
+        anew = await operator.call(routes.RETRY_JOB, job_id=job_id)
+        [lease] = await node.pull()
+        held = m.Held(anew.job_id, lease.attempt)
+        await node.ack(held)
+        with pytest.raises(errors.Forbidden, match="eve has no good token"):
+            await values(node, held)

@@ -1,13 +1,15 @@
 """Nobody is trusted: replayed, expired, revoked and foreign tokens, and a node that asks for what is not its own."""
 
 import asyncio
+import contextlib
 import time
 from dataclasses import replace
 from datetime import timedelta
 
+import httpx
 import pytest
 
-from integration.api_rig import coordinator, sha256
+from integration.api_rig import capabilities, coordinator, sha256, url_of
 from ostler.model import errors
 from ostler.model.access import Role
 from ostler.model.failures import Failure, FailureCode
@@ -47,6 +49,70 @@ async def test_a_revoked_token_ends_what_it_holds_open(rig):
     again = await rig.http.get(f"/jobs/{job_id}/logs", headers=headers, params={"follow": "true"})
     assert again.status_code == 401
     assert "revoked" in again.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("route", "body"),
+    [
+        (routes.CREATE_TOKEN, b'{"kind":"api","role":"admin","principal":"again"}'),
+        (routes.SUBMIT, b'{"command":"true"}'),
+        (routes.SET_SECRET, b"value"),
+        (routes.UPLOAD_BLOB, b"bytes"),
+    ],
+    ids=lambda one: one.name if isinstance(one, routes.Route) else "",
+)
+async def test_a_body_that_was_kept_back_does_not_outlast_its_token(rig, route, body):
+    """A head with a good token opens the door for a call that ends much later."""
+    made = await rig.token_for(Role.ADMIN, "mallory")
+    host, _, port = rig.url.removeprefix("http://").partition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    head = [
+        f"{route.method} {url_of(route)} HTTP/1.1",
+        "Host: h",
+        f"Authorization: Bearer {made.token}",
+        f"Content-Length: {len(body)}",
+    ]
+    writer.write("\r\n".join([*head, "", ""]).encode() + body[:-1])
+    await rig.open_calls(route)
+    await rig.people.call(routes.REVOKE_TOKEN, token_id=made.token_id)
+    writer.write(body[-1:])
+    assert (await reader.readline()).startswith(b"HTTP/1.1 401 ")
+    writer.close()
+    with contextlib.suppress(ConnectionError):
+        await writer.wait_closed()
+
+
+async def test_a_download_ends_with_its_token(rig):
+    data = bytes(64 * 2**20)  # more than sockets hold
+    sha = (await rig.http.post("/blobs", content=data, headers=rig.bearer())).json()["sha256"]
+    made = await rig.token_for(Role.VIEWER)
+    async with rig.http.stream("GET", f"/blobs/{sha}", headers=rig.bearer(made.token)) as answer:
+        assert answer.status_code == 200
+        await rig.people.call(routes.REVOKE_TOKEN, token_id=made.token_id)
+        with pytest.raises(httpx.RemoteProtocolError):  # it ends in the middle
+            await answer.aread()
+
+
+async def test_a_join_token_makes_nobody_a_node_that_is_known(rig):
+    """A public key is no secret: who shows it, and a join token with uses left, is not that node yet."""
+    token = await rig.join_token(uses=3)
+    victim = rig.node()
+    await victim.register(token)
+    mallory = rig.node(victim.node_id)
+    with pytest.raises(errors.Unauthenticated, match="sign the challenge") as caught:
+        await mallory.register(token, public_key=victim.key.public_key().public_bytes_raw())
+    assert caught.value.challenge
+    await victim.pull()  # its session goes on
+    proof = victim.key.sign(m.register_message(caught.value.challenge, victim.node_id, "boot:next"))
+    await victim.register(challenge=caught.value.challenge, signature=proof, boot_epoch="boot:next")
+    assert (await rig.people.call(routes.LIST_TOKENS)).items[0].uses_left == 2
+    plain = codec.decode(codec.encode(capabilities("plain")), dict)
+    first = await rig.http.post("/nodes/register", json=plain, headers=rig.bearer(token))
+    again = await rig.http.post("/nodes/register", json=plain, headers=rig.bearer(token))
+    assert (first.status_code, again.status_code) == (200, 200), first.text
+    other = await rig.http.post("/nodes/register", json=plain, headers=rig.bearer(await rig.join_token()))
+    assert other.status_code == 409
+    assert "another join token" in other.json()["detail"]
 
 
 async def test_an_expired_token_opens_nothing(rig):

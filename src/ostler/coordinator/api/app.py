@@ -69,7 +69,12 @@ def endpoints(routes: Iterable[Route], modules: Iterable[ModuleType]) -> dict[st
                 if name in found:
                     raise RuntimeError(f"two endpoints are called {name}")
                 found[name] = function
-    names = {route.name for route in routes}
+    listed = [route.name for route in routes]
+    names = set(listed)
+    if len(listed) != len(names):
+        raise RuntimeError(
+            f"routes that stand twice in the table: {', '.join(sorted(one for one in names if listed.count(one) > 1))}"
+        )
     if missing := names - found.keys():
         raise RuntimeError(f"routes without an endpoint: {', '.join(sorted(missing))}")
     if extra := found.keys() - names:

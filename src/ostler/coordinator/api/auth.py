@@ -153,17 +153,16 @@ class Doorkeeper:
         return caller
 
     async def readmit(self, caller: Caller) -> None:
-        """Check again who has a call open: raises Unauthenticated once the token is revoked or over."""
+        """Check again who has a call open: raises Unauthenticated once the token is revoked or over, or its node's session."""
         if caller.kind is CallerKind.CLIENT and caller.secret is not None:
             await self._api_token(caller.secret)
+        elif caller.token is not None:
+            self._check_session(caller.token)
 
     async def _caller(self, token: str) -> Caller:
         if token.startswith(NODE_PREFIX):
             said = self._credentials.read_node_token(token)
-            if said.node_id in self._retired:
-                raise retired(said.node_id)
-            if self._epochs.get(said.node_id, said.boot_epoch) != said.boot_epoch:
-                raise Unauthenticated(f"the node {said.node_id} has begun a newer session since", hint="register the node anew")
+            self._check_session(said)
             return Caller(CallerKind.NODE, token=said)
         if token.startswith(API_PREFIX):
             said_by = await self._api_token(token)
@@ -174,6 +173,12 @@ class Doorkeeper:
         if token.startswith(JOIN_PREFIX):
             return Caller(CallerKind.JOINER, secret=token)
         raise Unauthenticated("the token is of no kind that Ostler makes", hint="see `ostler token list`")
+
+    def _check_session(self, said: NodeToken) -> None:
+        if said.node_id in self._retired:
+            raise retired(said.node_id)
+        if self._epochs.get(said.node_id, said.boot_epoch) != said.boot_epoch:
+            raise Unauthenticated(f"the node {said.node_id} has begun a newer session since", hint="register the node anew")
 
     async def _api_token(self, token: str) -> ApiToken:
         digest = hashlib.sha256(token.encode()).digest()

@@ -40,7 +40,7 @@ async def _store(call: Call) -> Stored:
     call.body.check_announced()
     staging = await call.services.artifacts.stage()
     try:
-        async for chunk in call.body.chunks():
+        async for chunk in call.while_admitted(call.body.chunks()):
             await staging.write(chunk)
         return await staging.commit()
     finally:
@@ -118,7 +118,7 @@ async def _begun(call: Call, sha256: str, start: int, end: int) -> AsyncIterator
 
     async def whole() -> AsyncIterator[bytes]:
         yield first
-        async for block in blocks:
+        async for block in call.while_admitted(blocks):
             yield block
 
     return whole()

@@ -139,7 +139,11 @@ class Call:
         return await self.services.store.read(operation, *args, **kwargs)
 
     async def write(self, operation: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run an operation that somebody asked for; what a client or an enroller changes leaves its row in the audit log with it."""
+        """Run an operation that somebody asked for; what a client or an enroller changes leaves its row in the audit log with it.
+
+        The caller is checked again: a body may have been kept back until long after its head was let in.
+        """
+        await self.readmit()
         if self.caller.kind not in AUDITED:
             return await self.services.store.write(operation, *args, **kwargs)
         entry = entry_of(self.route, self.caller, self.scope, self.path, self.request_id, target=self.target)
@@ -171,6 +175,12 @@ class Call:
     async def readmit(self) -> None:
         """Raises Unauthenticated once the caller's token is good no longer; on each turn of a call that stays open."""
         await self.services.door.readmit(self.caller)
+
+    async def while_admitted(self, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        """What goes in or out piece by piece, for as long as the caller's token is good; then raises Unauthenticated."""
+        async for piece in pieces:
+            await self.readmit()
+            yield piece
 
     async def until_over(self, topic: Topic, operation: Callable[[Tx, str], V], name: str) -> V:
         """What a read answers once it has a `finished_at`; what it answers at the end of the caller's `wait_s` (60 at most)."""

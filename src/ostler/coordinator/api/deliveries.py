@@ -166,7 +166,7 @@ async def receive_delivery(call: Call) -> Delivered:
     text: tuple[str, int] | None = None
     file: _File | None = None
     try:
-        async for event in read_form(call.body.chunks(), call.header(b"content-type") or ""):
+        async for event in read_form(call.while_admitted(call.body.chunks()), call.header(b"content-type") or ""):
             if isinstance(event, Part):
                 text, file = None, None
                 if event.name in _METADATA or event.filename is None:

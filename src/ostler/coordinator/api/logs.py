@@ -94,7 +94,10 @@ async def read_log(call: Call) -> Response:
     if start == end or call.scope["method"] == "HEAD":
         return Response(None, status, headers, "text/plain")
     return StreamingResponse(
-        _blocks(store, job_id, query.stream, facts.attempt, start=start, end=end, hold=hold), status, headers, "text/plain"
+        call.while_admitted(_blocks(store, job_id, query.stream, facts.attempt, start=start, end=end, hold=hold)),
+        status,
+        headers,
+        "text/plain",
     )
 
 

@@ -38,7 +38,7 @@ async def register_node(call: Call) -> Any:
     _check_registration(request)
     if call.caller.secret is not None:
         call.target = request.node_id
-        session = await call.write(_enrol, request, call.caller.secret)
+        session = await call.write(_enrol, request, call.caller.secret, services.credentials.challenge())
     else:
         await _check_signature(call, request)
         session = await services.store.write(ops.open_session, request)
@@ -93,9 +93,16 @@ def _check_text(name: str, value: str) -> list[Problem]:
     return [] if good else [Problem(name, f"must be 1 to {MAX_TEXT} printable characters")]
 
 
-def _enrol(tx: Tx, request: m.RegisterRequest, join_token: str) -> ops.Session:
-    """A join token's use and what it buys are one transaction: neither is had without the other."""
+def _enrol(tx: Tx, request: m.RegisterRequest, join_token: str, challenge: str) -> ops.Session:
+    """A join token's use and what it buys are one transaction: neither is had without the other.
+
+    It lets strangers in. A node that is known proves that it is that node, whatever token it shows: a public key is no secret.
+    """
     token_id = tokens.use_join_token(tx, join_token, request)
+    if request.public_key and ops.is_enrolled(tx, request.node_id, request.public_key):
+        raise Unauthenticated(
+            f"node {request.node_id!r} is enrolled with this key already: sign the challenge with it", challenge=challenge
+        )
     ops.enrol_node(tx, request, token_id)
     return ops.open_session(tx, request)
 

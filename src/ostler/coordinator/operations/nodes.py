@@ -44,16 +44,21 @@ class Session(NamedTuple):
 
 def enrol_node(tx: Tx, request: RegisterRequest, join_token_id: str) -> None:
     """Make the node known by its public key. The same key again is no error; another key is AlreadyExists, a retired one
-    NodeRetired.
+    NodeRetired. A node without a key is known by the join token that it came with.
     """
-    row = tx.row("SELECT public_key, state FROM nodes WHERE node_id = ?", (request.node_id,))
+    row = tx.row("SELECT public_key, state, token_id FROM nodes WHERE node_id = ?", (request.node_id,))
     if row is not None:
         if row[1] == NodeState.RETIRED:
             if bytes(row[0]) == request.public_key:
                 raise sessions.retired(request.node_id)
         else:
-            if bytes(row[0]) == request.public_key:
+            if bytes(row[0]) == request.public_key and (request.public_key or row[2] == join_token_id):
                 return
+            if not request.public_key and not row[0]:
+                raise AlreadyExists(
+                    f"node {request.node_id} is enrolled with another join token, and has no key to prove that it is the same",
+                    hint=f"use that token, or end the node first: `ostler node retire {request.node_id}`",
+                )
             raise AlreadyExists(
                 f"node {request.node_id} is enrolled with another key",
                 hint="give the machine another node id, or bring back its key file; a retired node's id is free again",
@@ -270,6 +275,12 @@ def retire_node(tx: Tx, node_id: str, reason: str | None = None) -> NodeView:
     changes.flush()
     tx.wake(("node", node_id))
     return node_view(tx, node_id)
+
+
+def is_enrolled(tx: Tx, node_id: str, public_key: bytes) -> bool:
+    """Whether there is this node, with this key, and not retired. Works in a read."""
+    sql = "SELECT 1 FROM nodes WHERE node_id = ? AND public_key = ? AND state <> 'retired'"
+    return tx.row(sql, (node_id, public_key)) is not None
 
 
 def node_key(tx: Tx, node_id: str) -> bytes | None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from ostler.coordinator.operations import sessions
 from ostler.coordinator.operations.changes import load
+from ostler.coordinator.operations.tokens import roles_of
 from ostler.coordinator.sealing import Sealer
 from ostler.coordinator.store.times import when
 from ostler.coordinator.store.tx import Row, Tx
@@ -100,7 +101,7 @@ def _pools_for(tx: Tx, principal: str | None, name: str, role: Role) -> list[str
 def check_named_by(tx: Tx, job_id: str, role: Role) -> None:
     """The same for a job that is submitted anew. For `Store.read`."""
     row = tx.row("SELECT s.body, j.owner FROM jobs j JOIN specs s ON s.job_seq = j.seq WHERE j.job_id = ?", (job_id,))
-    if row is not None and '"secrets"' in row[0]:
+    if row is not None:
         check_named(tx, [decode(row[0], Manifest, what="manifest")], row[1], role)
 
 
@@ -108,7 +109,8 @@ def values_for(tx: Tx, sealer: Sealer, node_id: str, job_id: str, attempt: int, 
     """What an attempt's manifest names, opened. For `Store.read`.
 
     Raises StaleAttempt unless it is alive, acknowledged and this node's; NotFound for a secret that is gone; Forbidden for one that
-    must not come to this node's pool; Unsealable.
+    the job's owner may not name (now: another of that name may have gone since the submission), or that must not come to this
+    node's pool; Unsealable.
     """
     sessions.current(tx, node_id, boot_epoch)
     case = load(tx, [job_id]).get(job_id)
@@ -128,6 +130,12 @@ def _open(tx: Tx, sealer: Sealer, owner: str | None, name: str, pool: str) -> by
     row = _find(tx, owner, name)
     if row is None:
         raise NotFound(f"there is no secret {name} any more", hint="set it again and submit the job anew: `ostler job retry JOB`")
+    roles = _roles(row)
+    if row[1] == SHARED and roles and not roles_of(tx, owner) & set(roles):
+        raise Forbidden(
+            f"the secret {name} is for jobs of the role {' or '.join(roles)}; {owner or 'nobody'} has no good token of that role",
+            hint="`ostler secret list` shows what you may name; an admin makes tokens: `ostler token create --role ROLE`",
+        )
     pools: Sequence[str] = decode(row[3], list[str])
     if pools and pool not in pools:
         raise Forbidden(f"the secret {name} is for nodes of the pool {' or '.join(pools)}; this one is in {pool}")

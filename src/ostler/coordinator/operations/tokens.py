@@ -146,6 +146,12 @@ def check_api_token(tx: Tx, token: str) -> ApiToken:
     return ApiToken(row[0], Role(row[7]), row[8], row[3])
 
 
+def roles_of(tx: Tx, principal: str | None) -> set[Role]:
+    """The roles for which a principal has a good API token at this moment. Works in a read."""
+    rows = tx.rows(f"SELECT DISTINCT role FROM tokens WHERE principal = ? AND role IS NOT NULL AND {_GOOD}", (principal, tx.at))  # noqa: S608
+    return {Role(row[0]) for row in rows}
+
+
 def list_tokens(tx: Tx, query: PageQuery) -> TokenPage:
     """One page of tokens, newest first, without their secrets. For `Store.read`."""
     check_limit(query.limit)
