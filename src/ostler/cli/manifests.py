@@ -11,8 +11,8 @@ from ostler.model.errors import InvalidSpec, Problem
 from ostler.model.manifest import Manifest
 from ostler.model.manifest import problems_as_written as rules
 from ostler.runtime.documents import Document, join, read_documents
-from ostler.runtime.documents import Path as FieldPath
 from ostler.runtime.settings import check, invalid
+from ostler.runtime.shapes import FieldPath
 
 STDIN = "-"
 MAX_MANIFESTS = 10_000

@@ -13,8 +13,6 @@ from datetime import timedelta
 from functools import cached_property
 from urllib.parse import urlsplit
 
-import httpx
-
 from ostler import __version__
 from ostler.model.errors import InvalidSpec, Problem
 
@@ -120,6 +118,8 @@ class Courier:
 
     @cached_property
     def _context(self) -> ssl.SSLContext:
+        import httpx  # 15 MB, for the authorities that it carries: only where a webhook speaks TLS
+
         return httpx.create_ssl_context()
 
     async def deliver(self, parcel: Parcel) -> int:

@@ -8,8 +8,8 @@ from typing import Any
 import yaml
 
 from ostler.model.errors import Problem
+from ostler.runtime.shapes import FieldPath
 
-Path = tuple[str | int, ...]
 MAX_DEPTH = 64
 MAX_NODES = 5_000_000  # aliases can make a small file expand without end
 _TOO_DEEP = f"is nested deeper than {MAX_DEPTH} levels"
@@ -35,7 +35,7 @@ class Document:
     line: int = 1
     _root: Callable[[], yaml.Node | None] = field(default=lambda: None, repr=False, compare=False)
 
-    def line_of(self, path: Path) -> int:
+    def line_of(self, path: FieldPath) -> int:
         """The line of the field's key; of an absent one, the line of what should hold it."""
         node, line = self._root(), self.line
         for part in path:
@@ -45,7 +45,7 @@ class Document:
             line, node = found
         return line
 
-    def problem(self, path: Path, message: str, *, shown: Path | None = None) -> Problem:
+    def problem(self, path: FieldPath, message: str, *, shown: FieldPath | None = None) -> Problem:
         """A mistake at `path`, with file and line; `shown` is the path that people see, where it is another."""
         return Problem(join(path if shown is None else shown), message, self.file, self.line_of(path))
 
@@ -169,7 +169,7 @@ class _Reader:
         self._seen = 0
         self._scalars = yaml.constructor.SafeConstructor()  # remembers every node: never shared
 
-    def plain(self, node: yaml.Node, path: Path) -> Any:
+    def plain(self, node: yaml.Node, path: FieldPath) -> Any:
         self._seen += 1
         if self._seen > MAX_NODES:
             raise _TooMuch(f"expands to more than {MAX_NODES} values")
@@ -187,7 +187,7 @@ class _Reader:
             self.problems.append(Problem(join(path), f"cannot be read: {reason}", self.file, node.start_mark.line + 1))
             return None
 
-    def _mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
+    def _mapping(self, node: yaml.MappingNode, path: FieldPath) -> dict[str, Any]:
         first: dict[Any, int] = {}
         for key, _ in node.value:
             if key.tag == _MERGE:

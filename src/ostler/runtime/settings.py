@@ -22,9 +22,19 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from ostler.model.errors import InvalidSpec, Problem
 from ostler.runtime.documents import Document, join, read_documents
-from ostler.runtime.documents import Path as FieldPath
 from ostler.runtime.durations import FORM, format_duration, parse_duration
-from ostler.runtime.shapes import field_paths, hints_of, is_secret, keys_at, kind_at, leaves, members_of, section_of, suggest
+from ostler.runtime.shapes import (
+    FieldPath,
+    field_paths,
+    hints_of,
+    is_secret,
+    keys_at,
+    kind_at,
+    leaves,
+    members_of,
+    section_of,
+    suggest,
+)
 
 T = TypeVar("T")
 MAX_FILE_BYTES = 4 * 2**20

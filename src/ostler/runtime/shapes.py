@@ -10,9 +10,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from ostler.runtime.documents import Path as FieldPath
 from ostler.runtime.durations import format_duration
 
+FieldPath = tuple[str | int, ...]  # where a value stands in a document: keys, and places in lists
 MASK = "********"
 _hints: dict[Any, dict[str, Any]] = {}
 

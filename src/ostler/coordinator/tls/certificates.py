@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from ostler.coordinator.tls.facts import Facts
 from ostler.model.errors import Conflict, InvalidSpec, Problem
 from ostler.model.manifest import NAME
 
@@ -43,19 +44,6 @@ class Wish:
     sans: tuple[str, ...] = ()
     client: bool = False
     life: timedelta = timedelta(days=DAYS)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
-    """What a certificate says of itself. `uses` are `ca`, `server`, `client`; the fingerprint is the SHA-256 of its DER form."""
-
-    name: str
-    issuer: str
-    uses: tuple[str, ...]
-    sans: tuple[str, ...]
-    not_before: datetime
-    not_after: datetime
-    sha256: str
 
 
 def wish(name: str, sans: Iterable[str], *, client: bool, life: timedelta = timedelta(days=DAYS)) -> Wish:

@@ -8,11 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
 from ostler.coordinator.config import TlsConfig
-from ostler.coordinator.tls.authority import read_certificates, read_key
-from ostler.coordinator.tls.certificates import Facts, facts_of
+from ostler.coordinator.tls.facts import Facts
 from ostler.model.errors import InvalidSpec, OstlerError, Problem
 
 Stamp = tuple[tuple[int, int, int] | None, ...]
@@ -28,6 +25,12 @@ class ServerTls:
 
 def load(tls: TlsConfig, now: datetime) -> ServerTls:
     """Raises InvalidSpec with what is wrong with which file."""
+    # What reads certificates costs megabytes that a coordinator without TLS does not pay.
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    from ostler.coordinator.tls.authority import read_certificates, read_key
+    from ostler.coordinator.tls.certificates import facts_of
+
     certificate = _tried("tls.cert", tls.cert, lambda: read_certificates(tls.cert)[0])
     key = _tried("tls.key", tls.key, lambda: read_key(tls.key))
     form = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
