@@ -51,8 +51,10 @@ def check_endpoint(endpoint: Endpoint) -> None:
     if not good:
         hint = "it has the form http://HOST:PORT or https://HOST"
         raise Rejected(f"{endpoint.url!r}, named by {endpoint.origin}, is not the URL of a coordinator", hint=hint)
-    if endpoint.token is not None and not (endpoint.token.isascii() and endpoint.token.isprintable()):
-        raise Rejected("the token holds a character that no token has", hint="set OSTLER_TOKEN anew, as one line")
+    if endpoint.token is not None and not (
+        endpoint.token.isascii() and endpoint.token.isprintable() and " " not in endpoint.token
+    ):
+        raise Rejected("the token holds a character that no token has", hint="set OSTLER_TOKEN anew, as one line without spaces")
     if (endpoint.client_cert is None) != (endpoint.client_key is None):
         raise Rejected(
             "a client certificate needs its key, and a key its certificate",

@@ -45,7 +45,7 @@ def test_an_address_that_no_coordinator_has(env: dict[str, str], url: str) -> No
         find_endpoint({**env, "OSTLER_URL": url, "OSTLER_TOKEN": "t"})
 
 
-@pytest.mark.parametrize("token", ["sec\nret", "sec\udcffret", "secr\u00e8t"])
+@pytest.mark.parametrize("token", ["sec\nret", "sec\udcffret", "secr\u00e8t", "secret ", "sec ret"])
 def test_a_token_that_no_header_can_carry_is_told_without_its_text(env: dict[str, str], token: str) -> None:
     with pytest.raises(Rejected, match="the token holds a character that no token has") as caught:
         find_endpoint({**env, "OSTLER_URL": "http://a:1", "OSTLER_TOKEN": token})

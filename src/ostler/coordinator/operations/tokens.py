@@ -142,7 +142,10 @@ def check_api_token(tx: Tx, token: str) -> ApiToken:
     row = _find(tx, TokenKind.API, token)
     why = _why_not(row, tx.at)
     if row is None or why is not None:
-        raise Unauthenticated(f"the API token {why}", hint="use a token that is good: OSTLER_TOKEN, or --token")
+        raise Unauthenticated(
+            f"the API token {why}",
+            hint="put a good one into OSTLER_TOKEN; an admin makes it: `ostler token create --role ROLE --name NAME`",
+        )
     return ApiToken(row[0], Role(row[7]), row[8], row[3])
 
 
