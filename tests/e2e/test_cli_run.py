@@ -122,6 +122,17 @@ def test_a_full_disk_behind_standard_output_is_told(fleet, ends, code):
     assert "Traceback" not in done.stderr
 
 
+def test_the_signals_of_timeout_are_one_wish(fleet):
+    process = running(fleet, "--label", "test=twice", "--", "sh", "-c", "echo begun; sleep 1000")
+    assert process.stdout.readline() == b"begun\n"
+    process.send_signal(signal.SIGTERM)  # timeout(1) sends it to the process, and then to its group
+    assert process.stderr.readline().startswith(b"cancelling ")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert fleet.job(labelled(fleet, "twice"))["state"] == "cancelled"
+
+
 def test_a_signal_ends_the_job_on_its_node(fleet):
     process = running(fleet, "--label", "test=signal", "--", "sh", "-c", "echo begun; sleep 1000")
     assert process.stdout.readline() == b"begun\n"

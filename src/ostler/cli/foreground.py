@@ -25,6 +25,7 @@ from ostler.protocol.messages import JobView
 
 CANCEL_PATIENCE_S = 30.0
 _DRAIN_S = 15.0
+_ECHO_S = 1.0  # `timeout` sends its signal to the process, and at once again to its group: one wish, not two
 _WORK = 0  # the byte that says that a thread has come to its end; a signal is its own number
 
 
@@ -211,8 +212,12 @@ class Foreground:
                 waiting.join(CANCEL_PATIENCE_S)
             watch.cancel(self.session, self.job_id, f"ostler run got {name}")
 
+        began = time.monotonic()
         asking = self._begin(ask)
-        again = self.attention.wait(lambda: asking.over and waiting.over, timeout_s=CANCEL_PATIENCE_S)
+        while True:
+            again = self.attention.wait(lambda: asking.over and waiting.over, timeout_s=CANCEL_PATIENCE_S)
+            if self.interactive or again != number or time.monotonic() - began > _ECHO_S:
+                break
         if isinstance(again, int):
             return self._detach()
         if asking.over:
