@@ -168,6 +168,10 @@ def test_an_authority_that_cannot_be_used(ca, tmp_path):
     with pytest.raises(InvalidSpec, match="others can read"):
         authority.open_authority(place)
     (place / "ca.key").chmod(0o600)
+    place.chmod(0o777)
+    with pytest.raises(InvalidSpec, match="others can write"):
+        authority.open_authority(place)
+    place.chmod(0o700)
     encrypted = ca.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret"))
     (place / "ca.key").write_bytes(encrypted)
     with pytest.raises(InvalidSpec, match="is encrypted"):

@@ -31,6 +31,7 @@ class Pair:
 def create(directory: Path, now: datetime, *, life: timedelta) -> Authority:
     """Make an authority; raises AlreadyExists where one is, since what it signed would be worth nothing without it."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _check_directory(directory)
     for name in (CA_KEY, CA_CERT):
         if (directory / name).exists():
             raise AlreadyExists(
@@ -43,7 +44,7 @@ def create(directory: Path, now: datetime, *, life: timedelta) -> Authority:
 
 
 def open_authority(directory: Path) -> Authority:
-    """The authority of a directory; raises NotFound, or InvalidSpec where it is damaged or its key is open to others."""
+    """The authority of a directory; raises NotFound, or InvalidSpec where it is damaged or open to others."""
     try:
         certificate = read_certificates(directory / CA_CERT)[0]
         key = read_key(directory / CA_KEY)
@@ -51,6 +52,7 @@ def open_authority(directory: Path) -> Authority:
         raise NotFound(
             f"there is no authority in {directory}: {exc.filename} is missing", hint="make one with `ostler ca init`"
         ) from exc
+    _check_directory(directory)
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
         raise InvalidSpec(f"{directory / CA_KEY} is not the key of {directory / CA_CERT}", hint="restore both from a backup")
     return Authority(certificate, key)
@@ -119,6 +121,13 @@ def read_key(path: Path) -> object:
         ) from exc
     except ValueError as exc:
         raise InvalidSpec(f"{path} holds no private key in PEM form") from exc
+
+
+def _check_directory(directory: Path) -> None:
+    """Who may write there may put another authority in the place of this one."""
+    mode = stat.S_IMODE(directory.stat().st_mode)
+    if mode & 0o022:
+        raise InvalidSpec(f"others can write to {directory} (mode {mode:04o})", hint=f"chmod go-w {directory}")
 
 
 def _read(path: Path) -> bytes:
