@@ -53,6 +53,11 @@ def test_set_list_and_remove(told, tmp_path):
     assert told.cli("secret", "rm", "short").returncode == 0
     empty = told.cli("secret", "set", "nothing", stdin="")
     assert "the value is empty" in empty.stderr
+    argued = told.cli("secret", "set", "argued", "hunter2", stdin="x")
+    assert (argued.returncode, "hunter2" in argued.stderr) == (2, False)
+    assert "the value is no argument" in argued.stderr
+    misnamed = told.cli("secret", "set", "a b", stdin="abcdef")
+    assert "'a b' is no name, which has 1 to 63 letters" in misnamed.stderr
     large = told.cli("secret", "set", "large", stdin="x" * 70000)
     assert "longer than 65536 bytes" in large.stderr
 

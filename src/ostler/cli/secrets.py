@@ -18,8 +18,9 @@ NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The secret's 
 SharedOption = Annotated[bool, typer.Option("--shared", help="The shared secret of that name, instead of your own.")]
 
 
-@app.command("set")
+@app.command("set", context_settings={"allow_extra_args": True})
 def set_secret(  # noqa: PLR0917 - the options of a command
+    context: typer.Context,
     name: NameArgument,
     file: Annotated[
         Path | None,
@@ -46,6 +47,8 @@ def set_secret(  # noqa: PLR0917 - the options of a command
     from ostler.protocol import routes
     from ostler.protocol.messages import SecretQuery
 
+    if context.args:  # not repeated here: it may be the value
+        raise typer.BadParameter("the value is no argument, which everybody could see: give it on standard input, or by --file")
     if (role or pool) and not shared:
         raise typer.BadParameter("--role and --pool belong to --shared")
     value = read_value(file)

@@ -58,6 +58,7 @@ _PATH_RULES = {
     "principal": NAME,
     "webhook_id": NAME,
 }
+_SHAPES = {NAME: "1 to 63 letters, digits, '.', '_' or '-'", JOB_ID: "1 to 128 letters, digits, '.', '_' or '-'"}
 
 
 def endpoints(routes: Iterable[Route], modules: Iterable[ModuleType]) -> dict[str, Endpoint]:
@@ -187,7 +188,8 @@ def _check_path(path: dict[str, str]) -> None:
     for name, value in path.items():
         rule = _PATH_RULES.get(name)
         if (rule is not None and not rule.fullmatch(value)) or (name == "path" and unsafe_path(value)):
-            raise NotFound(f"there is nothing here: {value[:200]!r} is no {name.replace('_', ' ')}")
+            shape = f", which has {_SHAPES[rule]}" if rule in _SHAPES else ""
+            raise NotFound(f"there is nothing here: {value[:200]!r} is no {name.replace('_', ' ')}{shape}")
 
 
 def _request_id(scope: Scope) -> str:
