@@ -19,7 +19,9 @@ def as_person(fleet, name):
 def test_a_submitter_at_the_limits(fleet):
     set_ = fleet.cli("quota", "set", "ann", "--queued", "2", "--running", "1", "--cpu-hours", "1")
     assert "0 / 2" in set_.stdout, set_.stderr
+    assert "no token bears the name ann yet" in set_.stderr
     ann = as_person(fleet, "ann")
+    assert fleet.cli("quota", "set", "ann", "--queued", "2").stderr == ""
     first = ann.cli("job", "submit", "-", stdin='{"command": "sleep", "args": ["600"]}')
     assert (first.returncode, first.stderr) == (0, ""), first.stderr
     until(lambda: fleet.job(first.stdout.strip())["state"] == "running")

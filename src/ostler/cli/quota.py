@@ -12,6 +12,7 @@ from ostler.cli.options import JsonOption, LimitOption
 app = typer.Typer()
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The principal, as in `ostler token create --name`.")]
 _NONE = "none"
+_TOKENS = 1000  # where there are more, one that bears a name may be among those that were not looked at
 _DIGITS = re.compile(r"[0-9]{1,9}", re.ASCII)
 _HOURS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,6})?", re.ASCII)
 
@@ -94,7 +95,7 @@ def set_quota(  # noqa: PLR0917 - the options of a command
     """
     from ostler.cli.session import open_session
     from ostler.protocol import routes
-    from ostler.protocol.messages import QuotaRequest
+    from ostler.protocol.messages import PageQuery, QuotaRequest
 
     named = {"queued": queued, "running": running, "cpu_hours": cpu_hours, "gpu_hours": gpu_hours, "money": money}
     changes = {key: None if value == _NONE else value for key, value in named.items() if value is not None}
@@ -103,6 +104,9 @@ def set_quota(  # noqa: PLR0917 - the options of a command
     with open_session() as session:
         before = session.call(routes.SHOW_QUOTA, principal=name)
         view = session.call(routes.SET_QUOTA, replace(before.limits or QuotaRequest(), **changes), principal=name)
+        tokens, more = session.pages(routes.LIST_TOKENS, PageQuery(limit=100), _TOKENS)
+    if not more and all(one.principal != name for one in tokens):
+        output.note(f"no token bears the name {name} yet: `ostler token create --role submitter --name {name}`")
     _show(view, as_json)
 
 
