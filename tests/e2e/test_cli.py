@@ -153,6 +153,7 @@ def test_submit_list_show_hold_release_cancel_retry(alone, tmp_path):
     again = re.search(r"anew as (\S+)", alone.cli("job", "retry", first).stdout)[1]
     assert json.loads(alone.cli("job", "show", again, "--json").stdout)["retry_of"] == first
     assert alone.cli("job", "wait", "--timeout", "50ms", again).returncode == 124
+    assert alone.cli("job", "wait", "--timeout", "0", first).returncode == 125  # it is over: no time is needed to see that
     assert alone.cli("job", "artifacts", again).stderr == "no artifacts\n"
     assert alone.cli("job", "logs", again).stdout == ""
     assert alone.cli("job", "debug", again).returncode == 3

@@ -75,8 +75,9 @@ def page(
     bad = sum(about.severity >= Severity.WARN for _, about in nodes)
     running = sum(one.running for one in seen.queues)
     queued, more = sum(one.queued for one in seen.queues), any(one.more for one in seen.queues)
+    count = f"{len(nodes)} node{'' if len(nodes) == 1 else 's'}"
     head = [
-        f"{_moment(seen.at)}  {len(nodes)} nodes, {bad} not well  {running} running, {queued}{'+' if more else ''} queued",
+        f"{_moment(seen.at)}  {count}, {bad} not well  {running} running, {queued}{'+' if more else ''} queued",
         output.paint(output.clean(f"reconnecting… {trouble}"), "warn") if trouble is not None else "",
     ]
     failures = [

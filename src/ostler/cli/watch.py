@@ -43,10 +43,12 @@ class Watch:
         Raises Rejected, and Unavailable where the coordinator is away for longer than the patience: an hour, once it answered.
         """
         backoff, heard_at = Backoff(min_s=0.2, max_s=5.0), self._clock()
+        asked = False  # with no time at all it is looked at all the same
         while True:
             rest = _POLL_S if deadline is None else min(_POLL_S, deadline - self._clock())
-            if rest < 0:
+            if rest < 0 and asked:
                 return None
+            rest, asked = max(0.0, rest), True
             if not self._explained:
                 rest = min(rest, max(0.0, self._began + EXPLAIN_AFTER_S - self._clock()))
             try:
