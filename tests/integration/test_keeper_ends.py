@@ -256,6 +256,15 @@ def test_the_log_cap(keeper, line):
     assert line.record("b")["killed"] is None
 
 
+def test_a_log_of_holes_is_cut_off(keeper, line):
+    """Over before the first look, and a terabyte long for whoever would copy it."""
+    start = keeper.sh("a", "echo begin; truncate -s 1T /dev/stdout", limits={"log_mb": 1})
+    line.start(**start)
+    assert line.record("a")["exit_code"] == 0
+    assert Path(start["stdout"]).stat().st_size == 1 << 20
+    assert Path(start["stdout"]).read_bytes()[:6] == b"begin\n"
+
+
 def without_libc_signals(told):
     """Signals 32 and 33 belong to the C library, which lets nobody set them; whoever started the tests may ignore them."""
     name, tab, mask = told.partition(":\t")

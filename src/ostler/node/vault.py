@@ -28,6 +28,7 @@ _MEMORY = frozenset({"tmpfs", "ramfs"})
 _VALUES = "values"
 _FILES = "files"
 _CHUNK = 1 << 20
+_AT_ONCE = 64 << 20  # bytes that are copied in one go while an attempt lives: its output may be holes, which the keeper cuts off
 _PAGE = 4096
 _PUNCH = 0x01 | 0x02  # FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -214,6 +215,7 @@ def _copy(raw: str, masked: str, masker: Masker, *, whole: bool) -> None:
 
 def _advance(source: int, target: int, masker: Masker, size: int, *, whole: bool) -> None:
     done = os.fstat(target).st_size
+    size = size if whole else min(size, done + _AT_ONCE)
     reach = max(0, masker.longest - 1)  # how far before it an occurrence that covers a byte may begin
     while done < size:
         base = max(0, done - reach)

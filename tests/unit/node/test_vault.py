@@ -147,3 +147,11 @@ def test_a_disk_is_no_vault_and_a_foreign_folder_is_not_entered(tmp_path):
         )
     finally:
         Path("/dev/shm", name).rmdir()
+
+
+def test_output_that_is_holes_is_copied_in_pieces_while_its_writer_lives(vault, tmp_path):
+    filled(vault)
+    say(vault, b"one\n")
+    os.truncate(vault.raw(KEY, "stdout"), 1 << 38)
+    vault.copy(KEY, tmp_path, whole=False)
+    assert (tmp_path / "stdout.log").stat().st_size < 1 << 27
