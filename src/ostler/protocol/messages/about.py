@@ -1,0 +1,47 @@
+"""What a coordinator says of itself, and how it says that something is wrong."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionView:
+    """What a coordinator is and speaks."""
+
+    version: str
+    protocol: int
+    protocol_min: int
+    schema: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HealthView:
+    """`/healthz` and `/readyz` of the coordinator; `checks` maps each check to "ok" or what is wrong."""
+
+    status: str
+    version: str
+    checks: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProblemDetail:
+    """One mistake in a request: the field's path and what to write instead."""
+
+    path: str
+    message: str
+    line: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProblemReport:
+    """RFC 9457 problem details, with a stable `code`, a `hint` that says what to do, and every mistake at once."""
+
+    title: str
+    status: int
+    code: str
+    type: str = "about:blank"
+    detail: str | None = None
+    instance: str | None = None
+    hint: str | None = None
+    errors: tuple[ProblemDetail, ...] = ()
+    challenge: str | None = None
+    offset: int | None = None

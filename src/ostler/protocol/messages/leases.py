@@ -1,0 +1,284 @@
+"""Between node and coordinator: registration, leases, reports and deliveries."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from ostler.model.attempt import AttemptState, Usage
+from ostler.model.capabilities import Capabilities
+from ostler.model.failures import Failure
+from ostler.model.manifest import InputFile
+from ostler.protocol.dsse import Envelope
+
+PROTOCOL = 1  # what this release speaks
+PROTOCOL_MIN = 1  # the oldest that it still understands
+LOG_STREAMS = ("stdout", "stderr")
+INLINE_LOG_BYTES = 64 * 1024  # a shorter log tail travels inside the outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """One attempt that a node holds: the fencing pair."""
+
+    job_id: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegisterRequest:
+    """A daemon's first call. With a join token it enrols `public_key` (raw Ed25519, base64); later it signs a challenge.
+
+    `boot_epoch` is "<kernel boot id>:<daemon incarnation>". `held` lists the attempts that the node still has; what the
+    coordinator believes it has besides is lost. `signature` is over `register_message(...)`.
+    """
+
+    node_id: str
+    version: str
+    protocol: int
+    boot_epoch: str
+    public_key: bytes
+    capabilities: Capabilities
+    cpu_slots: int
+    gpu_slots: int
+    held: tuple[Held, ...] = ()
+    challenge: str | None = None
+    signature: bytes | None = None
+
+
+def register_message(challenge: str, node_id: str, boot_epoch: str) -> bytes:
+    """What a node signs to prove that it has the private half of its key."""
+    return f"ostler-register-v1\n{challenge}\n{node_id}\n{boot_epoch}".encode()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegisterResponse:
+    """What the node lives by from now on. `coordinator_key` is the raw Ed25519 key that signs assignments."""
+
+    node_id: str
+    node_token: str
+    token_ttl_s: float
+    heartbeat_s: float
+    lease_s: float
+    pull_wait_s: float
+    coordinator_key: bytes
+    version: str
+    protocol: int
+    protocol_min: int
+    draining: bool = False
+    forget: tuple[Held, ...] = ()
+
+
+class DirectiveKind(StrEnum):
+    """What a coordinator may tell a node."""
+
+    CANCEL = "cancel"
+    DRAIN = "drain"
+    RESUME = "resume"
+    RECONCILE = "reconcile"
+    FORGET = "forget"
+    REFRESH_TOKEN = "refresh_token"  # noqa: S105 - a kind of directive
+    REGISTER = "register"
+    DEBUG = "debug"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Directive:
+    """One wish of the coordinator.
+
+    cancel: end this attempt and report it cancelled. reconcile: the coordinator believes that you hold this attempt; if not, report it
+    failed with E_LOST. forget: this attempt is over for the coordinator; stop and discard it. refresh_token: use `token` from
+    now on. register: your session is unknown, register anew. debug: pin this attempt's workspace and upload it.
+    drain (with `timeout_s`: what then still runs is cancelled) and resume speak to the node as a whole.
+    """
+
+    kind: DirectiveKind
+    job_id: str | None = None
+    attempt: int | None = None
+    reason: str | None = None
+    token: str | None = None
+    timeout_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeartbeatRequest:
+    """Renews the lease of exactly the attempts in `held`. `held=None` (the source's form) renews all that the node has."""
+
+    node_id: str
+    load: float = 0.0
+    free_mb: int = 0
+    gpu_free: int = 0
+    disk_free_mb: int | None = None
+    held: tuple[Held, ...] | None = None
+    version: str | None = None
+    boot_epoch: str | None = None
+    draining: bool = False
+    quarantine: str | None = None  # why it takes no work, where it found something wrong with itself
+    health: tuple[str, ...] = ()
+    slots: int | None = None
+    capabilities: Capabilities | None = None  # only when they changed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeartbeatResponse:
+    """Directives, and how long the renewed leases now last."""
+
+    ok: bool = True
+    lease_s: float = 0.0
+    directives: tuple[Directive, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PullRequest:
+    """A long poll. `slots` and `gpu_slots` are credit: how many more jobs the node takes now; the newest pull of a node wins.
+
+    `held` are all attempts that the node has or was offered: a lease offered earlier and missing here is taken back at once.
+    Without `protocol` the caller speaks the source's section 8 and gets one plain manifest.
+    """
+
+    node_id: str
+    filters: dict[str, Any] | None = None
+    slots: int = 1
+    gpu_slots: int = 0
+    wait_s: float = 0.0
+    held: tuple[Held, ...] = ()
+    protocol: int | None = None
+    boot_epoch: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment:
+    """The signed payload: `spec` is the manifest, byte for byte as it was submitted; the rest is what the coordinator adds.
+
+    One of a `latency` queue begins before all that was leased ahead.
+    """
+
+    job_id: str
+    attempt: int
+    node_id: str
+    lease_s: float
+    spec: str
+    tries: int = 0
+    inputs: tuple[InputFile, ...] = ()  # artifacts of other jobs that `spec` names as inputs, as they are
+    latency: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PullResponse:
+    """Leases as signed envelopes (payload: Assignment) and directives. `job` is only for callers of the source's section 8."""
+
+    job: dict[str, Any] | None = None
+    jobs: tuple[Envelope, ...] = ()
+    directives: tuple[Directive, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AckItem:
+    """Accepts a lease, or hands it back unbegun with a reason (`decline`), which costs no retry."""
+
+    job_id: str
+    attempt: int
+    decline: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProgressItem:
+    """Where a running attempt stands: its stage, and what the job says of itself (`pct` 0 to 100, `note` at most 500 characters)."""
+
+    job_id: str
+    attempt: int
+    state: AttemptState | None = None
+    pct: float | None = None
+    note: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogEnd:
+    """The end of one log stream: its whole `length` and `sha256` (hex); `tail` holds the bytes from `offset` that were not shipped yet."""
+
+    stream: str
+    length: int
+    sha256: str
+    offset: int = 0
+    tail: bytes = b""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArtifactEntry:
+    """One delivered output; `size` in bytes, `sha256` in hex."""
+
+    path: str
+    type: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How an attempt ended: done (no failure, not cancelled), failed or cancelled. Idempotent by (job_id, attempt)."""
+
+    job_id: str
+    attempt: int
+    failure: Failure | None = None
+    cancelled: bool = False
+    exit_code: int | None = None
+    signal: int | None = None
+    usage: Usage = Usage()  # noqa: RUF009 - a frozen value
+    logs: tuple[LogEnd, ...] = ()
+    artifacts: tuple[ArtifactEntry, ...] = ()
+    sandbox: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AckBatch:
+    """Body of `POST /jobs/ack`."""
+
+    items: tuple[AckItem, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProgressBatch:
+    """Body of `POST /jobs/progress`."""
+
+    items: tuple[ProgressItem, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutcomeBatch:
+    """Body of `POST /jobs/result` and `POST /jobs/fail`."""
+
+    items: tuple[Outcome, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ItemResult:
+    """The answer to one item: ok, or the code of the error tree, its message, and for logs the offset to rewind to."""
+
+    job_id: str
+    attempt: int
+    ok: bool = True
+    code: str | None = None
+    message: str | None = None
+    stream: str | None = None
+    offset: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchResponse:
+    """One answer per item, in order."""
+
+    items: tuple[ItemResult, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecretValue:
+    """One value on its way to the node that runs an attempt (base64 on the wire)."""
+
+    name: str
+    value: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecretValues:
+    """The values of all secrets that an attempt's manifest names, one for each entry and in that order."""
+
+    items: tuple[SecretValue, ...]
