@@ -7,7 +7,7 @@ from ostler.protocol.messages import NodeView
 from ostler.protocol.standing import Severity, standing
 
 # SLOTS are those for jobs without a GPU and those with one; GPU BUSY counts cards on which anything computes, ours or not.
-COLUMNS = "NODE~|STATE|POOL|JOBS>|SLOTS>|GPU BUSY>|LOAD>|MEMORY>|DISK>|SEEN>|VERSION|WHY+"
+COLUMNS = "NODE~|STATE|POOL?|JOBS>|SLOTS?>|GPU BUSY?>|LOAD?>|MEMORY?>|DISK?>|SEEN>|VERSION?|WHY+"
 
 
 def show(nodes: Sequence[NodeView], release: str) -> None:

@@ -38,25 +38,29 @@ _COLOURS = {
 _CODES = {"green": 32, "yellow": 33, "red": 31, "cyan": 36, "bold": 1, "dim": 2}
 _GAP = 2
 _LEAST = 6
+_READABLE = 14  # what a column that shrinks keeps as long as others can be left out instead
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
     """A column's title; one that may `shrink` gives way where the terminal is narrow; `right` for numbers.
 
-    What a last column that may `wrap` holds is never cut: where it has no room it stands below its row.
+    What a last column that may `wrap` holds is never cut: where it has no room it stands below its row. A `spare` column is left
+    out where the terminal is too narrow for all, the last one first.
     """
 
     title: str
     shrink: bool = False
     right: bool = False
     wrap: bool = False
+    spare: bool = False
 
 
 def columns(spec: str) -> list[Column]:
-    """Columns from their titles, such as `JOB|TITLE~|AGE>|WHY+`: `~` may shrink, `>` is to the right, `+` may wrap."""
+    """Columns from their titles, such as `JOB|TITLE~|LOAD?>|WHY+`: `~` may shrink, `>` is to the right, `+` may wrap, `?` is spare."""
     return [
-        Column(one.rstrip("~>+"), shrink="~" in one, right=one.endswith(">"), wrap=one.endswith("+")) for one in spec.split("|")
+        Column(one.rstrip("~>+?"), shrink="~" in one, right=one.endswith(">"), wrap=one.endswith("+"), spare="?" in one)
+        for one in spec.split("|")
     ]
 
 
@@ -130,6 +134,10 @@ def layout(columns: Sequence[Column], cells: Sequence[Sequence[str]], width: int
                 yield " " * 2 * _GAP + part
         return
     if width is not None:
+        kept = _kept(columns, widths, width)
+        if len(kept) < len(columns):
+            yield from layout([columns[i] for i in kept], [[row[i] for i in kept] for row in cells], width)
+            return
         excess = sum(widths) + _GAP * (len(widths) - 1) - width
         while excess > 0:
             fit = [i for i, column in enumerate(columns) if column.shrink and widths[i] > _LEAST]
@@ -141,6 +149,17 @@ def layout(columns: Sequence[Column], cells: Sequence[Sequence[str]], width: int
     yield paint(_line([column.title for column in columns], columns, widths), "bold")
     for row in cells:
         yield _line(row, columns, widths, colour=True)
+
+
+def _kept(columns: Sequence[Column], widths: Sequence[int], width: int) -> list[int]:
+    """The places of the columns that there is room for: spare ones go, the last first, until what is left can be read."""
+    kept = list(range(len(columns)))
+    while True:
+        needed = sum(min(widths[i], _READABLE) if columns[i].shrink else widths[i] for i in kept) + _GAP * (len(kept) - 1)
+        spare = next((i for i in reversed(kept) if columns[i].spare), None)
+        if needed <= width or spare is None:
+            return kept
+        kept.remove(spare)
 
 
 def _line(row: Sequence[str], columns: Sequence[Column], widths: Sequence[int], *, colour: bool = False) -> str:

@@ -85,7 +85,7 @@ def page(
          one.failure.message if one.failure else None)
         for one in seen.failures[:_FAILURES]
     ]  # fmt: skip
-    below = ["", *_table("FAILED|OWNER|CODE|AGO>|WHY~", failures, width, _FAILURES)] if failures else []
+    below = ["", *_table("FAILED|OWNER|CODE|AGO?>|WHY~", failures, width, _FAILURES)] if failures else []
     # What is left of the height goes to the queues, a third at most, and to the nodes.
     left = None if height is None else max(4, height - len(head) - len(below) - 1)
     loads = [
@@ -108,7 +108,7 @@ def page(
     room = _LINES if left is None else max(2, left - len(queues))
     lines = [
         *head,
-        *_table("NODE~|STATE|POOL|JOBS>|SLOTS>|GPU BUSY>|LOAD>|MEMORY>|SEEN>|WHY~", rows, width, room),
+        *_table("NODE~|STATE|POOL?|JOBS>|SLOTS?>|GPU BUSY?>|LOAD?>|MEMORY?>|SEEN>|WHY~", rows, width, room),
         *queues,
         *below,
     ]

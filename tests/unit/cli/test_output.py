@@ -40,6 +40,14 @@ def test_what_may_not_be_cut_stands_below_its_row() -> None:
     ]
 
 
+def test_spare_columns_go_before_anything_becomes_unreadable() -> None:
+    spare = output.columns("NODE~|POOL?|LOAD?>|SEEN>|WHY~")
+    rows = [["node-c2bd487b", "default", "0.10", "3s", "its disk is full"]]
+    assert next(iter(output.layout(spare, rows, 60))) == "NODE           POOL     LOAD  SEEN  WHY"
+    assert next(iter(output.layout(spare, rows, 48))) == "NODE           POOL     SEEN  WHY"
+    assert list(output.layout(spare, rows, 37)) == ["NODE           SEEN  WHY", "node-c2bd487b    3s  its disk is fu…"]
+
+
 @given(
     st.lists(st.tuples(st.text(max_size=60), st.text(max_size=60), st.text(max_size=5)), min_size=1, max_size=5),
     st.integers(30, 120),

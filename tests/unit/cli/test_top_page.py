@@ -57,6 +57,20 @@ def test_what_is_wrong_with_the_line_is_said_above_what_was_seen():
     assert len(lines) == len(page(SEEN, release="0.1.0"))
 
 
+def test_a_narrow_terminal_still_says_which_and_why():
+    lines = page(SEEN, release="0.1.0", width=60, height=40)
+    assert max(map(len, lines)) <= 60
+    assert next(line for line in lines if line.startswith("NODE")).split() == [
+        "NODE",
+        "STATE",
+        "POOL",
+        "JOBS",
+        "SLOTS",
+        "SEEN",
+        "WHY",
+    ]
+
+
 @given(nodes=st.integers(0, 60), queues=st.integers(0, 30), width=st.integers(80, 200), height=st.integers(10, 60))
 def test_it_fits_the_terminal_and_says_what_it_left_out(nodes, queues, width, height):
     seen = Overview(
