@@ -308,7 +308,8 @@ async def test_a_retired_node_is_refused_at_every_door_at_once(tmp_path):
             await poll
         await refused_everywhere(rig, node)
         job = await rig.show(held.job_id)
-        assert (job.state.value, job.failure.code.value) == ("retry_wait", "E_LOST")
+        assert job.state.value in {"retry_wait", "queued"}  # the wait before its next try may be over by now
+        assert job.attempts[0].failure.code.value == "E_LOST"
         with pytest.raises(errors.NodeRetired):
             await node.register(join)  # a join token that is good does not bring its key back
         for route in (routes.CORDON_NODE, routes.UNCORDON_NODE, routes.MOVE_NODE):

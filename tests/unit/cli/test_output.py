@@ -45,7 +45,7 @@ def test_spare_columns_go_before_anything_becomes_unreadable() -> None:
     rows = [["node-c2bd487b", "default", "0.10", "3s", "its disk is full"]]
     assert next(iter(output.layout(spare, rows, 60))) == "NODE           POOL     LOAD  SEEN  WHY"
     assert next(iter(output.layout(spare, rows, 48))) == "NODE           POOL     SEEN  WHY"
-    assert list(output.layout(spare, rows, 37)) == ["NODE           SEEN  WHY", "node-c2bd487b    3s  its disk is fu…"]
+    assert list(output.layout(spare, rows, 36)) == ["NODE           SEEN  WHY", "node-c2bd487b    3s  its disk is fu…"]
 
 
 @given(
