@@ -78,7 +78,7 @@ def printed(page):
 
 
 def test_the_readme_s_example_on_two_nodes(two, client, folder):
-    """As printed: 1,000 calls, whose results come in order; both nodes took part."""
+    """As printed: 1,000 calls in jobs of 50, whose results come in order; both nodes took part."""
     before = {job.job_id for job in client.jobs(limit=10_000)}
     done = subprocess.run(
         [sys.executable, "squares.py"], cwd=folder, env=two.env, capture_output=True, text=True, timeout=120, check=False
@@ -86,7 +86,7 @@ def test_the_readme_s_example_on_two_nodes(two, client, folder):
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"{sum(n * n for n in range(1000))}\n"
     mine = [job for job in client.jobs(limit=10_000) if job.job_id not in before]
-    assert len(mine) == 1000
+    assert len(mine) == 20
     assert {job.state for job in mine} == {"done"}
     assert len({job.node_id for job in mine}) == 2
 
