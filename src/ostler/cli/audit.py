@@ -130,9 +130,12 @@ def _verified_here(database: Path, keys: list[str], head: str | None) -> "AuditC
     verifier = audit.Verifier([_key(one) for one in keys])
     if not database.is_file():
         raise InvalidSpec(f"--database: {database} is not a file")
+    # A copy that stands alone is read without the lock files that SQLite would make beside it: it may lie where we cannot write.
+    alone = not database.with_name(f"{database.name}-wal").exists()
     findings: list[Any] = []
     try:
-        with closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+        place = f"{database.absolute().as_uri()}?mode=ro{'&immutable=1' if alone else ''}"
+        with closing(sqlite3.connect(place, uri=True)) as connection:
             connection.text_factory = bytes  # text that somebody damaged may be text no longer
             connection.execute("BEGIN")
             for row in connection.execute(f"SELECT {audit.CUT_COLUMNS} FROM audit_cuts"):  # noqa: S608 - ours
