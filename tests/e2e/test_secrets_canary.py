@@ -21,6 +21,8 @@ import pytest
 
 from e2e.fleet import Fleet, until
 
+pytestmark = pytest.mark.xdist_group("canary")  # what the first test runs, the second looks at
+
 TOKENS = re.compile(rb"ostler_(?:api|join|node)_[A-Za-z0-9_.-]{24,}")
 WINDOW = 12  # bytes of a secret that nobody may find in one piece
 MAY_HOLD = {
