@@ -12,7 +12,9 @@ from ostler.model.calls import Code
 from ostler.model.errors import InvalidSpec, Problem
 from ostler.model.failures import CODES, FailureCode, Retry
 from ostler.model.manifest import (
+    MAX_DEPENDENCIES,
     Artifact,
+    InputArtifact,
     InputFile,
     Inputs,
     InputUrl,
@@ -312,3 +314,8 @@ def test_times_against_the_clock():
     assert found(not_before="2031-01-01T00:00:01Z") == ["not_before"]
     assert found(not_before="2030-01-01T00:01:00Z", ttl_s=60.0) == ["ttl_s"]
     assert found(not_before="2030-01-01T00:01:00Z", ttl_s=60.1) == []
+
+
+def test_files_of_other_jobs_are_counted():
+    many = tuple(InputArtifact(job="a", path="p", name=f"n{number}") for number in range(MAX_DEPENDENCIES + 1))
+    assert "input.artifacts" in paths(ok(depends_on=("a",), input=Inputs(artifacts=many)))
