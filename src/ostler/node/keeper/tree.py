@@ -178,12 +178,13 @@ class Orphans:
             found = proc.stat(pid)
             if found is None or found.dead:
                 continue
-            owner = self._owner(pid, found)
+            entries = proc.environment(pid)  # read once: a second look, after it executed a program, could tell something else
+            owner = self._owner(pid, found, entries)
             if owner is not None:
                 self._unclaimed.pop(pid, None)
                 self._give(pid, found.start_time, owner)
                 continue
-            if self._is_left_over(pid):
+            if self._is_left_over(entries):
                 self._unclaimed.pop(pid, None)
                 self._kill(pid)
                 continue
@@ -226,17 +227,15 @@ class Orphans:
         owner = self._owners.get(pid) or next((tree for tree in self.trees if tree.descends(pid, found)), None)
         return owner.key if owner is not None else None
 
-    def _owner(self, pid: int, found: proc.Stat) -> WalkedTree | None:
+    def _owner(self, pid: int, found: proc.Stat, entries: list[bytes]) -> WalkedTree | None:
         """Ancestry is believed first; the environment is the process's own word."""
         for tree in self.trees:
             if tree.descends(pid, found):
                 return tree
-        markers = [entry for entry in proc.environment(pid) if entry.startswith(MARKER)]
-        return next((tree for tree in self.trees if tree.marker in markers), None)
+        return next((tree for tree in self.trees if tree.marker in entries), None)
 
-    def _is_left_over(self, pid: int) -> bool:
+    def _is_left_over(self, entries: list[bytes]) -> bool:
         """Whether it says that it belongs to an attempt of this keeper; asked of one that belongs to none that runs."""
-        entries = proc.environment(pid)
         return self._keeper_marker in entries and any(entry.startswith(MARKER) for entry in entries)
 
     def _give(self, pid: int, start_time: int, tree: WalkedTree) -> None:
