@@ -135,3 +135,8 @@ async def test_who_takes_what_is_anothers_is_in_it(rig, tmp_path):
             assert answer.content == b"hers"
     taken = await rows(rig, action="get_artifact")
     assert [(one.principal, one.target, one.detail) for one in taken] == [("olga", f"{job_id}/a.txt", "of ann")]
+
+
+async def test_a_call_that_does_not_exist_is_no_action(rig):
+    with pytest.raises(errors.InvalidSpec, match="did you mean cancel_job"):
+        await rows(rig, action="cancel_jobb")

@@ -88,8 +88,9 @@ def _tell(check: "AuditCheck") -> None:
     if len(check.findings) > SHOWN:
         output.say(f"and {len(check.findings) - SHOWN} more; --json shows all")
     young = f"; {check.unsealed} more are too young to have a seal" if check.unsealed else ""
-    if check.findings:
-        output.say(f"the audit log is not as it was written: {len(check.findings)} findings in {check.rows} rows{young}")
+    if count := len(check.findings):
+        places = "1 finding" if count == 1 else f"{count} findings"
+        output.say(f"the audit log is not as it was written: {places} in {check.rows} rows{young}")
     else:
         output.say(f"{check.rows} rows under {check.seals} seals are as they were written{young}")
     output.fields([("head", check.head), ("key", check.key)])

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import sys
 import textwrap
@@ -10,6 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
+
+_C1 = re.compile("[\x7f-\x9f]")
 
 _COLOURS = {
     "done": "green",
@@ -86,14 +89,19 @@ def print_json(value: Any) -> None:
     from ostler.protocol import codec
 
     plain = codec.to_plain(value)
-    sys.stdout.write(json.dumps(plain, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None) + "\n")
+    sys.stdout.write(_obeyed_by_none(json.dumps(plain, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None)) + "\n")
 
 
 def print_line(value: Any) -> None:
     """One JSON value on a line of its own, for a stream of them."""
     from ostler.protocol import codec
 
-    sys.stdout.write(codec.encode(value).decode() + "\n")
+    sys.stdout.write(_obeyed_by_none(codec.encode(value).decode()) + "\n")
+
+
+def _obeyed_by_none(text: str) -> str:
+    """JSON escapes control characters up to U+001F by itself; terminals obey those from U+007F to U+009F, too."""
+    return _C1.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def coloured() -> bool:

@@ -230,6 +230,8 @@ class CoordinatorConfig:
             found.append("secrets.key_command: must begin with the absolute path of a program")
         if not 1 <= self.max_batch <= 10_000:
             found.append("max_batch: must be from 1 to 10000")
+        for place, pools in (("prices", self.prices), ("retention.pools", self.retention.pools)):
+            found += [f"{place}: {pool[:100]!r} is no pool's name" for pool in pools if not NAME.fullmatch(pool)]
         found += [f"prices.{pool}.{line}" for pool, price in self.prices.items() for line in price.problems()]
         found += [f"retention.{line}" for line in self.retention.problems()]
         return found

@@ -1,3 +1,4 @@
+import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -100,6 +101,15 @@ def test_ago() -> None:
 )
 def test_sizes(count: int, text: str) -> None:
     assert output.size(count) == text
+
+
+def test_no_terminal_obeys_json(capsys: pytest.CaptureFixture[str]) -> None:
+    text = "".join(map(chr, range(0xA0)))
+    output.print_json({"text": text})
+    output.print_line({"text": text})
+    for line in capsys.readouterr().out.splitlines():
+        assert line.isprintable()
+        assert json.loads(line) == {"text": text}
 
 
 def test_json_is_one_line_for_programs(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ from datetime import timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ostler.coordinator.config import PoolRetention, Retention
+from ostler.coordinator.config import CoordinatorConfig, PoolPrice, PoolRetention, Retention
 from ostler.coordinator.operations.aging import MB, Aged, Part, Survey, due
 from ostler.coordinator.store.times import span
 
@@ -97,3 +97,8 @@ def test_mistakes_are_named():
     assert list(bad.problems()) == [
         "jobs: must be longer than 0 s", "logs_mb: must be 0 or more", "pools.lab.logs: must be longer than 0 s",
     ]  # fmt: skip
+
+
+def test_names_that_no_pool_can_have_are_named(tmp_path):
+    bad = CoordinatorConfig(data=tmp_path, retention=Retention(pools={"A b": PoolRetention()}), prices={"": PoolPrice()})
+    assert bad.problems() == ["prices: '' is no pool's name", "retention.pools: 'A b' is no pool's name"]

@@ -1,19 +1,28 @@
 """Endpoints for the audit log: look, and verify."""
 
 import base64
+import difflib
 
 from ostler.coordinator.api.calls import Call
+from ostler.coordinator.api.trail import LEFT_OUT
 from ostler.coordinator.operations import audit as ops
 from ostler.model.errors import InvalidSpec, NotFound, Problem
 from ostler.protocol import messages as m
 from ostler.protocol.audit import GENESIS, Verifier
+from ostler.protocol.routes import ROUTES
 
+ACTIONS = (*(route.name for route in ROUTES), LEFT_OUT)
 SEALS = 20  # that one call verifies: 20,000 rows at most
 
 
 async def list_audit(call: Call) -> m.AuditPage:
-    """Newest first."""
-    return await call.read(ops.list_audit, call.query(m.AuditQuery))
+    """Newest first. Raises InvalidSpec for an action that no row can have."""
+    query = call.query(m.AuditQuery)
+    if query.action is not None and query.action not in ACTIONS:
+        near = difflib.get_close_matches(query.action, ACTIONS, 1)
+        meant = f"; did you mean {near[0]}?" if near else "; calls have the names that `docs/reference/access.md` lists"
+        raise InvalidSpec("the query is not valid", [Problem("action", f"there is no call {query.action[:100]!r}{meant}")])
+    return await call.read(ops.list_audit, query)
 
 
 async def verify_audit(call: Call) -> m.AuditCheck:

@@ -77,6 +77,7 @@ async def _follow(call: Call, start: ops.Start) -> AsyncIterator[bytes]:
                             await event.wait()
                     except TimeoutError:
                         yield KEEP_ALIVE
+                        break  # and see whether the caller may still listen
 
 
 def _chosen(told: Told, wanted: ops.Filter) -> bytes:

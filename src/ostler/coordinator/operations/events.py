@@ -6,11 +6,12 @@ see, so whoever goes on behind a cursor skips nothing.
 
 from typing import NamedTuple
 
-from ostler.coordinator.operations.ownership import of_job
+from ostler.coordinator.operations import sessions
+from ostler.coordinator.operations.ownership import of_group, of_job
 from ostler.coordinator.operations.views import no_job, read_cursor, write_cursor
 from ostler.coordinator.store.times import when
 from ostler.coordinator.store.tx import Tx
-from ostler.model.errors import Gone, InvalidSpec, Problem
+from ostler.model.errors import Gone, InvalidSpec, NotFound, Problem
 from ostler.model.events import KINDS
 from ostler.protocol.messages import EventQuery, FleetEvent
 
@@ -65,12 +66,16 @@ _COLUMNS = "e.id, e.at, e.kind, j.job_id, j.group_id, j.owner, e.attempt, e.node
 
 
 def begin(tx: Tx, query: EventQuery, owner: str | None) -> Start:
-    """Reads a query. Raises InvalidSpec, NotFound (no such job of the caller's) and Gone (events behind the cursor were deleted)."""
+    """Reads a query. Raises InvalidSpec, NotFound (the caller has no such job, array or node) and Gone (what it asks for was deleted)."""
     kinds = frozenset(word.strip() for word in (query.kind or "").split(",") if word.strip())
     check_kinds(kinds)
     if query.after is not None and query.since_s is not None:
         raise InvalidSpec("the query is not valid", [Problem("since_s", "does not go with `after`, which says where to begin")])
     job_seq = None if query.job is None else of_job(owner, _seq_of)(tx, query.job)
+    if query.group is not None:
+        of_group(owner, _check_group)(tx, query.group)
+    if query.node is not None and owner is None:  # to others it stays open which nodes there are
+        sessions.known(tx, query.node)
     return Start(_place(tx, query), Filter(owner, job_seq, query.node, query.group, kinds))
 
 
@@ -86,6 +91,11 @@ def _seq_of(tx: Tx, job_id: str) -> int:
     if row is None:
         raise no_job(tx, job_id)
     return int(row[0])
+
+
+def _check_group(tx: Tx, group_id: str) -> None:
+    if tx.row("SELECT 1 FROM groups WHERE group_id = ?", (group_id,)) is None:
+        raise NotFound(f"there is no array or group {group_id}", hint="see `ostler job list`")
 
 
 def _place(tx: Tx, query: EventQuery) -> int:

@@ -59,7 +59,7 @@ def open_authority(directory: Path) -> Authority:
 
 
 def issue(authority: Authority, wanted: Wish, out: Path, now: datetime, *, force: bool) -> Pair:
-    """A new pair in a directory; raises AlreadyExists for a file that is there, unless told to replace it."""
+    """A new pair in a directory; raises AlreadyExists for a file that is there, unless told to replace it, InvalidSpec for no directory."""
     pair = Pair(out / f"{wanted.name}.pem", out / f"{wanted.name}.key")
     for place in (pair.key, pair.cert):
         if place.exists() and not force:
@@ -68,7 +68,10 @@ def issue(authority: Authority, wanted: Wish, out: Path, now: datetime, *, force
             )
     key = certificates.new_key()
     made = certificates.issue(authority, wanted, key.public_key(), now)
-    out.mkdir(mode=0o755, parents=True, exist_ok=True)
+    try:
+        out.mkdir(mode=0o755, parents=True, exist_ok=True)
+    except FileExistsError:
+        raise InvalidSpec(f"{out} is a file", hint="--out names the directory for the certificate and its key") from None
     _write(pair.key, certificates.pem_of_key(key), 0o600, replace_it=force)
     _write(pair.cert, certificates.pem_of([made]), 0o644, replace_it=force)
     return pair
