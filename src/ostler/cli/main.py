@@ -9,6 +9,7 @@ from ostler.cli import (
     audit,
     ca,
     config,
+    db,
     doctor,
     events,
     exits,
@@ -48,6 +49,7 @@ app.add_typer(allowlist.app, name="allowlist")
 app.add_typer(audit.app, name="audit")
 app.add_typer(webhooks.app, name="webhook")
 app.add_typer(ca.app, name="ca")
+app.add_typer(db.app, name="db")
 app.add_typer(config.app, name="config")
 app.command()(doctor.doctor)
 app.command()(version.version)

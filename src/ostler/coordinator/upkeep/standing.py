@@ -1,0 +1,68 @@
+"""How a coordinator's database stands: its schema beside what this release knows, what made it, how much it holds, who has it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sqlalchemy import Connection, inspect
+
+from ostler.coordinator.store import migrate
+from ostler.coordinator.store.schema import SCHEMA, meta, metadata
+from ostler.coordinator.upkeep.reading import holder_of, reading, sqlite_path
+
+CURRENT, PENDING, NEWER = "current", "pending", "newer"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """`schema` is None for an empty database; `known` the newest that this release knows. `state` is `current`, `pending` (an
+    upgrade is to be made) or `newer` (than this release). `coordinator` is the process id of whoever runs on it, as far as known.
+    """
+
+    store: str
+    schema: int | None
+    known: int
+    state: str
+    release: str | None
+    coordinator: int | None = None
+    size: int = 0
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+
+def standing_of(store: str) -> Standing:
+    """Look. Raises NotFound; Rejected where it is not a coordinator's database."""
+    with reading(store) as connection:
+        found = migrate.schema_of(connection)
+        path = sqlite_path(store)
+        return Standing(
+            store=str(path or store),
+            schema=found,
+            known=SCHEMA,
+            state=NEWER if (found or 0) > SCHEMA else CURRENT if found == SCHEMA else PENDING,
+            release=None if found is None else _meta(connection, "release"),
+            coordinator=None if path is None else holder_of(path),
+            size=0 if path is None else _size(path),
+            counts=counts_of(connection),
+        )
+
+
+def counts_of(connection: Connection) -> dict[str, int]:
+    """How many rows each table has, of those that this release knows and that are there."""
+    there = set(inspect(connection).get_table_names())
+    return {table.name: count_of(connection, table.name) for table in metadata.sorted_tables if table.name in there}
+
+
+def count_of(connection: Connection, table: str) -> int:
+    """How many rows one table has."""
+    return int(connection.exec_driver_sql(f'SELECT count(*) FROM "{table}"').scalar() or 0)  # noqa: S608 - a table of ours
+
+
+def _meta(connection: Connection, key: str) -> str | None:
+    found: str | None = connection.execute(meta.select().with_only_columns(meta.c.value).where(meta.c.key == key)).scalar()
+    return found
+
+
+def _size(path: Path) -> int:
+    """With what stands in its log."""
+    files = (path, path.with_name(f"{path.name}-wal"))
+    return sum(file.stat().st_size for file in files if file.exists())

@@ -1,0 +1,64 @@
+"""A database of an earlier release becomes one of this release: explicitly, with a copy of it as it was, in one transaction."""
+
+import logging
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from ostler.coordinator.store import migrate
+from ostler.coordinator.store.schema import SCHEMA
+from ostler.coordinator.store.sqlite import SqliteDatabase
+from ostler.coordinator.upkeep.copying import copy_file
+from ostler.coordinator.upkeep.reading import driver_of, reading, sqlite_path
+from ostler.model.errors import OstlerError, Rejected
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upgraded:
+    """From which schema to which; `copy` is the database as it was before. Both are equal where nothing was to be done."""
+
+    store: str
+    before: int
+    after: int
+    copy: str | None = None
+
+
+def upgrade(store: str, *, keep_copy: bool, now: datetime, logger: logging.Logger) -> Upgraded:
+    """Bring a database to this release's schema; nothing where it is there. A crash in the middle leaves it as it was.
+
+    Raises Conflict while a coordinator runs on it, UpgradeRequired where it is newer than this release, NotFound, Rejected.
+    """
+    with reading(store) as connection:
+        before = migrate.schema_of(connection) or 0
+    path = sqlite_path(store)
+    assert path is not None  # noqa: S101 - `reading` knows no other kind
+    if before == SCHEMA:
+        return Upgraded(store=str(path), before=before, after=before)
+    database = SqliteDatabase(path)
+    try:
+        copy = None
+        if keep_copy and before < SCHEMA:
+            copy = path.with_name(f"{path.name}.schema-{before}-{now:%Y%m%dT%H%M%SZ}")
+            copy_file(path, copy)
+        migrate.prepare(database, logger=logger)
+    except Exception as exc:
+        error = exc if isinstance(exc, OstlerError) else database.translate(exc)
+        if error is None or error is exc:
+            raise
+        raise error from exc
+    finally:
+        database.close()
+    _check(path, copy)
+    return Upgraded(store=str(path), before=before, after=SCHEMA, copy=None if copy is None else str(copy))
+
+
+def _check(path: Path, copy: Path | None) -> None:
+    with reading(str(path)) as connection:
+        driver = driver_of(connection)
+        found = [str(row) for row in driver.execute("PRAGMA foreign_key_check").fetchmany(3)]
+        found += [row[0] for row in driver.execute("PRAGMA quick_check(3)") if row[0] != "ok"]
+    if found:
+        raise Rejected(
+            f"{path} was upgraded, and is damaged: {'; '.join(found)}",
+            hint=f"the database as it was before: {copy}" if copy is not None else "restore it from a backup",
+        )
