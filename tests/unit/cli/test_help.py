@@ -16,6 +16,7 @@ NAMES = {
     "events", "retention",
     "quota", "quota list", "quota show", "quota set", "quota rm",
     "ca init", "ca issue", "ca renew", "ca show",
+    "db status", "db upgrade",
     "audit list", "audit verify",
     "webhook add", "webhook list", "webhook rm", "webhook test", "webhook enable",
     "allowlist test", "config check", "config show", "config schema",
