@@ -1,6 +1,7 @@
 """What retention reads and removes: the right rows, with all that hangs on them, and nothing that somebody still needs."""
 
 import asyncio
+import hashlib
 import logging
 import os
 import time
@@ -12,13 +13,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from ostler.coordinator.artifacts.store import DirectoryArtifacts
 from ostler.coordinator.config import PoolRetention, Retention
 from ostler.coordinator.loops.pruner import Pruner
-from ostler.coordinator.operations import audit, jobs, reads, removals
+from ostler.coordinator.operations import audit, contents, jobs, reads, removals
 from ostler.coordinator.operations.aging import Part, Removal
 from ostler.coordinator.operations.groups import expand
 from ostler.coordinator.operations.readers import Readers
 from ostler.coordinator.operations.uploads import note_upload
 from ostler.model.errors import Gone, InvalidSpec, NotFound, StoreBusy
-from ostler.model.manifest import InputFile, Inputs, Manifest
+from ostler.model.manifest import Artifact, InputFile, Inputs, Manifest
 from ostler.protocol import messages as m
 from ostler.protocol.audit import Verifier
 from ostler.protocol.codec import decode, encode
@@ -202,6 +203,35 @@ async def test_equal_bytes_stay_until_nobody_names_them(setting):
     assert await setting.artifacts.size(sha256) == 4
     setting.rig.clock.advance(0.7 * DAY)
     assert (await setting.pruner.prune()).removed == {"artifacts": 1, "blob": 1}
+
+
+async def test_what_stands_in_the_database_goes_when_nobody_names_it(setting):
+    setting.policy = Retention(artifacts=timedelta(days=1))
+    data, (job_id,) = b"small", await setting.rig.submit(artifacts=(Artifact(path="out"),))
+    [lease] = await setting.rig.begin("n1")
+    entry = m.ArtifactEntry(path="out", type="x", size=len(data), sha256=hashlib.sha256(data).hexdigest())
+    assert (await setting.rig.finish("n1", lease, artifacts=(entry,), contents={"out": data})).ok
+    pruned = await setting.pruner.prune()
+    assert (pruned.removed, pruned.used["blobs"]) == ({}, 5)
+    await setting.rig.write(contents.keep, {"0" * 64: b"nobody's"})
+    assert (await setting.pruner.prune()).removed == {}, "too young"
+    setting.rig.clock.advance(0.5 * DAY)
+    assert (await setting.pruner.prune()).removed == {"blob": 1}
+    assert await setting.rig.read(contents.find_one, entry.sha256) == data
+    setting.rig.clock.advance(0.7 * DAY)
+    assert (await setting.pruner.prune()).removed == {"artifacts": 1, "blob": 1}
+    assert await setting.rig.read(contents.find_one, entry.sha256) is None
+    with pytest.raises(Gone):
+        await setting.rig.read(reads.find_artifact, job_id, "out")
+
+
+async def test_what_came_again_meanwhile_stays_in_the_database(setting):
+    await setting.rig.write(contents.keep, {"0" * 64: b"again"})
+    rows, _ = await setting.rig.read(contents.page, "")
+    setting.rig.clock.advance(DAY)
+    await setting.rig.write(contents.keep, {"0" * 64: b"again"})
+    assert await setting.rig.write(contents.remove, rows) == []
+    assert await setting.rig.read(contents.find_one, "0" * 64) == b"again"
 
 
 async def test_an_upload_that_nobody_names_goes_with_its_bytes_and_can_come_again(setting):

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -220,3 +221,60 @@ def test_a_form_knows_its_length(tmp_path):
     body = b"".join(form.blocks())
     assert form.headers["Content-Length"] == str(len(body))
     assert max(len(block) for block in form.blocks()) <= MB
+
+
+# --- inside the outcome ---
+
+
+async def test_small_artifacts_come_inside_the_outcome(rig, node):
+    """They are read, listed, waited for and handed on like any other; no file is made for them."""
+    held = await node.take(artifacts=[{"path": "r.json", "type": "application/json"}, {"path": "none", "optional": True}])
+    outcome = replace(result(held, entry("r.json", b"[42]", "text/html")), contents={"r.json": b"[42]"})
+    for item in [*(await node.finish(outcome)), *(await node.finish(outcome))]:
+        assert item.ok, "the second time the answer was lost"
+    assert rig.stored == []
+    [made] = (await rig.people.call(routes.LIST_ARTIFACTS, job_id=held.job_id)).items
+    assert made == entry("r.json", b"[42]", "application/json"), "the type is the manifest's"
+    url = f"/jobs/{held.job_id}/artifacts/r.json"
+    assert (await rig.http.get(url, headers=rig.bearer())).content == b"[42]"
+    part = await rig.http.get(url, headers=rig.bearer(Range="bytes=1-2"))
+    assert (part.status_code, part.content) == (206, b"42")
+    asked = m.AwaitRequest(job_ids=(held.job_id,), contents=("r.json",))
+    [ended] = (await rig.people.call(routes.AWAIT_JOBS, asked)).items
+    assert (ended.job.state, ended.contents) == (JobState.DONE, {"r.json": b"[42]"})
+    taker = await node.take(input={"files": [{"name": "in", "sha256": made.sha256, "size": 4}]})
+    assert taker.job_id != held.job_id
+    assert (await rig.http.get(f"/blobs/{made.sha256}", headers=rig.bearer(node.token))).content == b"[42]"
+
+
+@pytest.mark.parametrize(
+    ("path", "announced", "brought", "code"),
+    [
+        ("a", b"good", {"a": b"evil"}, "invalid_spec"),
+        ("a", b"good", {"a": b"good", "b": b"more"}, "invalid_spec"),
+        ("a", b"good", {"b": b"good"}, "invalid_spec"),
+        ("undeclared", b"good", {"undeclared": b"good"}, "invalid_spec"),
+        ("a", b"x" * (m.INLINE_BYTES + 1), {"a": b"x" * (m.INLINE_BYTES + 1)}, "invalid_spec"),
+        ("a", b"good", {}, "not_found"),
+    ],
+    ids=["other bytes", "more than announced", "another one", "undeclared", "too large", "none"],
+)
+async def test_what_an_outcome_brings_is_as_announced_and_wanted(rig, node, path, announced, brought, code):
+    held = await node.take(artifacts=[{"path": "a"}, {"path": "b"}])
+    try:
+        [item] = await node.finish(replace(result(held, entry(path, announced)), contents=brought))
+        found = item.code
+    except errors.InvalidSpec as exc:
+        found = exc.code
+    assert found == code
+    await untouched(rig, held)
+    assert (await rig.people.call(routes.LIST_ARTIFACTS, job_id=held.job_id)).items == ()
+
+
+async def test_a_stale_outcome_brings_nothing(rig, node):
+    held = await node.take(artifacts=[{"path": "a"}])
+    stale = replace(result(held, entry("a", b"late")), attempt=held.attempt + 1, contents={"a": b"late"})
+    [item] = await node.finish(stale)
+    assert item.code == "stale_attempt"
+    await untouched(rig, held)
+    assert (await rig.http.get(f"/blobs/{sha256(b'late')}", headers=rig.bearer())).status_code == 404

@@ -356,6 +356,35 @@ async def test_an_artifact_damaged_before_its_delivery_is_never_delivered(rig, c
     assert "j1/a.bin" not in coordinator.files
 
 
+async def test_small_artifacts_travel_inside_the_outcome_and_large_ones_in_a_form(tmp_path, coordinator):
+    coordinator.terms["inline_bytes"] = m.INLINE_BYTES
+    rig = NodeRig(tmp_path, coordinator)
+    await rig.start()
+    contents = {"j1": b"42", "j2": b"", "j3": b"x" * (m.INLINE_BYTES + 1)}
+    for name, content in contents.items():
+        rig.runner.work[name] = makes("a.bin", content)
+        coordinator.offer(name, artifacts=[{"path": "a.bin"}])
+    outcomes = {name: await until(lambda name=name: rig.over(name), "the outcome") for name in contents}
+    assert {name: one.contents for name, one in outcomes.items()} == {"j1": {"a.bin": b"42"}, "j2": {"a.bin": b""}, "j3": {}}
+    assert coordinator.files == {"j3/a.bin": contents["j3"]}
+    await rig.stop()
+
+
+async def test_a_small_artifact_that_changed_is_not_delivered(tmp_path, coordinator):
+    coordinator.terms["inline_bytes"] = m.INLINE_BYTES
+    rig = NodeRig(tmp_path, coordinator)
+    await rig.start()
+    coordinator.refuse["/jobs/result"] = [(503, b"{}")]
+    rig.runner.work["j1"] = makes("a.bin", b"good")
+    coordinator.offer("j1", artifacts=[{"path": "a.bin"}])
+    live = await until(lambda: rig.daemon.table.get("j1", 1), "it is here")
+    await until(lambda: live.outcome is not None and not coordinator.refuse["/jobs/result"], "a refused delivery")
+    (live.workspace.path / "output/a.bin").write_bytes(b"evil")
+    outcome = await until(lambda: rig.over("j1"), "the outcome")
+    assert (outcome.failure.code, outcome.contents) == (FailureCode.LOST, {})
+    await rig.stop()
+
+
 # --- delivery ---
 
 

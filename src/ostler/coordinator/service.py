@@ -19,6 +19,7 @@ from ostler.coordinator.api.pulls import PullLine
 from ostler.coordinator.api.rates import Rates
 from ostler.coordinator.api.server import Crowd, build_server
 from ostler.coordinator.api.trail import Trail
+from ostler.coordinator.artifacts.small import WithSmall
 from ostler.coordinator.artifacts.store import DirectoryArtifacts
 from ostler.coordinator.config import CoordinatorConfig
 from ostler.coordinator.keys import open_keys
@@ -31,7 +32,7 @@ from ostler.coordinator.loops.pruner import Pruner
 from ostler.coordinator.loops.retry_promoter import RetryPromoter
 from ostler.coordinator.loops.start_promoter import StartPromoter
 from ostler.coordinator.loops.webhook_sender import WebhookSender
-from ostler.coordinator.operations import nodes, quotas, tokens
+from ostler.coordinator.operations import contents, nodes, quotas, tokens
 from ostler.coordinator.operations.readers import Readers
 from ostler.coordinator.operations.uploads import work_waits
 from ostler.coordinator.sealing import open_sealer
@@ -109,7 +110,10 @@ async def _services(
     opened = await asyncio.to_thread(lambda: MeasuredStore.open(config.database, logger=logger, clock=clock))
     store = cast(MeasuredStore, opened)
     store.observe = metrics.writes.observe
-    artifacts = DirectoryArtifacts(config.data / "artifacts", logger=logger)
+    artifacts = WithSmall(
+        DirectoryArtifacts(config.data / "artifacts", logger=logger),
+        lambda sha256: store.read(contents.find_one, sha256),
+    )
     readers = Readers()
     pruner = Pruner(
         store, artifacts, readers, policy=config.retention, clock=clock, logger=logger, observe=metrics.pruned,

@@ -64,6 +64,7 @@ class Terms:
     heartbeat_s: float
     lease_s: float
     pull_wait_s: float
+    inline_bytes: int = 0  # of artifacts, in an outcome
 
 
 class Session:
@@ -279,7 +280,12 @@ class Session:
             )
         self.dialect = Dialect.OSTLER
         self.barred = None
-        self.terms = Terms(heartbeat_s=answer.heartbeat_s, lease_s=answer.lease_s, pull_wait_s=answer.pull_wait_s)
+        self.terms = Terms(
+            heartbeat_s=answer.heartbeat_s,
+            lease_s=answer.lease_s,
+            pull_wait_s=answer.pull_wait_s,
+            inline_bytes=min(answer.inline_bytes, m.INLINE_BYTES),
+        )
         self._token = answer.node_token
         self._on_open(answer)
         self._opened.set()

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from ostler.coordinator.api.calls import MAX_WAIT_S, Answer, Call
 from ostler.coordinator.api.manifests import Accepted, Submission, read_manifests
-from ostler.coordinator.operations import groups, reads
+from ostler.coordinator.operations import contents, groups, reads
 from ostler.coordinator.operations import jobs as ops
 from ostler.coordinator.operations.idempotency import KEY, Mark, answered, submit_once
 from ostler.coordinator.operations.ownership import of_group, of_job
@@ -143,21 +143,25 @@ def _check_await(asked: m.AwaitRequest) -> None:
 
 async def _with_contents(call: Call, found: Sequence[m.JobView], wanted: set[str]) -> tuple[m.Ended, ...]:
     """Each with the bytes of what was asked for, as many as one answer has room for; what is large is fetched as any artifact."""
-    artifacts, room = call.services.artifacts, MAX_CONTENTS
-    ended: list[m.Ended] = []
+    room = MAX_CONTENTS
+    told: list[tuple[m.JobView, list[m.ArtifactEntry]]] = []
+    small: dict[str, m.ArtifactEntry] = {}
     for job in found:
-        contents = {}
-        for one in job.artifacts:
-            if one.path in wanted and one.size <= MAX_CONTENT:
-                if one.size > room:
-                    return tuple(ended)  # the others are over the next time, too
-                try:
-                    contents[one.path] = b"".join([block async for block in artifacts.read(one.sha256, end=one.size)])
-                except NotFound:  # no longer stored: the call for it alone says so
-                    continue
-                room -= one.size
-        ended.append(m.Ended(job=job, contents=contents))
-    return tuple(ended)
+        asked = [one for one in job.artifacts if one.path in wanted and one.size <= MAX_CONTENT]
+        room -= sum(one.size for one in asked)
+        if room < 0 and told:
+            break  # the others are over the next time, too
+        told.append((job, asked))
+        small |= {one.sha256: one for one in asked}
+    known = await call.read(contents.find, small) if small else {}
+    for one in small.values():
+        if one.sha256 not in known:
+            with contextlib.suppress(NotFound):  # no longer stored: the call for it alone says so
+                blocks = call.services.artifacts.read(one.sha256, end=one.size)
+                known[one.sha256] = b"".join([block async for block in blocks])
+    return tuple(
+        m.Ended(job=job, contents={one.path: known[one.sha256] for one in asked if one.sha256 in known}) for job, asked in told
+    )
 
 
 async def explain_job(call: Call) -> m.Explanation:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -162,7 +163,7 @@ def _check_progress(items: Sequence[m.ProgressItem | section8.Progress]) -> None
 
 
 async def deliver_results(call: Call) -> m.BatchResponse | dict[str, Any]:
-    """Outcomes: a JSON batch carries no artifacts; a form carries one outcome with them."""
+    """Outcomes: a JSON batch carries small artifacts alone; a form carries one outcome with any."""
     if call.content_type() == "multipart/form-data":
         delivered = await receive_delivery(call)
         if delivered.source_form or delivered.result.code == StaleAttempt.code:
@@ -176,7 +177,28 @@ async def deliver_results(call: Call) -> m.BatchResponse | dict[str, Any]:
         return await _apply_one(
             call, _finish, one, lambda attempt: section8.outcome_of_result(one, job_id, attempt, {})
         )  # fmt: skip
+    _check_contents(batch.items)
     return await _apply(call, _finish, batch.items)
+
+
+def _check_contents(outcomes: Sequence[m.Outcome]) -> None:
+    """What an outcome carries is all that it names, and as it says; raises InvalidSpec."""
+    for number, outcome in enumerate(outcomes):
+        if not outcome.contents:
+            continue
+        entries = {one.path: one for one in outcome.artifacts}
+        place = f"items[{number}].contents"
+        if entries.keys() != outcome.contents.keys() or len(entries) != len(outcome.artifacts):
+            raise InvalidSpec(
+                "the outcome is not valid", [Problem(place, "must hold the bytes of each of its artifacts, and no more")]
+            )
+        if sum(map(len, outcome.contents.values())) > m.INLINE_BYTES:
+            raise InvalidSpec("the outcome is not valid", [Problem(place, f"is larger than {m.INLINE_BYTES} bytes: send a form")])
+        for path, data in outcome.contents.items():
+            if len(data) != entries[path].size or hashlib.sha256(data).hexdigest() != entries[path].sha256:
+                raise InvalidSpec(
+                    "the outcome is not valid", [Problem(f"{place}.{path}", "has another size or sha256 than announced")]
+                )
 
 
 async def report_failures(call: Call) -> m.BatchResponse | dict[str, Any]:
@@ -188,6 +210,7 @@ async def report_failures(call: Call) -> m.BatchResponse | dict[str, Any]:
     for number, outcome in enumerate(batch.items):
         if outcome.failure is None and not outcome.cancelled:
             raise InvalidSpec("this route takes failures", [Problem(f"items[{number}].failure", "is missing")])
+    _check_contents(batch.items)
     return await _apply(call, _finish, batch.items)
 
 

@@ -59,6 +59,7 @@ async def register_node(call: Call) -> Any:
         protocol_min=m.PROTOCOL_MIN,
         draining=session.draining,
         forget=session.forget,
+        inline_bytes=m.INLINE_BYTES,
     )
 
 

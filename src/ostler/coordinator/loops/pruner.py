@@ -9,7 +9,7 @@ from datetime import timedelta
 
 from ostler.coordinator.artifacts.store import SHELVES, Artifacts
 from ostler.coordinator.config import Retention
-from ostler.coordinator.operations import audit
+from ostler.coordinator.operations import audit, contents
 from ostler.coordinator.operations import removals as ops
 from ostler.coordinator.operations.aging import Aged, Part, Removal, Scope, Survey, size_limits
 from ostler.coordinator.operations.readers import Readers
@@ -72,7 +72,7 @@ class Pruner(Loop):
             await self._remove(oldest)
             self._used = survey.without(oldest)
             await self._rows()
-            blobs = await self._sweep(rest)
+            blobs = await self._contents(rest) + await self._sweep(rest)
             self.last = RetentionPass(
                 at=self.clock.now(), took_s=round(time.monotonic() - began, 3), removed=dict(self._removed),
                 freed=dict(self._freed),
@@ -170,6 +170,24 @@ class Pruner(Loop):
             await self._store.write(audit.cut_off, *seal, self._sign)
         while count := await self._store.write_lazily(audit.remove_rows, ops.MANY):
             self._note("audit", count)
+
+    async def _contents(self, rest: float) -> int:
+        """The same for what stands in the database."""
+        total, before = 0, micros(self.clock.now() - GRACE)
+        after: str | None = ""
+        while after is not None:
+            began = time.monotonic()
+            rows, after = await self._store.read(contents.page, after)
+            total += sum(size for _, _, size in rows)
+            old = [row for row in rows if row[1] < before]
+            free = await self._store.read(ops.unnamed, [row[0] for row in old])
+            if free:
+                gone = await self._store.write_lazily(contents.remove, old)
+                size = sum(row[2] for row in gone)
+                total -= size
+                self._note("blob", len(gone), size)
+            await asyncio.sleep(rest * (time.monotonic() - began))
+        return total
 
     async def _sweep(self, rest: float) -> int:
         """Delete the files that no row names; how many bytes the others take."""

@@ -1,20 +1,23 @@
 """Deliveries: how attempts ended, their logs' ends and artifacts. Idempotent; what is over never changes."""
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from ostler.coordinator.operations import logs, quotas, sessions
+from ostler.coordinator.operations import contents, logs, quotas, sessions
 from ostler.coordinator.operations.changes import Case, Changes, after_failure, load
 from ostler.coordinator.operations.sessions import stale
+from ostler.coordinator.operations.uploads import declared_artifacts
 from ostler.coordinator.store.tx import Tx
 from ostler.model.attempt import BEGUN, AttemptEvent, AttemptState
-from ostler.model.errors import InvalidTransition, NotFound, OffsetMismatch
+from ostler.model.errors import InvalidSpec, InvalidTransition, NotFound, OffsetMismatch
 from ostler.model.failures import Failure, FailureCode
 from ostler.model.job import JobEvent
+from ostler.model.manifest import Artifact
 from ostler.protocol.messages import LOG_STREAMS, ItemResult, Outcome
 
 MAX_MESSAGE = 4000
+MB = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +56,16 @@ def finish_attempts(
     """Take the outcomes of attempts: idempotent, and what is over never changes.
 
     `stored` holds the sha256 of the blobs that the caller has made durable; None means that it vouches for every artifact named.
+    What an outcome brings in its `contents` is stored here; the caller has seen that size and sha256 are as announced.
     Codes of refused items: `stale_attempt`; `offset_mismatch` (with stream and the offset to rewind to) where a log is not whole;
-    `not_found` where an artifact's blob is not stored; `invalid_transition` where the attempt was never acknowledged.
+    `not_found` where an artifact's blob is not stored; `invalid_spec` for contents that the manifest does not declare, or declares
+    smaller; `invalid_transition` where the attempt was never acknowledged.
     """
     sessions.current(tx, node_id, boot_epoch)
     cases = load(tx, [outcome.job_id for outcome in outcomes])
     logged = _with_logs(tx, [case.seq for case in cases.values()])
-    delivery = _Delivery(tx, node_id)
+    declared = declared_artifacts(tx, [cases[one.job_id].seq for one in outcomes if one.contents and one.job_id in cases])
+    delivery = _Delivery(tx, node_id, declared)
     results = []
     for outcome in outcomes:
         case = cases.get(outcome.job_id)
@@ -102,14 +108,16 @@ def _again(tx: Tx, node_id: str, case: Case | None, outcome: Outcome) -> ItemRes
 class _Delivery:
     """The accepted outcomes of one call, written together."""
 
-    def __init__(self, tx: Tx, node_id: str) -> None:
+    def __init__(self, tx: Tx, node_id: str, declared: Mapping[int, Mapping[str, Artifact]]) -> None:
         self._tx = tx
         self._node_id = node_id
+        self._declared = declared
         self._changes = Changes(tx)
         self._ended: list[Case] = []
         self._chunks: list[logs.ChunkRow] = []
         self._ends: list[tuple[int, int, str, int, str]] = []
         self._artifacts: list[tuple[int, int, str, str, int, str]] = []
+        self._contents: dict[str, bytes] = {}
         self.taken = 0
 
     def take(self, case: Case, outcome: Outcome, stored: Container[str] | None, *, some_logs: bool) -> ItemResult:
@@ -118,8 +126,16 @@ class _Delivery:
             return _refused(
                 outcome, InvalidTransition.code, f"attempt {outcome.attempt} of job {outcome.job_id} was never acknowledged"
             )
-        if stored is not None and (absent := [one.path for one in outcome.artifacts if one.sha256 not in stored]):
+        brought = outcome.contents
+        absent = (
+            []
+            if stored is None
+            else [one.path for one in outcome.artifacts if one.path not in brought and one.sha256 not in stored]
+        )
+        if absent:
             return _refused(outcome, NotFound.code, f"the bytes of {', '.join(absent[:3])} were not delivered")
+        if brought and (why := _unwanted(brought, self._declared.get(case.seq, {}))):
+            return _refused(outcome, InvalidSpec.code, why)
         rests = []
         for end in outcome.logs:
             if end.stream not in LOG_STREAMS:
@@ -150,7 +166,10 @@ class _Delivery:
                 self._chunks += logs.chunk_rows(case.seq, outcome.attempt, rest.end.stream, rest.stored, rest.data)
                 self._ends.append((case.seq, outcome.attempt, rest.end.stream, rest.end.length, rest.end.sha256))
         for path, one in {one.path: one for one in outcome.artifacts}.items():
-            self._artifacts.append((case.seq, outcome.attempt, path, one.type, one.size, one.sha256))
+            kind = self._declared[case.seq][path].type if path in outcome.contents else one.type
+            self._artifacts.append((case.seq, outcome.attempt, path, kind, one.size, one.sha256))
+            if path in outcome.contents:
+                self._contents[one.sha256] = outcome.contents[path]
         if some_logs:
             logs.forget_hashes(self._tx, case.seq, outcome.attempt)
         self._tx.wake(("log", outcome.job_id, outcome.attempt))
@@ -158,6 +177,8 @@ class _Delivery:
 
     def write(self) -> None:
         """Write everything that was accepted."""
+        if self._contents:
+            contents.keep(self._tx, self._contents)
         if self._artifacts:  # before the end is told: others may have waited for them
             self._tx.many(
                 "INSERT INTO artifacts (job_seq, attempt, path, type, size, sha256) VALUES (?, ?, ?, ?, ?, ?)", self._artifacts
@@ -168,6 +189,16 @@ class _Delivery:
         logs.store_chunks(self._tx, self._chunks)
         if self._ends:
             logs.store_ends(self._tx, self._ends)
+
+
+def _unwanted(brought: Mapping[str, bytes], declared: Mapping[str, Artifact]) -> str | None:
+    """Why these bytes are not taken."""
+    for path, data in brought.items():
+        if path not in declared:
+            return f"{path!r} is not declared by the manifest's `artifacts`"
+        if len(data) > declared[path].max_mb * MB:
+            return f"the artifact {path} is larger than the {declared[path].max_mb} MB that the manifest allows"
+    return None
 
 
 def _refused(outcome: Outcome, code: str, message: str) -> ItemResult:

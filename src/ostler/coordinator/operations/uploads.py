@@ -35,6 +35,21 @@ def expected_artifacts(tx: Tx, node_id: str, job_id: str, attempt: int) -> Expec
     return Expected({one.path: one for one in declared}, AttemptState(state) in TERMINAL)
 
 
+@dataclass(frozen=True, slots=True)
+class _Declared:
+    """Of a manifest what it says of its artifacts: all of one takes ten times as long to read."""
+
+    artifacts: tuple[Artifact, ...] = ()
+
+
+def declared_artifacts(tx: Tx, seqs: Sequence[int]) -> dict[int, dict[str, Artifact]]:
+    """What the manifests of these jobs declare, by path."""
+    if not seqs:
+        return {}
+    rows = tx.rows(f"SELECT job_seq, body FROM specs WHERE {tx.any_of('job_seq')}", (tx.array(seqs),))  # noqa: S608 - a fragment of ours
+    return {seq: {one.path: one for one in codec.decode(body, _Declared, what="manifest").artifacts} for seq, body in rows}
+
+
 def check_workspace_wanted(tx: Tx, node_id: str, job_id: str, attempt: int) -> None:
     """Raises NotFound unless this node was asked for the workspace of an attempt of its own. For `Store.read`."""
     row = tx.row(

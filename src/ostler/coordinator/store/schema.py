@@ -34,7 +34,7 @@ from ostler.model.node import NodeState
 
 # The bits of `jobs.waits`: a job is leased only once none is set.
 FOR_JOBS, UNTIL_TIME = 1, 2
-SCHEMA = 3  # the newest that this release knows; each migration's revision is this number, four digits
+SCHEMA = 4  # the newest that this release knows; each migration's revision is this number, four digits
 
 metadata = MetaData(
     naming_convention={
@@ -372,6 +372,15 @@ artifacts = Table(
     Index("ix_artifacts_sha256", "sha256"),
     sqlite_strict=True,
     sqlite_with_rowid=False,
+)
+
+contents = Table(
+    "contents",  # small artifacts, which came inside an outcome; with rowids for the same reason as log_chunks
+    metadata,
+    Column("sha256", Text, primary_key=True),
+    Column("stored_at", Int, nullable=False),
+    Column("data", LargeBinary, nullable=False),
+    sqlite_strict=True,
 )
 
 logs = Table(

@@ -43,6 +43,9 @@ class _Parcel:
     under_way: bool = False
 
 
+_Batch = list[tuple[_Parcel, Outcome]]
+
+
 class Outbox(Loop):
     """Small outcomes go in batches, one batch at a time; large ones beside them. Backoff is per attempt for large ones."""
 
@@ -111,7 +114,7 @@ class Outbox(Loop):
         early_s = self._sent_at + GATHER_S - now
         if early_s > 0 and len(self._parcels) < GATHERED and self._table.queued():
             return early_s  # more ends any moment, and nothing waits for a slot that this outcome holds
-        batch: list[tuple[_Parcel, Outcome]] = []
+        batch: _Batch = []
         size = 0
         for parcel in list(self._parcels.values()):
             if parcel.under_way or parcel.retry_at > now:
@@ -123,17 +126,32 @@ class Outbox(Loop):
                 self._spawn(parcel, self._end_logs)
                 continue
             outcome = _with_logs(parcel.live, parcel.live.log_ends or ())
-            size += sum(len(end.tail) for end in outcome.logs)
+            size += sum(len(end.tail) for end in outcome.logs) + sum(one.size for one in outcome.artifacts)
             batch.append((parcel, outcome))
             if len(batch) >= MAX_BATCH or size >= MAX_BATCH_BYTES:
                 break
         if batch:
             self._sent_at = now
-            await self._deliver(batch)
+            await self._deliver(await self._with_contents(batch))
         waits = [parcel.retry_at for parcel in self._parcels.values() if not parcel.under_way]
         return max(0.0, min(waits) - self.clock.monotonic()) if waits else None
 
     # --- small ones ---
+
+    async def _with_contents(self, batch: _Batch) -> _Batch:
+        """With the bytes of small artifacts. One whose files are no longer as they were goes by itself, after another look at them."""
+        files = [list(parcel.live.outputs) if outcome.artifacts and not outcome.contents else [] for parcel, outcome in batch]
+        if not any(files):
+            return batch
+        read = await asyncio.to_thread(lambda: [outputs.read(some) for some in files])
+        whole: _Batch = []
+        for (parcel, outcome), contents in zip(batch, read, strict=True):
+            if contents is None:
+                parcel.live.outputs = ()
+                self._spawn(parcel, self._bring)
+            else:
+                whole.append((parcel, replace(outcome, contents=contents) if contents else outcome))
+        return whole
 
     async def _deliver(self, batch: Sequence[tuple[_Parcel, Outcome]]) -> None:
         try:
@@ -154,6 +172,8 @@ class Outbox(Loop):
         outcome, alone = live.outcome, self._session.link.takes_files_alone
         if outcome is None or outcome.cancelled:
             return False
+        if outcome.artifacts and sum(one.size for one in outcome.artifacts) <= self._session.terms.inline_bytes:
+            return not live.outputs and not outcome.contents  # an earlier daemon's findings: they are looked for again
         if outcome.failure is not None:  # whoever takes files alone has no form for a failure with files
             return bool(outcome.artifacts) and not alone
         return bool(outcome.artifacts) or alone

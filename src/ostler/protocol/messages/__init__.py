@@ -39,6 +39,7 @@ from ostler.protocol.messages.jobs import (
     WaitQuery,
 )
 from ostler.protocol.messages.leases import (
+    INLINE_BYTES,
     INLINE_LOG_BYTES,
     LOG_STREAMS,
     PROTOCOL,
@@ -104,6 +105,7 @@ from ostler.protocol.messages.records import (
 )
 
 __all__ = [
+    "INLINE_BYTES",
     "INLINE_LOG_BYTES",
     "LOG_STREAMS",
     "PROTOCOL",

@@ -14,6 +14,7 @@ PROTOCOL = 1  # what this release speaks
 PROTOCOL_MIN = 1  # the oldest that it still understands
 LOG_STREAMS = ("stdout", "stderr")
 INLINE_LOG_BYTES = 64 * 1024  # a shorter log tail travels inside the outcome
+INLINE_BYTES = 64 * 1024  # all artifacts of an attempt together, where they travel inside the outcome, to whoever takes that
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,10 @@ def register_message(challenge: str, node_id: str, boot_epoch: str) -> bytes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegisterResponse:
-    """What the node lives by from now on. `coordinator_key` is the raw Ed25519 key that signs assignments."""
+    """What the node lives by from now on. `coordinator_key` is the raw Ed25519 key that signs assignments.
+
+    An outcome may carry so many `inline_bytes` of artifacts; a release that knows nothing of that says 0.
+    """
 
     node_id: str
     node_token: str
@@ -66,6 +70,7 @@ class RegisterResponse:
     protocol_min: int
     draining: bool = False
     forget: tuple[Held, ...] = ()
+    inline_bytes: int = 0
 
 
 class DirectiveKind(StrEnum):
@@ -214,7 +219,10 @@ class ArtifactEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How an attempt ended: done (no failure, not cancelled), failed or cancelled. Idempotent by (job_id, attempt)."""
+    """How an attempt ended: done (no failure, not cancelled), failed or cancelled. Idempotent by (job_id, attempt).
+
+    `contents` are the bytes of small artifacts by path; an outcome in a batch brings those of all that it names, or none.
+    """
 
     job_id: str
     attempt: int
@@ -226,6 +234,7 @@ class Outcome:
     logs: tuple[LogEnd, ...] = ()
     artifacts: tuple[ArtifactEntry, ...] = ()
     sandbox: str | None = None
+    contents: dict[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
