@@ -237,8 +237,12 @@ class FakeCoordinator:
         for assignment, signer in taken:
             one = assignment if assignment.node_id else replace(assignment, node_id=body.node_id)
             self.leased[one.job_id, one.attempt] = one
-            jobs.append(dsse.sign(codec.encode(one), dsse.ASSIGNMENT_TYPE, signer or self.key, "k"))
-        return _json(m.PullResponse(jobs=tuple(jobs), directives=tuple(self.directives)))
+            jobs.append((one, signer))
+        if body.together and len(jobs) > 1 and not any(signer for _, signer in jobs):
+            sealed = [dsse.sign(codec.encode([one for one, _ in jobs]), dsse.ASSIGNMENTS_TYPE, self.key, "k")]
+        else:
+            sealed = [dsse.sign(codec.encode(one), dsse.ASSIGNMENT_TYPE, signer or self.key, "k") for one, signer in jobs]
+        return _json(m.PullResponse(jobs=tuple(sealed), directives=tuple(self.directives)))
 
     async def ack(self, request):
         body = codec.decode(await request.body(), m.AckBatch)

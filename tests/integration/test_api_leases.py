@@ -5,13 +5,14 @@ import dataclasses
 import json
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from integration.api_rig import coordinator
 from ostler.model import errors
 from ostler.model.attempt import AttemptState
 from ostler.model.failures import Failure, FailureCode
 from ostler.model.job import JobState
-from ostler.protocol import codec, routes
+from ostler.protocol import codec, dsse, routes
 from ostler.protocol import messages as m
 
 
@@ -42,6 +43,18 @@ async def test_a_job_goes_all_the_way(rig):
     assert [one.ok for one in await node.finish(outcome(held))] == [True], "the same outcome again is no mistake"
     view = await rig.people.call(routes.AWAIT_JOB, job_id=job_id)
     assert (view.state, view.exit_code) == (JobState.DONE, 0)
+
+
+async def test_a_node_that_reads_a_list_gets_all_under_one_signature(rig):
+    node = await rig.enrolled()
+    jobs = [await rig.submit() for _ in range(3)]
+    request = m.PullRequest(node_id=node.node_id, slots=8, protocol=m.PROTOCOL, together=True)
+    answer = await node.call(routes.PULL, request)
+    [envelope] = answer.jobs
+    payload = dsse.verify(envelope, dsse.ASSIGNMENTS_TYPE, Ed25519PublicKey.from_public_bytes(node.coordinator_key))
+    assert [one.job_id for one in codec.decode(payload, tuple[m.Assignment, ...])] == jobs
+    await node.pull_raw()  # what it does not hold is offered again, one by one to who did not ask for a list
+    assert len(node.open(await node.pull_raw())) == 3
 
 
 async def test_submit_wakes_an_open_pull(rig):

@@ -67,6 +67,7 @@ CANNOT_START = 3
 RELOAD_S = 30.0
 SESSION_S = 30.0
 PULSE_S = 5.0
+YOUNG = 10_000  # objects between two collections: next to none of a job's are in a cycle, and 700 are a few jobs'
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +267,7 @@ async def run(config: NodeConfig, file: Path | None) -> None:
     _attend_signals(daemon, reload(daemon, processes, cli, file, logger))
     gc.collect()
     gc.freeze()  # what start-up made stays for good: no later collection needs to look at it again
+    gc.set_threshold(YOUNG)
     watch = asyncio.create_task(keepers.watch())
     try:
         await daemon.run()

@@ -10,7 +10,7 @@ from ostler.node.attempts import AttemptTable, Live
 from ostler.node.identity import Identity
 from ostler.node.leases import Lease
 from ostler.node.links.link import PlainOffer, Pulled
-from ostler.node.signatures import judge
+from ostler.node.signatures import Verdict, judge
 from ostler.protocol import codec
 from ostler.protocol.dsse import Envelope
 from ostler.runtime.clock import Clock
@@ -47,7 +47,10 @@ class Offers:
         key = self._identity.coordinator_key
         if key is None:
             return
-        verdict = judge(envelope, key, self._identity.node_id)
+        for verdict in judge(envelope, key, self._identity.node_id):
+            self._judged(verdict, sent_at)
+
+    def _judged(self, verdict: Verdict, sent_at: float) -> None:
         assignment, refusal = verdict.assignment, verdict.failure
         if refusal is not None:
             job_id = assignment.job_id if assignment is not None else None

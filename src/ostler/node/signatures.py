@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import (
@@ -74,22 +75,37 @@ class NodeKey:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """On one envelope: what it assigns, as far as that can be read, and why it is not believed (None: it is)."""
+    """What is assigned, as far as that can be read, and why it is not believed (None: it is)."""
 
     assignment: Assignment | None
     failure: Failure | None = None
 
 
-def judge(envelope: dsse.Envelope, trusted: Ed25519PublicKey, node_id: str) -> Verdict:
-    """Believe an assignment that the pinned key signed for this node, and nothing else."""
-    payload = dsse.verify(envelope, dsse.ASSIGNMENT_TYPE, trusted)
+def judge(envelope: dsse.Envelope, trusted: Ed25519PublicKey, node_id: str) -> list[Verdict]:
+    """Believe assignments that the pinned key signed for this node, and nothing else; one verdict for each in the envelope."""
+    many = envelope.payloadType == dsse.ASSIGNMENTS_TYPE
+    signed = dsse.verify(envelope, dsse.ASSIGNMENTS_TYPE if many else dsse.ASSIGNMENT_TYPE, trusted) is not None
     try:
-        assignment = codec.decode(envelope.payload if payload is None else payload, Assignment, what="assignment")
+        each = (
+            codec.decode(envelope.payload, tuple[msgspec.Raw, ...], what="list of assignments") if many else (envelope.payload,)
+        )
     except InvalidSpec as exc:
-        return Verdict(None, Failure(FailureCode.SIGNATURE, f"an assignment cannot be read: {exc}"))
-    if payload is None:
+        return [_unreadable(exc)]
+    return [_verdict(one, signed, node_id) for one in each]
+
+
+def _verdict(payload: bytes | msgspec.Raw, signed: bool, node_id: str) -> Verdict:
+    try:
+        assignment = codec.decode(payload, Assignment, what="assignment")
+    except InvalidSpec as exc:
+        return _unreadable(exc)
+    if not signed:
         return Verdict(assignment, Failure(FailureCode.SIGNATURE, "the assignment is not signed by the coordinator's pinned key"))
     if assignment.node_id != node_id:
         message = f"the assignment is for node {assignment.node_id}, this is {node_id}"
         return Verdict(assignment, Failure(FailureCode.SIGNATURE, message))
     return Verdict(assignment)
+
+
+def _unreadable(exc: InvalidSpec) -> Verdict:
+    return Verdict(None, Failure(FailureCode.SIGNATURE, f"an assignment cannot be read: {exc}"))

@@ -12,7 +12,7 @@ encode = msgspec.json.encode
 _decoders: dict[Any, msgspec.json.Decoder[Any]] = {}
 
 
-def decode(data: bytes | str, shape: type[T], *, what: str = "body") -> T:
+def decode(data: bytes | str | msgspec.Raw, shape: type[T], *, what: str = "body") -> T:
     """Bytes to a value of `shape`; raises InvalidSpec with the field's path where they do not fit."""
     decoder = _decoders.get(shape)
     if decoder is None:

@@ -1,6 +1,7 @@
 """Signed envelopes: DSSE v1 with Ed25519 (source: the Dead Simple Signing Envelope specification).
 
-What runs is an immutable byte string, the spec; what the coordinator adds is the assignment. One envelope covers both.
+What runs is an immutable byte string, the spec; what the coordinator adds is the assignment. One envelope covers both, and for a
+caller that can read that, all that one poll brings: a signature costs more than anything else in it (0.03 ms to make, 0.1 to verify).
 """
 
 import hashlib
@@ -10,6 +11,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 ASSIGNMENT_TYPE = "application/vnd.ostler.assignment+json"
+ASSIGNMENTS_TYPE = "application/vnd.ostler.assignments+json"  # a list of them
 
 
 @dataclass(frozen=True, slots=True)

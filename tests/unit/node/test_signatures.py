@@ -23,7 +23,7 @@ def envelope(signer=KEY, kind=dsse.ASSIGNMENT_TYPE, payload=None, **fields):
 
 
 def test_a_good_assignment_is_believed():
-    verdict = judge(envelope(), KEY.public_key(), "n")
+    [verdict] = judge(envelope(), KEY.public_key(), "n")
     assert verdict.failure is None
     assert verdict.assignment.job_id == "j"
 
@@ -38,7 +38,7 @@ def test_a_good_assignment_is_believed():
     ids=["another key", "another type", "another node"],
 )
 def test_others_are_not_and_can_be_reported(one, word):
-    verdict = judge(one, KEY.public_key(), "n")
+    [verdict] = judge(one, KEY.public_key(), "n")
     assert verdict.failure.code is FailureCode.SIGNATURE
     assert word in verdict.failure.message
     assert verdict.assignment.job_id == "j"
@@ -47,13 +47,39 @@ def test_others_are_not_and_can_be_reported(one, word):
 def test_a_changed_payload_is_not_believed():
     good = envelope()
     changed = dsse.Envelope(good.payload.replace(b'"j"', b'"x"'), good.payloadType, good.signatures)
-    assert judge(changed, KEY.public_key(), "n").failure.code is FailureCode.SIGNATURE
+    [verdict] = judge(changed, KEY.public_key(), "n")
+    assert verdict.failure.code is FailureCode.SIGNATURE
 
 
 def test_what_cannot_be_read_cannot_be_reported():
-    verdict = judge(envelope(payload=b"nonsense"), KEY.public_key(), "n")
+    [verdict] = judge(envelope(payload=b"nonsense"), KEY.public_key(), "n")
     assert verdict.assignment is None
     assert verdict.failure.code is FailureCode.SIGNATURE
+
+
+def together(*payloads, signer=KEY, kind=dsse.ASSIGNMENTS_TYPE):
+    return dsse.sign(b"[" + b",".join(payloads) + b"]", kind, signer, "k")
+
+
+def test_many_under_one_signature_are_judged_one_by_one():
+    payloads = [envelope(job_id="a").payload, envelope(job_id="b", node_id="other").payload, b"{}", envelope(job_id="c").payload]
+    verdicts = judge(together(*payloads), KEY.public_key(), "n")
+    assert [one.assignment and one.assignment.job_id for one in verdicts] == ["a", "b", None, "c"]
+    assert [one.failure and one.failure.code for one in verdicts] == [None, FailureCode.SIGNATURE, FailureCode.SIGNATURE, None]
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        together(envelope().payload, signer=Ed25519PrivateKey.generate()),
+        together(envelope().payload, kind=dsse.ASSIGNMENT_TYPE),
+        envelope(kind=dsse.ASSIGNMENTS_TYPE),
+        dsse.Envelope(b"[", dsse.ASSIGNMENTS_TYPE, together().signatures),
+    ],
+    ids=["another key", "signed as one", "one signed as many", "torn"],
+)
+def test_nothing_of_a_list_that_was_not_signed_as_one_is_believed(one):
+    assert all(verdict.failure.code is FailureCode.SIGNATURE for verdict in judge(one, KEY.public_key(), "n"))
 
 
 def test_the_key_is_made_once_and_is_the_owners_alone(tmp_path):

@@ -14,6 +14,7 @@ from ostler.coordinator.api.bodies import JSON_LIMIT, decode_json, decode_query
 from ostler.coordinator.api.calls import Call
 from ostler.coordinator.api.deliveries import receive_delivery
 from ostler.coordinator.api.pulls import Pull
+from ostler.coordinator.keys import Keys
 from ostler.coordinator.operations import leases as ops
 from ostler.coordinator.operations import nodes
 from ostler.coordinator.store.tx import Tx
@@ -82,12 +83,16 @@ async def pull_jobs(call: Call) -> m.PullResponse | dict[str, Any]:
                 leases, news = [], []
     if request.protocol is None:
         return {"job": section8.plain_job(leases[0].job_id, leases[0].spec) if leases else None}
-    lease_s, keys = services.config.lease.total_seconds(), services.keys
-    envelopes = tuple(
-        dsse.sign(codec.encode(_assignment(lease, node_id, lease_s)), dsse.ASSIGNMENT_TYPE, keys.signing, keys.keyid)
-        for lease in leases
-    )
-    return m.PullResponse(jobs=envelopes, directives=tuple(news))
+    lease_s = services.config.lease.total_seconds()
+    assignments = [_assignment(lease, node_id, lease_s) for lease in leases]
+    return m.PullResponse(jobs=_sealed(assignments, services.keys, together=request.together), directives=tuple(news))
+
+
+def _sealed(assignments: Sequence[m.Assignment], keys: Keys, *, together: bool) -> tuple[dsse.Envelope, ...]:
+    """Signed one by one, or all at once for a node that reads that."""
+    if together and len(assignments) > 1:
+        return (dsse.sign(codec.encode(assignments), dsse.ASSIGNMENTS_TYPE, keys.signing, keys.keyid),)
+    return tuple(dsse.sign(codec.encode(one), dsse.ASSIGNMENT_TYPE, keys.signing, keys.keyid) for one in assignments)
 
 
 def _assignment(lease: ops.Lease, node_id: str, lease_s: float) -> m.Assignment:

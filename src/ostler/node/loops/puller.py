@@ -122,6 +122,7 @@ class Puller(Loop):
             held=held,
             protocol=m.PROTOCOL,
             boot_epoch=session.identity.boot_epoch,
+            together=True,
         )
         pulled = await session.link.pull(request)
         self._renew(held, sent_at, session.terms.lease_s)

@@ -137,7 +137,8 @@ class PullRequest:
     """A long poll. `slots` and `gpu_slots` are credit: how many more jobs the node takes now; the newest pull of a node wins.
 
     `held` are all attempts that the node has or was offered: a lease offered earlier and missing here is taken back at once.
-    Without `protocol` the caller speaks the source's section 8 and gets one plain manifest.
+    Without `protocol` the caller speaks the source's section 8 and gets one plain manifest. `together`: it reads an envelope that
+    holds a list of assignments.
     """
 
     node_id: str
@@ -148,6 +149,7 @@ class PullRequest:
     held: tuple[Held, ...] = ()
     protocol: int | None = None
     boot_epoch: str | None = None
+    together: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,7 +171,10 @@ class Assignment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PullResponse:
-    """Leases as signed envelopes (payload: Assignment) and directives. `job` is only for callers of the source's section 8."""
+    """Leases as signed envelopes and directives. `job` is only for callers of the source's section 8.
+
+    An envelope's payload is an Assignment, or a list of them for who asked for that; its payload type tells which.
+    """
 
     job: dict[str, Any] | None = None
     jobs: tuple[Envelope, ...] = ()
