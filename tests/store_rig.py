@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ostler.coordinator.operations import jobs, leases, nodes, reads
+from ostler.coordinator.operations import groups, jobs, leases, nodes, reads
 from ostler.coordinator.store.store import Store
 from ostler.model.capabilities import Capabilities, Cpu, Gpu
 from ostler.model.failures import Failure, FailureCode
@@ -142,6 +142,13 @@ class Rig:
     async def beat(self, node_id: str = "n1", held: Sequence[m.Held] | None = (), **changes: Any) -> list[m.Directive]:
         request = m.HeartbeatRequest(node_id=node_id, held=None if held is None else tuple(held), **changes)
         return await self.write(nodes.heartbeat, request)
+
+    async def cancel_group(self, group_id: str, reason: str | None = None) -> m.GroupView:
+        after = 0
+        while (went_on := await self.write(groups.cancel_some, group_id, reason, after)) is not None:
+            assert went_on > after
+            after = went_on
+        return await self.read(groups.show_group, group_id)
 
     async def job(self, job_id: str) -> m.JobView:
         return await self.read(reads.show_job, job_id)

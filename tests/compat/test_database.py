@@ -98,7 +98,7 @@ async def test_arrays_are_at_home_in_it(rig: Rig):
     assert [one.job_id for one in some] == ["array-0", "array-1", "array-2"]
     for one in some[:2]:
         await rig.finish("ready", one)
-    view = await rig.write(groups.cancel_group, "array")
+    view = await rig.cancel_group("array")
     assert view.counts == {JobState.ACKED: 1, JobState.DONE: 2}
     await rig.finish("ready", some[2], cancelled=True)
     assert (await rig.read(groups.show_group, "array")).state is GroupState.CANCELLED

@@ -114,7 +114,7 @@ async def test_a_group_is_over_with_its_last_job(rig: Rig):
     view = await show(rig, group_id)
     assert (view.state, view.counts, view.finished_at) == (GroupState.FAILED, {S.DONE: 2, S.FAILED: 1}, last)
     with pytest.raises(InvalidTransition, match="is failed"):
-        await rig.write(groups.cancel_group, group_id)
+        await rig.cancel_group(group_id)
 
 
 async def test_what_is_tried_again_or_anew(rig: Rig):
@@ -158,16 +158,16 @@ async def test_cancel_ends_what_is_not_over(rig: Rig):
     (leased,) = await rig.pull(slots=1, held=[m.Held(one.job_id, 1) for one in (done, running)])
     await rig.finish("n1", done, exit_code=0)
     other = await rig.submit()
-    view = await rig.write(groups.cancel_group, group_id, "enough")
+    view = await rig.cancel_group(group_id, "enough")
     assert (view.state, view.counts) == (GroupState.OPEN, {S.ACKED: 1, S.DONE: 1, S.CANCELLED: 2})
     assert (await rig.job(running.job_id)).cancel_requested
     assert (await rig.job(leased.job_id)).timeline[-1].message == "enough"
     assert (await rig.job(other[0])).state is S.QUEUED
-    assert (await rig.write(groups.cancel_group, group_id)).state is GroupState.OPEN
+    assert (await rig.cancel_group(group_id)).state is GroupState.OPEN
     await rig.finish("n1", running, cancelled=True)
     view = await show(rig, group_id)
     assert (view.state, view.finished_at, view.failures) == (GroupState.CANCELLED, rig.clock.now(), ())
-    assert await rig.write(groups.cancel_group, group_id) == view
+    assert await rig.cancel_group(group_id) == view
     assert [one.kind for one in await rig.beat(held=[])] == []
 
 
@@ -176,7 +176,7 @@ async def test_a_cancel_that_fails_changes_nothing(rig: Rig):
     before = await everything(rig)
 
     def broken(tx):
-        groups.cancel_group(tx, group_id)
+        groups.cancel_some(tx, group_id)
         raise InvalidSpec("after all")
 
     with pytest.raises(InvalidSpec, match="after all"):
@@ -205,7 +205,7 @@ async def test_the_end_of_a_group_is_told_once(rig: Rig):
         await rig.finish("n1", lease)
     assert told.count(("group", group_id)) == 1
     queued = await submit(rig)
-    await rig.write(groups.cancel_group, queued)
+    await rig.cancel_group(queued)
     assert told.count(("group", queued)) == 1
 
 
@@ -232,7 +232,7 @@ async def test_a_page_goes_on_where_it_ended_although_the_group_changed(rig: Rig
     newest = [f"{group_id}-{index}" for index in reversed(range(7))]
     page = await rig.read(reads.list_jobs, m.JobQuery(group=group_id, limit=3, count=True))
     assert ([one.job_id for one in page.items], page.total) == (newest[:3], 7)
-    await rig.write(groups.cancel_group, group_id)
+    await rig.cancel_group(group_id)
     await submit(rig)
     rest = await rig.read(reads.list_jobs, m.JobQuery(group=group_id, limit=9, cursor=page.next_cursor))
     assert ([one.job_id for one in rest.items], rest.next_cursor) == (newest[3:], None)
@@ -251,13 +251,13 @@ async def test_the_name_of_an_array_is_not_that_of_a_job(rig: Rig):
     with pytest.raises(NotFound, match="no array or group nothing"):
         await show(rig, "nothing")
     with pytest.raises(NotFound, match="no array or group nothing"):
-        await rig.write(groups.cancel_group, "nothing")
+        await rig.cancel_group("nothing")
 
 
 async def test_ten_thousand_jobs(rig: Rig):
     group_id = await submit(rig, array=10_000)
     assert (await show(rig, group_id)).counts == {S.QUEUED: 10_000}
-    assert (await rig.write(groups.cancel_group, group_id)).counts == {S.CANCELLED: 10_000}
+    assert (await rig.cancel_group(group_id)).counts == {S.CANCELLED: 10_000}
 
 
 async def test_a_group_outlives_a_restart(rig: Rig):
@@ -282,7 +282,7 @@ async def test_several_jobs_are_one_group(rig: Rig):
     with pytest.raises(NotFound, match="film is a group of jobs and no job: this is for one of a to c"):
         await rig.job("film")
     await rig.submit(job_id="after", depends_on=("film",))
-    await rig.write(groups.cancel_group, "film")
+    await rig.cancel_group("film")
     assert (await show(rig, "film")).state is GroupState.CANCELLED
     assert (await rig.job("after")).state is S.CANCELLED
     assert (await show(rig, await submit(rig))).array

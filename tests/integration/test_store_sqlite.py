@@ -185,8 +185,6 @@ async def test_a_claim_walks_its_index_whatever_is_queued(rig: Rig):
     [
         ("SELECT job_seq FROM attempts WHERE node_id = 'n' AND state IN ({LIVE})", "ix_attempts_live"),
         ("SELECT min(due_at) FROM jobs INDEXED BY ix_jobs_due WHERE state = 'retry_wait'", "ix_jobs_due"),
-        ("SELECT seq FROM jobs WHERE state = 'done' AND queue = 'x' AND seq < 9 ORDER BY seq DESC LIMIT 5", "ix_jobs_list"),
-        ("SELECT min(queue) FROM jobs WHERE state = 'queued' AND queue > 'a'", "ix_jobs_list"),
         ("SELECT state, count(*) FROM jobs WHERE state IN ('queued', 'acked') GROUP BY state", "ix_jobs_list"),
         ("SELECT seq FROM jobs WHERE node_id = 'n' AND seq < 9 ORDER BY seq DESC LIMIT 5", "ix_jobs_node"),
         ("SELECT id FROM events WHERE job_seq = 1 ORDER BY id", "ix_events_job"),

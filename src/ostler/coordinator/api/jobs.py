@@ -188,8 +188,12 @@ async def show_group(call: Call) -> m.GroupView:
 
 
 async def cancel_group(call: Call) -> m.GroupView:
-    """The end of all jobs of an array."""
-    return await call.write(of_group(call.owner, groups.cancel_group), call.path["group_id"], await _reason(call))
+    """The end of all jobs of an array, in pieces, so that nobody waits long for this."""
+    group_id, reason = call.path["group_id"], await _reason(call)
+    after = await call.write(of_group(call.owner, groups.cancel_some), group_id, reason)
+    while after is not None:
+        after = await call.services.store.write(groups.cancel_some, group_id, reason, after)
+    return await call.read(groups.show_group, group_id)
 
 
 async def retry_job(call: Call) -> m.JobView:

@@ -92,14 +92,12 @@ def load_live(tx: Tx, node_id: str) -> list[Case]:
     return [_case(row) for row in tx.rows(sql, (node_id,))]
 
 
-def load_group(tx: Tx, group_id: str) -> list[Case]:
-    """The jobs of a group that are not over, first to last."""
-    sql = (
-        f"{_COLUMNS} FROM jobs j {tx.by_index('ix_jobs_group')} "
-        "LEFT JOIN attempts a ON a.job_seq = j.seq AND a.attempt = j.attempt "
-        f"WHERE j.group_id = ? AND j.state IN ({NOT_OVER_SQL}) ORDER BY j.seq"
-    )
-    return [_case(row) for row in tx.rows(sql, (group_id,))]
+def load_group(tx: Tx, group_id: str, *, after: int, limit: int) -> list[Case]:
+    """The next jobs of a group, from number `after` on, that are not over, first to last."""
+    sql = f"""{_COLUMNS} FROM jobs j LEFT JOIN attempts a ON a.job_seq = j.seq AND a.attempt = j.attempt
+        WHERE j.seq IN (SELECT seq FROM jobs {tx.by_index("ix_jobs_group")}
+                        WHERE group_id = ? AND state IN ({NOT_OVER_SQL}) AND seq > ? ORDER BY seq LIMIT ?) ORDER BY j.seq"""  # noqa: S608
+    return [_case(row) for row in tx.rows(sql, (group_id, after, limit))]
 
 
 def load_due(tx: Tx, *, limit: int) -> list[Case]:

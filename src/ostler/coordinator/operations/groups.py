@@ -17,6 +17,7 @@ from ostler.protocol.codec import decode, encode
 from ostler.protocol.messages import GroupView
 
 MAX_FAILURES = 5
+CANCEL_AT_ONCE = 500
 
 
 def expand(manifest: Manifest, spec: str) -> list[tuple[Manifest, str]]:
@@ -38,17 +39,18 @@ def show_group(tx: Tx, group_id: str) -> GroupView:
     )  # fmt: skip
 
 
-def cancel_group(tx: Tx, group_id: str, reason: str | None = None) -> GroupView:
-    """Cancel all jobs of a group that are not over; a second call is no error. NotFound, InvalidTransition."""
+def cancel_some(tx: Tx, group_id: str, reason: str | None = None, after: int = 0) -> int | None:
+    """Cancel the next jobs of a group that are not over, and answer after which to go on; None at its end. Others wait no longer than
+    for one such piece. A group that is cancelled already is no error. NotFound, InvalidTransition (it came to its end before).
+    """
     changes = Changes(tx)
-    open_jobs = load_group(tx, group_id)
+    open_jobs = load_group(tx, group_id, after=after, limit=CANCEL_AT_ONCE)
+    if not open_jobs and not after and (view := show_group(tx, group_id)).state is not GroupState.CANCELLED:
+        groups.advance(Group(group_id=group_id, state=view.state), GroupEvent.CANCEL, now=tx.now)  # tells why not
     for case in open_jobs:
         cancel_case(tx, changes, case, shortened(reason))
     changes.flush()
-    view = show_group(tx, group_id)
-    if not open_jobs and view.state is not GroupState.CANCELLED:
-        groups.advance(Group(group_id=group_id, state=view.state), GroupEvent.CANCEL, now=tx.now)  # tells why not
-    return view
+    return open_jobs[-1].seq if len(open_jobs) == CANCEL_AT_ONCE else None
 
 
 def _standing(tx: Tx, group_id: str) -> tuple[dict[JobState, int], Group]:

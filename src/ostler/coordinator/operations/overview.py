@@ -3,16 +3,18 @@
 from collections import Counter
 
 from ostler.coordinator.operations.claims import Placements, queued_shapes_sql
-from ostler.coordinator.operations.views import JOB_COLUMNS, JOB_FROM, NODE_COLUMNS, job_of, node_of
+from ostler.coordinator.operations.listing import list_jobs
+from ostler.coordinator.operations.views import NODE_COLUMNS, node_of
 from ostler.coordinator.store.schema import LIVE_SQL
 from ostler.coordinator.store.tx import Tx
+from ostler.model.job import JobState
 from ostler.model.node import NodeState
-from ostler.protocol.messages import JobView, NodeLoad, Overview, QueueLoad
+from ostler.protocol.messages import JobQuery, JobView, NodeLoad, Overview, QueueLoad
 
 COUNTED = 10_000  # jobs of one shape; more are not counted one by one every other second
+COUNTED_TOGETHER = 50_000  # those of all shapes: of many shapes so many less of each
 MAX_NODES = 1000
 FAILURES = 8
-LOOKED_AT = 1000  # newest jobs of a submitter, for those that failed
 
 
 def overview(tx: Tx, owner: str | None = None) -> Overview:
@@ -42,16 +44,17 @@ def overview(tx: Tx, owner: str | None = None) -> Overview:
 def _queues(tx: Tx, running: Counter[int], owner: str | None) -> tuple[QueueLoad, ...]:
     shapes = tx.memo(Placements).shapes_of(tx, {row[0] for row in tx.rows(queued_shapes_sql(tx))} | running.keys())
     found: dict[tuple[str, str], list[int]] = {}
+    most = min(COUNTED, max(100, COUNTED_TOGETHER // max(1, len(shapes))))
     for shape_id, shape in shapes.items():
         if owner is None or shape.owner == owner:
             row = tx.row(
                 f"""SELECT count(*) FROM (SELECT 1 FROM jobs {tx.by_index("ix_jobs_claim")}
                     WHERE shape_id = ? AND state = 'queued' AND held = 0 AND waits = 0 LIMIT ?) AS queued""",  # noqa: S608
-                (shape_id, COUNTED),
+                (shape_id, most),
             )
             queued = row[0] if row else 0
             load = found.setdefault((shape.owner or "", shape.queue), [0, 0, 0])
-            load[0], load[1], load[2] = load[0] + queued, load[1] + running[shape_id], load[2] or int(queued >= COUNTED)
+            load[0], load[1], load[2] = load[0] + queued, load[1] + running[shape_id], load[2] or int(queued >= most)
     return tuple(
         QueueLoad(owner=name or None, queue=queue, queued=queued, running=runs, more=bool(more))
         for (name, queue), (queued, runs, more) in sorted(found.items())
@@ -60,31 +63,6 @@ def _queues(tx: Tx, running: Counter[int], owner: str | None) -> tuple[QueueLoad
 
 
 def _failures(tx: Tx, owner: str | None) -> tuple[JobView, ...]:
-    """The newest failures, last to first."""
-    if owner is None:
-        # One walk along the index of states per queue and no sort over all failures there ever were.
-        rows = [
-            row
-            for (queue,) in tx.rows(_QUEUES)
-            for row in tx.rows(
-                f"""SELECT {JOB_COLUMNS} {JOB_FROM} WHERE j.state = 'failed' AND j.queue = ? ORDER BY j.seq DESC LIMIT ?""",
-                (queue, FAILURES),
-            )
-        ]
-    else:
-        mine = f"SELECT seq, state FROM jobs {tx.by_index('ix_jobs_owner')} WHERE owner = ? ORDER BY seq DESC LIMIT ?"  # noqa: S608
-        rows = tx.rows(
-            f"""SELECT {JOB_COLUMNS} {JOB_FROM}
-                WHERE j.seq IN (SELECT seq FROM ({mine}) AS mine WHERE state = 'failed' ORDER BY seq DESC LIMIT ?)""",  # noqa: S608
-            (owner, LOOKED_AT, FAILURES),
-        )
-    views = sorted(map(job_of, rows), key=lambda view: view.finished_at or view.submitted_at, reverse=True)
-    return tuple(views[:FAILURES])
-
-
-_QUEUES = """
-    WITH RECURSIVE named(queue) AS (
-        SELECT min(queue) FROM jobs WHERE state = 'failed'
-        UNION ALL
-        SELECT (SELECT min(queue) FROM jobs WHERE state = 'failed' AND queue > named.queue) FROM named WHERE queue IS NOT NULL
-    ) SELECT queue FROM named WHERE queue IS NOT NULL LIMIT 100"""
+    """The newest failures, last to first: of the jobs that were submitted last among those that failed."""
+    page = list_jobs(tx, JobQuery(state=JobState.FAILED, owner=owner, limit=FAILURES))
+    return tuple(sorted(page.items, key=lambda view: view.finished_at or view.submitted_at, reverse=True))

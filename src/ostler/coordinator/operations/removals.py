@@ -18,7 +18,8 @@ from ostler.coordinator.store.times import span, when
 from ostler.coordinator.store.tx import Row, Tx
 from ostler.model.errors import Gone
 
-PAGE = 500  # rows that one read looks at
+PAGE = 500  # rows that one read answers
+STRETCH = 5000  # and jobs that it looks at for them
 FEW = 50  # jobs that one transaction removes
 MANY = 500  # events, keys and uploads
 CHUNKS = 32  # pieces of logs, 256 KiB each at most
@@ -32,7 +33,13 @@ _POOL = """LEFT JOIN attempts a ON a.job_seq = jobs.seq AND a.attempt = jobs.att
 
 
 def jobs_after(tx: Tx, seq: int) -> tuple[list[Aged], int | None]:
-    """The next page of jobs in the order of their submission, and where to go on; None at the end. For `Store.read`."""
+    """The next page of jobs in the order of their submission, and where to go on; None at the end. For `Store.read`.
+
+    Those that no node ever had and that are not over have nothing to lose: they are passed over, so many at a time.
+    """
+    last, count = tx.row(
+        "SELECT max(seq), count(*) FROM (SELECT seq FROM jobs WHERE seq > ? ORDER BY seq LIMIT ?) AS some", (seq, STRETCH)
+    ) or (None, 0)
     rows = tx.rows(
         f"""SELECT jobs.seq, jobs.job_id, CASE WHEN jobs.state IN ({NOT_OVER_SQL}) THEN NULL ELSE jobs.finished_at END, jobs.group_id,
                    n.pool, {_NEEDED},
@@ -41,9 +48,11 @@ def jobs_after(tx: Tx, seq: int) -> tuple[list[Aged], int | None]:
                    (SELECT count(*) FROM artifacts f WHERE f.job_seq = jobs.seq)
                      + (SELECT count(w.workspace) FROM attempts w WHERE w.job_seq = jobs.seq)
             FROM jobs {_POOL}
-            WHERE jobs.seq > ? ORDER BY jobs.seq LIMIT ?""",  # noqa: S608 - constants of ours
-        (seq, PAGE),
+            WHERE jobs.seq > ? AND jobs.seq <= ? AND (jobs.attempt > 0 OR jobs.state NOT IN ({NOT_OVER_SQL}))
+            ORDER BY jobs.seq LIMIT ?""",  # noqa: S608 - constants of ours
+        (seq, last or seq, PAGE),
     )
+    after = rows[-1][0] if len(rows) == PAGE else last if count == STRETCH else None
     settled = {group_id: _settled(tx, group_id) for group_id in {row[3] for row in rows if row[3] is not None}}
     return [
         Aged(
@@ -51,7 +60,7 @@ def jobs_after(tx: Tx, seq: int) -> tuple[list[Aged], int | None]:
             needed=bool(row[5]), logs=row[6] or 0, artifacts=row[7] or 0, workspaces=row[8],
         )
         for row in rows
-    ], rows[-1][0] if len(rows) == PAGE else None  # fmt: skip
+    ], after  # fmt: skip
 
 
 def _settled(tx: Tx, group_id: str) -> int | None:

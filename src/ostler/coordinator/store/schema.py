@@ -216,11 +216,6 @@ Index(
     sqlite_where=jobs.c.waits >= 2, postgresql_where=jobs.c.waits >= 2,
 )  # fmt: skip
 Index("ix_jobs_waiting", jobs.c.seq, sqlite_where=jobs.c.waits > 0, postgresql_where=jobs.c.waits > 0)
-# A submitter's own jobs, newest first: no entry moves when a state changes.
-Index(
-    "ix_jobs_owner", jobs.c.owner, jobs.c.seq,
-    sqlite_where=jobs.c.owner.is_not(None), postgresql_where=jobs.c.owner.is_not(None),
-)  # fmt: skip
 # What waits and runs of those who have a quota. Other jobs have no entry here.
 Index(
     "ix_jobs_metered", jobs.c.owner, jobs.c.state, jobs.c.metered,  # counted in the index alone
@@ -235,8 +230,8 @@ Index(
     sqlite_where=jobs.c.expires_at.is_not(None) & jobs.c.state.in_(["queued", "retry_wait"]),
     postgresql_where=jobs.c.expires_at.is_not(None) & jobs.c.state.in_(["queued", "retry_wait"]),
 )  # fmt: skip
-# Lists by state, by queue and by both: each change of state moves an entry, so one index serves all three (`reads.list_jobs`).
-Index("ix_jobs_list", jobs.c.state, jobs.c.queue, jobs.c.seq)
+# Lists by state, owner and queue in any combination: each change of state moves an entry, so one index serves all (`listing`).
+Index("ix_jobs_list", jobs.c.state, jobs.c.owner, jobs.c.queue, jobs.c.seq)
 Index(
     "ix_jobs_node", jobs.c.node_id, jobs.c.seq,
     sqlite_where=jobs.c.node_id.is_not(None), postgresql_where=jobs.c.node_id.is_not(None),

@@ -117,7 +117,11 @@ class JobView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobPage:
-    """One page of jobs, newest first; `next_cursor` is null on the last; `total` only with `?count=true`."""
+    """One page of jobs, newest first; `next_cursor` is null on the last; `total` only with `?count=true`.
+
+    A page may hold fewer than `limit`, even none, before the last: where jobs with a label, or of a node, are asked for by what only a
+    few of them have, each page looks at some thousands.
+    """
 
     items: tuple[JobView, ...]
     next_cursor: str | None = None

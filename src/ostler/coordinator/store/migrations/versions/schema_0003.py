@@ -49,10 +49,11 @@ def _jobs() -> None:
         ("ix_jobs_claim", ["shape_id", "rank", "seq"], "state = 'queued' AND held = 0 AND waits = 0"),
         ("ix_jobs_not_before", ["not_before", "seq"], "waits >= 2"),
         ("ix_jobs_waiting", ["seq"], "waits > 0"),
-        ("ix_jobs_owner", ["owner", "seq"], "owner IS NOT NULL"),
         ("ix_jobs_metered", ["owner", "state", "metered"], "metered = 1"),
     ):
         op.create_index(name, "jobs", columns, sqlite_where=sa.text(where), postgresql_where=sa.text(where))
+    op.drop_index("ix_jobs_list", "jobs")
+    op.create_index("ix_jobs_list", "jobs", ["state", "owner", "queue", "seq"])
 
 
 def _dependencies() -> None:
