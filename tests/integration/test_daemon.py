@@ -74,6 +74,23 @@ async def test_nothing_starts_before_the_ack_was_answered(rig, coordinator):
     assert rig.runner.started == ["j1/1"]
 
 
+async def test_a_job_that_an_old_poll_brought_is_not_given_up(tmp_path):
+    """Its lease counts from when the poll was sent. The next beat would come a minute later, long after the attempt was given up."""
+    coordinator = await FakeCoordinator(lease_s=2.0, heartbeat_s=60.0, pull_wait_s=60.0).start()
+    rig = NodeRig(tmp_path, coordinator)
+    await rig.start()
+    try:
+        await until(lambda: coordinator.open_pulls and coordinator.beats)
+        opened = asyncio.get_running_loop().time()
+        await until(lambda: asyncio.get_running_loop().time() - opened > 0.6, "a poll that is old")
+        coordinator.offer("late")
+        await until(lambda: "late/1" in rig.runner.started)
+        await until(lambda: any(m.Held("late", 1) in beat.held for beat in coordinator.beats), "a beat that names it")
+    finally:
+        await rig.stop()
+        await coordinator.stop()
+
+
 async def test_a_stale_ack_is_never_run(rig, coordinator):
     coordinator.stale.add(("j1", 1))
     coordinator.offer("j1")

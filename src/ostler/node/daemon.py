@@ -25,7 +25,7 @@ from ostler.node.health import Health, Watch
 from ostler.node.http_door import HttpDoor
 from ostler.node.identity import Identity
 from ostler.node.journal import Journal
-from ostler.node.leases import Lease
+from ostler.node.leases import Lease, worth_renewing
 from ostler.node.links.link import Pulled
 from ostler.node.links.ostler import OstlerLink
 from ostler.node.links.source import SourceLink
@@ -392,6 +392,8 @@ class NodeDaemon:
     def _take(self, pulled: Pulled, sent_at: float) -> None:
         if self.offers.take(pulled, sent_at):
             self.acker.wake()
+            if worth_renewing(sent_at, self._clock.monotonic(), self.session.terms.lease_s):
+                self.heart.wake()
         if pulled.directives:
             self.directives.apply(pulled.directives)
 

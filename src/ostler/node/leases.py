@@ -49,3 +49,9 @@ def standing(lease: Lease, now: float, refused_at: float = float("-inf")) -> Sta
 def worth_asking(lease: Lease, now: float) -> bool:
     """Whether it is time to look if the coordinator's port refuses connections: half of the lease has passed in silence."""
     return now - lease.sent_at >= lease.lease_s / 2
+
+
+def worth_renewing(sent_at: float, now: float, lease_s: float) -> bool:
+    """Whether a lease that has just come is worth a beat of its own: it counts from when the poll was sent that brought it, and that
+    may have been open for long. The next beat could come when the attempt was given up already."""
+    return now - sent_at >= lease_s / 4

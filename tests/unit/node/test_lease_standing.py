@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ostler.node.leases import RIDE_OUT_S, Lease, Standing, standing, worth_asking
+from ostler.node.leases import RIDE_OUT_S, Lease, Standing, standing, worth_asking, worth_renewing
 
 times = st.floats(0, 10_000)
 
@@ -36,3 +36,8 @@ def test_an_old_refusal_helps_no_more():
 def test_the_port_is_asked_in_time():
     assert not worth_asking(Lease(1000.0, 45.0), 1020.0)
     assert worth_asking(Lease(1000.0, 45.0), 1023.0)
+
+
+def test_a_lease_that_an_old_poll_brought_is_renewed_at_once():
+    assert not worth_renewing(1000.0, 1010.0, 45.0)
+    assert worth_renewing(1000.0, 1012.0, 45.0)

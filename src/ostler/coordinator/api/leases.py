@@ -49,7 +49,7 @@ async def pull_jobs(call: Call) -> m.PullResponse | dict[str, Any]:
     request = replace(request, boot_epoch=epoch)
     wakeups = services.store.wakeups
     loop = asyncio.get_running_loop()
-    until = loop.time() + max(0.0, min(request.wait_s, services.config.pull_wait.total_seconds()))
+    until = loop.time() + max(0.0, min(request.wait_s, services.config.longest_poll.total_seconds()))
     watch: asyncio.Task[None] | None = None
     leases: list[ops.Lease] = []
     news: list[m.Directive] = []

@@ -52,7 +52,7 @@ async def register_node(call: Call) -> Any:
         token_ttl_s=config.token_ttl.total_seconds(),
         heartbeat_s=config.heartbeat.total_seconds(),
         lease_s=config.lease.total_seconds(),
-        pull_wait_s=config.pull_wait.total_seconds(),
+        pull_wait_s=config.longest_poll.total_seconds(),
         coordinator_key=services.keys.public,
         version=__version__,
         protocol=m.PROTOCOL,
