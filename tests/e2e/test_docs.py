@@ -36,6 +36,7 @@ RUN = [
             "set-quotas-and-retention",
             "let-a-job-reach-the-network",
             "give-a-job-a-secret",
+            "back-up-and-restore",
         )
     ),
 ]

@@ -7,6 +7,7 @@ import typer
 from ostler.cli import (
     allowlist,
     audit,
+    backup,
     ca,
     config,
     db,
@@ -50,6 +51,8 @@ app.add_typer(audit.app, name="audit")
 app.add_typer(webhooks.app, name="webhook")
 app.add_typer(ca.app, name="ca")
 app.add_typer(db.app, name="db")
+app.add_typer(backup.app, name="backup")
+app.command()(backup.restore)
 app.add_typer(config.app, name="config")
 app.command()(doctor.doctor)
 app.command()(version.version)

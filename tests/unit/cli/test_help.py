@@ -17,6 +17,7 @@ NAMES = {
     "quota", "quota list", "quota show", "quota set", "quota rm",
     "ca init", "ca issue", "ca renew", "ca show",
     "db status", "db upgrade",
+    "backup create", "backup list", "backup verify", "backup prune", "restore",
     "audit list", "audit verify",
     "webhook add", "webhook list", "webhook rm", "webhook test", "webhook enable",
     "allowlist test", "config check", "config show", "config schema",

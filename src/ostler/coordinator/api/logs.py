@@ -179,7 +179,7 @@ async def _follow(call: Call, job_id: str, query: m.LogQuery, attempt: int, offs
                         await event.wait()
                 except TimeoutError:
                     yield sse.KEEP_ALIVE
-        attempt, offset = attempt + 1, 0
+        attempt, offset = await store.read(reads.next_attempt, job_id, attempt), 0
 
 
 def _torn(data: bytes) -> int:

@@ -90,12 +90,16 @@ def lease_jobs(
     node = sessions.advanced(tx, node, NodeEvent.BEAT)
     takes = node.state is NodeState.READY and not node.draining and node.cordoned is None
     chosen = _choose(tx, request, node, live, latency, spread=spread) if takes else []
-    specs = _lease(tx, node, chosen)
+    numbers = [max(one.attempt, _era(tx)) + 1 for one in chosen]
+    specs = _lease(tx, node, chosen, numbers)
     aged = node.last_seen_at is None or not 0 <= tx.at - node.last_seen_at < span(RENEW_AFTER)
     if chosen or changed or (fresh and aged):
         tx.run("UPDATE nodes SET renewals = renewals + 1, last_seen_at = ? WHERE node_id = ?", (tx.at, node.node_id))
     inputs = handed_to(tx, [one.seq for one in chosen]) if chosen else {}
-    return [Lease(one.job_id, one.attempt + 1, specs[one.seq], one.tries, inputs.get(one.seq, ()), one.latency) for one in chosen]
+    return [
+        Lease(one.job_id, number, specs[one.seq], one.tries, inputs.get(one.seq, ()), one.latency)
+        for one, number in zip(chosen, numbers, strict=True)
+    ]
 
 
 def _take_back(tx: Tx, changes: Changes, case: Case, held: Collection[tuple[str, int]]) -> bool:
@@ -161,14 +165,28 @@ def _wanted(filters: Mapping[str, Any] | None, name: str) -> frozenset[str] | No
     return frozenset(map(str, names)) if isinstance(names, list) else None
 
 
-def _lease(tx: Tx, node: NodeRow, chosen: Sequence[Candidate]) -> dict[int, str]:
+class _Era:
+    """The number up to which no attempt is numbered any more: a restore of the database raises it, and no coordinator runs then."""
+
+    number: int | None = None
+
+
+def _era(tx: Tx) -> int:
+    era = tx.memo(_Era)
+    if era.number is None:
+        row = tx.row("SELECT next FROM counters WHERE name = 'attempts'")
+        era.number = 0 if row is None else int(row[0])
+    return era.number
+
+
+def _lease(tx: Tx, node: NodeRow, chosen: Sequence[Candidate], numbers: Sequence[int]) -> dict[int, str]:
     """Write the leases: job, attempt and event together; answers the specs by seq."""
     if not chosen:
         return {}
     updates, attempts, events = [], [], []
-    for one in chosen:
+    for one, number in zip(chosen, numbers, strict=True):
         job = jobs.advance(
-            Job(job_id=one.job_id, state=JobState.QUEUED, attempt=one.attempt, tries=one.tries),
+            Job(job_id=one.job_id, state=JobState.QUEUED, attempt=number - 1, tries=one.tries),
             JobEvent.LEASE, now=tx.now, node_id=node.node_id,
         )  # fmt: skip
         updates.append((job.attempt, node.node_id, one.seq, one.attempt))

@@ -168,6 +168,12 @@ def find_artifact(tx: Tx, job_id: str, path: str, attempt: int | None = None) ->
     return found[path]
 
 
+def next_attempt(tx: Tx, job_id: str, attempt: int) -> int:
+    """The attempt of a job that came after this one: numbers may be left out (`upkeep.eras`). The same one where there is none yet."""
+    row = tx.row("SELECT min(attempt) FROM attempts WHERE job_seq = ? AND attempt > ?", (_seq(tx, job_id, None), attempt))
+    return attempt if row is None or row[0] is None else int(row[0])
+
+
 def log_facts(tx: Tx, job_id: str, stream: str, attempt: int | None = None) -> LogFacts:
     """The log of the latest attempt, or of the one named; length 0 and attempt 0 before the first.
 

@@ -1,0 +1,292 @@
+"""Backups: taken while others write, proved, restored; what is damaged, foreign or unfinished is told; keys and encryption."""
+
+import asyncio
+import io
+import logging
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from cli_rig import ostler
+from ostler.coordinator.artifacts.store import DirectoryArtifacts
+from ostler.coordinator.keys import open_keys
+from ostler.coordinator.operations import uploads
+from ostler.coordinator.sealing import open_sealer
+from ostler.coordinator.upkeep.repository import Repository
+from ostler.coordinator.upkeep.restoring import restore as restore_backup
+from ostler.model.failures import FailureCode
+from ostler.protocol.messages import ArtifactEntry
+from store_rig import Rig
+
+LOGGER = logging.getLogger("ostler.tests")
+PASSPHRASE = "correct horse battery staple"
+
+
+async def store_blob(data: Path, content: bytes) -> str:
+    artifacts = DirectoryArtifacts(data / "artifacts", logger=LOGGER)
+    await artifacts.open()
+    staging = await artifacts.stage()
+    await staging.write(content)
+    stored = await staging.commit()
+    await artifacts.close()
+    return stored.sha256
+
+
+@pytest.fixture
+async def site(tmp_path: Path):
+    """A coordinator's data with jobs in every state that matters, artifacts and keys; its store is open, as in a running one."""
+    data = tmp_path / "data"
+    rig = Rig.open(data / "ostler.db")
+    open_keys(data / "keys")
+    open_sealer(data / "keys")
+    (data / "admin.token").write_text("ostler_api_admin_x")
+    (data / "admin.token").chmod(0o600)
+    contents = [await store_blob(data, f"artifact {i}".encode() * 1000) for i in range(3)]
+    await rig.join("n1", slots=8)
+    await rig.submit(5)
+    done, failed, *_ = await rig.begin("n1", slots=3)
+    await rig.append("n1", done, 0, b"hello\n")
+    entries = tuple(ArtifactEntry(path=f"out{i}", type="file", size=10_000, sha256=one) for i, one in enumerate(contents[:2]))
+    assert (await rig.finish("n1", done, artifacts=entries)).ok
+    assert (await rig.fail("n1", failed, FailureCode.EXIT)).ok
+    await rig.write(uploads.note_upload, contents[2], "admin")
+    yield SimpleNamespace(data=data, rig=rig, contents=contents, to=tmp_path / "backups", root=tmp_path)
+    rig.close()
+
+
+def dump(path: Path) -> list[str]:
+    with closing(sqlite3.connect(path)) as connection:
+        return list(connection.iterdump())
+
+
+def create(site: SimpleNamespace, *more: object) -> dict:
+    done = ostler("backup", "create", site.to, "--data", site.data, "--json", *more)
+    assert done.returncode == 0, done.stderr
+    return done.json
+
+
+def restore(site: SimpleNamespace, *more: object, where: str = "elsewhere"):
+    return ostler("restore", site.to, "--data", site.root / where, "--json", *more)
+
+
+async def test_a_backup_becomes_the_same_data_again(site: SimpleNamespace):
+    made = create(site, "--with-keys")
+    assert (made["rows"]["jobs"], made["artifacts"], made["missing"], made["encrypted"]) == (5, 3, 0, False)
+    before = {
+        table: await site.rig.rows(f"SELECT * FROM {table}") for table in ("jobs", "attempts", "specs", "log_chunks", "nodes")
+    }
+    await site.rig.submit(7)  # is not in it
+    proved = ostler("backup", "verify", site.to)
+    assert proved.returncode == 0, proved.stderr
+    done = restore(site)
+    assert done.returncode == 0, done.stderr
+    there = site.root / "elsewhere"
+    assert {"keys/signing.key", "keys/hmac.key", "keys/secrets.key", "admin.token"} == set(done.json["keys"])
+    for name in done.json["keys"]:
+        assert (there / name).read_bytes() == (site.data / name).read_bytes()
+        assert (there / name).stat().st_mode & 0o777 == 0o600
+    for sha256 in site.contents:
+        place = f"artifacts/objects/{sha256[:2]}/{sha256[2:]}"
+        assert (there / place).read_bytes() == (site.data / place).read_bytes()
+    assert {file.name for file in there.iterdir()} == {"ostler.db", "ostler.lock", "keys", "admin.token", "artifacts"}
+    rig = Rig.open(there / "ostler.db", site.rig.clock)
+    try:
+        for table, rows in before.items():
+            assert await rig.rows(f"SELECT * FROM {table}") == rows
+        assert await rig.rows("PRAGMA integrity_check") == [("ok",)]
+        assert await rig.rows("SELECT action, target FROM audit") == [("restore", made["backup"])]
+    finally:
+        rig.close()
+
+
+async def test_a_second_backup_stores_only_what_is_new(site: SimpleNamespace):
+    first = create(site)
+    fourth = await store_blob(site.data, b"a fourth")
+    await site.rig.write(uploads.note_upload, fourth, "admin")
+    inodes = {path: path.stat().st_ino for path in (site.to / "objects").rglob("*") if path.is_file()}
+    second = create(site)
+    assert second["artifacts"] == 4
+    assert {path: path.stat().st_ino for path in inodes} == inodes
+    listed = ostler("backup", "list", site.to, "--json").json
+    assert [one["backup"] for one in listed] == [first["backup"], second["backup"]]
+    # retention takes it from the coordinator; the newest backup goes, and what only it had
+    with closing(sqlite3.connect(site.data / "ostler.db")) as connection, connection:
+        connection.execute("DELETE FROM uploads WHERE sha256 = ?", (fourth,))
+    third = create(site)
+    pruned = ostler("backup", "prune", site.to, "--keep", 1, "--json").json
+    assert pruned == {"removed": [first["backup"], second["backup"]], "objects": 1}
+    assert [one["backup"] for one in ostler("backup", "list", site.to, "--json").json] == [third["backup"]]
+    assert ostler("backup", "verify", site.to).returncode == 0
+
+
+async def test_writers_go_on_meanwhile_and_each_backup_is_of_one_moment(site: SimpleNamespace):
+    """A job's row, its spec and its event come in one transaction: no backup has one without the others."""
+    over, made = threading.Event(), []
+
+    def take() -> None:
+        try:
+            made.extend(create(site) for _ in range(3))
+        finally:
+            over.set()
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    count = 5
+    while not over.is_set():
+        await site.rig.submit(20)
+        count += 20
+    thread.join()
+    assert len(made) == 3
+    assert made[-1]["rows"]["jobs"] > 5
+    for one in made:
+        assert one["rows"]["jobs"] == one["rows"]["specs"]
+        assert ostler("backup", "verify", site.to, one["backup"]).returncode == 0
+    assert len(await site.rig.rows("SELECT 1 FROM jobs")) == count
+
+
+@pytest.mark.parametrize("what", ["database", "artifact", "list", "manifest", "gone"])
+async def test_damage_is_found(site: SimpleNamespace, what: str):
+    made = create(site)
+    place = site.to / made["backup"]
+    content = site.to / "objects" / site.contents[0][:2] / site.contents[0][2:]
+    target = {
+        "database": place / "ostler.db", "artifact": content, "list": place / "objects.txt", "manifest": place / "manifest.json",
+        "gone": content,
+    }[what]  # fmt: skip
+    changed = bytearray(target.read_bytes())
+    changed[len(changed) // 2] ^= 1
+    target.unlink()  # an artifact is a second name of the coordinator's own file
+    if what != "gone":
+        target.write_bytes(changed)
+    found = ostler("backup", "verify", site.to)
+    assert found.returncode == 3
+    assert "Traceback" not in found.stderr
+    again = restore(site)
+    assert again.returncode == 3
+    assert not (site.root / "elsewhere" / "ostler.db").exists()
+
+
+async def test_a_damaged_database_is_not_backed_up(site: SimpleNamespace):
+    create(site)
+    site.rig.close()
+    path = site.data / "ostler.db"
+    content = bytearray(path.read_bytes())
+    for page in range(3, len(content) // 4096):
+        content[page * 4096 : page * 4096 + 64] = b"\xff" * 64
+    path.write_bytes(content)
+    done = ostler("backup", "create", site.to, "--data", site.data)
+    assert (done.returncode, "Traceback" in done.stderr) == (3, False)
+    assert len(ostler("backup", "list", site.to, "--json").json) == 1
+
+
+async def test_encrypted_backups_tell_nothing_without_the_passphrase(site: SimpleNamespace, monkeypatch: pytest.MonkeyPatch):
+    file = site.root / "passphrase"
+    file.write_text(f"{PASSPHRASE}\n")
+    made = create(site, "--with-keys", "--encrypt", "--passphrase-file", file)
+    assert made["encrypted"]
+    create(site, "--passphrase-file", file)
+    plain = [(site.data / "keys" / "signing.key").read_bytes(), b"SQLite format 3", b"artifact 0", site.contents[0].encode()]
+    for path in (one for one in site.to.rglob("*") if one.is_file()):
+        stored = path.read_bytes()
+        assert not any(piece in stored for piece in plain), path
+        assert site.contents[0][2:] not in path.name
+    assert ostler("backup", "list", site.to).returncode == 0
+    monkeypatch.setattr("sys.stdin", io.StringIO())  # no terminal
+    assert "no passphrase" in ostler("backup", "verify", site.to).stderr
+    monkeypatch.setenv("OSTLER_BACKUP_PASSPHRASE", "another")
+    assert "does not open" in ostler("backup", "verify", site.to).stderr
+    monkeypatch.setenv("OSTLER_BACKUP_PASSPHRASE", PASSPHRASE)
+    assert ostler("backup", "verify", site.to).returncode == 0
+    assert ostler("backup", "prune", site.to, "--keep", 1, "--json").json["objects"] == 0
+    done = restore(site)
+    assert done.returncode == 0, done.stderr
+    for sha256 in site.contents:
+        place = f"artifacts/objects/{sha256[:2]}/{sha256[2:]}"
+        assert (site.root / "elsewhere" / place).read_bytes() == (site.data / place).read_bytes()
+
+
+async def test_no_number_is_given_twice(site: SimpleNamespace):
+    """What nodes and readers saw after the backup: the same job, attempt and event under those numbers never come again."""
+    create(site)
+    again = await site.rig.begin("n1", slots=8)
+    assert await site.rig.submit(1, job_id="chosen") == ["chosen"]
+    seen = {(one.job_id, one.attempt) for one in [*again, *await site.rig.begin("n1", slots=8)]}
+    [(event,)] = await site.rig.rows("SELECT max(id) FROM events")
+    repository = Repository.open(site.to)
+    for number, place in enumerate(("first", "second")):  # from the same backup: two lives that know nothing of each other
+        now = datetime.now(UTC) + timedelta(seconds=number)
+        restore_backup(repository, repository.find(None), site.root / place, replace=False, now=now, logger=LOGGER)
+        rig = Rig.open(site.root / place / "ostler.db", site.rig.clock)
+        try:
+            live = await rig.rows("SELECT j.job_id, a.attempt FROM attempts a JOIN jobs j ON j.seq = a.job_seq")
+            assert all(attempt == 1 for _, attempt in live)  # what a node may still hold keeps its number
+            await rig.submit(1, job_id="chosen")
+            given = await rig.begin("n1", slots=8)
+            assert "chosen" in {one.job_id for one in given}
+            assert not seen & {(one.job_id, one.attempt) for one in given}
+            seen |= {(one.job_id, one.attempt) for one in given}
+            [(first,)] = await rig.rows("SELECT min(id) FROM events WHERE kind = 'lease' AND attempt > 1")
+            assert first > event
+            [(event,)] = await rig.rows("SELECT max(id) FROM events")
+            assert (await rig.finish("n1", given[0])).ok
+            assert (await rig.job(given[0].job_id)).tries == 1
+        finally:
+            rig.close()
+
+
+async def test_nobody_s_database_is_overwritten(site: SimpleNamespace):
+    create(site)
+    running = ostler("restore", site.to, "--data", site.data, "--replace")
+    assert (running.returncode, "another coordinator" in running.stderr) == (3, True)
+    site.rig.close()
+    refused = ostler("restore", site.to, "--data", site.data)
+    assert (refused.returncode, "--replace" in refused.stderr) == (3, True)
+    before = dump(site.data / "ostler.db")
+    done = ostler("restore", site.to, "--data", site.data, "--replace", "--json")
+    assert done.returncode == 0, done.stderr
+    assert dump(Path(done.json["moved"])) == before
+    assert (done.json["keys"], done.json["kept"]) == ([], [])
+    assert not any("keys of the coordinator" in one for one in done.json["warnings"])
+
+
+async def test_without_its_keys_a_restored_coordinator_is_told_so(site: SimpleNamespace):
+    create(site)
+    done = restore(site)
+    assert any("nodes obey no other one" in one for one in done.json["warnings"])
+    assert any("secrets" in one for one in done.json["warnings"])
+
+
+async def test_what_is_no_backup_is_refused(site: SimpleNamespace):
+    assert "no backups" in ostler("backup", "verify", site.root / "nothing").stderr
+    (site.root / "full").mkdir()
+    (site.root / "full" / "photo.jpg").write_text("x")
+    assert ostler("backup", "create", site.root / "full", "--data", site.data).returncode == 3
+    assert "no database" in ostler("backup", "create", site.to, "--data", site.root / "nothing").stderr
+    assert ostler("backup", "verify", site.to, "../data").returncode == 3
+
+
+async def test_what_was_killed_is_no_backup_and_in_nobody_s_way(site: SimpleNamespace):
+    """Killed at the last moment: everything is there but the name."""
+    script = (
+        "import os, signal, sys\n"
+        "from ostler.coordinator.upkeep import repository\n"
+        "from ostler.cli.main import app\n"
+        "repository.Repository.finish = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"  # no other way to die right there
+        "app(sys.argv[1:])\n"
+    )
+    command = [sys.executable, "-c", script, "backup", "create", str(site.to), "--data", str(site.data)]
+    killed = await asyncio.to_thread(subprocess.run, command, check=False, capture_output=True, timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    assert ostler("backup", "list", site.to, "--json").json == []
+    made = create(site)
+    assert [one["backup"] for one in ostler("backup", "list", site.to, "--json").json] == [made["backup"]]
+    assert not list(site.to.glob(".part*"))
+    assert not list((site.data / ".backup").iterdir())
