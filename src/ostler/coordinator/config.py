@@ -162,8 +162,9 @@ class CoordinatorConfig:
     """Where the coordinator keeps its data, where it listens, and the durations that it sets for nodes.
 
     `data` is a directory that belongs to one coordinator. A node's lease lasts `lease`; the coordinator adds `lease_margin`
-    before it judges, so that a node always gives a job up earlier than it is reassigned. A pull is held back for `pull_wait`, at the most for half of the lease. Sizes are in bytes. Beyond loopback it
-    listens with `tls` alone; `allow_insecure_listen` is for a proxy on another machine that terminates TLS.
+    before it judges, so that a node always gives a job up earlier than it is reassigned. A pull is held back for `pull_wait`, at the
+    most for half of the lease. Sizes are in bytes. Beyond loopback it listens with `tls` alone; `allow_insecure_listen` is for a
+    proxy on another machine that terminates TLS.
 
     Jobs of `latency_queues` go before other jobs of the same submitter and begin before what a node has leased ahead; the jobs of all
     other queues are leased in batches.
