@@ -159,6 +159,15 @@ class Rig:
     async def rows(self, sql: str, *params: Any) -> list[tuple[Any, ...]]:
         return await self.read(lambda tx: tx.rows(sql, params))
 
+    @property
+    def on_postgres(self) -> bool:
+        return self.url.startswith("postgres")
+
+    async def plan(self, sql: str) -> str:
+        """How the database would walk through this query."""
+        explain = "EXPLAIN" if self.on_postgres else "EXPLAIN QUERY PLAN"
+        return "\n".join(str(row[-1]) for row in await self.rows(f"{explain} {sql}"))
+
     async def everything(self) -> dict[str, list[tuple[Any, ...]]]:
         """All that jobs' rows say, to compare with later."""
         tables = ("jobs", "attempts", "events", "artifacts", "logs", "log_chunks")

@@ -5,16 +5,21 @@ from pathlib import Path
 
 import pytest
 
+import postgres
 from store_rig import Rig
 
-ADAPTERS = ("sqlite",)  # "postgresql" joins this tuple together with its branch in `store_url`
+ADAPTERS = ("sqlite", "postgresql")
 
 
 @pytest.fixture(params=ADAPTERS)
-def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A new, empty database of each kind."""
-    assert request.param == "sqlite"
-    return str(tmp_path / "data" / "ostler.db")
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A new database of each kind, without jobs."""
+    if request.param == "sqlite":
+        yield str(tmp_path / "data" / "ostler.db")
+        return
+    server = postgres.shared()
+    with server.borrowed() as name:
+        yield server.url(name)
 
 
 @pytest.fixture

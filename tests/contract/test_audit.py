@@ -212,6 +212,8 @@ async def test_what_was_removed_swapped_or_cut_off_is_found(day, tmp_path):
 
 async def test_a_row_that_is_no_text_any_more_is_listed_and_found(rig):
     """The store itself, which decodes what it reads, goes on."""
+    if rig.on_postgres:
+        pytest.skip("PostgreSQL takes no text that is none, not even of its superuser")
     await work(rig, hours=1)
     await rig.write(audit.seal, KEY.sign)
 

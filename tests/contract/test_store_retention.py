@@ -324,11 +324,11 @@ async def test_what_is_being_read_waits_for_the_next_pass(setting):
 async def test_events_and_keys_go_by_age_and_a_webhook_is_waited_for_a_while(setting):
     setting.policy = Retention(events=timedelta(days=2), jobs=timedelta(days=300))
     await setting.done()
-    await setting.rig.write(lambda tx: tx.run("INSERT INTO idempotency VALUES ('alice', 'k', x'00', ?, '{}')", (tx.at,)))
+    await setting.rig.write(lambda tx: tx.run("INSERT INTO idempotency VALUES ('alice', 'k', ?, ?, '{}')", (b"\0", tx.at)))
     await setting.rig.write(
         lambda tx: tx.run(
             "INSERT INTO webhooks (webhook_id, url, kinds, sealed, cursor, created_at, failures) "
-            "VALUES ('w', 'http://x', '[]', x'00', 2, ?, 0)", (tx.at,)
+            "VALUES ('w', 'http://x', '[]', ?, 2, ?, 0)", (b"\0", tx.at)
         )
     )  # fmt: skip
     total = await setting.count("events")
@@ -409,7 +409,7 @@ async def test_a_plan_counts_what_a_pass_then_removes(setting):
     )
     await setting.done(log=b"xx", artifact=b"yy")
     await setting.rig.write(note_upload, "ab" * 32, "alice")
-    await setting.rig.write(lambda tx: tx.run("INSERT INTO idempotency VALUES ('alice', 'k', x'00', ?, '{}')", (tx.at,)))
+    await setting.rig.write(lambda tx: tx.run("INSERT INTO idempotency VALUES ('alice', 'k', ?, ?, '{}')", (b"\0", tx.at)))
     await day_of_audit(setting)
     setting.rig.clock.advance(DAY)
     counts = (await setting.pruner.plan(0)).counts

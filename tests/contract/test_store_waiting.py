@@ -125,5 +125,4 @@ async def test_lists_of_what_waits(rig: Rig):
 
 
 async def test_what_waits_is_listed_along_its_own_index(rig: Rig):
-    plan = await rig.rows("EXPLAIN QUERY PLAN SELECT seq FROM jobs WHERE jobs.waits > 0 ORDER BY seq DESC")
-    assert any("ix_jobs_waiting" in row[-1] for row in plan), plan
+    assert "ix_jobs_waiting" in await rig.plan("SELECT seq FROM jobs WHERE jobs.waits > 0 ORDER BY seq DESC")

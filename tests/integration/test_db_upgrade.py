@@ -118,6 +118,6 @@ def test_what_is_newer_or_not_ours_is_refused_with_the_way_out(tmp_path: Path):
 
 def test_the_data_s_own_file_says_where_the_database_is(tmp_path: Path):
     Rig.open(tmp_path / "elsewhere" / "jobs.db").close()
-    (tmp_path / "coordinator.yaml").write_text(f"database_url: {tmp_path}/elsewhere/jobs.db\n")
+    (tmp_path / "coordinator.yaml").write_text(f"store: {tmp_path}/elsewhere/jobs.db\n")
     code, found = status(tmp_path)
     assert (code, found["store"]) == (0, str(tmp_path / "elsewhere" / "jobs.db"))

@@ -20,7 +20,7 @@ from pathlib import Path
 import uvloop
 
 from ostler.assembly import handover
-from ostler.coordinator.config import CoordinatorConfig
+from ostler.coordinator.config import CoordinatorConfig, refuse_password
 from ostler.coordinator.keys import read_secret
 from ostler.coordinator.service import run_coordinator
 from ostler.model.errors import InvalidSpec, OstlerError, Problem, Rejected
@@ -39,6 +39,7 @@ def parse(arguments: Sequence[str]) -> tuple[CoordinatorConfig, argparse.Namespa
     source.add_argument("--config-fd", type=int, metavar="N", help="read the whole configuration from this descriptor")
     source.add_argument("--data", type=Path, metavar="DIR", help="the directory that belongs to this coordinator")
     parser.add_argument("--listen", default="127.0.0.1:7070", metavar="HOST:PORT", help="port 0 takes a free one")
+    parser.add_argument("--store", metavar="URL", help="where the state is kept (default: ostler.db in the data directory)")
     parser.add_argument("--allow-insecure-listen", action="store_true", help="listen beyond loopback although there is no TLS")
     parser.add_argument("--lease", type=float, metavar="S", help="how long a node's lease lasts")
     parser.add_argument("--heartbeat", type=float, metavar="S", help="how often a node renews")
@@ -50,11 +51,13 @@ def parse(arguments: Sequence[str]) -> tuple[CoordinatorConfig, argparse.Namespa
     host, _, port = given.listen.rpartition(":")
     if not host or not port.isdigit():
         parser.error(f"--listen: {given.listen!r} is not HOST:PORT")
+    refuse_password(given.store)
     plain = CoordinatorConfig(data=given.data.absolute())
     config = replace(
         plain,
         listen_host=host.strip("[]"),
         listen_port=int(port),
+        store=given.store,
         allow_insecure_listen=given.allow_insecure_listen,
         lease=plain.lease if given.lease is None else timedelta(seconds=given.lease),
         heartbeat=plain.heartbeat if given.heartbeat is None else timedelta(seconds=given.heartbeat),

@@ -20,6 +20,6 @@ def find_installation(
     own = None if place is None else place / "coordinator.yaml"
     flags = {} if place is None else {"data": Flag(name="--data", value=str(place))}
     if store is not None:
-        flags["database_url"] = Flag(name="--store", value=store)
+        flags["store"] = Flag(name="--store", value=store)
     file = config or (own if own is not None and own.exists() else None)
     return resolve_coordinator(file, env=env, flags=flags).value

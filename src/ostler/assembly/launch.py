@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 from ostler.assembly import handover
 from ostler.assembly.resolve import host_problems, parse_listen, resolve_coordinator, resolve_node
+from ostler.coordinator.config import refuse_password
 from ostler.model.errors import InvalidSpec, Problem
 from ostler.node.config import NodeConfig
 from ostler.runtime.settings import Flag, invalid
@@ -47,9 +48,17 @@ def become_node(file: Path) -> NoReturn:
     _become(NODE, checked_node(file, env=os.environ), "--config-file", str(file))
 
 
-def become_coordinator(data: Path | None, listen: str | None, file: Path | None) -> NoReturn:
+def store_flags(store: str | None) -> dict[str, Flag]:
+    """`--store` as a setting; raises InvalidSpec where a password stands in it, which every user of the machine can read."""
+    refuse_password(store)
+    return {} if store is None else {"store": Flag(name="--store", value=store)}
+
+
+def become_coordinator(data: Path | None, listen: str | None, file: Path | None, store: str | None = None) -> NoReturn:
     """Replace this process by the coordinator."""
-    flags = listen_flags(listen) | ({} if data is None else {"data": Flag(name="--data", value=str(data.absolute()))})
+    flags = listen_flags(listen) | store_flags(store)
+    if data is not None:
+        flags["data"] = Flag(name="--data", value=str(data.absolute()))
     _become(COORDINATOR, resolve_coordinator(file, env=os.environ, flags=flags).value)
 
 

@@ -57,6 +57,15 @@ def coordinator(
         typer.Option("--data", metavar="DIR", parser=folder, help="The data directory; it belongs to one coordinator."),
     ] = None,
     listen: ListenOption = None,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            "--store",
+            metavar="URL",
+            help="postgresql://USER@HOST:PORT/DATABASE, which coordinators may share, or an SQLite file. Default: ostler.db in DIR. "
+            "No password here: see PGPASSFILE.",
+        ),
+    ] = None,
     config: Annotated[
         Path | None, typer.Option("--config", metavar="FILE", help="More settings (YAML); options here win over it.")
     ] = None,
@@ -66,4 +75,4 @@ def coordinator(
 
     if data is None and config is None and not os.environ.get("OSTLER_COORDINATOR__DATA"):
         raise typer.BadParameter("say --data DIR")
-    launch.become_coordinator(data, listen, config)
+    launch.become_coordinator(data, listen, config, store)

@@ -4,7 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from urllib.parse import urlsplit
 
+from ostler.model.errors import InvalidSpec
 from ostler.model.manifest import NAME
 from ostler.model.quota import parse_money
 
@@ -12,6 +14,16 @@ DATABASE_NAME = "ostler.db"
 RENEW_AFTER = timedelta(seconds=1)  # a pull that changes nothing else renews at most so often; a lease's margin must be longer
 
 STRICT = {"extra": "forbid"}
+
+
+def refuse_password(store: str | None) -> None:
+    """For an address of the store that was typed as an option: raises InvalidSpec where a password stands in it."""
+    if store is not None and "://" in store and (urlsplit(store).password or "password=" in store):
+        raise InvalidSpec(
+            "a password on the command line can be read by everybody on this machine",
+            hint="leave it out of --store: put it into ~/.pgpass (or the file that PGPASSFILE names) or PGPASSWORD, or write the whole "
+            "address as `store` into coordinator.yaml, or into OSTLER_COORDINATOR__STORE",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,6 +178,9 @@ class CoordinatorConfig:
     most for half of the lease. Sizes are in bytes. Beyond loopback it listens with `tls` alone; `allow_insecure_listen` is for a
     proxy on another machine that terminates TLS.
 
+    `store` is where the state is kept: an SQLite file, which is `ostler.db` in `data` where nothing is said, or
+    postgresql://USER@HOST:PORT/DATABASE, which several coordinators may share; `env:NAME` reads it from the environment.
+
     Jobs of `latency_queues` go before other jobs of the same submitter and begin before what a node has leased ahead; the jobs of all
     other queues are leased in batches.
     """
@@ -184,7 +199,7 @@ class CoordinatorConfig:
     latency_queues: tuple[str, ...] = ("interactive",)
     max_log_bytes: int = 64 * 2**20
     max_batch: int = 10_000
-    database_url: str | None = None
+    store: str | None = field(default=None, repr=False)
     secrets: SecretsConfig = SecretsConfig()
     retention: Retention = field(default_factory=Retention)
     limits: LimitsConfig = LimitsConfig()
@@ -203,8 +218,8 @@ class CoordinatorConfig:
 
     @property
     def database(self) -> str:
-        """What `Store.open` takes: a URL where one is configured, else the SQLite file under `data`."""
-        return self.database_url or str(self.data / DATABASE_NAME)
+        """What `Store.open` takes: what is configured, else the SQLite file under `data`."""
+        return self.store or str(self.data / DATABASE_NAME)
 
     def problems(self) -> list[str]:
         """Every contradiction at once, as "field: what is wrong"; empty when the values fit each other."""

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-NOT_NEEDED = ("yaml", "pygments", "rich", "httpx", "cryptography.x509", "alembic", "typer")
+NOT_NEEDED = ("yaml", "pygments", "rich", "httpx", "cryptography.x509", "alembic", "typer", "psycopg")
 
 
 def test_a_plain_coordinator_loads_only_what_it_runs():

@@ -184,7 +184,7 @@ def test_the_configuration_names_every_contradiction(tmp_path):
     good = CoordinatorConfig(data=tmp_path)
     assert good.problems() == []
     assert good.database == str(tmp_path / "ostler.db")
-    assert CoordinatorConfig(data=tmp_path, database_url="sqlite:///x").database == "sqlite:///x"
+    assert CoordinatorConfig(data=tmp_path, store="sqlite:///x").database == "sqlite:///x"
     bad = CoordinatorConfig(
         data=tmp_path, listen_port=70_000, lease=timedelta(seconds=30), heartbeat=timedelta(seconds=20), pull_wait=timedelta(0),
         lease_margin=timedelta(seconds=-1), max_log_bytes=0, max_batch=0,

@@ -115,7 +115,7 @@ def _count(tx: Tx, owner: str, states: str, limit: int) -> int:
     """How many of the owner's jobs are in these states; it stops just beyond the limit."""
     row = tx.row(
         f"""SELECT count(*) FROM (SELECT 1 FROM jobs {tx.by_index("ix_jobs_metered")}
-            WHERE owner = ? AND metered = 1 AND state IN ({states}) LIMIT ?) AS some""",  # noqa: S608 - our own constants
+            WHERE owner = ? AND metered = 1 AND state IN ({states}) LIMIT ?) AS found""",  # noqa: S608 - our own constants
         (owner, limit + 1),
     )
     return int(row[0]) if row else 0

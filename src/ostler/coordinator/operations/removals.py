@@ -38,7 +38,7 @@ def jobs_after(tx: Tx, seq: int) -> tuple[list[Aged], int | None]:
     Those that no node ever had and that are not over have nothing to lose: they are passed over, so many at a time.
     """
     last, count = tx.row(
-        "SELECT max(seq), count(*) FROM (SELECT seq FROM jobs WHERE seq > ? ORDER BY seq LIMIT ?) AS some", (seq, STRETCH)
+        "SELECT max(seq), count(*) FROM (SELECT seq FROM jobs WHERE seq > ? ORDER BY seq LIMIT ?) AS few", (seq, STRETCH)
     ) or (None, 0)
     rows = tx.rows(
         f"""SELECT jobs.seq, jobs.job_id, CASE WHEN jobs.state IN ({NOT_OVER_SQL}) THEN NULL ELSE jobs.finished_at END, jobs.group_id,

@@ -68,6 +68,14 @@ class Database(Protocol):
         """
         ...
 
+    def lost(self, connection: Connection) -> bool:
+        """Whether a connection is gone for good: whatever was not committed through it is undone."""
+        ...
+
+    def tune(self, connection: Connection) -> None:
+        """Settings of tables that the engine keeps, after they were made or migrated; inside the caller's transaction."""
+        ...
+
     def translate(self, exc: BaseException) -> OstlerError | None:
         """The error tree's class for a driver's error; None where it is a bug of ours."""
         ...

@@ -29,10 +29,12 @@ def prepare(database: Database, *, logger: logging.Logger) -> None:
                     "CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num))"
                 )
                 connection.exec_driver_sql(f"INSERT INTO alembic_version VALUES ('{SCHEMA:04}')")  # noqa: S608 - a number of ours
+                database.tune(connection)
                 stamp(connection)
             elif found < SCHEMA:
                 logger.info("schema_migrating", extra={"attrs": {"from": found, "to": SCHEMA}})
                 upgrade(connection)
+                database.tune(connection)
                 stamp(connection)
             elif _value(connection, "release") != __version__:
                 stamp(connection)

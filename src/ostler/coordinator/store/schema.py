@@ -20,8 +20,8 @@ from sqlalchemy import (
     LargeBinary,
     MetaData,
     Table,
-    Text,
 )
+from sqlalchemy import Text as AnyText
 from sqlalchemy.types import TypeEngine
 
 from ostler.model.access import Role
@@ -47,6 +47,8 @@ metadata = MetaData(
 )
 
 Int = BigInteger().with_variant(Integer(), "sqlite")  # a STRICT table of SQLite knows INTEGER alone, which is 64 bits there
+# Bytes decide the order, as in SQLite: pages of names must not depend on the language of a server.
+Text = AnyText().with_variant(AnyText(collation="C"), "postgresql")
 Real: TypeEngine[float] = Double().with_variant(REAL(), "sqlite")
 
 

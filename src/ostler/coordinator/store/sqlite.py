@@ -120,6 +120,13 @@ class SqliteDatabase:
         """One writer draws the ids, one transaction after the other."""
         return "1 = 1"
 
+    def lost(self, connection: Connection) -> bool:
+        """A file does not go away."""
+        return False
+
+    def tune(self, connection: Connection) -> None:
+        """SQLite keeps none: everything is set for each connection."""
+
     def translate(self, exc: BaseException) -> OstlerError | None:
         """A full, busy or failing disk as StoreBusy, a value that no column holds as InvalidSpec; None for the rest."""
         if isinstance(exc, OverflowError | UnicodeEncodeError):

@@ -98,10 +98,9 @@ class Writer:
         database, batch = self._database, [first]
         until = time.monotonic() + MAX_BATCH_S
         try:
-            connection = self._connection = self._connection or database.connect(write=True)
             with self._some:
                 durable = first.durable or any(pending.durable for pending in self._waiting)
-            database.begin(connection, write=True, durable=durable)
+            connection = self._begin(durable=durable)
             done = self._execute(connection, first, alone=True, durable=durable)
             while self._waiting and len(batch) < MAX_OPERATIONS and time.monotonic() < until:
                 if self._waiting[0].durable and not durable:
@@ -118,6 +117,21 @@ class Writer:
                     pending.error = database.translate(exc) or exc
             self._logger.warning("transaction_failed", extra={"attrs": {"operations": len(batch), "error": str(exc)}})
         return batch
+
+    def _begin(self, *, durable: bool) -> Connection:
+        """The connection, in a new transaction. One that was cut while nobody used it is replaced, and no caller learns of it."""
+        database = self._database
+        if self._connection is not None:
+            try:
+                database.begin(self._connection, write=True, durable=durable)
+                return self._connection
+            except Exception:
+                if not database.lost(self._connection):
+                    raise
+                self._drop_connection()
+        connection = self._connection = database.connect(write=True)
+        database.begin(connection, write=True, durable=durable)
+        return connection
 
     def _execute(self, connection: Connection, pending: Pending, *, alone: bool, durable: bool) -> bool:
         """Run one operation; True when it succeeded. Raises where the engine has undone the whole transaction."""

@@ -8,6 +8,7 @@ down_revision = "0002"
 branch_labels = None
 depends_on = None
 
+Text = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 Int = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 Real: sa.types.TypeEngine[float] = sa.Double().with_variant(sa.REAL(), "sqlite")
 
@@ -29,17 +30,19 @@ def _tokens_and_nodes() -> None:
         "ALTER TABLE tokens ADD COLUMN role TEXT CONSTRAINT ck_tokens_role "
         "CHECK (role IN ('admin', 'operator', 'submitter', 'viewer'))"
     )
-    op.add_column("tokens", sa.Column("principal", sa.Text(), nullable=True))
-    op.add_column("tokens", sa.Column("pool", sa.Text(), nullable=True))
+    if op.get_bind().dialect.name == "postgresql":
+        op.alter_column("tokens", "role", type_=Text)
+    op.add_column("tokens", sa.Column("principal", Text, nullable=True))
+    op.add_column("tokens", sa.Column("pool", Text, nullable=True))
     op.execute("UPDATE tokens SET role = 'admin', principal = 'admin' WHERE kind = 'api'")
-    op.add_column("nodes", sa.Column("pool", sa.Text(), server_default="default", nullable=False))
-    op.add_column("nodes", sa.Column("cordoned", sa.Text(), nullable=True))
-    op.add_column("nodes", sa.Column("quarantine", sa.Text(), nullable=True))
+    op.add_column("nodes", sa.Column("pool", Text, server_default="default", nullable=False))
+    op.add_column("nodes", sa.Column("cordoned", Text, nullable=True))
+    op.add_column("nodes", sa.Column("quarantine", Text, nullable=True))
 
 
 def _jobs() -> None:
     op.drop_index("ix_jobs_claim", "jobs")
-    op.add_column("jobs", sa.Column("owner", sa.Text(), nullable=True))
+    op.add_column("jobs", sa.Column("owner", Text, nullable=True))
     op.add_column("jobs", sa.Column("rank", Int, server_default="0", nullable=False))
     op.add_column("jobs", sa.Column("not_before", Int, nullable=True))
     op.add_column("jobs", sa.Column("waits", Int, server_default="0", nullable=False))
@@ -61,8 +64,8 @@ def _dependencies() -> None:
         "dependencies",
         sa.Column("on_seq", Int, autoincrement=False, nullable=False),
         sa.Column("job_seq", Int, autoincrement=False, nullable=False),
-        sa.Column("until", sa.Text(), nullable=False),
-        sa.Column("otherwise", sa.Text(), nullable=False),
+        sa.Column("until", Text, nullable=False),
+        sa.Column("otherwise", Text, nullable=False),
         sa.CheckConstraint("until IN ('done', 'success')", name=op.f("ck_dependencies_until")),
         sa.CheckConstraint("otherwise IN ('cancel', 'hold')", name=op.f("ck_dependencies_otherwise")),
         sa.ForeignKeyConstraint(["on_seq"], ["jobs.seq"], name=op.f("fk_dependencies_on_seq"), ondelete="CASCADE"),
@@ -75,10 +78,10 @@ def _dependencies() -> None:
     op.create_table(
         "handed",
         sa.Column("job_seq", Int, autoincrement=False, nullable=False),
-        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("name", Text, nullable=False),
         sa.Column("on_seq", Int, nullable=False),
-        sa.Column("path", sa.Text(), nullable=False),
-        sa.Column("sha256", sa.Text(), nullable=True),
+        sa.Column("path", Text, nullable=False),
+        sa.Column("sha256", Text, nullable=True),
         sa.Column("size", Int, nullable=True),
         sa.ForeignKeyConstraint(["job_seq"], ["jobs.seq"], name=op.f("fk_handed_job_seq"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("job_seq", "name", name=op.f("pk_handed")),
@@ -91,8 +94,8 @@ def _dependencies() -> None:
 def _people() -> None:
     op.create_table(
         "uploads",
-        sa.Column("sha256", sa.Text(), nullable=False),
-        sa.Column("owner", sa.Text(), nullable=False),
+        sa.Column("sha256", Text, nullable=False),
+        sa.Column("owner", Text, nullable=False),
         sa.Column("uploaded_at", Int, nullable=False),
         sa.PrimaryKeyConstraint("sha256", "owner", name=op.f("pk_uploads")),
         sqlite_strict=True,
@@ -100,32 +103,32 @@ def _people() -> None:
     )
     op.create_table(
         "idempotency",
-        sa.Column("principal", sa.Text(), nullable=False),
-        sa.Column("key", sa.Text(), nullable=False),
+        sa.Column("principal", Text, nullable=False),
+        sa.Column("key", Text, nullable=False),
         sa.Column("digest", sa.LargeBinary(), nullable=False),
         sa.Column("created_at", Int, nullable=False),
-        sa.Column("answer", sa.Text(), nullable=False),
+        sa.Column("answer", Text, nullable=False),
         sa.PrimaryKeyConstraint("principal", "key", name=op.f("pk_idempotency")),
         sqlite_strict=True,
     )
     op.create_index("ix_idempotency_created", "idempotency", ["created_at"])
     op.create_table(
         "secrets",
-        sa.Column("owner", sa.Text(), nullable=False),
-        sa.Column("name", sa.Text(), nullable=False),
-        sa.Column("roles", sa.Text(), nullable=False),
-        sa.Column("pools", sa.Text(), nullable=False),
+        sa.Column("owner", Text, nullable=False),
+        sa.Column("name", Text, nullable=False),
+        sa.Column("roles", Text, nullable=False),
+        sa.Column("pools", Text, nullable=False),
         sa.Column("version", Int, nullable=False),
         sa.Column("created_at", Int, nullable=False),
         sa.Column("updated_at", Int, nullable=False),
-        sa.Column("updated_by", sa.Text(), nullable=False),
+        sa.Column("updated_by", Text, nullable=False),
         sa.Column("sealed", sa.LargeBinary(), nullable=False),
         sa.PrimaryKeyConstraint("owner", "name", name=op.f("pk_secrets")),
         sqlite_strict=True,
     )
     op.create_table(
         "quotas",
-        sa.Column("principal", sa.Text(), nullable=False),
+        sa.Column("principal", Text, nullable=False),
         sa.Column("queued", Int, nullable=True),
         sa.Column("running", Int, nullable=True),
         sa.Column("cpu_us", Int, nullable=True),
@@ -136,7 +139,7 @@ def _people() -> None:
     )
     op.create_table(
         "prices",
-        sa.Column("pool", sa.Text(), nullable=False),
+        sa.Column("pool", Text, nullable=False),
         sa.Column("cpu_hour", Int, nullable=False),
         sa.Column("gpu_hour", Int, nullable=False),
         sa.PrimaryKeyConstraint("pool", name=op.f("pk_prices")),
@@ -144,7 +147,7 @@ def _people() -> None:
     )
     op.create_table(
         "usage",
-        sa.Column("principal", sa.Text(), nullable=False),
+        sa.Column("principal", Text, nullable=False),
         sa.Column("day", Int, autoincrement=False, nullable=False),
         sa.Column("cpu_us", Int, nullable=False),
         sa.Column("gpu_us", Int, nullable=False),
@@ -161,9 +164,9 @@ def _retention() -> None:
     op.create_table(
         "removed",
         sa.Column("job_seq", Int, autoincrement=False, nullable=False),
-        sa.Column("part", sa.Text(), nullable=False),
+        sa.Column("part", Text, nullable=False),
         sa.Column("at", Int, nullable=False),
-        sa.Column("why", sa.Text(), nullable=False),
+        sa.Column("why", Text, nullable=False),
         sa.CheckConstraint("part IN ('artifacts', 'logs')", name=op.f("ck_removed_part")),
         sa.ForeignKeyConstraint(["job_seq"], ["jobs.seq"], name=op.f("fk_removed_job_seq"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("job_seq", "part", name=op.f("pk_removed")),
@@ -175,17 +178,17 @@ def _retention() -> None:
 def _records() -> None:
     op.create_table(
         "webhooks",
-        sa.Column("webhook_id", sa.Text(), nullable=False),
-        sa.Column("owner", sa.Text(), nullable=True),
-        sa.Column("url", sa.Text(), nullable=False),
-        sa.Column("kinds", sa.Text(), nullable=False),
+        sa.Column("webhook_id", Text, nullable=False),
+        sa.Column("owner", Text, nullable=True),
+        sa.Column("url", Text, nullable=False),
+        sa.Column("kinds", Text, nullable=False),
         sa.Column("sealed", sa.LargeBinary(), nullable=False),
         sa.Column("cursor", Int, nullable=False),
         sa.Column("created_at", Int, nullable=False),
         sa.Column("failures", Int, nullable=False),
         sa.Column("failing_since", Int, nullable=True),
         sa.Column("due_at", Int, nullable=True),
-        sa.Column("error", sa.Text(), nullable=True),
+        sa.Column("error", Text, nullable=True),
         sa.Column("disabled_at", Int, nullable=True),
         sa.PrimaryKeyConstraint("webhook_id", name=op.f("pk_webhooks")),
         sqlite_strict=True,
@@ -194,15 +197,15 @@ def _records() -> None:
         "audit",
         sa.Column("id", Int, nullable=False),
         sa.Column("at", Int, nullable=False),
-        sa.Column("principal", sa.Text(), nullable=True),
-        sa.Column("token_id", sa.Text(), nullable=True),
-        sa.Column("role", sa.Text(), nullable=True),
-        sa.Column("action", sa.Text(), nullable=False),
-        sa.Column("target", sa.Text(), nullable=True),
+        sa.Column("principal", Text, nullable=True),
+        sa.Column("token_id", Text, nullable=True),
+        sa.Column("role", Text, nullable=True),
+        sa.Column("action", Text, nullable=False),
+        sa.Column("target", Text, nullable=True),
         sa.Column("status", Int, nullable=False),
-        sa.Column("peer", sa.Text(), nullable=True),
-        sa.Column("request_id", sa.Text(), nullable=True),
-        sa.Column("detail", sa.Text(), nullable=True),
+        sa.Column("peer", Text, nullable=True),
+        sa.Column("request_id", Text, nullable=True),
+        sa.Column("detail", Text, nullable=True),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_audit")),
         sqlite_strict=True,
         sqlite_autoincrement=True,

@@ -8,6 +8,7 @@ down_revision = "0003"
 branch_labels = None
 depends_on = None
 
+Text = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 Int = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
@@ -15,7 +16,7 @@ def upgrade() -> None:
     """One new table; what was delivered before stays in files."""
     op.create_table(
         "contents",
-        sa.Column("sha256", sa.Text(), nullable=False),
+        sa.Column("sha256", Text, nullable=False),
         sa.Column("stored_at", Int, nullable=False),
         sa.Column("data", sa.LargeBinary(), nullable=False),
         sa.PrimaryKeyConstraint("sha256", name=op.f("pk_contents")),

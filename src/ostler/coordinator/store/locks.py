@@ -1,0 +1,17 @@
+"""The advisory locks that coordinators on one PostgreSQL share: numbers that nobody else's program takes by chance."""
+
+from enum import IntEnum
+
+_OURS = 0x4F53  # "OS", in the two highest bytes of every key
+_BITS = 40
+
+
+class Lock(IntEnum):
+    """What a lock is about."""
+
+    WRITE = 1  # held by every transaction that writes: alone, or shared with others that may run beside it
+
+
+def key_of(lock: Lock, number: int = 0) -> int:
+    """The 64-bit key of a lock, of one among many where it has a number."""
+    return (_OURS << 48) | (lock << _BITS) | (number & ((1 << _BITS) - 1))

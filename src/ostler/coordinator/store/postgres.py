@@ -1,0 +1,314 @@
+"""The adapter for PostgreSQL 15 and newer, through psycopg: several coordinators may use one database at the same time.
+
+The driver's connections are in autocommit and begin nothing by themselves: transactions are ours, as with SQLite.
+"""
+
+import contextlib
+import re
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any
+
+import psycopg
+from psycopg import errors as pg
+from psycopg.adapt import Buffer, Dumper, Loader
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.types.numeric import Int8Dumper
+from psycopg.types.string import StrDumperUnknown
+from sqlalchemy import Connection, create_engine
+from sqlalchemy.pool import NullPool
+
+from ostler.coordinator.store.locks import Lock, key_of
+from ostler.model.errors import InvalidSpec, OstlerError, Rejected, StoreBusy
+
+OLDEST = 15
+CONNECT_S = 5
+RETRY_S = 1.0
+
+# What a session is told, before anything else. No plan may depend on guesses about how much is stored: every query of ours has an
+# index to walk, and the planner takes it where all else costs too much. Compiling a query takes longer than any of ours runs. A
+# coordinator that vanished without a word is noticed by the server, so that its locks do not outlive it for long.
+SETTINGS = {
+    "application_name": "ostler",
+    "enable_seqscan": "off",
+    "enable_bitmapscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    "jit": "off",
+    "timezone": "UTC",
+    "client_encoding": "UTF8",
+    "statement_timeout": "0",
+    "idle_in_transaction_session_timeout": "30s",
+    "tcp_keepalives_idle": "5",
+    "tcp_keepalives_interval": "2",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "10s",
+}
+# Rows of these tables change all the time: the room of old versions is given back early, or the heads of the queues would be found
+# behind thousands of dead entries.
+BUSY_TABLES = ("jobs", "attempts", "nodes", "counters", "usage", "webhooks")
+_TUNED = "autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 500, autovacuum_analyze_scale_factor = 0.05"
+
+# Not the fault of any call: the same one may succeed later.
+_PASSING = (
+    pg.OperationalError,
+    pg.InterfaceError,
+    pg.InternalError_,
+    pg.ReadOnlySqlTransaction,
+    pg.IdleInTransactionSessionTimeout,
+    pg.TransactionTimeout,
+    pg.LockNotAvailable,
+)
+
+
+class PostgresDatabase:
+    """One database on a server, which other coordinators may use as well."""
+
+    def __init__(self, url: str) -> None:
+        self.where = describe(url)
+        self._url = url
+        # Isolation is ours: Core must not begin a transaction of its own.
+        self.engine = create_engine("postgresql+psycopg://", creator=self._open, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+        with self._open() as connection:
+            _check(connection, self.where)
+
+    def _open(self) -> psycopg.Connection[Any]:
+        try:
+            connection = psycopg.connect(
+                self._url, autocommit=True, connect_timeout=CONNECT_S, keepalives_idle=5, keepalives_interval=2, keepalives_count=3,
+                tcp_user_timeout=10_000,
+            )  # fmt: skip
+        except psycopg.Error as exc:
+            raise _unreachable(exc, self.where) from exc
+        connection.execute("; ".join(f"SET {name} = '{value}'" for name, value in SETTINGS.items()))
+        _adapt(connection)
+        return connection
+
+    def connect(self, *, write: bool) -> Connection:
+        """A connection, set up for writing or for reading alone."""
+        return self.engine.connect()
+
+    def begin(self, connection: Connection, *, write: bool, durable: bool = True) -> None:
+        """Begin. A writer waits until no other one is at work; a reader sees one moment through all of its queries.
+
+        What need not be `durable` survives this process, and the server's unless the machine dies within a moment.
+        """
+        if not write:
+            _simple(connection, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            return
+        lazily = "" if durable else "; SET LOCAL synchronous_commit = off"
+        _simple(connection, f"BEGIN{lazily}; SELECT pg_advisory_xact_lock({key_of(Lock.WRITE)})")
+
+    def commit(self, connection: Connection) -> None:
+        """Commit; where it must be durable the server's log is synced before this returns."""
+        _simple(connection, "COMMIT")
+
+    def rollback(self, connection: Connection) -> None:
+        """Undo the transaction; no error where the connection is gone, which undoes it as well."""
+        if not self.lost(connection):
+            with contextlib.suppress(psycopg.Error):
+                _simple(connection, "ROLLBACK")
+
+    def savepoint(self, connection: Connection) -> None:
+        """Mark where one more operation begins."""
+        _simple(connection, "SAVEPOINT operation")
+
+    def release(self, connection: Connection) -> None:
+        """Keep what was done since the mark."""
+        _simple(connection, "RELEASE operation")
+
+    def undo(self, connection: Connection) -> bool:
+        """Undo what was done since the mark; False where the connection is gone and the whole transaction with it."""
+        if self.lost(connection):
+            return False
+        _simple(connection, "ROLLBACK TO operation; RELEASE operation")
+        return True
+
+    def sql(self, text: str) -> str:
+        """`%s` instead of `?`."""
+        return _spelled(text)
+
+    def any_of(self, column: str) -> str:
+        """One text for lists of any length."""
+        return f"{column} = ANY(?)"
+
+    def array(self, values: Iterable[Any]) -> Any:
+        """A list, which the driver makes an array of."""
+        return list(values)
+
+    def by_index(self, name: str) -> str:
+        """The planner takes no names of indexes; the session's settings leave it little choice."""
+        return ""
+
+    def settled(self, alias: str) -> str:
+        """One writer draws the ids, one transaction after the other."""
+        return "1 = 1"
+
+    def translate(self, exc: BaseException) -> OstlerError | None:
+        """A server that is away, busy or full as StoreBusy, a value that no column holds as InvalidSpec; None for the rest."""
+        if isinstance(exc, UnicodeEncodeError):
+            return InvalidSpec(f"a value of the request cannot be stored: {exc}", hint="text is valid Unicode")
+        if isinstance(exc, OstlerError):
+            return exc
+        cause = getattr(exc, "orig", None) or exc  # Core wraps the driver's error
+        if not isinstance(cause, psycopg.Error):
+            return None
+        if isinstance(cause, pg.DataError):
+            return InvalidSpec(
+                f"a value of the request cannot be stored: {_line(cause)}", hint="numbers have 64 bits, text is valid Unicode"
+            )
+        if isinstance(cause, pg.InsufficientPrivilege):
+            return _forbidden(cause, self.where)
+        if isinstance(cause, _PASSING):
+            return StoreBusy(
+                f"the database {self.where} cannot be used now: {_line(cause)}", retry_after=RETRY_S,
+                hint="look at the server, its log and the free space of its disk; the coordinator goes on by itself",
+            )  # fmt: skip
+        return None
+
+    def lost(self, connection: Connection) -> bool:
+        """Whether the server, or what stands between, has cut it."""
+        return connection.invalidated or connection.closed or _driver(connection).closed
+
+    def tune(self, connection: Connection) -> None:
+        """Settings of tables, after they were made or migrated."""
+        for table in BUSY_TABLES:
+            _simple(connection, f"ALTER TABLE {table} SET ({_TUNED})")
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.engine.dispose()
+
+
+# --- how statements and values are spelled -----------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=4096)
+def _spelled(text: str) -> str:
+    return text.replace("%", "%%").replace("?", "%s")
+
+
+def _driver(connection: Connection) -> psycopg.Connection[Any]:
+    driver: psycopg.Connection[Any] = connection.connection.driver_connection  # type: ignore[assignment]
+    return driver
+
+
+def _simple(connection: Connection, statements: str) -> None:
+    """Without parameters: several statements go in one message and are never prepared."""
+    _driver(connection).execute(statements, prepare=False)
+
+
+class _Text(StrDumperUnknown):
+    """Text columns take no NUL: what a program printed or a person typed is stored all the same."""
+
+    def dump(self, obj: str) -> Buffer | None:
+        return super().dump(obj.replace("\0", "\ufffd") if "\0" in obj else obj)
+
+
+class _Flag(Dumper):
+    """Flags are integers in the tables, as in SQLite."""
+
+    oid = Int8Dumper.oid
+
+    def dump(self, obj: bool) -> Buffer | None:
+        return b"1" if obj else b"0"
+
+
+class _Sum(Loader):
+    """A sum of integers, which the server answers as a decimal number."""
+
+    def load(self, data: Buffer) -> int | float:
+        text = bytes(data)
+        return float(text) if b"." in text else int(text)
+
+
+def _adapt(connection: psycopg.Connection[Any]) -> None:
+    adapters = connection.adapters
+    # One type whatever the size: a statement is planned once for each list of types that it is called with.
+    adapters.register_dumper(int, Int8Dumper)
+    adapters.register_dumper(bool, _Flag)
+    adapters.register_dumper(str, _Text)
+    adapters.register_loader("numeric", _Sum)
+
+
+# --- what goes wrong ---------------------------------------------------------------------------------------------------------
+
+
+def describe(url: str) -> str:
+    """A database in words, without its password: "ostler at db.example:5432". Raises InvalidSpec."""
+    try:
+        said = conninfo_to_dict(url)
+    except psycopg.ProgrammingError:  # its message may repeat the text, and with it the password
+        raise InvalidSpec(
+            "the address of the store is not valid",
+            hint="write postgresql://USER@HOST:PORT/DATABASE, or a path to an SQLite file",
+        ) from None
+    name, host, port = said.get("dbname") or said.get("user") or "", said.get("host") or "", said.get("port") or 5432
+    if not host or str(host).startswith("/"):
+        return f"{name or 'of the user'} on this machine"
+    return f"{name or 'of the user'} at {host}:{port}"
+
+
+def has_password(url: str) -> bool:
+    """Whether a password stands in the address itself."""
+    try:
+        return bool(conninfo_to_dict(url).get("password"))
+    except psycopg.ProgrammingError:
+        return False
+
+
+def _check(connection: psycopg.Connection[Any], where: str) -> None:
+    """Raises Rejected for a server that cannot hold our tables."""
+    version = connection.info.server_version
+    if version < OLDEST * 10_000:
+        raise Rejected(
+            f"the server of the database {where} is PostgreSQL {version // 10_000}; Ostler needs {OLDEST} or newer",
+            hint="upgrade the server, or use another one",
+        )
+    encoding = connection.info.parameter_status("server_encoding")
+    if encoding != "UTF8":
+        raise Rejected(
+            f"the database {where} stores text as {encoding}; Ostler needs UTF8",
+            hint="make another one: CREATE DATABASE ostler TEMPLATE template0 ENCODING 'UTF8'",
+        )
+
+
+_REFUSED = (  # what the server or libpq says -> what to do about it
+    (r"password authentication failed|no password supplied|fe_sendauth",
+     "check user and password; the password may stand in ~/.pgpass (PGPASSFILE), PGPASSWORD, or the `store` of coordinator.yaml"),
+    (r'role "[^"]*" does not exist', "make the user: createuser --pwprompt NAME"),
+    (r'database "[^"]*" does not exist', "make the database: createdb --owner USER NAME"),
+    (r"no pg_hba.conf entry|authentication failed", "allow the user to connect from here: pg_hba.conf on the server"),
+    (r"permission denied", "let the user in: GRANT ALL ON DATABASE NAME TO USER"),
+    (r"too many|remaining connection slots", "each coordinator needs ten connections: raise max_connections on the server"),
+    (r"could not translate host name|Name or service not known", "check the host's name in the address of the store"),
+    (r"certificate|SSL|TLS", "check sslmode, sslrootcert, sslcert and sslkey in the address of the store"),
+    (r"invalid (connection option|URI query parameter|port|sslmode)", "write postgresql://USER@HOST:PORT/DATABASE"),
+)  # fmt: skip
+_AWAY = re.compile(
+    r"starting up|shutting down|not yet accepting|in recovery|Connection refused|timeout|timed out|No such file", re.I
+)
+
+
+def _unreachable(exc: psycopg.Error, where: str) -> OstlerError:
+    """Why there is no connection, in one line."""
+    said = _line(exc)
+    for pattern, hint in _REFUSED:
+        if re.search(pattern, said):
+            return Rejected(f"the database {where} does not let the coordinator in: {said}", hint=hint)
+    hint = "start the server, or check host and port in the address of the store"
+    if _AWAY.search(said):
+        return StoreBusy(f"the database {where} cannot be reached: {said}", retry_after=RETRY_S, hint=hint)
+    return StoreBusy(f"the database {where} cannot be reached: {said}", retry_after=RETRY_S, hint=hint)
+
+
+def _forbidden(exc: psycopg.Error, where: str) -> OstlerError:
+    return Rejected(
+        f"the database {where} does not let the coordinator work: {_line(exc)}",
+        hint="let its user make and own the tables: GRANT ALL ON SCHEMA public TO USER, or ALTER DATABASE NAME OWNER TO USER",
+    )
+
+
+def _line(exc: psycopg.Error) -> str:
+    """The driver's words in one line; they name hosts, users and databases, never a password."""
+    return " ".join(str(exc.diag.message_primary or exc).split())[:300]
