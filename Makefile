@@ -8,10 +8,10 @@ DEV_STAMP := .venv/.dev-$(shell cksum < lock/dev.txt | cut -d' ' -f1)
 INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check
 export PYTHONDONTWRITEBYTECODE ?=
 
-.PHONY: help run test check fmt bench venv dev lock docs clean
+.PHONY: help run test check fmt bench bench-quick venv dev lock docs clean
 
 help:  ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
 .venv/bin/python:
 	@echo "==> making .venv"
@@ -57,8 +57,13 @@ fmt: $(DEV_STAMP)  ## format and mend what can be mended by itself
 docs: $(DEV_STAMP)  ## write the generated reference pages anew
 	@$(PY) tools/reference.py
 
-bench: $(DEV_STAMP)  ## throughput, latency and footprint (bench/README.md)
+bench: $(DEV_STAMP)  ## product and peers in turns: rates, latency, footprint, verdicts (bench/README.md)
+	@tools/system-packages bubblewrap
 	@$(PY) bench/run.py $(ARGS)
+
+bench-quick: $(DEV_STAMP)  ## the same with few jobs and the peers that matter most, in three minutes
+	@tools/system-packages bubblewrap
+	@$(PY) bench/run.py --quick $(ARGS)
 
 lock: $(DEV_STAMP)  ## pin the dependencies anew
 	@for set in run dev; do \

@@ -1,176 +1,216 @@
-"""Throughput, latency and footprint of the embedded set, measured from outside through the API and the processes' own figures."""
+"""`make bench`: product and peers in turns on one machine; table, plot and verdicts. bench/README.md says what is measured."""
 
 import argparse
 import json
 import os
-import platform
+import resource
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
-import httpx
-import psutil
-import yaml
+import environment
+import report
+from driver import adopt_orphans, end_descendants
 
-ROOT = Path(__file__).resolve().parent.parent
-PARTS = {"coordinator": "ostler.assembly.coordinator", "node": "ostler.assembly.node", "keeper": "ostler/node/keeper"}
-LIVE = "queued,leased,acked,preparing,running,uploading,retry_wait"
-PLACE = ROOT / "var" / "bench"
-OSTLER = Path(sys.executable).parent / "ostler"
+RESULTS = environment.ROOT / "bench" / "results"
+LIMIT_S = 400  # of one turn
 
 
-def percentile(values, share):
-    """The value below which `share` of the sorted values lie."""
-    values = sorted(values)
-    return values[min(len(values) - 1, round(share * (len(values) - 1)))]
+@dataclass(frozen=True)
+class Entry:
+    """One contestant: its name in the table, its class, what it needs beside Python packages, and which figures are taken of it."""
+
+    name: str
+    target: str
+    needs: tuple[str, ...] = ()
+    section: str = "systems"
 
 
-class Embedded:
-    """`ostler up` in a fresh directory with the wanted sandbox level; stopped and removed at the end."""
-
-    def __init__(self, level, slots):
-        # On the disk of the checkout, and removed only when all is measured: ext4 passes over inodes that were freed in the last
-        # minutes, one by one, which makes each new file cost up to 0.4 ms and measures the last benchmark, or the last tests.
-        PLACE.mkdir(parents=True, exist_ok=True)
-        self.data = Path(tempfile.mkdtemp(prefix="data-", dir=PLACE))
-        self.level, self.slots = level, slots
-        self.env = {**os.environ, "OSTLER_NODE__SANDBOX__LEVEL": level, "XDG_CONFIG_HOME": str(self.data / "config")}
-
-    def __enter__(self):
-        allow = self.data / "allowlist.d"
-        allow.mkdir()
-        (allow / "date.yaml").write_text(yaml.safe_dump({"command": {"path": "/usr/bin/date"}, "args": [["\\+%s\\.%N"]]}))
-        (allow / "true.yaml").write_text(yaml.safe_dump({"command": {"path": "/usr/bin/true"}}))
-        self.process = subprocess.Popen(
-            [OSTLER, "up", "--data", self.data, "--listen", "127.0.0.1:0", "--slots", str(self.slots)],
-            stdout=subprocess.PIPE, stderr=(self.data / "up.err").open("wb"), text=True, env=self.env,
-        )  # fmt: skip
-        for line in self.process.stdout:
-            if line.startswith("ready "):
-                self.url = line.split()[1]
-                break
-        else:
-            sys.exit((self.data / "up.err").read_text())
-        token = (self.data / "admin.token").read_text().strip()
-        self.http = httpx.Client(base_url=f"{self.url}/api/v1", headers={"Authorization": f"Bearer {token}"}, timeout=120)
-        return self
-
-    def __exit__(self, *_):
-        self.http.close()
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(30)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-
-    def processes(self):
-        """The set's processes by part: the descendants of `ostler up`, and the keeper of this data directory."""
-        ours = {one.pid for one in psutil.Process(self.process.pid).children(recursive=True)}
-        found = {}
-        for one in psutil.process_iter(["cmdline"]):
-            line = " ".join(one.info["cmdline"] or [])
-            for part, mark in PARTS.items():
-                if mark in line and (one.pid in ours or str(self.data) in line):
-                    found.setdefault(part, one)
-        return found
+OSTLER = Entry("ostler", "product:Ostler")
+SANDBOXED = Entry("ostler in bubblewrap", "product:Sandboxed", section="sandbox")
+PEERS = (
+    Entry("hyperqueue", "on_hyperqueue:HyperQueue"),
+    Entry("procrastinate", "on_procrastinate:Procrastinate", ("postgres",)),
+    Entry("celery", "on_celery:CeleryRedis", ("redis",)),
+    Entry("celery-always", "on_celery:Always", ("redis",)),
+    Entry("saq", "on_saq:Saq", ("redis",)),
+    Entry("rq", "on_rq:Rq", ("redis",)),
+    Entry("dask", "on_dask:Dask"),
+)
+QUICK_PEERS = ("hyperqueue", "procrastinate", "celery")
+# Which figures answer which target of the product.
+FIGURES = {"q1": ("bulk", "singles"), "q2": ("external",), "q3": ("tasks",), "q5": ("footprint", "cold")}
+LAST_ROUND = ("footprint", "cold")
 
 
-def bulk(system, jobs):
-    """Jobs per second for one bulk submit of `jobs` times /bin/true."""
-    manifests = [{"command": "true", "args": []}] * jobs
-    begin = time.perf_counter()
-    answer = system.http.post("/jobs", json=manifests)
-    answer.raise_for_status()
-    submitted = time.perf_counter()
-    while True:
-        live = system.http.get(
-            "/jobs", params={"state": "queued,leased,acked,preparing,running,uploading,retry_wait", "count": "true", "limit": 1}
-        )
-        if live.json()["total"] == 0:
-            break
-        time.sleep(0.02)
-    wall = time.perf_counter() - begin
-    done = system.http.get("/jobs", params={"state": "done", "count": "true", "limit": 1}).json()["total"]
-    return {"jobs_per_s": jobs / wall, "submit_per_s": jobs / (submitted - begin), "done": done}
+@dataclass(frozen=True)
+class Turn:
+    """One contestant measured once."""
+
+    round: int
+    entry: Entry
+    figures: dict[str, float]
+
+    @property
+    def key(self) -> str:
+        """The same turn of an earlier run that is resumed."""
+        return json.dumps([self.round, self.entry.name, self.figures])
 
 
-def latency(system, jobs):
-    """Milliseconds from submit to the job's own first instruction, and to its result, one job at a time."""
-    started, result = [], []
-    for _ in range(jobs):
-        before = time.time()
-        job = system.http.post("/jobs", json={"command": "date", "args": ["+%s.%N"]}).json()["items"][0]["job_id"]
-        view = system.http.get(f"/jobs/{job}/result", params={"wait_s": 30}).json()
-        result.append((time.time() - before) * 1e3)
-        if view["state"] != "done":
-            sys.exit(f"a latency job ended as {view['state']}: {view.get('failure')}")
-        stamp = float(system.http.get(f"/jobs/{job}/logs").text)
-        started.append((stamp - before) * 1e3)
-        time.sleep(0.02)
+def amounts(args: argparse.Namespace) -> dict[str, float]:
+    """How much of each figure: jobs, or seconds for the footprint, or repetitions for the cold start."""
     return {
-        "started_p50_ms": statistics.median(started), "started_p99_ms": percentile(started, 0.99),
-        "result_p50_ms": statistics.median(result), "result_p99_ms": percentile(result, 0.99),
+        "bulk": args.jobs, "singles": args.jobs // 2, "tasks": args.tasks, "external": args.latency,
+        "footprint": args.idle, "cold": args.cold,
     }  # fmt: skip
 
 
-def footprint(system, idle_s):
-    """PSS in MB and idle CPU in percent of one core, by part."""
-    parts = system.processes()
-    before = {name: one.cpu_times() for name, one in parts.items()}
-    time.sleep(idle_s)
-    figures = {}
-    for name, one in parts.items():
-        now = one.cpu_times()
-        cpu = (now.user + now.system - before[name].user - before[name].system) / idle_s * 100
-        figures[name] = {"pss_mb": one.memory_full_info().pss / 2**20, "idle_cpu_pct": cpu}
-    return figures
+def schedule(args: argparse.Namespace) -> list[Turn]:
+    """All turns in order; each round begins with another contestant, so that no one is always first after a pause."""
+    entries = [OSTLER, *(one for one in PEERS if one.name in args.peers)]
+    size = amounts(args)
+    wanted = [name for question, names in FIGURES.items() if question in args.only for name in names]
+    turns = []
+    for number in range(1, args.rounds + 1):
+        figures = {name: size[name] for name in size if name in wanted and (name not in LAST_ROUND or number == args.rounds)}
+        shift = (number - 1) % len(entries)
+        if figures:
+            turns += [Turn(number, one, figures) for one in entries[shift:] + entries[:shift]]
+        if "q4" in args.only:
+            turns.append(Turn(number, SANDBOXED, {"bulk": args.jobs // 4, "external": args.latency // 2}))
+    return turns
 
 
-def main():
-    """Measure and print."""
+def others_cpu_s() -> float:
+    """CPU seconds of the whole machine, less those of this run's processes that ended."""
+    user, nice, system, _, _, irq, soft, steal = map(int, Path("/proc/stat").read_text().splitlines()[0].split()[1:9])
+    own = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    whole = (user + nice + system + irq + soft + steal) / os.sysconf("SC_CLK_TCK")
+    return whole - sum(one.ru_utime + one.ru_stime for one in own)
+
+
+class Runner:
+    """Takes turns, one process each, and keeps what they say."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.missing: dict[str, str] = {}
+        environment.PLACE.mkdir(parents=True, exist_ok=True)
+        # On the disk of the checkout, and removed only when all is measured: ext4 passes over inodes that were freed in the last
+        # minutes, one by one, which makes each new file cost up to 0.4 ms and measures the last turn, not this one.
+        self.place = Path(tempfile.mkdtemp(prefix="run-", dir=environment.PLACE))
+        self.place.chmod(0o711)
+        self.count = 0
+
+    def take(self, turn: Turn) -> dict:
+        """Measure; what went wrong is data too."""
+        row = {"key": turn.key, "round": turn.round, "name": turn.entry.name, "section": turn.entry.section}
+        if turn.entry.name in self.missing:
+            return row | {"missing": self.missing[turn.entry.name]}
+        try:
+            env = environment.environment(turn.entry.needs)
+            python = environment.python_of_peers() if turn.entry.target.startswith("on_") else Path(sys.executable)
+        except environment.Missing as exc:
+            self.missing[turn.entry.name] = str(exc)
+            print(f"not to be had: {exc}", flush=True)
+            return row | {"missing": str(exc)}
+        self.count += 1
+        plan = {"place": str(self.place / f"{self.count}-{turn.entry.name.replace(' ', '-')}"), "slots": self.args.slots}
+        os.sync()  # nobody pays for what another one left unwritten
+        others, begin = others_cpu_s(), time.monotonic()
+        process = subprocess.Popen(
+            [python, "-m", "turn", turn.entry.target, json.dumps(plan | {"figures": turn.figures})],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=env, start_new_session=True,
+        )  # fmt: skip
+        try:
+            out, _ = process.communicate(timeout=LIMIT_S)
+        except subprocess.TimeoutExpired:
+            process.terminate()
+            out, _ = process.communicate(timeout=60)
+        finally:
+            end_descendants()  # also what a turn that was killed left behind
+        wall = time.monotonic() - begin
+        row |= {"wall_s": wall, "others_cores": max(others_cpu_s() - others, 0) / wall}
+        return row | (
+            json.loads(out) if process.returncode == 0 else {"failed": f"exit {process.returncode}; its words are above"}
+        )
+
+    def close(self) -> None:
+        """End what lives, and only now remove files."""
+        end_descendants()
+        shutil.rmtree(self.place, ignore_errors=True)
+
+
+def arguments() -> argparse.Namespace:
+    """What the command line says; `--quick` changes the defaults."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--jobs", type=int, default=2000, help="jobs of one bulk submit")
-    parser.add_argument("--singles", type=int, default=100, help="jobs of the latency run")
-    parser.add_argument("--runs", type=int, default=3, help="bulk submits; the median counts")
-    parser.add_argument("--slots", type=int, default=os.cpu_count(), help="slots of the node")
-    parser.add_argument("--levels", default="process,bwrap", help="sandbox levels, comma-separated")
-    parser.add_argument("--idle", type=float, default=10, help="seconds of the idle measurement")
+    parser.add_argument("--quick", action="store_true", help="fewer jobs, rounds and peers: under three minutes")
+    parser.add_argument("--only", default="", help="targets, as q1,q4 (default: all)")
+    parser.add_argument("--peers", help=f"of {', '.join(one.name for one in PEERS)}; or none")
+    parser.add_argument("--rounds", type=int, help="turns of each contestant; medians count (3, quick 2)")
+    parser.add_argument("--jobs", type=int, help="external no-ops in bulk, half as many one by one (2000, quick 600)")
+    parser.add_argument("--tasks", type=int, help="Python no-ops (4000, quick 1000)")
+    parser.add_argument("--latency", type=int, help="jobs of the latency run (100, quick 40)")
+    parser.add_argument("--idle", type=float, help="seconds of the idle measurement (15, quick 5)")
+    parser.add_argument("--cold", type=int, help="cold starts (5, quick 1)")
+    parser.add_argument("--slots", type=int, default=2, help="slots of the worker, of each system the same (2)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where the tables go (bench/results)")
+    parser.add_argument("--resume", action="store_true", help="go on with the turns of a run that was interrupted")
     args = parser.parse_args()
-    report = {
-        "machine": {"cores": os.cpu_count(), "kernel": platform.release(), "python": platform.python_version()},
-        "levels": {},
-    }
-    print(f"{args.jobs} jobs per bulk submit, {args.slots} slots, {os.cpu_count()} cores\n")
+    whole = {"rounds": 3, "jobs": 2000, "tasks": 4000, "latency": 100, "idle": 15.0, "cold": 5}
+    quick = {"rounds": 2, "jobs": 600, "tasks": 1000, "latency": 40, "idle": 5.0, "cold": 1}
+    for name, value in (quick if args.quick else whole).items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    known = sorted([*FIGURES, "q4"])
+    args.only = [one.strip() for one in args.only.lower().split(",") if one.strip()] or known
+    peers = args.peers.split(",") if args.peers is not None else QUICK_PEERS if args.quick else [one.name for one in PEERS]
+    args.peers = [] if list(peers) == ["none"] else list(peers)
+    for what, given, possible in (("--only", args.only, known), ("--peers", args.peers, [one.name for one in PEERS])):
+        if strange := set(given) - set(possible):
+            parser.error(f"{what}: {', '.join(sorted(strange))} is none of {', '.join(possible)}")
+    return args
+
+
+def interrupted(_: int, __: FrameType | None) -> None:
+    """SIGTERM ends as Ctrl-C does: what was measured is told, what was started is ended."""
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Measure and tell."""
+    args = arguments()
+    signal.signal(signal.SIGTERM, interrupted)
+    adopt_orphans()
+    args.results.mkdir(parents=True, exist_ok=True)
+    log = args.results / "turns.jsonl"
+    rows = {row["key"]: row for row in map(json.loads, log.read_text().splitlines())} if args.resume and log.exists() else {}
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows.values()))
+    turns, begin = schedule(args), time.monotonic()
+    runner = Runner(args)
+    try:
+        for number, turn in enumerate(turns, 1):
+            if turn.key in rows:
+                continue
+            print(f"[{number}/{len(turns)}] round {turn.round} {turn.entry.name}: ", end="", flush=True)
+            row = rows[turn.key] = runner.take(turn)
+            print(f"({row.get('wall_s', 0):.0f} s)", flush=True)
+            with log.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+    except KeyboardInterrupt:
+        print("\ninterrupted; `--resume` goes on from here", flush=True)
+    finally:
+        runner.close()
+    chosen = [rows[turn.key] for turn in turns if turn.key in rows]
     print(
-        "| level | bulk jobs/s (median of runs) | submit → started p50 / p99 ms | submit → result p50 / p99 ms |\n|---|---|---|---|"
+        report.write(args.results, chosen, {"slots": args.slots, "minutes": (time.monotonic() - begin) / 60}, environment.PLACE)
     )
-    for level in args.levels.split(","):
-        count = args.jobs if level == "process" else max(args.jobs // 4, 1)
-        with Embedded(level, args.slots) as system:
-            bulk(system, 50)
-            runs = [bulk(system, count)["jobs_per_s"] for _ in range(args.runs)]
-            late = latency(system, args.singles)
-            foot = footprint(system, args.idle) if level == "process" else {}
-        report["levels"][level] = {"bulk": runs, "latency": late, "footprint": foot}
-        shown = ", ".join(f"{run:.0f}" for run in runs)
-        print(f"| {level} | **{statistics.median(runs):.0f}** ({shown}) | {late['started_p50_ms']:.1f} / {late['started_p99_ms']:.1f} "
-              f"| {late['result_p50_ms']:.1f} / {late['result_p99_ms']:.1f} |", flush=True)  # fmt: skip
-        for name, one in foot.items():
-            report["levels"][level].setdefault("lines", []).append(
-                f"{name}: {one['pss_mb']:.1f} MB PSS, idle {one['idle_cpu_pct']:.2f} % of a core"
-            )
-    for level in report["levels"].values():
-        for line in level.get("lines", []):
-            print(line)
-    shutil.rmtree(PLACE, ignore_errors=True)
-    results = ROOT / "bench" / "results"
-    results.mkdir(exist_ok=True)
-    (results / "latest.json").write_text(json.dumps(report, indent=1))
 
 
 if __name__ == "__main__":

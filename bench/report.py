@@ -1,0 +1,231 @@
+"""From turns to a table in Markdown, the same as JSON, a plot, and a verdict for each target."""
+
+import json
+import os
+import platform
+import statistics
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import plot
+
+PRODUCT = "ostler"
+RATES = ("bulk", "singles", "tasks")
+Row = dict[str, Any]
+
+
+def median(values: Iterable[float]) -> float | None:
+    """None of nothing."""
+    found = list(values)
+    return statistics.median(found) if found else None
+
+
+class Summary:
+    """What all rounds together say of each contestant."""
+
+    def __init__(self, rows: list[Row]) -> None:
+        self.rows = rows
+        self.names = list(
+            dict.fromkeys(row["name"] for row in sorted(rows, key=lambda row: (row["name"] != PRODUCT, row["round"])))
+        )
+
+    def each(self, name: str, figure: str, key: str) -> dict[int, float]:
+        """One value for each round in which it was measured."""
+        return {
+            row["round"]: row["figures"][figure][key]
+            for row in self.rows
+            if row["name"] == name and figure in row.get("figures", {})
+        }
+
+    def value(self, name: str, figure: str, key: str) -> float | None:
+        """The median of its rounds."""
+        return median(self.each(name, figure, key).values())
+
+    def ratio(self, figure: str, key: str, peer: str) -> float | None:
+        """Product to peer, each round by itself, then the median: drift of the machine between rounds cancels out."""
+        ours, theirs = self.each(PRODUCT, figure, key), self.each(peer, figure, key)
+        return median(ours[number] / theirs[number] for number in ours if theirs.get(number))
+
+    def parts(self, name: str, figure: str) -> dict[str, float]:
+        """CPU milliseconds of one job by part."""
+        found = [
+            row["figures"][figure]["cpu_ms"] for row in self.rows if row["name"] == name and figure in row.get("figures", {})
+        ]
+        return {part: statistics.median(one.get(part, 0.0) for one in found) for part in (found[-1] if found else {})}
+
+    def last(self, name: str, figure: str) -> dict[str, Any]:
+        """A figure that is measured once."""
+        found = [row["figures"][figure] for row in self.rows if row["name"] == name and figure in row.get("figures", {})]
+        return found[-1] if found else {}
+
+    def word(self, name: str, key: str) -> str | None:
+        """Version, settings, or why there is nothing."""
+        return next((row[key] for row in self.rows if row["name"] == name and key in row), None)
+
+
+def number(value: float | None, form: str = "{:.0f}") -> str:
+    """A cell."""
+    return "–" if value is None else form.format(value)
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def rates(summary: Summary) -> str:
+    """Jobs per second, with the product's multiple of each peer."""
+
+    def cell(name: str, figure: str) -> str:
+        value = summary.value(name, figure, "jobs_per_s")
+        multiple = summary.ratio(figure, "jobs_per_s", name) if name != PRODUCT else None
+        return number(value) + (f" (×{multiple:.2f})" if multiple else "")
+
+    def latency(name: str, what: str) -> str:
+        p50, p99 = (summary.value(name, "external", f"{what}_{share}_ms") for share in ("p50", "p99"))
+        return f"{number(p50, '{:.1f}')} / {number(p99, '{:.1f}')}"
+
+    head = [
+        "system",
+        "external, bulk /s",
+        "external, one by one /s",
+        "Python no-ops /s",
+        "submit → started p50 / p99 ms",
+        "→ result",
+    ]
+    rows = [
+        [name, *(cell(name, figure) for figure in RATES), latency(name, "started"), latency(name, "result")]
+        for name in summary.names
+        if summary.word(name, "figures")
+    ]
+    return "(×): the product's multiple of that system, median of rounds.\n\n" + table(head, rows)
+
+
+def costs(summary: Summary) -> str:
+    """CPU milliseconds per job."""
+
+    def cell(name: str, figure: str) -> str:
+        parts = summary.parts(name, figure)
+        split = ", ".join(f"{part} {ms:.2f}" for part, ms in parts.items() if ms >= 0.005)
+        return f"**{sum(parts.values()):.2f}** ({split})" if parts else "–"
+
+    rows = [[name, *(cell(name, figure) for figure in RATES)] for name in summary.names if summary.word(name, "figures")]
+    return table(["CPU ms per job", "external, bulk", "external, one by one", "Python no-op"], rows)
+
+
+def footprints(summary: Summary) -> str:
+    """Memory and idle CPU by part, and the cold start."""
+    rows = []
+    for name in summary.names:
+        parts, cold = summary.last(name, "footprint"), summary.last(name, "cold").get("s")
+        if parts or cold:
+            memory = ", ".join(f"{part} {one['pss_mb']:.0f}" for part, one in parts.items() if one["processes"])
+            idle = ", ".join(f"{part} {one['idle_cpu_pct']:.2f}" for part, one in parts.items() if one["processes"])
+            rows.append([name, memory, idle, number(cold, "{:.2f}")])
+    return (
+        table(["system", "PSS MB after the load", "idle CPU, % of a core", "worker's exec → queued job starts, s"], rows)
+        if rows
+        else ""
+    )
+
+
+# --- verdicts ---
+
+
+def verdicts(summary: Summary) -> list[dict[str, Any]]:
+    """One line for each part of a target that was measured."""
+    found: list[dict[str, Any]] = []
+
+    def judge(
+        target: str, what: str, value: float | None, must: float | None, goal: float | None,
+        *, most: bool = False, form: str = "{:.2f}", goal_word: str = "goal",
+    ) -> None:  # fmt: skip
+        if value is None:
+            return
+        meets: Callable[[float], bool] = (lambda limit: value <= limit) if most else (lambda limit: value >= limit)
+        sign = "≤" if most else "≥"
+        words = []
+        for word, limit in (("must", must), (goal_word, goal)):
+            if limit is not None:
+                words.append(f"{word} {sign} {form.format(limit)} {'met' if meets(limit) else 'NOT met'}")
+        found.append({"target": target, "what": what, "value": value, "verdict": "; ".join(words), "text": form.format(value)})
+
+    def multiple(figure: str, peer: str) -> float | None:
+        return summary.ratio(figure, "jobs_per_s", peer)
+
+    judge("Q1", "bulk, × HyperQueue", multiple("bulk", "hyperqueue"), 1.5, 2.0)
+    judge("Q1", "bulk, × Procrastinate", multiple("bulk", "procrastinate"), 2.0, 2.5)
+    judge("Q1", "one by one, × Celery everysec", multiple("singles", "celery"), 1.2, 1.4)
+    judge("Q2", "started p50, × Celery everysec", summary.ratio("external", "started_p50_ms", "celery"), 1.2, None, most=True)
+    judge(
+        "Q2", "started p50, × SAQ", summary.ratio("external", "started_p50_ms", "saq"), None, 1.0, most=True, goal_word="stretch"
+    )
+    judge("Q2", "started p99, ms", summary.value(PRODUCT, "external", "started_p99_ms"), 10, None, most=True, form="{:.1f}")
+    judge("Q3", "Python no-ops, × SAQ", multiple("tasks", "saq"), 1.5, None)
+    judge("Q4", "in bubblewrap, jobs/s", summary.value("ostler in bubblewrap", "bulk", "jobs_per_s"), 200, None, form="{:.0f}")
+    if parts := summary.last(PRODUCT, "footprint"):
+        node = [parts[part] for part in ("node", "keeper") if part in parts]
+        judge("Q5", "node with keeper, PSS MB", sum(one["pss_mb"] for one in node), 60, 40, most=True, form="{:.0f}")
+        judge("Q5", "coordinator, PSS MB", parts["coordinator"]["pss_mb"], 110, 80, most=True, form="{:.0f}")
+        judge("Q5", "node idle, % of a core", sum(one["idle_cpu_pct"] for one in node), 0.3, None, most=True)
+        judge("Q5", "coordinator idle, % of a core", parts["coordinator"]["idle_cpu_pct"], 0.5, None, most=True)
+    judge("Q5", "node's exec → queued job starts, s", summary.last(PRODUCT, "cold").get("s"), 0.5, None, most=True)
+    return found
+
+
+# --- machine and output ---
+
+
+def machine(place: Path) -> dict[str, Any]:
+    """What the figures were taken on."""
+    cpu = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")),
+        "",
+    )
+    memory = int(Path("/proc/meminfo").read_text().split()[1]) / 2**20
+    mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
+    inside = [(len(where), kind) for where, kind in mounts if place.resolve().is_relative_to(where)]
+    return {
+        "cpu": cpu or platform.processor(), "cores": os.cpu_count(), "memory_gib": round(memory), "kernel": platform.release(),
+        "file_system": max(inside)[1] if inside else "unknown", "python": platform.python_version(),
+    }  # fmt: skip
+
+
+def write(results: Path, rows: list[Row], facts: dict[str, Any], place: Path) -> str:
+    """Write latest.json, latest.md and latest.svg; the answer is the Markdown."""
+    summary, facts = Summary(rows), machine(place) | facts
+    judged = verdicts(summary)
+    busy = median(row["others_cores"] for row in rows if "others_cores" in row)
+    lines = [
+        f"{facts['cpu']}, {facts['cores']} cores, {facts['memory_gib']} GiB; Linux {facts['kernel']}, {facts['file_system']}; "
+        f"Python {facts['python']}; {facts['slots']} slots; other programs used {number(busy, '{:.2f}')} cores (median of turns); "
+        f"{facts['minutes']:.0f} minutes."
+    ]
+    if any(
+        summary.each(name, figure, key) for name in summary.names for figure, key in (("bulk", "count"), ("external", "count"))
+    ):
+        lines += [rates(summary), costs(summary)]
+    lines += [text for text in (footprints(summary),) if text]
+    told = [
+        [name, summary.word(name, "version") or "", summary.word(name, "settings") or trouble(summary, name)]
+        for name in summary.names
+    ]
+    lines.append(table(["system", "version", "settings"], told))
+    if judged:
+        shown = [[one["target"], one["what"], one["text"], one["verdict"]] for one in judged]
+        lines.append(table(["target", "what", "here", "verdict"], shown))
+    text = "\n\n".join(lines)
+    data = {"facts": facts, "verdicts": judged, "turns": rows}
+    (results / "latest.json").write_text(json.dumps(data, indent=1, ensure_ascii=False))
+    (results / "latest.md").write_text(text + "\n")
+    if drawn := plot.draw(summary, RATES):
+        (results / "latest.svg").write_text(drawn)
+    return text
+
+
+def trouble(summary: Summary, name: str) -> str:
+    """Why a contestant has no figures."""
+    missing, failed = summary.word(name, "missing"), summary.word(name, "failed")
+    return f"not to be had here: {missing}" if missing else f"failed: {failed}" if failed else ""
