@@ -3,11 +3,14 @@
 import asyncio
 import base64
 import json
+from datetime import UTC, datetime
 
 import pytest
 
 from integration.api_rig import coordinator, sha256
 from ostler.coordinator.api import logs
+from ostler.coordinator.store.sqlite import SqliteDatabase
+from ostler.coordinator.upkeep.eras import begin_era
 from ostler.model import errors
 from ostler.model.failures import Failure, FailureCode
 from ostler.protocol import messages as m
@@ -210,3 +213,28 @@ async def test_following_goes_on_after_the_coordinator_was_restarted(tmp_path):
         assert seen == {1: b"before after"}
         assert kinds[-1] == "end"
     await reader.close()
+
+
+async def test_following_goes_over_the_numbers_that_a_restore_leaves_out(tmp_path):
+    async with coordinator(tmp_path / "c") as rig:
+        node = await rig.enrolled()
+        held = await node.take(retries={"max": 1, "backoff_s": 0})
+        await append(node, held, 0, b"before")
+    database = SqliteDatabase(tmp_path / "c" / "ostler.db")
+    era = begin_era(database, "b", datetime.now(UTC), now=datetime.now(UTC))
+    database.close()
+    async with coordinator(tmp_path / "c") as rig:
+        node.rig = rig
+        following = asyncio.create_task(collected(rig.people.follow_log(held.job_id, m.LogQuery())))
+        await rig.open_calls(routes.READ_LOG)
+        failure = Failure(FailureCode.EXIT, "no")
+        await node.finish(m.Outcome(job_id=held.job_id, attempt=1, failure=failure, exit_code=1, logs=(end(b"before"),)))
+        [lease] = await node.pull(wait_s=30)
+        assert lease.attempt == era + 1
+        again = m.Held(lease.job_id, lease.attempt)
+        await node.ack(again)
+        await append(node, again, 0, b"after")
+        await node.finish(m.Outcome(job_id=held.job_id, attempt=again.attempt, exit_code=0, logs=(end(b"after"),)))
+        seen, kinds, _ = await asyncio.wait_for(following, 20)
+        assert seen == {1: b"before", again.attempt: b"after"}
+        assert kinds.count("attempt") == 2

@@ -1,0 +1,107 @@
+"""A coordinator whose data is destroyed while its node works, and that comes back out of a backup."""
+
+import json
+import shutil
+import socket
+from collections import Counter
+
+import psutil
+
+from e2e.fleet import until
+
+ENDS = ("finish", "fail", "cancel", "expire")
+FIRST_OF_AN_ERA = 28_000_000  # seconds since 2026, at the earliest when this was written
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def destroy(fleet):
+    """kill -9 of the coordinator and whoever would start it anew; its database, artifacts, keys and token are gone."""
+    coordinator = fleet.processes()["coordinator"]
+    fleet.process.kill()
+    fleet.process.wait(20)
+    fleet.process.stdout.close()
+    coordinator.kill()
+    until(lambda: not coordinator.is_running(), what="the coordinator's end")
+    for place in fleet.data.iterdir():
+        if place.name.startswith("ostler."):
+            place.unlink()
+    shutil.rmtree(fleet.data / "artifacts")
+    shutil.rmtree(fleet.data / "keys")
+    (fleet.data / "admin.token").unlink()
+
+
+def test_jobs_and_the_node_go_on(own_fleet, tmp_path):
+    """Every job that was acknowledged before the backup ends exactly once; what the node runs is kept, ended or made again."""
+    marks, backups = tmp_path / "marks", tmp_path / "backups"
+    marks.mkdir()
+    settings = {
+        "OSTLER_COORDINATOR__LEASE": "6s",
+        "OSTLER_COORDINATOR__HEARTBEAT": "1s",
+        "OSTLER_COORDINATOR__LEASE_MARGIN": "2s",
+    }
+    fleet = own_fleet(settings=settings, args=("--no-node", "--listen", f"127.0.0.1:{free_port()}"))
+
+    def gated(name, **fields):
+        params = {"marks": str(marks), "go": str(marks / f"{name}.go")}
+        manifest = {"job_id": name, "runner": "python", "task": "gated", "params": params, "artifacts": [{"path": "out.txt"}]}
+        return fleet.submit({**manifest, **fields})
+
+    def pids(name, what="begun"):
+        file = marks / f"{name}.{what}"
+        return file.read_text().split() if file.exists() else []
+
+    def begins(name, times=1):
+        until(lambda: len(pids(name)) == times, timeout=60, what=f"the beginning of {name}")
+
+    with fleet, fleet.join("n1", slots=6) as node:
+        (marks / "early.go").touch()
+        assert fleet.wait(gated("early"))["state"] == "done"
+        gated("kept"), gated("ended"), gated("waiting", requirements={"pool": "other"})
+        begins("kept"), begins("ended")
+        fleet.wait_state("kept", "running"), fleet.wait_state("ended", "running")
+        made = fleet.cli("backup", "create", backups, "--data", fleet.data, "--with-keys", "--json")
+        assert made.returncode == 0, made.stderr
+        assert json.loads(made.stdout)["rows"]["jobs"] == 4
+
+        # what the backup does not know: a job that ended, one that began, and one that is new
+        (marks / "ended.go").touch()
+        assert fleet.wait("ended")["attempt"] == 1
+        (marks / "ended.go").unlink()
+        assert fleet.cli("node", "pool", "n1", "other").returncode == 0
+        begins("waiting")
+        gated("late", requirements={"pool": "other"})
+        begins("late")
+
+        destroy(fleet)
+        done = fleet.cli("restore", backups, "--data", fleet.data, "--json")
+        assert done.returncode == 0, done.stderr
+        assert len(json.loads(done.stdout)["warnings"]) == 1, done.stdout  # that time was lost, and nothing else
+        fleet.start()
+
+        until(lambda: fleet.get("/jobs/late").status_code == 404, what="a job that does not exist any more")
+        until(lambda: not psutil.pid_exists(int(pids("late")[0])), what="the end of what nobody knows", timeout=60)
+        until(lambda: not psutil.pid_exists(int(pids("waiting")[0])), what="the end of what began since", timeout=60)
+        begins("ended", 2)
+        gated("late")
+        assert fleet.cli("node", "pool", "n1", "other").returncode == 0  # of that the backup knew nothing either
+        begins("waiting", 2), begins("late", 2)
+        for name in ("kept", "ended", "waiting", "late"):
+            (marks / f"{name}.go").touch()
+        views = {name: fleet.wait(name) for name in ("early", "kept", "ended", "waiting", "late")}
+        assert node.process.poll() is None
+
+    for name, view in views.items():
+        kinds = Counter(event["kind"] for event in view["timeline"])
+        assert (view["state"], sum(kinds[end] for end in ENDS)) == ("done", 1), view
+        assert [one["path"] for one in view["artifacts"]] == ["out.txt"], name
+        numbers = [one["attempt"] for one in view["attempts"]]
+        assert numbers[:-1] == ([1] if name == "ended" else []), view["attempts"]
+        assert (numbers[-1] > FIRST_OF_AN_ERA) is (name not in {"early", "kept"}), name
+    assert views["ended"]["attempts"][0]["failure"]["code"] == "E_LOST"
+    ends = {name: len(pids(name, "ended")) for name in views}
+    assert ends == {"early": 1, "kept": 1, "ended": 2, "waiting": 1, "late": 1}  # only what its node had finished was done twice
