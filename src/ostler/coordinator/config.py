@@ -181,11 +181,14 @@ class CoordinatorConfig:
     `store` is where the state is kept: an SQLite file, which is `ostler.db` in `data` where nothing is said, or
     postgresql://USER@HOST:PORT/DATABASE, which several coordinators may share; `env:NAME` reads it from the environment.
 
+    `artifacts` is a directory that all of them see; by default it is in `data`.
+
     Jobs of `latency_queues` go before other jobs of the same submitter and begin before what a node has leased ahead; the jobs of all
     other queues are leased in batches.
     """
 
     data: Path
+    artifacts: Path | None = None
     listen_host: str = "127.0.0.1"
     listen_port: int = 7070
     allow_insecure_listen: bool = False
@@ -217,6 +220,11 @@ class CoordinatorConfig:
         return min(self.pull_wait, self.lease / 2)
 
     @property
+    def artifacts_directory(self) -> Path:
+        """Where artifacts and uploaded inputs are kept."""
+        return self.artifacts or self.data / "artifacts"
+
+    @property
     def database(self) -> str:
         """What `Store.open` takes: what is configured, else the SQLite file under `data`."""
         return self.store or str(self.data / DATABASE_NAME)
@@ -224,6 +232,8 @@ class CoordinatorConfig:
     def problems(self) -> list[str]:
         """Every contradiction at once, as "field: what is wrong"; empty when the values fit each other."""
         found = []
+        if self.artifacts is not None and not self.artifacts.is_absolute():
+            found.append("artifacts: must be an absolute path")
         if not 0 <= self.listen_port <= 65535:
             found.append(f"listen_port: {self.listen_port} is not a port (0 to 65535)")
         for name in ("lease", "heartbeat", "pull_wait", "token_ttl"):

@@ -20,7 +20,7 @@ from ostler.coordinator.api.rates import Rates
 from ostler.coordinator.api.server import Crowd, build_server
 from ostler.coordinator.api.trail import Trail
 from ostler.coordinator.artifacts.small import WithSmall
-from ostler.coordinator.artifacts.store import DirectoryArtifacts
+from ostler.coordinator.artifacts.store import DirectoryArtifacts, mark_of
 from ostler.coordinator.config import CoordinatorConfig
 from ostler.coordinator.keys import open_keys
 from ostler.coordinator.loops.audit_sealer import AuditSealer
@@ -28,18 +28,19 @@ from ostler.coordinator.loops.certificate_watcher import CertificateWatcher
 from ostler.coordinator.loops.expirer import Expirer
 from ostler.coordinator.loops.lease_rescuer import LeaseRescuer
 from ostler.coordinator.loops.node_watcher import NodeWatcher
+from ostler.coordinator.loops.on_duty import run_on_duty
 from ostler.coordinator.loops.pruner import Pruner
 from ostler.coordinator.loops.retry_promoter import RetryPromoter
 from ostler.coordinator.loops.start_promoter import StartPromoter
 from ostler.coordinator.loops.webhook_sender import WebhookSender
-from ostler.coordinator.operations import contents, nodes, quotas, tokens
+from ostler.coordinator.operations import contents, installation, nodes, quotas, tokens
 from ostler.coordinator.operations.readers import Readers
 from ostler.coordinator.operations.uploads import work_waits
 from ostler.coordinator.sealing import open_sealer
 from ostler.coordinator.store.store import Store
 from ostler.coordinator.tls import context
 from ostler.coordinator.webhooks import Courier
-from ostler.model.errors import Conflict, InvalidSpec
+from ostler.model.errors import Conflict, InvalidSpec, Unavailable
 from ostler.model.quota import Price, parse_money
 from ostler.protocol.routes import ROUTES
 from ostler.runtime.clock import Clock, SystemClock
@@ -76,6 +77,9 @@ async def run_coordinator(
         await services.store.write(quotas.set_prices, _prices(config))
         if admin_token is not None:
             await services.store.write(tokens.ensure_admin_token, admin_token)
+        if services.store.shared:
+            marks = await asyncio.to_thread(_marks, services)
+            await services.store.write(installation.join_installation, marks)
         services.door.retire(*await services.store.read(nodes.retired_nodes))
         server = build_server(
             build_app(services),
@@ -89,7 +93,11 @@ async def run_coordinator(
         )
         if watcher is not None:
             watcher.use = server.use
-        await stack.enter_async_context(_running([*(one.run() for one in services.loops), services.pulls.run()]))
+        if services.store.shared:
+            services.store.join()
+        await stack.enter_async_context(
+            _running([*(_run(one, services.store) for one in services.loops), services.pulls.run(), _hear_of_nodes(services)])
+        )
         stopper = asyncio.create_task(_stop_when(stop, server.stop))
         stack.callback(stopper.cancel)
         if watcher is not None and hangup is not None:
@@ -111,7 +119,7 @@ async def _services(
     store = cast(MeasuredStore, opened)
     store.observe = metrics.writes.observe
     artifacts = WithSmall(
-        DirectoryArtifacts(config.data / "artifacts", logger=logger),
+        DirectoryArtifacts(config.artifacts_directory, shared=store.shared, logger=logger),
         lambda sha256: store.read(contents.find_one, sha256),
     )
     readers = Readers()
@@ -136,6 +144,7 @@ async def _services(
             door=Doorkeeper(
                 credentials,
                 lambda token: store.read(tokens.check_api_token, token),
+                lambda node_id: store.read(nodes.newest_session, node_id),
                 clock=clock,
                 rates=Rates(config.limits, clock=clock, refused=metrics.refused),
             ),
@@ -153,6 +162,43 @@ async def _services(
     finally:
         await artifacts.close()
         await asyncio.to_thread(store.close)
+
+
+def _marks(services: Services) -> dict[str, str]:
+    """What all coordinators on the database must have alike, as marks that tell nothing of it."""
+    return {
+        installation.KEYS: services.keys.derive("the mark of an installation").hex(),
+        installation.SECRETS: services.sealer.key_id.hex(),
+        installation.ARTIFACTS: mark_of(services.config.artifacts_directory),
+    }
+
+
+async def _run(loop: Loop, store: Store) -> None:
+    """Each coordinator looks after its own certificate, and tells of its own refusals; all else only one of them does."""
+    if isinstance(loop, CertificateWatcher):
+        await loop.run()
+    elif isinstance(loop, AuditSealer):
+        duty = store.seek(loop.name)
+        if duty is not None:
+            loop.on_duty = duty.held
+
+            def changed() -> None:
+                loop.on_duty = duty.held
+
+            duty.changed = changed
+        await loop.run()
+    else:
+        await run_on_duty(loop, store)
+
+
+async def _hear_of_nodes(services: Services) -> None:
+    """Nodes that were retired, or enrolled anew, by way of another coordinator."""
+    async with services.store.wakeups.subscribe(nodes.RETIRED) as news:
+        while not services.store.wakeups.closed:
+            await news.wait()
+            news.clear()
+            with contextlib.suppress(Unavailable):
+                services.door.know_retired(await services.store.read(nodes.retired_nodes))
 
 
 def _prices(config: CoordinatorConfig) -> dict[str, Price]:

@@ -25,6 +25,7 @@ class Loop(ABC):
         self.logger = logger
         self.turned_at = clock.monotonic()
         self.failure: str | None = None
+        self.on_duty = True  # False while another process does it
         self._wake = asyncio.Event()
         self._backoff = Backoff(min_s=min(1.0, interval_s), max_s=max(30.0, interval_s))
 
@@ -36,8 +37,13 @@ class Loop(ABC):
         """Turn now."""
         self._wake.set()
 
+    def begin(self) -> None:  # noqa: B027 - most loops remember nothing
+        """Called when it begins to run, perhaps anew: what was observed before counts no more."""
+
     async def run(self) -> None:
         """Turn until cancelled."""
+        self.begin()
+        self.turned_at = self.clock.monotonic()
         while True:
             self._wake.clear()
             try:

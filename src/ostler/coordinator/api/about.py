@@ -17,6 +17,7 @@ from ostler.protocol import messages as m
 from ostler.protocol.routes import ROUTES
 
 STORE_ANSWERS_S = 5.0
+ELSEWHERE = "another coordinator does it"
 LATE = 3  # a loop that has not turned for so many intervals is not well
 LATE_AT_LEAST_S = 60.0
 
@@ -41,6 +42,9 @@ async def healthz(call: Call) -> Answer:
     services, checks = call.services, {}
     now = services.clock.monotonic()
     for loop in services.loops:
+        if not loop.on_duty:
+            checks[loop.name] = ELSEWHERE
+            continue
         age = now - loop.turned_at
         late = age > max(LATE * loop.interval_s, LATE_AT_LEAST_S)
         checks[loop.name] = f"has not turned for {age:.0f} s" if late else loop.failure or "ok"
@@ -58,7 +62,7 @@ async def readyz(call: Call) -> Answer:
 
 
 def _health(checks: dict[str, str]) -> Answer:
-    good = all(value == "ok" for value in checks.values())
+    good = all(value in {"ok", ELSEWHERE} for value in checks.values())
     return Answer(m.HealthView(status="ok" if good else "unhealthy", version=__version__, checks=checks), 200 if good else 503)
 
 
@@ -70,6 +74,6 @@ async def metrics(call: Call) -> Response:
     if services.pruner.last is not None:
         services.metrics.set_kept(services.pruner.last.used)
     now = services.clock.monotonic()
-    for loop in services.loops:
+    for loop in (one for one in services.loops if one.on_duty):
         services.metrics.set_loop_age(loop.name, now - loop.turned_at)
     return Response(services.metrics.text(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})

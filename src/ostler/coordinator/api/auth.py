@@ -2,6 +2,7 @@
 
 import hashlib
 import ipaddress
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -75,12 +76,23 @@ class TokenCheck(Protocol):
         ...
 
 
+class NewestSession(Protocol):
+    """Looks up which session of a node is the newest."""
+
+    async def __call__(self, node_id: str) -> str | None:
+        """Its boot epoch; None where there is no such node."""
+        ...
+
+
 class Doorkeeper:
     """Admits callers, as often as `rates` lets them. API tokens that were found good are remembered for moments, and forgotten at once
     when one is revoked."""
 
-    def __init__(self, credentials: Credentials, check: TokenCheck, *, clock: Clock, rates: Rates) -> None:
+    def __init__(
+        self, credentials: Credentials, check: TokenCheck, newest: NewestSession, *, clock: Clock, rates: Rates
+    ) -> None:  # fmt: skip
         self._credentials = credentials
+        self._newest = newest
         self._check = check
         self._rates = rates
         self._clock = clock
@@ -97,6 +109,10 @@ class Doorkeeper:
     def retire(self, *node_ids: str) -> None:
         """From now on these nodes' tokens open nothing, until a node of that name is enrolled anew."""
         self._retired.update(node_ids)
+
+    def know_retired(self, node_ids: Iterable[str]) -> None:
+        """These and no others are retired."""
+        self._retired = set(node_ids)
 
     def forget(self, token_id: str) -> None:
         """A token was revoked: no remembered check of it counts, nor one that is under way."""
@@ -157,12 +173,12 @@ class Doorkeeper:
         if caller.kind is CallerKind.CLIENT and caller.secret is not None:
             await self._api_token(caller.secret)
         elif caller.token is not None:
-            self._check_session(caller.token)
+            await self._check_session(caller.token)
 
     async def _caller(self, token: str) -> Caller:
         if token.startswith(NODE_PREFIX):
             said = self._credentials.read_node_token(token)
-            self._check_session(said)
+            await self._check_session(said)
             return Caller(CallerKind.NODE, token=said)
         if token.startswith(API_PREFIX):
             said_by = await self._api_token(token)
@@ -174,10 +190,15 @@ class Doorkeeper:
             return Caller(CallerKind.JOINER, secret=token)
         raise Unauthenticated("the token is of no kind that Ostler makes", hint="see `ostler token list`")
 
-    def _check_session(self, said: NodeToken) -> None:
+    async def _check_session(self, said: NodeToken) -> None:
         if said.node_id in self._retired:
             raise retired(said.node_id)
-        if self._epochs.get(said.node_id, said.boot_epoch) != said.boot_epoch:
+        if self._epochs.get(said.node_id, said.boot_epoch) == said.boot_epoch:
+            return
+        newest = await self._newest(said.node_id)  # it may have begun at another coordinator
+        if newest is not None:
+            self._epochs[said.node_id] = newest
+        if newest != said.boot_epoch:
             raise Unauthenticated(f"the node {said.node_id} has begun a newer session since", hint="register the node anew")
 
     async def _api_token(self, token: str) -> ApiToken:

@@ -8,16 +8,19 @@ import contextlib
 import errno
 import hashlib
 import logging
+import math
 import os
 import re
 import secrets
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from ostler.coordinator.keys import read_secret
 from ostler.model.errors import InvalidSpec, NotFound, StoreBusy
 
 BLOCK = 2**20
@@ -107,13 +110,23 @@ class Artifacts(Protocol):
         ...
 
 
-class DirectoryArtifacts:
-    """Artifacts in a directory: `objects/ab/cdef…` and, while they arrive, `staging/`. One process owns it."""
+MARK = "installation"
+LEFT_S = 86_400.0  # a staging file that nobody has written to for so long is nobody's
 
-    def __init__(self, root: Path, *, logger: logging.Logger) -> None:
+
+def mark_of(root: Path) -> str:
+    """What tells this directory from any other one: a file with a random name, made by whoever comes first."""
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return read_secret(root / MARK, lambda: secrets.token_hex(16).encode()).decode()
+
+
+class DirectoryArtifacts:
+    """Artifacts in a directory: `objects/ab/cdef…` and, while they arrive, `staging/`. One process owns it, or several are `shared`."""
+
+    def __init__(self, root: Path, *, logger: logging.Logger, shared: bool = False) -> None:
         self._objects = root / "objects"
         self._staging = root / "staging"
-        self._logger = logger
+        self._logger, self._shared = logger, shared
         self._disk = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="artifacts")
         self.naming = threading.Lock()  # between the look at a file's age and its removal nobody gives it a new one
 
@@ -124,9 +137,10 @@ class DirectoryArtifacts:
     def _open(self) -> None:
         self._objects.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._staging.mkdir(mode=0o700, exist_ok=True)
-        left = list(self._staging.iterdir())
+        until = time.time() - LEFT_S if self._shared else math.inf
+        left = [path for path in self._staging.iterdir() if path.stat().st_mtime < until]
         for path in left:
-            path.unlink()
+            path.unlink(missing_ok=True)
         if left:
             self._logger.info("staging_cleared", extra={"attrs": {"files": len(left)}})
 

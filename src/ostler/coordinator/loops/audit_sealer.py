@@ -1,4 +1,4 @@
-"""AuditSealer: seals what the audit log holds so far, and has the refused calls told that got no row."""
+"""AuditSealer: has the refused calls told that got no row, and seals what the audit log holds so far where that is its duty."""
 
 import logging
 from collections.abc import Awaitable, Callable
@@ -28,4 +28,6 @@ class AuditSealer(Loop):
     async def turn(self) -> float | None:
         """One batch; the next one at once where this one was full."""
         await self._tell_left_out()
+        if not self.on_duty:
+            return None
         return 0.0 if await self._store.write_lazily(audit.seal, self._sign) == audit.BATCH else None

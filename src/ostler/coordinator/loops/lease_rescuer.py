@@ -38,6 +38,10 @@ class LeaseRescuer(Loop):
         self._store = store
         self._patience_s = (lease + margin).total_seconds()
         self._lease_s = lease.total_seconds()
+        self.begin()
+
+    def begin(self) -> None:
+        """Nobody has been seen silent yet: another coordinator may have had this duty until now."""
         self._nodes: Silence[str] = Silence(max_step_s=2 * self.interval_s)
         self._attempts: Silence[tuple[str, Held]] = Silence(max_step_s=2 * self.interval_s)
 

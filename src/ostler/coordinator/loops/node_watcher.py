@@ -22,6 +22,10 @@ class NodeWatcher(Loop):
         super().__init__(clock=clock, interval_s=interval_s or heartbeat.total_seconds() / 5, logger=logger)
         self._store = store
         self._patience_s = 2 * heartbeat.total_seconds()
+        self.begin()
+
+    def begin(self) -> None:
+        """Nobody has been seen silent yet."""
         self._nodes: Silence[str] = Silence(max_step_s=2 * self.interval_s)
 
     async def turn(self) -> float | None:

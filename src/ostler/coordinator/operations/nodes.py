@@ -33,6 +33,7 @@ from ostler.protocol.messages import (
 
 MAX_HEALTH = 50  # problems of one node
 SESSIONS_KEPT = timedelta(days=30)
+RETIRED = ("retired",)  # the topic of nodes that were retired
 
 
 class Session(NamedTuple):
@@ -64,6 +65,7 @@ def enrol_node(tx: Tx, request: RegisterRequest, join_token_id: str) -> None:
                 hint="give the machine another node id, or bring back its key file; a retired node's id is free again",
             )
         tx.run("DELETE FROM nodes WHERE node_id = ?", (request.node_id,))  # a new life under an old name
+        tx.wake(RETIRED)
     tx.run(
         """INSERT INTO nodes (node_id, public_key, token_id, state, changed_at, version, protocol, boot_epoch, joined_at,
         renewals, offer,
@@ -273,7 +275,7 @@ def retire_node(tx: Tx, node_id: str, reason: str | None = None) -> NodeView:
     for case in load_live(tx, node.node_id):
         lose(tx, changes, case, f"node {node_id} was retired")
     changes.flush()
-    tx.wake(("node", node_id))
+    tx.wake(("node", node_id), RETIRED)
     return node_view(tx, node_id)
 
 
@@ -287,6 +289,12 @@ def node_key(tx: Tx, node_id: str) -> bytes | None:
     """The raw public key of a node that was ever enrolled; None where there is none. For `Store.read`."""
     row = tx.row("SELECT public_key FROM nodes WHERE node_id = ?", (node_id,))
     return None if row is None else bytes(row[0])
+
+
+def newest_session(tx: Tx, node_id: str) -> str | None:
+    """The boot epoch of a node's newest session; None where there is no such node. For `Store.read`."""
+    row = tx.row("SELECT boot_epoch FROM nodes WHERE node_id = ?", (node_id,))
+    return None if row is None else row[0]
 
 
 def retired_nodes(tx: Tx) -> list[str]:

@@ -1,17 +1,48 @@
 """The port behind which SQLite and PostgreSQL differ: connections, transactions, a little SQL."""
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from sqlalchemy import Connection, Engine
 
+from ostler.coordinator.store.wakeups import Topic, Wakeups
 from ostler.model.errors import OstlerError
+
+
+class Duty(Protocol):
+    """Something that one coordinator at a time does: `held` while that is this one."""
+
+    name: str
+    changed: Callable[[], None]  # called, from any thread, when `held` is another
+
+    @property
+    def held(self) -> bool:
+        """Whether it is ours now."""
+        ...
+
+
+class Peers(Protocol):
+    """The other coordinators on the same database."""
+
+    def announce(self, topics: Iterable[Topic]) -> None:
+        """Wake those who wait for these elsewhere; from any thread."""
+        ...
+
+    def seek(self, name: str) -> Duty:
+        """A duty, which becomes ours as soon as nobody else has it."""
+        ...
+
+    def close(self) -> None:
+        """Give up the duties, be silent."""
+        ...
 
 
 class Database(Protocol):
     """One database. The writer has one connection, each reading thread one of its own."""
 
     engine: Engine
+    shared: bool  # whether other coordinators may use it at the same time
 
     def connect(self, *, write: bool) -> Connection:
         """A connection, set up for writing or for reading alone."""
@@ -74,6 +105,10 @@ class Database(Protocol):
 
     def tune(self, connection: Connection) -> None:
         """Settings of tables that the engine keeps, after they were made or migrated; inside the caller's transaction."""
+        ...
+
+    def join(self, wakeups: Wakeups, *, logger: logging.Logger) -> Peers | None:
+        """Meet the other coordinators on this database; None where there can be none."""
         ...
 
     def translate(self, exc: BaseException) -> OstlerError | None:

@@ -9,6 +9,7 @@ _BITS = 40
 class Lock(IntEnum):
     """What a lock is about."""
 
+    DUTY = 2  # of a session: one number for each of the loops that only one coordinator runs
     WRITE = 1  # held by every transaction that writes: alone, or shared with others that may run beside it
 
 

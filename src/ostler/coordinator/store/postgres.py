@@ -4,6 +4,7 @@ The driver's connections are in autocommit and begin nothing by themselves: tran
 """
 
 import contextlib
+import logging
 import re
 from collections.abc import Iterable
 from functools import lru_cache
@@ -19,6 +20,8 @@ from sqlalchemy import Connection, create_engine
 from sqlalchemy.pool import NullPool
 
 from ostler.coordinator.store.locks import Lock, key_of
+from ostler.coordinator.store.peers import Peers
+from ostler.coordinator.store.wakeups import Wakeups
 from ostler.model.errors import InvalidSpec, OstlerError, Rejected, StoreBusy
 
 OLDEST = 15
@@ -63,6 +66,8 @@ _PASSING = (
 
 class PostgresDatabase:
     """One database on a server, which other coordinators may use as well."""
+
+    shared = True
 
     def __init__(self, url: str) -> None:
         self.where = describe(url)
@@ -143,6 +148,10 @@ class PostgresDatabase:
     def settled(self, alias: str) -> str:
         """One writer draws the ids, one transaction after the other."""
         return "1 = 1"
+
+    def join(self, wakeups: Wakeups, *, logger: logging.Logger) -> Peers:
+        """Two threads and connections of their own."""
+        return Peers(self._open, wakeups, logger=logger)
 
     def translate(self, exc: BaseException) -> OstlerError | None:
         """A server that is away, busy or full as StoreBusy, a value that no column holds as InvalidSpec; None for the rest."""

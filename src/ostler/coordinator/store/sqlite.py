@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import json
+import logging
 import os
 import sqlite3
 from collections.abc import Iterable
@@ -13,6 +14,7 @@ from typing import Any
 from sqlalchemy import Connection, create_engine, event
 from sqlalchemy.pool import NullPool
 
+from ostler.coordinator.store.wakeups import Wakeups
 from ostler.model.errors import Conflict, InvalidSpec, OstlerError, Rejected, StoreBusy
 
 BUSY_TIMEOUT_MS = 5000  # readers and the writer never wait for each other in WAL mode; a backup or an `sqlite3` shell may
@@ -37,6 +39,8 @@ _PASSING = frozenset(
 
 class SqliteDatabase:
     """One SQLite file, locked for this process."""
+
+    shared = False
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -126,6 +130,9 @@ class SqliteDatabase:
 
     def tune(self, connection: Connection) -> None:
         """SQLite keeps none: everything is set for each connection."""
+
+    def join(self, wakeups: Wakeups, *, logger: logging.Logger) -> None:
+        """The file's lock keeps others away."""
 
     def translate(self, exc: BaseException) -> OstlerError | None:
         """A full, busy or failing disk as StoreBusy, a value that no column holds as InvalidSpec; None for the rest."""

@@ -10,7 +10,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection
 
-from ostler.coordinator.store.database import Database
+from ostler.coordinator.store.database import Database, Duty, Peers
 from ostler.coordinator.store.migrate import prepare
 from ostler.coordinator.store.sqlite import SqliteDatabase
 from ostler.coordinator.store.tx import Tx
@@ -34,6 +34,8 @@ class Store:
         self._clock = clock
         self._memo: dict[type, Any] = {}
         self._writer = Writer(database, clock=clock, memo=self._memo, wakeups=self.wakeups, logger=logger)
+        self._peers: Peers | None = None
+        self._logger = logger
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="store-reader")
         self._reading = threading.local()
         self._connections: list[Connection] = []
@@ -55,6 +57,20 @@ class Store:
             if error := database.translate(exc):
                 raise error from exc
             raise
+
+    @property
+    def shared(self) -> bool:
+        """Whether other coordinators may use the same database."""
+        return self._database.shared
+
+    def join(self) -> None:
+        """Meet them: from now on wake-ups go both ways, and duties are sought."""
+        self._peers = self._database.join(self.wakeups, logger=self._logger)
+        self._writer.peers = self._peers
+
+    def seek(self, duty: str) -> Duty | None:
+        """Something that only one coordinator at a time is to do; None where there is but one."""
+        return None if self._peers is None else self._peers.seek(duty)
 
     async def write(self, operation: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run an operation in the writer; answers (or raises its error) after the commit. Its error undoes it and it alone."""
@@ -83,6 +99,8 @@ class Store:
             return
         self._closed = True
         self._writer.close()
+        if self._peers is not None:
+            self._peers.close()
         self._readers.shutdown()
         for connection in self._connections:
             connection.close()

@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from ostler.coordinator.store.database import Database
+from ostler.coordinator.store.database import Database, Peers
 from ostler.coordinator.store.tx import Tx
 from ostler.coordinator.store.wakeups import Topic, Wakeups
 from ostler.model.errors import StoreBusy
@@ -55,6 +55,7 @@ class Writer:
         self._some = threading.Condition()
         self._closing = False
         self._connection: Connection | None = None
+        self.peers: Peers | None = None
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
         self._thread.start()
 
@@ -155,6 +156,8 @@ class Writer:
         return True
 
     def _answer(self, batch: list[Pending]) -> None:
+        if self.peers is not None and (topics := set[Topic]().union(*(pending.topics for pending in batch))):
+            self.peers.announce(topics)
         by_loop: dict[asyncio.AbstractEventLoop, list[Pending]] = {}
         for pending in batch:
             by_loop.setdefault(pending.future.get_loop(), []).append(pending)
