@@ -85,8 +85,9 @@ def postgres_binaries() -> Path:
 def environment(needs: tuple[str, ...]) -> dict[str, str]:
     """The variables of a peer's turn. Raises Missing."""
     bench = ROOT / "bench"
-    found = {**os.environ, "PYTHONPATH": f"{bench}:{bench / 'peers'}", "PYTHONDONTWRITEBYTECODE": "1"}
-    found.pop("VIRTUAL_ENV", None)
+    found = {**os.environ, "PYTHONPATH": f"{bench}:{bench / 'peers'}"}
+    for name in ("VIRTUAL_ENV", "PYTHONDONTWRITEBYTECODE"):  # without compiled modules each start would measure the compiler
+        found.pop(name, None)
     if "redis" in needs:
         found["BENCH_REDIS_SERVER"] = str(redis_server())
     if "postgres" in needs:
