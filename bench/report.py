@@ -136,7 +136,7 @@ def alone(summary: Summary) -> str:
     lines = []
     if one := summary.last("a million queued", "million"):
         lines.append(
-            f"{one['queued']:,} queued: submitted {one['submit_per_s']:,.0f} a second; a claim costs {one['claim_ratio']:.2f} × what it costs"
+            f"{one['queued']:,} queued: submitted {one['submit_per_s']:,.0f} a second; a claim costs {one['claim_ratio']:.2f} × that"
             f" with a thousand queued ({one['claim_cpu_ms']:.2f} ms of CPU a job); slowest page of a list {one['slowest_page_ms']:.0f} ms"
             f" ({one['slowest_page']}), explain {one['explain_ms']:.1f} ms, cancel {one['cancel_ms']:.1f} ms;"
             f" coordinator {one['pss_mb']:.0f} MB."
