@@ -1,9 +1,7 @@
 """`ostler backup` and `ostler restore`: a coordinator's state into a directory and out of it, from beside the coordinator."""
 
-import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +9,7 @@ import typer
 
 from ostler.cli import output
 from ostler.cli.options import JsonOption, folder
+from ostler.cli.progress import progress
 
 app = typer.Typer(no_args_is_help=True, help="Back a coordinator up while it runs, and prove that its backups can be restored.")
 
@@ -247,21 +246,3 @@ def _passphrase(file: Path | None, *, new: bool = False) -> str:
     if not found:
         raise InvalidSpec("the passphrase of the backups is empty")
     return found
-
-
-@contextlib.contextmanager
-def progress() -> Iterator[Callable[[Any], None]]:
-    """One line that is written over, for a person who watches; nothing of it is left at the end."""
-
-    def tell(now: Any) -> None:
-        if sys.stderr.isatty():
-            done = f" {now.done}{f' of {now.of}' if now.of else ''}" if now.done else ""
-            sys.stderr.write(f"\r\x1b[K{now.step}{done}")
-            sys.stderr.flush()
-
-    try:
-        yield tell
-    finally:
-        if sys.stderr.isatty():
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""`ostler db`: look at a coordinator's database and bring it up to date, from beside it."""
+"""`ostler db`: look at a coordinator's database, bring it up to date, move it to another engine, from beside it."""
 
 import os
 from pathlib import Path
@@ -8,8 +8,9 @@ import typer
 
 from ostler.cli import exits, output
 from ostler.cli.options import JsonOption, folder
+from ostler.cli.progress import progress
 
-app = typer.Typer(no_args_is_help=True, help="Look at a coordinator's database, and bring it up to date.")
+app = typer.Typer(no_args_is_help=True, help="Look at a coordinator's database, bring it up to date, move it.")
 
 DataOption = Annotated[
     Path | None,
@@ -99,3 +100,39 @@ def upgrade(
         output.say(f"{done.store} was upgraded from schema {done.before} to {done.after}")
         if done.copy is not None:
             output.say(f"as it was before: {done.copy}")
+
+
+@app.command()
+def copy(
+    source: Annotated[
+        str, typer.Option("--from", metavar="URL", help="The database that is copied: a file, or a URL. It stays as it is.")
+    ],
+    target: Annotated[str, typer.Option("--to", metavar="URL", help="An empty database, or a file that does not exist yet.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Copy a coordinator's database into one of another kind: from SQLite to PostgreSQL, or back.
+
+    No coordinator may run on either. Everything is read back and compared, table by table, before it counts: whatever happens in
+    between, the target is empty, and the same command begins anew. Passwords: see PGPASSFILE.
+    """
+    import logging
+
+    from ostler.coordinator.config import refuse_password
+    from ostler.coordinator.upkeep import transferring
+
+    for one in (source, target):
+        refuse_password(one)
+    with progress() as tell:
+        done = transferring.copy_database(source, target, logger=logging.getLogger("ostler.upkeep"), tell=tell)
+    if as_json:
+        rows = {name: {"rows": one.rows, "sum": one.sum} for name, one in done.tables.items()}
+        output.print_json({"from": done.source, "to": done.target, "tables": rows, "replaced": done.replaced})
+        return
+    shown = [(name, one.rows, one.sum) for name, one in done.tables.items() if one.rows]
+    output.table(output.columns("TABLE|ROWS>|CHECKSUM?"), shown)
+    output.say(f"{done.rows} rows were copied from {done.source} to {done.target}, read back, and are the same")
+    if done.replaced:
+        output.note(
+            f"note: {done.replaced} values held the character NUL, which PostgreSQL does not store; they have U+FFFD instead"
+        )
+    output.note("next: write `store: URL` into coordinator.yaml, start the coordinator, and put the old database away")

@@ -16,11 +16,11 @@ NAMES = {
     "events", "retention",
     "quota", "quota list", "quota show", "quota set", "quota rm",
     "ca init", "ca issue", "ca renew", "ca show",
-    "db status", "db upgrade",
+    "db status", "db upgrade", "db copy",
     "backup create", "backup list", "backup verify", "backup prune", "restore",
     "audit list", "audit verify",
     "webhook add", "webhook list", "webhook rm", "webhook test", "webhook enable",
-    "sim nodes", "allowlist test", "config check", "config show", "config schema",
+    "allowlist test", "config check", "config show", "config schema",
 }  # fmt: skip
 RAW = {"up", "run", "coordinator", "node", "job logs", "config schema"}  # a daemon, bytes as they are, or JSON anyway
 

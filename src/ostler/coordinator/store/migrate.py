@@ -11,10 +11,11 @@ from ostler.model.errors import Rejected, UpgradeRequired
 from ostler.protocol.messages import PROTOCOL
 
 
-def prepare(database: Database, *, logger: logging.Logger) -> None:
+def prepare(database: Database, *, logger: logging.Logger, on_purpose: bool = False) -> None:
     """Make the tables of a new database, migrate an older one forward, refuse what this release does not know.
 
-    Everything happens in one transaction: a crash in the middle leaves the database as it was.
+    Everything happens in one transaction: a crash in the middle leaves the database as it was. One that coordinators of an earlier
+    release may still use is migrated `on_purpose` alone, and otherwise refused.
     """
     connection = database.connect(write=True)
     try:
@@ -32,6 +33,8 @@ def prepare(database: Database, *, logger: logging.Logger) -> None:
                 database.tune(connection)
                 stamp(connection)
             elif found < SCHEMA:
+                if not on_purpose:
+                    _refuse_shared(connection, found)
                 logger.info("schema_migrating", extra={"attrs": {"from": found, "to": SCHEMA}})
                 upgrade(connection)
                 database.tune(connection)
@@ -44,6 +47,14 @@ def prepare(database: Database, *, logger: logging.Logger) -> None:
         database.commit(connection)
     finally:
         connection.close()
+
+
+def _refuse_shared(connection: Connection, found: int) -> None:
+    if connection.dialect.name != "sqlite":
+        raise UpgradeRequired(
+            f"the database has schema {found}; this release ({__version__}) needs {SCHEMA}",
+            hint="stop all coordinators that run on it, and run: ostler db upgrade --store URL",
+        )
 
 
 def _refuse_newer(connection: Connection, found: int) -> None:
@@ -80,8 +91,8 @@ def _value(connection: Connection, key: str) -> str | None:
     return found
 
 
-def upgrade(connection: Connection) -> None:
-    """Migrate to the newest schema, inside the caller's transaction."""
+def upgrade(connection: Connection, to: str = "head") -> None:
+    """Migrate to the newest schema (or only up to a revision), inside the caller's transaction."""
     # Alembic costs 20 MB and 0.2 s that a coordinator with nothing to migrate does not pay.
     from alembic import command
     from alembic.config import Config
@@ -91,4 +102,4 @@ def upgrade(connection: Connection) -> None:
     config = Config()
     config.set_main_option("script_location", "ostler.coordinator.store:migrations")
     config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    command.upgrade(config, to)

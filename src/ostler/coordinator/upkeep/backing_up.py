@@ -5,7 +5,7 @@ import fcntl
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -21,6 +21,7 @@ from ostler.coordinator.store import migrate
 from ostler.coordinator.store.schema import SCHEMA
 from ostler.coordinator.upkeep.checksums import sums_of
 from ostler.coordinator.upkeep.copying import copy_file
+from ostler.coordinator.upkeep.progress import Progress, Tell
 from ostler.coordinator.upkeep.reading import driver_of, reading, sqlite_path
 from ostler.coordinator.upkeep.repository import DATABASE, FORMAT, OBJECTS, Manifest, Repository, StoredFile
 from ostler.model.errors import OperationInFlight, Rejected
@@ -34,18 +35,6 @@ NAMED = """
 OWN_FILES = ("admin.token", "coordinator.yaml")
 OWN_DIRECTORIES = ("keys", "ca")
 _MANY = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far it is: a step's name, and how many of its things are done (of how many, where that is known)."""
-
-    step: str
-    done: int = 0
-    of: int | None = None
-
-
-Tell = Callable[[Progress], None]
 
 
 def back_up(

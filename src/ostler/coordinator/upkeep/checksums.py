@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, inspect
+from sqlalchemy import Connection, LargeBinary, inspect
 
 from ostler.coordinator.store.schema import metadata
+from ostler.coordinator.upkeep.reading import is_shared
 
-BATCH = 2000  # rows in memory
+BATCH, FEW = 2000, 100  # rows in memory; the latter of tables that hold bytes
 _BYTES = 16
 
 
@@ -66,12 +67,21 @@ def sum_of(connection: Connection, table: str, columns: Sequence[str]) -> TableS
 def batches(connection: Connection, table: str, columns: Sequence[str]) -> Iterator[Sequence[Sequence[Any]]]:
     """The rows of a table, so many at once as memory should hold."""
     names = ", ".join(f'"{name}"' for name in columns)
+    size = FEW if any(isinstance(one.type, LargeBinary) for one in metadata.tables[table].columns) else BATCH
+    query, cursor = f'SELECT {names} FROM "{table}"', connection.connection.cursor()  # noqa: S608 - names of ours
     # The driver's own cursor: what Core makes of a row costs more than reading it.
-    cursor = connection.connection.cursor()
     try:
-        cursor.execute(f'SELECT {names} FROM "{table}"')  # noqa: S608 - names of ours
-        while rows := cursor.fetchmany(BATCH):
+        if not is_shared(connection):
+            cursor.execute(query)
+            while rows := cursor.fetchmany(size):
+                yield rows
+            return
+        cursor.execute(f"DECLARE reading NO SCROLL CURSOR FOR {query}")  # else the server's whole answer came to this memory
+        cursor.execute(fetch := f"FETCH {size} FROM reading")
+        while rows := cursor.fetchall():
             yield rows
+            cursor.execute(fetch)
+        cursor.execute("CLOSE reading")
     finally:
         cursor.close()
 

@@ -12,6 +12,7 @@ from ostler import __version__
 from ostler.coordinator.store.database import Database
 from ostler.coordinator.store.times import micros
 from ostler.coordinator.store.tx import Tx
+from ostler.coordinator.upkeep.numbers import last_number, set_last_number
 
 ATTEMPTS = "attempts"  # in `counters`: no attempt is given this number or a lower one any more
 SECOND_ZERO = datetime(2026, 1, 1, tzinfo=UTC)
@@ -46,12 +47,5 @@ def _raise_numbers(tx: Tx) -> int:
     era = max(int((tx.now - SECOND_ZERO).total_seconds()), int(used[0]) + MARGIN, int(before[0]) + MARGIN)
     tx.run("DELETE FROM counters WHERE name = ?", (ATTEMPTS,))
     tx.run("INSERT INTO counters (name, next) VALUES (?, ?)", (ATTEMPTS, era))
-    [last] = tx.rows("SELECT coalesce(max(id), 0) FROM events")
-    _next_event(tx, max(era * EVENTS_EACH, int(last[0])))
+    set_last_number(tx.connection, "events", "id", max(era * EVENTS_EACH, last_number(tx.connection, "events", "id")))
     return era
-
-
-def _next_event(tx: Tx, last: int) -> None:
-    """No event gets this id or a lower one any more."""
-    if tx.run("UPDATE sqlite_sequence SET seq = max(seq, ?) WHERE name = 'events'", (last,)) == 0:
-        tx.run("INSERT INTO sqlite_sequence (name, seq) VALUES ('events', ?)", (last,))

@@ -6,6 +6,7 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, create_engine
 from sqlalchemy.exc import DBAPIError
@@ -14,7 +15,11 @@ from sqlalchemy.pool import NullPool
 from ostler.coordinator.store.sqlite import BUSY_TIMEOUT_MS
 from ostler.model.errors import InvalidSpec, NotFound, Rejected
 
+if TYPE_CHECKING:
+    from ostler.coordinator.store.postgres import PostgresDatabase
+
 SQLITE = "sqlite:///"
+OURS = "ostler-upkeep"
 
 
 def sqlite_path(store: str) -> Path | None:
@@ -22,7 +27,7 @@ def sqlite_path(store: str) -> Path | None:
     scheme, separator, _ = store.partition("://")
     if separator and scheme != "sqlite":
         return None
-    return Path(store.removeprefix(SQLITE)).absolute()
+    return Path(store.removeprefix(SQLITE).removeprefix("sqlite:")).absolute()
 
 
 @contextlib.contextmanager
@@ -30,10 +35,9 @@ def reading(store: str) -> Iterator[Connection]:
     """A connection in one snapshot, which changes nothing. Raises NotFound, or Rejected for what cannot be read."""
     path = sqlite_path(store)
     if path is None:
-        raise InvalidSpec(
-            f"databases of the kind {store.partition('://')[0]!r} are not supported by this release",
-            hint="give a path to an SQLite file",
-        )
+        with _shared(store) as connection:
+            yield connection
+        return
     if not path.is_file():
         raise NotFound(f"there is no database {path}", hint="say which with --data DIR or --store FILE")
     engine = create_engine("sqlite://", poolclass=NullPool, isolation_level="AUTOCOMMIT", creator=lambda: _open(path))
@@ -49,6 +53,56 @@ def reading(store: str) -> Iterator[Connection]:
         ) from exc
     finally:
         engine.dispose()
+
+
+@contextlib.contextmanager
+def _shared(store: str) -> Iterator[Connection]:
+    database = open_shared(store)
+    try:
+        with database.connect(write=False) as connection:
+            at_leisure(connection)
+            database.begin(connection, write=False)
+            try:
+                yield connection
+            finally:
+                database.rollback(connection)
+    except DBAPIError as exc:
+        raise database.translate(exc) or Rejected(f"the database {database.where} cannot be read: {exc.orig}") from exc
+    finally:
+        database.close()
+
+
+def open_shared(store: str) -> "PostgresDatabase":
+    """A database on a server. Raises InvalidSpec for a kind that there is not, and what its adapter raises."""
+    if store.partition("://")[0] not in {"postgresql", "postgres"}:
+        raise InvalidSpec(
+            f"stores of the kind {store.partition('://')[0]!r} are not supported",
+            hint="write postgresql://USER@HOST:PORT/DATABASE, or a path to an SQLite file",
+        )
+    from ostler.coordinator.store.postgres import PostgresDatabase  # 20 MB that who has an SQLite file does without
+
+    return PostgresDatabase(store)
+
+
+def at_leisure(connection: Connection) -> None:
+    """Settings for a session that reads or writes whole tables, under a name that is no coordinator's."""
+    connection.exec_driver_sql(
+        f"SET application_name = '{OURS}'; SET idle_in_transaction_session_timeout = 0; SET enable_seqscan = on; "
+        "SET enable_bitmapscan = on; SET enable_hashjoin = on; SET enable_mergejoin = on"
+    )
+
+
+def is_shared(connection: Connection) -> bool:
+    """Whether it is one to a database server, and not to an SQLite file."""
+    return connection.dialect.name == "postgresql"
+
+
+def coordinators_on(connection: Connection) -> int:
+    """How many sessions coordinators have on a database server's database."""
+    found = connection.exec_driver_sql(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'ostler'"
+    ).scalar()
+    return int(found or 0)
 
 
 def _open(path: Path) -> sqlite3.Connection:

@@ -10,10 +10,11 @@ from pathlib import Path
 from ostler.coordinator.store import migrate
 from ostler.coordinator.store.schema import SCHEMA
 from ostler.coordinator.store.sqlite import SqliteDatabase
-from ostler.coordinator.upkeep.backing_up import Progress, Tell, artifact_place, keys_of, stored
+from ostler.coordinator.upkeep.backing_up import artifact_place, keys_of, stored
 from ostler.coordinator.upkeep.checksums import differences
 from ostler.coordinator.upkeep.copying import sync
 from ostler.coordinator.upkeep.eras import begin_era
+from ostler.coordinator.upkeep.progress import Progress, Tell
 from ostler.coordinator.upkeep.reading import driver_of, reading
 from ostler.coordinator.upkeep.repository import DATABASE, Manifest, Repository, write_file
 from ostler.model.errors import Conflict, Rejected, UpgradeRequired

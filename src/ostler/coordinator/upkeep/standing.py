@@ -8,7 +8,7 @@ from sqlalchemy import Connection, inspect
 
 from ostler.coordinator.store import migrate
 from ostler.coordinator.store.schema import SCHEMA, meta, metadata
-from ostler.coordinator.upkeep.reading import holder_of, reading, sqlite_path
+from ostler.coordinator.upkeep.reading import coordinators_on, holder_of, reading, sqlite_path
 
 CURRENT, PENDING, NEWER = "current", "pending", "newer"
 
@@ -16,7 +16,8 @@ CURRENT, PENDING, NEWER = "current", "pending", "newer"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
     """`schema` is None for an empty database; `known` the newest that this release knows. `state` is `current`, `pending` (an
-    upgrade is to be made) or `newer` (than this release). `coordinator` is the process id of whoever runs on it, as far as known.
+    upgrade is to be made) or `newer` (than this release). `coordinator` is the process id of whoever runs on it, 0 where that is not
+    known, None where nobody does.
     """
 
     store: str
@@ -35,13 +36,13 @@ def standing_of(store: str) -> Standing:
         found = migrate.schema_of(connection)
         path = sqlite_path(store)
         return Standing(
-            store=str(path or store),
+            store=name_of(store),
             schema=found,
             known=SCHEMA,
             state=NEWER if (found or 0) > SCHEMA else CURRENT if found == SCHEMA else PENDING,
             release=None if found is None else _meta(connection, "release"),
-            coordinator=None if path is None else holder_of(path),
-            size=0 if path is None else _size(path),
+            coordinator=_coordinator(connection) if path is None else holder_of(path),
+            size=_shared_size(connection) if path is None else _size(path),
             counts=counts_of(connection),
         )
 
@@ -60,6 +61,24 @@ def count_of(connection: Connection, table: str) -> int:
 def _meta(connection: Connection, key: str) -> str | None:
     found: str | None = connection.execute(meta.select().with_only_columns(meta.c.value).where(meta.c.key == key)).scalar()
     return found
+
+
+def name_of(store: str) -> str:
+    """A database in words that tell no password."""
+    path = sqlite_path(store)
+    if path is not None:
+        return str(path)
+    from ostler.coordinator.store.postgres import describe
+
+    return f"postgresql: {describe(store)}"
+
+
+def _coordinator(connection: Connection) -> int | None:
+    return 0 if coordinators_on(connection) else None
+
+
+def _shared_size(connection: Connection) -> int:
+    return int(connection.exec_driver_sql("SELECT pg_database_size(current_database())").scalar() or 0)
 
 
 def _size(path: Path) -> int:

@@ -1,16 +1,20 @@
 """A database of an earlier release becomes one of this release: explicitly, with a copy of it as it was, in one transaction."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
+from sqlalchemy import Connection
+
 from ostler.coordinator.store import migrate
+from ostler.coordinator.store.database import Database
 from ostler.coordinator.store.schema import SCHEMA
 from ostler.coordinator.store.sqlite import SqliteDatabase
 from ostler.coordinator.upkeep.copying import copy_file
-from ostler.coordinator.upkeep.reading import driver_of, reading, sqlite_path
-from ostler.model.errors import OstlerError, Rejected
+from ostler.coordinator.upkeep.reading import coordinators_on, driver_of, open_shared, reading, sqlite_path
+from ostler.coordinator.upkeep.standing import name_of
+from ostler.model.errors import Conflict, OstlerError, Rejected
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,19 +32,21 @@ def upgrade(store: str, *, keep_copy: bool, now: datetime, logger: logging.Logge
 
     Raises Conflict while a coordinator runs on it, UpgradeRequired where it is newer than this release, NotFound, Rejected.
     """
-    with reading(store) as connection:
-        before = migrate.schema_of(connection) or 0
     path = sqlite_path(store)
-    assert path is not None  # noqa: S101 - `reading` knows no other kind
+    with reading(store) as connection:
+        before = migrate.schema_of(connection)
+        if path is None and before != SCHEMA:
+            refuse_running(connection, store)
+    done = Upgraded(store=name_of(store), before=before or 0, after=SCHEMA)
     if before == SCHEMA:
-        return Upgraded(store=str(path), before=before, after=before)
-    database = SqliteDatabase(path)
+        return done
+    database: Database = open_shared(store) if path is None else SqliteDatabase(path)
     try:
         copy = None
-        if keep_copy and before < SCHEMA:
+        if keep_copy and path is not None and before is not None and before < SCHEMA:
             copy = path.with_name(f"{path.name}.schema-{before}-{now:%Y%m%dT%H%M%SZ}")
             copy_file(path, copy)
-        migrate.prepare(database, logger=logger)
+        migrate.prepare(database, logger=logger, on_purpose=True)
     except Exception as exc:
         error = exc if isinstance(exc, OstlerError) else database.translate(exc)
         if error is None or error is exc:
@@ -48,8 +54,15 @@ def upgrade(store: str, *, keep_copy: bool, now: datetime, logger: logging.Logge
         raise error from exc
     finally:
         database.close()
-    _check(path, copy)
-    return Upgraded(store=str(path), before=before, after=SCHEMA, copy=None if copy is None else str(copy))
+    if path is not None:
+        _check(path, copy)
+    return replace(done, copy=None if copy is None else str(copy))
+
+
+def refuse_running(connection: Connection, store: str) -> None:
+    """Raises Conflict where coordinators use this database of a server."""
+    if coordinators_on(connection):
+        raise Conflict(f"a coordinator runs on the database {name_of(store)}", hint="stop all of them first")
 
 
 def _check(path: Path, copy: Path | None) -> None:

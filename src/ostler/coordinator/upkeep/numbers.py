@@ -1,0 +1,43 @@
+"""Numbers that the database engine hands out by itself: ids of events, of the audit log, of pieces of logs."""
+
+from collections.abc import Iterator
+
+from sqlalchemy import Connection
+
+from ostler.coordinator.store.schema import metadata
+from ostler.coordinator.upkeep.reading import is_shared
+
+
+def numbered() -> Iterator[tuple[str, str]]:
+    """The tables whose rows are numbered by the engine, and the column."""
+    for table in metadata.sorted_tables:
+        if (column := table.autoincrement_column) is not None:
+            yield table.name, column.name
+
+
+def last_number(connection: Connection, table: str, column: str) -> int:
+    """The highest number that was handed out so far, also where its row was deleted since and the engine remembers."""
+    [highest] = connection.exec_driver_sql(f'SELECT coalesce(max("{column}"), 0) FROM "{table}"').one()  # noqa: S608 - names of ours
+    if is_shared(connection):
+        sequence = _sequence(connection, table, column)
+        [last, called] = connection.exec_driver_sql(f"SELECT last_value, is_called FROM {sequence}").one()  # noqa: S608
+        return max(int(highest), int(last) if called else 0)
+    if not metadata.tables[table].dialect_options["sqlite"]["autoincrement"]:
+        return int(highest)
+    row = connection.exec_driver_sql("SELECT seq FROM sqlite_sequence WHERE name = ?", (table,)).one_or_none()
+    return max(int(highest), 0 if row is None else int(row[0]))
+
+
+def set_last_number(connection: Connection, table: str, column: str, last: int) -> None:
+    """From now on higher ones alone."""
+    if last <= 0:
+        return
+    if is_shared(connection):
+        connection.exec_driver_sql(f"SELECT setval('{_sequence(connection, table, column)}', {last})")
+    elif metadata.tables[table].dialect_options["sqlite"]["autoincrement"]:
+        connection.exec_driver_sql("DELETE FROM sqlite_sequence WHERE name = ?", (table,))
+        connection.exec_driver_sql("INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)", (table, last))
+
+
+def _sequence(connection: Connection, table: str, column: str) -> str:
+    return str(connection.exec_driver_sql(f"SELECT pg_get_serial_sequence('{table}', '{column}')").scalar_one())

@@ -1,1 +1,0 @@
-"""Simulated nodes: the real protocol without processes, to find out what a coordinator carries."""
