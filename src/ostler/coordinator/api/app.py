@@ -7,8 +7,8 @@ import math
 import re
 import secrets
 import time
-from collections.abc import Iterable
-from types import ModuleType
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 from starlette.applications import Starlette
@@ -24,6 +24,7 @@ from ostler.coordinator.api import secrets as confidential
 from ostler.coordinator.api.auth import NOBODY, CallerKind
 from ostler.coordinator.api.bodies import Body, ClientGone
 from ostler.coordinator.api.calls import Answer, Call, Endpoint, Services
+from ostler.coordinator.api.server import whole_answer
 from ostler.coordinator.api.trail import entry_of
 from ostler.model.errors import (
     InvalidSpec,
@@ -85,16 +86,29 @@ def endpoints(routes: Iterable[Route], modules: Iterable[ModuleType]) -> dict[st
 
 def build_app(services: Services) -> Starlette:
     """The whole API over some services."""
-    bound = endpoints(ROUTES, _MODULES)
-    app = Starlette(
-        routes=[
-            StarletteRoute(route.url, _Bound(route, bound[route.name], services), methods=[route.method], name=route.name)
-            for route in ROUTES
-        ],
+    found = endpoints(ROUTES, _MODULES)
+    bound = [(route, _Bound(route, found[route.name], services)) for route in ROUTES]
+    app = _Api(
+        routes=[StarletteRoute(route.url, one, methods=[route.method], name=route.name) for route, one in bound],
         exception_handlers={HTTPException: _unrouted, Exception: _crashed},
     )
+    app.plain = {(route.method, route.url): one for route, one in bound if "{" not in route.url}
     app.router.redirect_slashes = False  # a path that is not in the table is not there
     return app
+
+
+class _Api(Starlette):
+    """The routes, and a shorter way to those whose path has no parameter, the hot ones among them."""
+
+    plain: Mapping[tuple[str, str], "_Bound"] = MappingProxyType({})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request. A bound route answers for its own crashes, so nothing needs to stand around it."""
+        bound = self.plain.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
+        if bound is None:
+            await super().__call__(scope, receive, send)
+        else:
+            await bound(scope, receive, send)
 
 
 class _Bound:
@@ -113,25 +127,39 @@ class _Bound:
         started = False
         open_as: list[str] = []
 
+        async def ours(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+            complete = [*headers, *_OUR_HEADERS, (b"ostler-request-id", request_id.encode())]
+            if not body.finished and status >= 400 and not await _drained(body):
+                complete.append((b"connection", b"close"))
+            return complete
+
         async def send_ours(message: Message) -> None:
             nonlocal started, status
             if message["type"] == "http.response.start":
                 started, status = True, message["status"]
-                message["headers"] = [*message["headers"], *_OUR_HEADERS, (b"ostler-request-id", request_id.encode())]
-                if not body.finished and status >= 400 and not await _drained(body):
-                    message["headers"].append((b"connection", b"close"))
+                message["headers"] = await ours(message["headers"])
             await send(message)
 
         self._services.metrics.begun(self._route)
         try:
             response = await self._answer(scope, receive, body, request_id, open_as)
-            await response(scope, receive, send_ours)
+            at_once = whole_answer(scope) if type(response) is Response else None
+            if at_once is None:
+                await response(scope, receive, send_ours)
+            else:
+                started, status = True, response.status_code
+                await at_once(status, await ours(response.raw_headers), bytes(response.body))
         except ClientGone:
             status = 499
-        except OstlerError as exc:  # from a body that was being streamed: too late for another answer
+        except Exception as exc:
             if not started:
+                self._services.logger.exception("request_crashed", extra={"attrs": {"request": request_id}})
+                await _crash_response(request_id)(scope, receive, send_ours)
+                return
+            if not isinstance(exc, OstlerError):
                 raise
-            # An answer without its end: the server closes the connection, so that the caller notices.
+            # From a body that was being streamed: too late for another answer. The server closes the connection in front of this
+            # one's end, so that the caller notices.
             self._services.logger.warning("answer_broken", extra={"attrs": {"route": self._route.name, "error": str(exc)}})
         finally:
             for key in open_as:

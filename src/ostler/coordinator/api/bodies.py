@@ -93,19 +93,34 @@ def _is_chunked(scope: Scope) -> bool:
 
 def guard_depth(raw: bytes) -> None:
     """Refuses nesting deeper than 64: no reader of ours, here or on a node, should have to take it."""
-    if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH:
-        brackets = _STRING.sub(b"", raw).translate(None, _NOT_BRACKETS)
-        if _depth_exceeds(brackets, MAX_DEPTH):
-            raise InvalidSpec("the body is nested too deeply", [Problem("", f"lists and objects nest at most {MAX_DEPTH} deep")])
+    if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH and _depth_exceeds(_brackets(raw), MAX_DEPTH):
+        raise InvalidSpec("the body is nested too deeply", [Problem("", f"lists and objects nest at most {MAX_DEPTH} deep")])
 
 
 def guard_numbers(raw: bytes) -> None:
     """Refuses whole numbers that no column holds, before they reach one."""
-    if _HUGE.search(raw) and _HUGE.search(_STRING.sub(b"", raw)):
+    # Nearly no body has so many digits in a row, and two C loops find that out ten times as fast as an expression.
+    if _LONG in raw.translate(_TO_ZERO) and _HUGE.search(raw) and _HUGE.search(_STRING.sub(b"", raw)):
         raise InvalidSpec("the body holds a number out of range", [Problem("", "numbers have at most 18 digits")])
 
 
+_LONG, _TO_ZERO = b"0" * 19, bytes.maketrans(b"123456789", b"0" * 9)
 _NOT_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
+_NOT_STRUCTURE = bytes(byte for byte in range(256) if byte not in b'[]{}"\\')
+
+
+def _brackets(raw: bytes) -> bytes:
+    """The brackets that stand in no string.
+
+    Without escapes an even number of quotes stands in front of each of them, so where all quotes are gone once the pairs are, none
+    stood in a string. That is the usual case, and C loops alone.
+    """
+    brackets = raw.translate(None, _NOT_STRUCTURE)
+    if b"\\" not in brackets:
+        brackets = brackets.replace(b'""', b"")
+        if b'"' not in brackets:
+            return brackets
+    return _STRING.sub(b"", raw).translate(None, _NOT_BRACKETS)
 
 
 def _depth_exceeds(brackets: bytes, limit: int) -> bool:

@@ -6,10 +6,12 @@ import logging
 import socket
 import ssl
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from starlette.types import Scope
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from ostler.coordinator.api.rates import network_of
 
@@ -58,6 +60,39 @@ class Crowd:
         self._of[address] -= 1
         if not self._of[address]:
             del self._of[address]
+
+
+async def _answer_whole(cycle: RequestResponseCycle, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+    """A whole answer, head and body, in one piece; `headers` are ours and hold everything but the connection's own."""
+    if cycle.flow.write_paused and not cycle.disconnected:
+        await cycle.flow.drain()
+    if cycle.disconnected:
+        return
+    closes = (b"connection", b"close") in headers
+    if not cycle.keep_alive and not closes:
+        headers = [*headers, (b"connection", b"close")]
+    lines = b"".join([b"%s: %s\r\n" % header for header in headers])
+    if lines.count(b"\n") != len(headers) or lines.count(b"\r") != len(headers) or b"\0" in lines:
+        raise RuntimeError("a header of the answer holds a character that cannot be sent")
+    cycle.response_started, cycle.waiting_for_100_continue = True, False
+    cycle.transport.write(b"%s%s\r\n%s" % (STATUS_LINE[status], lines, body))
+    cycle.response_complete = True
+    cycle.message_event.set()
+    if closes or not cycle.keep_alive:
+        cycle.transport.close()
+    cycle.on_response()
+
+
+AnswerWhole = Callable[[int, list[tuple[bytes, bytes]], bytes], Any]
+
+
+def whole_answer(scope: Scope) -> AnswerWhole | None:
+    """How to answer a request in one piece, where its server can: ASGI takes two messages, and each looks at every header anew."""
+    found: AnswerWhole | None = scope.get("extensions", {}).get(_WHOLE)
+    return found
+
+
+_WHOLE = "ostler.whole_answer"
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -120,6 +155,8 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         self._head, self._begun = None, False
         super().on_headers_complete()
+        if self.cycle.scope["method"] != "HEAD":
+            self.cycle.scope["extensions"] = {_WHOLE: partial(_answer_whole, self.cycle)}
 
     def on_body(self, body: bytes) -> None:
         """A body's bytes, unless its head was refused or they come too late.

@@ -1,0 +1,58 @@
+"""Bodies are looked through before anything reads them: how deep they nest, and how long their numbers are."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ostler.coordinator.api.bodies import MAX_DEPTH, guard_depth, guard_numbers
+from ostler.model.errors import InvalidSpec
+
+texts = st.text(alphabet='[]{}"\\a1,: ', max_size=12)
+values = st.recursive(
+    st.none() | st.integers(-(10**18) + 1, 10**18 - 1) | texts | st.text(alphabet="0123456789", min_size=15, max_size=30),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4),
+    max_leaves=60,
+)
+
+
+def nested(value: object, depth: int) -> object:
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def depth_of(value: object) -> int:
+    if isinstance(value, dict):
+        return 1 + max(map(depth_of, value.values()), default=0)
+    return 1 + max(map(depth_of, value), default=0) if isinstance(value, list) else 0
+
+
+@given(values, st.integers(0, MAX_DEPTH + 2))
+def test_what_nests_too_deeply_is_refused_and_nothing_else(value: object, above: int) -> None:
+    value = [nested(value, above), [[]] * MAX_DEPTH]  # never so few brackets that nobody looks
+    raw = json.dumps(value).encode()
+    if depth_of(value) > MAX_DEPTH:
+        with pytest.raises(InvalidSpec, match="nested too deeply"):
+            guard_depth(raw)
+    else:
+        guard_depth(raw)
+
+
+@given(values)
+def test_digits_in_strings_are_no_numbers(value: object) -> None:
+    guard_numbers(json.dumps(value).encode())
+
+
+@pytest.mark.parametrize(
+    "text", ["10000000000000000000", "-1234567890123456789", "[1, 9999999999999999999]", '{"a":1111111111111111111}']
+)
+def test_a_number_that_no_column_holds_is_refused(text: str) -> None:
+    with pytest.raises(InvalidSpec, match="out of range"):
+        guard_numbers(text.encode())
+
+
+@pytest.mark.parametrize("text", ["0.1234567890123456789012", "1e300", "123456789012345678", '"12345678901234567890"'])
+def test_a_number_that_fits_passes(text: str) -> None:
+    guard_numbers(text.encode())
