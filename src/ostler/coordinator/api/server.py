@@ -156,7 +156,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._head, self._begun = None, False
         super().on_headers_complete()
         if self.cycle.scope["method"] != "HEAD":
-            self.cycle.scope["extensions"] = {_WHOLE: partial(_answer_whole, self.cycle)}
+            self.cycle.scope["extensions"] = {_WHOLE: partial(_answer_whole, self.cycle)}  # type: ignore[dict-item]
 
     def on_body(self, body: bytes) -> None:
         """A body's bytes, unless its head was refused or they come too late.
