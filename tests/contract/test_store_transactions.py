@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from functools import partial
 
 import pytest
 
@@ -117,6 +118,61 @@ async def test_wake_ups_and_callbacks_come_after_the_commit(rig: Rig):
         with pytest.raises(NotFound):
             await rig.write(note, "b", fail=True)
         assert not event.is_set()
+
+
+def take(tx, taken: list[str], *, fail=False):
+    """Stands for work: takes one event of the kind "work", and hushes once there is no more."""
+    row = tx.row("SELECT min(id) FROM events WHERE kind = 'work'")
+    if row is None or row[0] is None:
+        return None
+    tx.run("UPDATE events SET kind = 'taken' WHERE id = ?", (row[0],))
+    if fail:
+        raise NotFound("no taker")
+    if tx.row("SELECT 1 FROM events WHERE kind = 'work'") is None:
+        tx.hush(("job", "work"))
+    taken.append(row[0])
+    return row[0]
+
+
+async def test_what_stands_for_a_topic_runs_in_the_transaction_that_publishes_it(rig: Rig):
+    taken: list[str] = []
+    standing = rig.store.stand(("job", "work"), take, taken)
+    await rig.write(note, "else")
+    assert not standing.future.done()
+    async with rig.store.wakeups.subscribe(("job", "work")) as woken:
+        await rig.write(note, "work")
+        assert await asyncio.wait_for(standing.future, 5)
+        assert await kinds(rig) == ["else", "taken"]
+        assert not woken.is_set()  # nothing was left
+        await rig.write(note, "work")
+        assert woken.is_set()
+    assert await kinds(rig) == ["else", "taken", "work"], "it has answered, so it stands no longer"
+    rig.store.withdraw(standing)
+
+
+async def test_those_that_stand_take_turns_and_an_error_of_one_undoes_it_alone(rig: Rig):
+    taken: list[str] = []
+    fails = rig.store.stand(("job", "work"), partial(take, fail=True), taken)
+    others = [rig.store.stand(("job", "work"), take, taken) for _ in range(2)]
+    await rig.write(note, "work")
+    with pytest.raises(NotFound, match="no taker"):
+        await asyncio.wait_for(fails.future, 5)
+    assert await asyncio.wait_for(others[0].future, 5)
+    assert not others[1].future.done()
+    assert await kinds(rig) == ["taken"]
+    rig.store.withdraw(others[1])
+    assert await others[1].future is None
+    await rig.write(note, "work")
+    assert await kinds(rig) == ["taken", "work"]
+
+
+async def test_what_stands_does_nothing_for_an_operation_that_failed(rig: Rig):
+    standing = rig.store.stand(("job", "work"), take, [])
+    with pytest.raises(NotFound):
+        await rig.write(note, "work", fail=True)
+    assert await kinds(rig) == []
+    assert not standing.future.done()
+    rig.store.withdraw(standing)
 
 
 async def test_shutdown_wakes_everyone_now_and_later(rig: Rig):

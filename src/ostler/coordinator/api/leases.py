@@ -5,18 +5,21 @@ import contextlib
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from starlette.types import Receive
 
 from ostler.coordinator.api import section8
 from ostler.coordinator.api.bodies import JSON_LIMIT, decode_json, decode_query
-from ostler.coordinator.api.calls import Call
+from ostler.coordinator.api.calls import Call, Services
 from ostler.coordinator.api.deliveries import receive_delivery
-from ostler.coordinator.api.pulls import Pull
+from ostler.coordinator.api.pulls import Pull, PullLine
 from ostler.coordinator.keys import Keys
 from ostler.coordinator.operations import leases as ops
 from ostler.coordinator.operations import nodes
+from ostler.coordinator.operations.claims import any_queued
+from ostler.coordinator.operations.uploads import work_waits
 from ostler.coordinator.store.tx import Tx
 from ostler.model.errors import Conflict, InvalidSpec, OffsetMismatch, OstlerError, Problem, StaleAttempt, TooLarge
 from ostler.protocol import codec, dsse
@@ -70,11 +73,9 @@ async def pull_jobs(call: Call) -> m.PullResponse | dict[str, Any]:
                         break
                     fresh = False
                     watch = watch or asyncio.create_task(_watch(call.receive, pull))
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout_at(until):
-                            await wake.wait()
+                    leases = await _wait(services, pull, request, until)
                     # Nothing is claimed for a caller that is gone, superseded, or about to be told that time is up.
-                    if pull.over or wakeups.closed or not wake.is_set():
+                    if leases or pull.over or wakeups.closed or not wake.is_set():
                         break
             finally:
                 if watch is not None:
@@ -114,14 +115,46 @@ class _How(NamedTuple):
     spread: bool
 
 
-def _claim(tx: Tx, request: m.PullRequest, how: _How) -> Claim:
-    """Leases and directives in one transaction. A caller of section 8 gets one job, on a GPU where it has one that is free."""
+def _leases(tx: Tx, request: m.PullRequest, how: _How) -> list[ops.Lease]:
+    """A caller of section 8 gets one job, on a GPU where it has one that is free."""
     if request.protocol is None:
         leases = ops.lease_jobs(tx, replace(request, slots=0, gpu_slots=1), fresh=how.fresh, latency=how.latency)
-        return leases or ops.lease_jobs(tx, replace(request, slots=1, gpu_slots=0), fresh=False, latency=how.latency), []
-    leases = ops.lease_jobs(tx, request, fresh=how.fresh, latency=how.latency, spread=how.spread)
+        return leases or ops.lease_jobs(tx, replace(request, slots=1, gpu_slots=0), fresh=False, latency=how.latency)
+    return ops.lease_jobs(tx, request, fresh=how.fresh, latency=how.latency, spread=how.spread)
+
+
+def _claim(tx: Tx, request: m.PullRequest, how: _How) -> Claim:
+    """Leases and directives in one transaction."""
+    leases = _leases(tx, request, how)
+    if request.protocol is None:
+        return leases, []
     # `held` is how things were when the poll came: later in its life it proves nothing any more.
     return leases, nodes.directives(tx, request.node_id, request.held if how.fresh else None)
+
+
+async def _wait(services: Services, pull: Pull, request: m.PullRequest, until: float) -> list[ops.Lease]:
+    """Until the poll is woken or its time is over. Work that comes meanwhile is claimed in the very transaction that brings it."""
+    store, latency = services.store, services.config.latency
+    standing = store.stand(("queue",), _claim_at_once, request, latency, services.pulls)
+    standing.future.add_done_callback(pull.found)
+    pull.withdraw = partial(store.withdraw, standing)
+    try:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(until):
+                await pull.wake.wait()
+    finally:
+        standing.future.remove_done_callback(pull.found)
+        pull.withdraw()
+        pull.withdraw = None
+    return await standing.future or []
+
+
+def _claim_at_once(tx: Tx, request: m.PullRequest, latency: frozenset[str], line: PullLine) -> list[ops.Lease] | None:
+    asks = request.slots or request.gpu_slots or request.protocol is None or any_queued(tx, latency)
+    leases = _leases(tx, request, _How(fresh=False, latency=latency, spread=len(line) > 1)) if asks else []
+    if not work_waits(tx):
+        tx.hush(("queue",))
+    return leases or None
 
 
 async def _watch(receive: Receive, pull: Pull) -> None:

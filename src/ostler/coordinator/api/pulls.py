@@ -24,10 +24,17 @@ class Pull:
     slots: int
     over: bool = False
     turn: asyncio.Future[None] | None = None
+    withdraw: Callable[[], None] | None = None  # what stands for it in the store
 
     def end(self) -> None:
         """Make it answer at once with nothing."""
         self.over = True
+        self.wake.set()
+        if self.withdraw is not None:
+            self.withdraw()
+
+    def found(self, _claim: object) -> None:
+        """What stands for it in the store has got something."""
         self.wake.set()
 
     def turned(self) -> None:
@@ -46,6 +53,9 @@ class PullLine:
         self._work_waits = work_waits
         self._line: dict[str, Pull] = {}  # by node, oldest first
         self._told: dict[str, set[DirectiveKey]] = {}
+
+    def __len__(self) -> int:
+        return len(self._line)
 
     @contextmanager
     def join(self, node_id: str, wake: asyncio.Event, slots: int) -> Iterator[Pull]:

@@ -39,6 +39,12 @@ def queued_shapes_sql(tx: Tx) -> str:
         SELECT shape_id FROM queued WHERE shape_id IS NOT NULL"""  # noqa: S608 - fragments of ours
 
 
+def any_queued(tx: Tx, queues: Collection[str]) -> bool:
+    """Whether a job waits in one of these queues."""
+    shapes = tx.memo(Placements).shapes_of(tx, [row[0] for row in tx.rows(queued_shapes_sql(tx))])
+    return any(shape.queue in queues for shape in shapes.values())
+
+
 def heads_sql(tx: Tx, unless: str = "") -> str:
     """The first jobs of one shape's queue; `unless` is a further condition."""
     return f"""

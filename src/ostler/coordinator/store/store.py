@@ -14,8 +14,8 @@ from ostler.coordinator.store.database import Database, Duty, Peers
 from ostler.coordinator.store.migrate import prepare
 from ostler.coordinator.store.sqlite import SqliteDatabase
 from ostler.coordinator.store.tx import Tx
-from ostler.coordinator.store.wakeups import Wakeups
-from ostler.coordinator.store.writer import Pending, Writer
+from ostler.coordinator.store.wakeups import Topic, Wakeups
+from ostler.coordinator.store.writer import Pending, Standing, Writer
 from ostler.model.errors import InvalidSpec, StoreBusy
 from ostler.runtime.clock import Clock, SystemClock
 
@@ -86,6 +86,19 @@ class Store:
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._writer.put(Pending(operation, args, kwargs, future, durable=False))
         return await future
+
+    def stand(self, topic: Topic, operation: Callable[..., object | None], *args: object) -> Standing:
+        """Have an operation run behind whatever publishes this topic, in its transaction, until it answers something (or raises).
+
+        `withdraw` follows in any case. It is a short cut: who waits is woken by the topic as well, unless the operation has hushed it.
+        """
+        standing = Standing(topic, operation, args, asyncio.get_running_loop().create_future())
+        self._writer.stand(standing)
+        return standing
+
+    def withdraw(self, standing: Standing) -> None:
+        """Let it stand no longer; its future is, or comes to be, what it answered, else None."""
+        self._writer.withdraw(standing)
 
     async def read(self, operation: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run an operation that only reads, in one snapshot that holds everything answered so far."""

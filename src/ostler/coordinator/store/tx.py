@@ -22,7 +22,7 @@ class Tx:
     for parameters and only what SQLite and PostgreSQL share; `any_of` and `array` spell the one thing that they do not.
     """
 
-    __slots__ = ("_cursor", "_database", "_memo", "at", "callbacks", "connection", "now", "topics")
+    __slots__ = ("_cursor", "_database", "_memo", "at", "callbacks", "connection", "hushed", "now", "topics")
 
     def __init__(self, connection: Connection, database: Database, now: datetime, memo: dict[type, Any]) -> None:
         self.connection = connection
@@ -30,6 +30,7 @@ class Tx:
         self.at = micros(now)
         self.callbacks: list[Callable[[], None]] = []
         self.topics: set[Topic] = set()
+        self.hushed: set[Topic] = set()
         self._database = database
         self._cursor = connection.connection.cursor()
         self._memo = memo
@@ -81,6 +82,10 @@ class Tx:
     def wake(self, *topics: Topic) -> None:
         """Publish topics once this operation is durable."""
         self.topics.update(topics)
+
+    def hush(self, topic: Topic) -> None:
+        """Of an operation that stands for a topic (`Store.stand`): it has left nothing that anybody need be woken for."""
+        self.hushed.add(topic)
 
     def after_commit(self, callback: Callable[[], None]) -> None:
         """Call this in the event loop's thread once this operation is durable."""

@@ -18,6 +18,7 @@ from ostler.model.errors import StoreBusy
 from ostler.runtime.clock import Clock
 
 MAX_OPERATIONS = 512  # in one transaction
+ABREAST = 8  # of those that stand for one topic, as many are tried in a transaction
 MAX_BATCH_S = 0.02  # no further operation is begun in a transaction this old, so that its first one is not kept waiting
 
 
@@ -34,6 +35,23 @@ class Pending:
     error: BaseException | None = None
     topics: set[Topic] = field(default_factory=set)
     callbacks: list[Callable[[], None]] = field(default_factory=list)
+    hushed: set[Topic] = field(default_factory=set)
+
+
+@dataclass(slots=True, eq=False)
+class Standing:
+    """An operation that waits for a topic: it is run behind the operations that publish it, in their transaction, until it answers
+    something else than None. So what it does costs no transaction and no way through the event loop of its own.
+
+    `future` is its answer: None once it was withdrawn without one.
+    """
+
+    topic: Topic
+    operation: Callable[..., Any]
+    args: tuple[Any, ...]
+    future: asyncio.Future[Any]
+    running: bool = False
+    withdrawn: bool = False
 
 
 class Writer:
@@ -52,6 +70,7 @@ class Writer:
         self._wakeups = wakeups
         self._logger = logger
         self._waiting: deque[Pending] = deque()
+        self._standing: dict[Topic, dict[Standing, None]] = {}
         self._some = threading.Condition()
         self._closing = False
         self._connection: Connection | None = None
@@ -66,6 +85,27 @@ class Writer:
                 raise StoreBusy("the store is closed", hint="the coordinator is shutting down")
             self._waiting.append(pending)
             self._some.notify()
+
+    def stand(self, standing: Standing) -> None:
+        """Keep an operation for whoever publishes its topic; `withdraw` follows."""
+        with self._some:
+            self._standing.setdefault(standing.topic, {})[standing] = None
+
+    def withdraw(self, standing: Standing) -> None:
+        """Run it no more. Where it is being run its answer comes all the same, and what it did stands."""
+        with self._some:
+            standing.withdrawn = True
+            self._forget(standing)
+            if standing.running:
+                return
+        if not standing.future.done():
+            standing.future.set_result(None)
+
+    def _forget(self, standing: Standing) -> None:
+        line = self._standing.get(standing.topic, {})
+        line.pop(standing, None)
+        if not line:
+            self._standing.pop(standing.topic, None)
 
     def close(self) -> None:
         """Finish what waits, then end the thread."""
@@ -109,6 +149,8 @@ class Writer:
                 pending = self._waiting.popleft()
                 batch.append(pending)
                 done = self._execute(connection, pending, alone=not done, durable=durable) or done
+            if self._standing and done:
+                self._run_standing(connection, batch, durable=durable)
             database.commit(connection)
         except BaseException as exc:
             # Nothing of this transaction is durable: whoever believed to be done is told otherwise.
@@ -118,6 +160,30 @@ class Writer:
                     pending.error = database.translate(exc) or exc
             self._logger.warning("transaction_failed", extra={"attrs": {"operations": len(batch), "error": str(exc)}})
         return batch
+
+    def _run_standing(self, connection: Connection, batch: list[Pending], *, durable: bool) -> None:
+        """Run what stands for the topics of this transaction; what has answered joins the batch."""
+        hushed: set[Topic] = set()
+        for topic in {topic for pending in batch if pending.error is None for topic in pending.topics} & self._standing.keys():
+            for standing in list(self._standing.get(topic, ()))[:ABREAST]:
+                with self._some:
+                    if standing.withdrawn:
+                        continue
+                    standing.running = True
+                pending = Pending(standing.operation, standing.args, {}, standing.future)
+                batch.append(pending)
+                self._execute(connection, pending, alone=False, durable=durable)
+                with self._some:
+                    standing.running = False
+                    if pending.value is None and pending.error is None and not standing.withdrawn:
+                        batch.pop()
+                    else:
+                        self._forget(standing)
+                hushed |= pending.hushed
+                if topic in hushed:
+                    break
+        for pending in batch:
+            pending.topics -= hushed
 
     def _begin(self, *, durable: bool) -> Connection:
         """The connection, in a new transaction. One that was cut while nobody used it is replaced, and no caller learns of it."""
@@ -152,7 +218,7 @@ class Writer:
             return False
         if not alone:
             database.release(connection)
-        pending.topics, pending.callbacks = tx.topics, tx.callbacks
+        pending.topics, pending.callbacks, pending.hushed = tx.topics, tx.callbacks, tx.hushed
         return True
 
     def _answer(self, batch: list[Pending]) -> None:
