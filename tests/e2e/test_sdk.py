@@ -154,7 +154,7 @@ def test_exceptions_are_raised_with_their_type_and_the_traceback_there(ex):
     cause = caught.value.__cause__
     assert isinstance(cause, RemoteTraceback)
     assert "in torn" in str(cause)
-    assert "worker" not in str(cause)  # nothing of what stands around the function
+    assert "node/worker" not in str(cause)  # nothing of what stands around the function
     assert isinstance(future.exception(), calls.Torn)
 
 

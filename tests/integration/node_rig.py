@@ -335,12 +335,19 @@ class TestRunner:
         self.killed: list[tuple[str, str]] = []
         self.work = {}
         self.progress = {}
+        self.lending = False
+        self.lent: list[str] = []
+
+    def lends(self, manifest: Manifest, sandbox: SandboxLevel) -> bool:
+        return self.lending
 
     def refuse(self, manifest: Manifest) -> Failure | None:
         return Failure(FailureCode.DENY, "no such command") if manifest.command == "denied" else None
 
     async def start(self, task: AttemptTask) -> Failure | None:
         self.started.append(task.key)
+        if task.lent:
+            self.lent.append(task.key)
         if task.manifest.command == "unstartable":
             return Failure(FailureCode.START, "no such file")
         end = self.living[task.key] = asyncio.get_running_loop().create_future()

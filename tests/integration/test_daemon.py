@@ -20,6 +20,7 @@ from ostler.model.errors import KeeperUnreachable
 from ostler.model.failures import Failure, FailureCode
 from ostler.model.manifest import InputFile
 from ostler.node import credit, leases
+from ostler.node.workspace import Workspace
 from ostler.protocol import messages as m
 from ostler.protocol.ports import Ending
 
@@ -399,6 +400,78 @@ async def test_a_small_artifact_that_changed_is_not_delivered(tmp_path, coordina
     (live.workspace.path / "output/a.bin").write_bytes(b"evil")
     outcome = await until(lambda: rig.over("j1"), "the outcome")
     assert (outcome.failure.code, outcome.contents) == (FailureCode.LOST, {})
+    await rig.stop()
+
+
+# --- workspaces that are lent ---
+
+
+def lends(rig, job_id, **ending):
+    """An attempt whose runner has a workspace for it, and which it leaves as `ending` says."""
+    rig.runner.lending = True
+    rig.coordinator.offer(job_id, command="wait", artifacts=[{"path": "r.json", "optional": True}])
+    return Ending(**ending)
+
+
+@pytest.mark.parametrize("inline", [0, m.INLINE_BYTES], ids=["an older coordinator", "this one"])
+async def test_what_was_left_bare_has_results_and_no_workspace(tmp_path, coordinator, inline):
+    coordinator.terms["inline_bytes"] = inline
+    rig = NodeRig(tmp_path, coordinator)
+    await rig.start()
+    end = lends(rig, "j1", exit_code=0, bare=True, contents={"r.json": b"42"})
+    await until(lambda: rig.runner.lent == ["j1/1"], "it runs")
+    assert list(rig.config.workspace.root.iterdir()) == []
+    rig.runner.end("j1/1", end)
+    outcome = await until(lambda: rig.over("j1"), "the outcome")
+    assert [(one.path, one.size) for one in outcome.artifacts] == [("r.json", 2)]
+    assert (outcome.contents, coordinator.files) == (({"r.json": b"42"}, {}) if inline else ({}, {"j1/r.json": b"42"}))
+    assert list(rig.config.workspace.root.iterdir()) == []
+    await rig.stop()
+
+
+async def test_what_was_not_left_bare_keeps_its_workspace(rig, coordinator):
+    end = lends(rig, "j1", exit_code=0)
+    await until(lambda: rig.runner.lent, "it runs")
+    made = Workspace.create(rig.config.workspace.root, "j1", 1)  # as the runner does when the attempt writes something
+    (made.output / "r.json").write_bytes(b"[]")
+    made.logs.joinpath("stdout.log").write_bytes(b"said")
+    rig.runner.end("j1/1", end)
+    outcome = await until(lambda: rig.over("j1"), "the outcome")
+    assert (coordinator.files["j1/r.json"], outcome.logs[0].tail) == (b"[]", b"said")
+    state = json.loads((made.path / "state.json").read_text())
+    assert (state["state"], state["node_state"]) == ("DONE", "done")
+
+
+async def test_one_that_could_not_be_started_leaves_nothing(rig, coordinator):
+    rig.runner.lending = True
+    coordinator.offer("j1", command="unstartable")
+    outcome = await until(lambda: rig.over("j1"), "the outcome")
+    assert outcome.failure.code is FailureCode.START
+    assert list(rig.config.workspace.root.iterdir()) == []
+
+
+async def test_where_something_lies_in_its_place_a_workspace_is_made_for_it(rig, coordinator):
+    (rig.config.workspace.root / "j1").mkdir()
+    end = lends(rig, "j1", exit_code=0)
+    await until(lambda: rig.runner.started, "it runs")
+    assert rig.runner.lent == []
+    assert (rig.config.workspace.root / "j1/attempt-1/work").is_dir()
+    rig.runner.end("j1/1", end)
+    await until(lambda: rig.over("j1"), "the outcome")
+
+
+async def test_an_end_that_left_nothing_and_that_no_daemon_saw_is_delivered_by_the_next(tmp_path, coordinator):
+    coordinator.terms["inline_bytes"] = m.INLINE_BYTES
+    rig = NodeRig(tmp_path, coordinator)
+    await rig.start()
+    end = lends(rig, "j1", exit_code=0, bare=True, contents={"r.json": b"42"})
+    await until(lambda: rig.runner.lent, "it runs")
+    await rig.crash()
+    rig.runner.end("j1/1", end)
+    await rig.start()
+    outcome = await until(lambda: rig.over("j1"), "the outcome")
+    assert (outcome.failure, outcome.contents) == (None, {"r.json": b"42"})
+    assert rig.runner.started == ["j1/1"], "it ran once"
     await rig.stop()
 
 

@@ -12,11 +12,13 @@ import pytest
 from integration.runner_rig import TASKS, Rig, alive, text, until
 from ostler.model.errors import KeeperUnreachable
 from ostler.model.failures import FailureCode
-from ostler.model.manifest import Policy, Requirements, Runner
+from ostler.model.manifest import Artifact, InputFile, Inputs, Manifest, Policy, Requirements, Runner
 from ostler.model.sandbox import SandboxLevel
 from ostler.node.config import PythonRunnerConfig, ResourceLimits
 from ostler.node.runners import workers
 from ostler.node.runners.python import PythonRunner
+from ostler.node.workspace import scan
+from ostler.protocol.ports import AttemptTask
 
 C = FailureCode
 BWRAP, PROCESS, NONE = SandboxLevel.BWRAP, SandboxLevel.PROCESS, SandboxLevel.NONE
@@ -446,7 +448,88 @@ async def test_files_of_workers_that_are_gone_are_swept(rig):
     second = await runner_of(rig)
     await run(second, task_of(rig, "nothing"))
     assert not (folder / "old.status").exists()
-    assert {path.suffix for path in folder.iterdir()} == {".sock", ".status", ".log"}
+    assert {path.suffix for path in folder.iterdir()} == {".sock", ".status", ".log", ".ledger"}
+
+
+# --- lent workspaces ---
+
+
+def lent(rig, task, **params):
+    """An attempt whose workspace is its worker's business, and that wants its result."""
+    rig.count += 1
+    manifest = Manifest(
+        runner=Runner.PYTHON, task=task, params=params, timeout_s=30.0, artifacts=(Artifact(path="result.json", optional=True),)
+    )
+    return AttemptTask(
+        job_id=f"job-{rig.count}", attempt=1, manifest=manifest, root=rig.config.workspace.root / f"job-{rig.count}",
+        sandbox=rig.config.sandbox.level, timeout_s=30.0, lent=True,
+    )  # fmt: skip
+
+
+async def test_a_task_that_leaves_nothing_leaves_no_workspace(rig):
+    runner = await runner_of(rig)
+    for number in range(3):
+        task = lent(rig, "lent:echo", args=[str(number)])
+        assert runner.lends(task.manifest, task.sandbox)
+        end = await run(runner, task)
+        assert (end.failure, end.bare, end.contents) == (None, True, {"result.json": f'"{number}"'.encode()})
+        assert not task.root.exists()
+        await runner.forget(task)
+    loud = lent(rig, "lent:leave", args=["print"])
+    end = await run(runner, loud)
+    assert (end.failure, end.bare, end.contents) == (None, False, {})
+    assert loud.log("stdout").read_text() == "left\n"
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        {"artifacts": (Artifact(path="film.mp4", optional=True),)},
+        {"artifacts": (Artifact(path="result.json"),)},
+        {"input": Inputs(files=(InputFile(name="a", sha256="0" * 64, size=1),))},
+        {"policy": Policy(cpu_pct=10)},
+        {"policy": Policy(sandbox=BWRAP)},
+        {"requirements": Requirements(memory_mb=10)},
+    ],
+)
+async def test_what_needs_a_workspace_is_lent_none(rig, manifest):
+    runner = await runner_of(rig)
+    asked = Manifest(runner=Runner.PYTHON, task="nothing", **manifest)
+    assert not runner.lends(asked, runner.level(asked))
+
+
+async def test_an_end_that_left_nothing_is_known_to_the_next_daemon(rig):
+    first = await runner_of(rig)
+    task = lent(rig, "lent:echo", args=["unseen"])
+    assert await first.start(task) is None
+    await daemon_dies(rig)
+    folder = rig.config.state / "workers"
+    await until(lambda: any(task.key in path.read_text() for path in folder.glob("*.ledger")), "its record")
+    assert not task.root.exists()
+    second = await runner_of(rig)
+    assert await second.alive(task)
+    end = await second.wait(task, lambda news: None)
+    assert (end.failure, end.bare, end.contents) == (None, True, {"result.json": b'"unseen"'})
+    await second.forget(task)
+    assert not await second.alive(task)
+
+
+async def test_a_spare_workspace_goes_with_its_worker(rig):
+    runner = await runner_of(rig)
+    await run(runner, lent(rig, "lent:echo", args=["x"]))
+    root = rig.config.workspace.root
+    [spare] = root.glob(".spare-*")
+    assert scan(root) == []
+    status = json.loads((rig.config.state / "workers" / f"{spare.name.removeprefix('.spare-')}.ledger").read_text())
+    assert status["outcome"] == "done"
+    await daemon_dies(rig)
+    rig.kill_keeper()
+    rig.socket.unlink(missing_ok=True)
+    rig.start_keeper()
+    second = await runner_of(rig)
+    await run(second, lent(rig, "lent:echo", args=["x"]))
+    [other] = root.glob(".spare-*")
+    assert other != spare
 
 
 async def test_many_tasks_many_at_a_time(rig):

@@ -100,6 +100,17 @@ class Daemon:
                 return "stale"
         return None
 
+    def lend(self, task, params=None, *, wants=(), key=None):
+        """The record of a task that was lent its workspace."""
+        self.count += 1
+        self.root = self.folder / f"job-{self.count}"
+        env = {"PATH": "/usr/bin:/bin", "OSTLER_OUTPUT_DIR": str(self.root / "output")}
+        order = {
+            "key": key or f"job-{self.count}/1", "task": task, "params": params or {}, "root": str(self.root), "wants": wants, "env": env,
+        }  # fmt: skip
+        self.socket.sendall(json.dumps({"run": order}).encode() + b"\n")
+        return self.receive()["done"]
+
     def behave(self, do, **more):
         return self.run("behave", {"do": do, **more})
 
@@ -398,3 +409,70 @@ def test_an_interpreter_that_has_no_ostler(begin, tmp_path):
     assert daemon.run("example", {"words": ["x"]})["outcome"] == "done"
     daemon.behave("surroundings")
     assert daemon.result()["python"] == str(venv / "bin/python")
+
+
+# --- lent workspaces ---
+
+
+@pytest.fixture
+def lender(begin, tmp_path):
+    one = begin(spare=str(tmp_path / ".spare-x"), ledger=str(tmp_path / "w.ledger"))
+    one.hello()
+    return one
+
+
+def ledger(tmp_path):
+    return [json.loads(line)["key"] for line in (tmp_path / "w.ledger").read_text().splitlines()]
+
+
+def test_a_task_that_leaves_nothing_has_had_a_workspace(lender, tmp_path):
+    """It was there while the task ran, with this path, and the next one has it again under another."""
+    for number in (1, 2):
+        record = lender.lend("lent:where", wants=["result.json"])
+        assert (record["outcome"], record["lent"]) == ("done", True)
+        found = json.loads(record["files"]["result.json"])
+        assert found == [str(lender.root / "work"), sorted(["input", "work", "output", "logs"]), 0]
+        assert not lender.root.exists()
+        assert ledger(tmp_path) == [f"job-{one}/1" for one in range(1, number + 1)]
+        assert sorted(one.name for one in tmp_path.iterdir() if one.name.startswith(".spare")) == [".spare-x"]
+
+
+@pytest.mark.parametrize(
+    "what", ["print", "complain", "file", "output", "input", "logs", "beside", "mode", "replaced", "close", "c"]
+)
+def test_what_a_task_leaves_stays_and_no_other_task_sees_it(lender, tmp_path, what):
+    record = lender.lend("lent:leave", {"args": [what]}, wants=["result.json"])
+    assert (record["outcome"], record.get("lent")) == ("done", None), what
+    left = lender.root
+    assert json.loads((left / "task.json").read_text())["key"] == "job-1/1"
+    assert json.loads((left / "output/result.json").read_text()) == what
+    assert ledger(tmp_path) == []
+    if what in {"print", "complain", "c"}:
+        assert {one.read_text() for one in (left / "logs").iterdir()} == {"", "left\n"}
+    record = lender.lend("lent:where", wants=["result.json"])
+    assert json.loads(record["files"]["result.json"])[1:] == [sorted(["input", "work", "output", "logs"]), 0]
+    assert left.exists()
+
+
+def test_a_failure_and_its_traceback_stay(lender):
+    record = lender.lend("lent:fail", wants=["result.json", "error.json"])
+    assert (record["outcome"], record["message"], record.get("lent")) == ("exception", "on purpose", None)
+    assert "on purpose" in (lender.root / "logs/stderr.log").read_text()
+    assert json.loads((lender.root / "output/error.json").read_text())["name"] == "ValueError"
+
+
+def test_a_result_too_large_for_the_record_and_one_that_nobody_wants_are_files(lender):
+    record = lender.lend("lent:echo", {"args": ["x" * 100_000]}, wants=["result.json"])
+    assert record.get("lent") is None
+    assert json.loads((lender.root / "output/result.json").read_text()) == "x" * 100_000
+    record = lender.lend("lent:echo", {"args": ["x"]}, wants=[])
+    assert record.get("lent") is None
+    assert json.loads((lender.root / "output/result.json").read_text()) == "x"
+
+
+def test_a_place_that_is_taken_is_the_nodes_failure_and_not_the_tasks(lender, tmp_path):
+    (lender.folder / "job-1").write_text("a file")
+    record = lender.lend("lent:where", wants=["result.json"])
+    assert (record["outcome"], record["code"], record["lent"]) == ("refused", "E_INTERNAL", True)
+    assert ledger(tmp_path) == ["job-1/1"]
+    assert lender.lend("lent:where", wants=["result.json"])["outcome"] == "done"

@@ -50,6 +50,7 @@ class Live:
     task: AttemptTask | None = None
     workspace: Workspace | None = None
     furnished: "asyncio.Future[Workspace] | None" = None  # a workspace made before its slot was free
+    lent: bool = False  # its runner has the workspace, and makes it only for as long as something is in it
     note: asyncio.TimerHandle | None = None  # when that gets its `state.json`
     gpus: tuple[str, ...] = ()
     outputs: tuple[Output, ...] = ()
@@ -68,6 +69,13 @@ class Live:
     def __post_init__(self) -> None:
         self.held = Held(self.job_id, self.attempt)
         self.gpu_count = self.manifest.requirements.gpu_count  # how many GPU slots it takes; with none it takes a CPU slot
+
+    def forsake_workspace(self) -> None:
+        """There is none any more, and no log."""
+        if self.note is not None:
+            self.note.cancel()
+            self.note = None
+        self.workspace, self.tails = None, ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from ostler.model.attempt import AttemptState, Usage
 from ostler.model.errors import InvalidSpec, KeeperUnreachable, OstlerError, StoreBusy
 from ostler.model.failures import Failure, FailureCode
-from ostler.model.manifest import Runner
+from ostler.model.manifest import Artifact, Runner
 from ostler.model.sandbox import SandboxLevel, strongest
 from ostler.node import outputs
 from ostler.node.attempts import AttemptTable, Live
@@ -35,6 +35,7 @@ _PASSED = {
 }
 _OWN_FAILURES = frozenset({FailureCode.EXIT, FailureCode.SIGNAL, FailureCode.TASK, FailureCode.TIMEOUT, FailureCode.OOM})
 NOTE_AFTER_S = 0.1  # what an attempt that has its workspace already may take without a word in it
+NOTE_LENT_AFTER_S = 1.0  # the same for one that is lent it: long after it can still be taken back
 DURABLE_TRIES = 3  # how often an outcome knocks at a full journal before it is delivered from memory
 
 
@@ -97,7 +98,7 @@ class Executor:
 
         Until it begins there is no `state.json` in it: that tells a later life of the daemon that nothing was run.
         """
-        if live.furnished is None:
+        if live.furnished is None and not self._is_lent(live):
             live.furnished = self._disk.do(Workspace.create, self._root, live.job_id, live.attempt)
 
     def adopt(self, live: Live) -> None:
@@ -185,7 +186,7 @@ class Executor:
             return _failed(FailureCode.SPEC, f"this node does not offer the {manifest.runner.value} runner")
         if (failure := runner.refuse(manifest)) is not None:
             return Ending(failure=failure)
-        level = strongest(one for one in (self._level, manifest.least_sandbox) if one is not None)
+        level = self._level_of(live)
         if live.gpu_count:
             taken = {uuid for other in self._table.open() if other is not live for uuid in other.gpus}
             chosen = choose(self._cards(), manifest.requirements, held=taken)
@@ -208,9 +209,10 @@ class Executor:
             sandbox=level,
             timeout_s=manifest.timeout_s,
             gpus=live.gpus,
+            lent=live.lent,
         )
         if (ended := await self._launch(live, runner, live.task, workspace, first)) is not None:
-            return ended
+            return replace(ended, bare=live.lent)
         live.state = AttemptState.RUNNING
         self._watchers.stage(live)
         if _to_end(live):  # asked for while it was being started
@@ -276,7 +278,23 @@ class Executor:
         finally:
             live.preparing = None
 
+    def _is_lent(self, live: Live) -> bool:
+        """Whether its runner has a workspace for it."""
+        runner = self._runners.get(live.manifest.runner)
+        return (
+            runner is not None and live.attempt == 1 and not live.gpu_count and runner.lends(live.manifest, self._level_of(live))
+        )
+
+    def _level_of(self, live: Live) -> SandboxLevel:
+        return strongest(one for one in (self._level, live.manifest.least_sandbox) if one is not None)
+
     async def _workspace(self, live: Live, state: AttemptState, level: SandboxLevel) -> Workspace:
+        if live.furnished is None and self._is_lent(live):
+            lent = Workspace.lent(self._root, live.job_id, live.attempt)
+            if lent is not None:
+                live.lent = True
+                self._note_later(live, lent, level, after_s=NOTE_LENT_AFTER_S)
+                return lent
         if live.furnished is None:
             return await self._disk.do(self._make, live, state, level)
         workspace = await live.furnished
@@ -299,7 +317,7 @@ class Executor:
             **_origin(live, level),
         )
 
-    def _note_later(self, live: Live, workspace: Workspace, level: SandboxLevel) -> None:
+    def _note_later(self, live: Live, workspace: Workspace, level: SandboxLevel, *, after_s: float = NOTE_AFTER_S) -> None:
         """A job of milliseconds gets its `state.json` once, at its end: until then the keeper has a record of its start."""
 
         def note() -> None:
@@ -312,7 +330,7 @@ class Executor:
             if exc is not None:
                 self._not_noted(live, exc)
 
-        live.note = asyncio.get_running_loop().call_later(NOTE_AFTER_S, note)
+        live.note = asyncio.get_running_loop().call_later(after_s, note)
 
     def _not_noted(self, live: Live, exc: BaseException) -> None:
         attrs = {"attempt": live.attempt, "error": str(exc)}
@@ -366,6 +384,8 @@ class Executor:
         """From an ending to an outcome in the journal. It is not cancelled by anybody but the end of the daemon."""
         if live.manifest.secrets:
             ending = await self._confidences.end(live, ending)
+        if ending.bare:
+            live.forsake_workspace()
         if live.forgotten:
             await self._leave(live, AttemptState.FAILED, {"discarded": True})
             self._watchers.forgotten(live)
@@ -380,7 +400,9 @@ class Executor:
         if live.lost is not None and (failure is not None or live.state is not AttemptState.RUNNING):
             failure, cancelled = Failure(FailureCode.LOST, live.lost), False
         uploading = 0.0
-        if failure is None and not cancelled and live.manifest.artifacts and live.workspace is not None:
+        if ending.contents:
+            live.outputs = outputs.carried(_asked_for(live.manifest.artifacts, failure), ending.contents)
+        elif failure is None and not cancelled and live.manifest.artifacts and live.workspace is not None:
             began = self._clock.monotonic()
             live.state = AttemptState.UPLOADING
             self._watchers.stage(live)
@@ -391,8 +413,7 @@ class Executor:
             else:
                 live.outputs = found
         elif failure is not None and failure.code in _OWN_FAILURES and live.workspace is not None:
-            always = [replace(one, optional=True) for one in live.manifest.artifacts if one.always]
-            found = await outputs.collect(always, live.workspace.path)
+            found = await outputs.collect(_asked_for(live.manifest.artifacts, failure), live.workspace.path)
             live.outputs = () if isinstance(found, Failure) else found  # why the job failed is the news, not this
         outcome = Outcome(
             job_id=live.job_id,
@@ -404,6 +425,7 @@ class Executor:
             usage=_usage(ending.usage, prepare_s=live.prepare_s, upload_s=uploading),
             artifacts=_entries(live.outputs) if not cancelled else (),
             sandbox=live.task.sandbox.value if live.task is not None else None,
+            contents={one.path: ending.contents[one.path] for one in live.outputs} if ending.contents and not cancelled else {},
         )
         await self._settle(live, outcome)
 
@@ -483,6 +505,13 @@ def _last_word(
     if live.tails:
         return None  # the shipper has begun with them, and may be at work
     return ends(open_tails(workspace.path)) if has_logs(workspace.path) else ()
+
+
+def _asked_for(artifacts: Sequence[Artifact], failure: Failure | None) -> list[Artifact]:
+    """Those that are delivered at this end."""
+    if failure is None:
+        return list(artifacts)
+    return [replace(one, optional=True) for one in artifacts if one.always] if failure.code in _OWN_FAILURES else []
 
 
 def _entries(found: Sequence[outputs.Output]) -> tuple[ArtifactEntry, ...]:

@@ -8,7 +8,7 @@ import asyncio
 import hashlib
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from errno import EACCES, EIO, EMFILE, ENFILE, ENOENT, ENOMEM, ENOTDIR, EPERM, ESTALE
 from pathlib import Path
@@ -31,13 +31,14 @@ _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One artifact that is there: its declared path and type, size in bytes, sha256 in hex, and the file itself (no link)."""
+    """One artifact that is there: its declared path and type, size in bytes, sha256 in hex, and the file itself (no link; None: it is
+    nowhere but in its outcome)."""
 
     path: str
     type: str
     size: int
     sha256: str
-    file: Path
+    file: Path | None
 
 
 class _Refused(Exception):
@@ -58,12 +59,21 @@ async def collect(artifacts: Sequence[Artifact], root: Path, *, max_total_mb: in
     return await asyncio.to_thread(collect_now, artifacts, root, max_total_mb=max_total_mb)
 
 
+def carried(artifacts: Sequence[Artifact], contents: Mapping[str, bytes]) -> tuple[Output, ...]:
+    """Those artifacts whose bytes are at hand, and in no file."""
+    return tuple(
+        Output(one.path, one.type, len(data), hashlib.sha256(data).hexdigest(), None)
+        for one in artifacts
+        if (data := contents.get(one.path)) is not None
+    )
+
+
 def read(some: Sequence[Output]) -> dict[str, bytes] | None:
     """The bytes of small artifacts by path; None where one is not what it was. Blocks."""
     contents = {}
     for one in some:
         try:
-            handle = os.open(one.file, _FILE)
+            handle = os.open(one.file or "", _FILE)
             with open(handle, "rb") as file:  # noqa: PTH123 - opened so that no link is followed
                 data = file.read(one.size + 1)
         except OSError:

@@ -7,6 +7,7 @@ accepted and never begun is offered to the coordinator again by a new ack: only 
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ostler.model.attempt import AttemptState
@@ -67,6 +68,8 @@ class Recovery:
                 found = None
             if found is not None:
                 await self._resume(live, found)
+            elif await self._was_lent(live):
+                self._logger.info("ended_unseen", extra={"job_id": live.job_id, "attrs": {"attempt": live.attempt}})
             self._table.add(live)
             if live.outcome is not None:
                 waiting.append(live)
@@ -113,6 +116,19 @@ class Recovery:
             attrs = {"attempt": live.attempt, "path": str(found.path), "error": str(exc)}
             self._logger.warning("workspace_not_removed", extra={"job_id": live.job_id, "attrs": attrs})
             return False
+        return True
+
+    async def _was_lent(self, live: Live) -> bool:
+        """Whether it has no workspace because it needed one no more: its runner knows how it ended."""
+        runner = self._runners.get(live.manifest.runner)
+        root = self._root / live.job_id
+        level = strongest(one for one in (self._level, live.manifest.least_sandbox) if one is not None)
+        if live.outcome is not None or runner is None or not runner.lends(live.manifest, level):
+            return False
+        task = replace(self._task(live, Found(root, live.job_id, live.attempt, None, {})), lent=True)
+        if not await runner.alive(task):
+            return False
+        live.task, live.lent = task, True
         return True
 
     async def _resume(self, live: Live, found: Found) -> None:

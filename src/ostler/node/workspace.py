@@ -31,6 +31,7 @@ FOLDERS = ("input", "work", "output", "logs")
 STATE = "state.json"
 MAX_STATE_BYTES = 1 << 20
 MAX_HISTORY = 64
+SPARE = ".spare-"  # what begins so is a workspace that is nobody's yet
 _BESIDE = ("exit.json", f"{STATE}.new")
 ATTEMPT = re.compile(r"attempt-([1-9][0-9]{0,8})(?:\.[1-9][0-9]*)?")
 
@@ -81,6 +82,14 @@ class Workspace:
             made.remove()
             raise
         return made
+
+    @classmethod
+    def lent(cls, root: Path, job_id: str, attempt: int) -> "Workspace | None":
+        """One that somebody else will make, if anybody; None where something is in its place. Raises InvalidSpec."""
+        if not JOB_ID.fullmatch(job_id):
+            raise InvalidSpec(f"{job_id!r} cannot have a workspace: it is not a job id")
+        path = f"{root}/{job_id}"
+        return None if attempt != 1 or os.path.lexists(path) else cls(Path(path), job_id, attempt)
 
     @classmethod
     def resume(cls, found: "Found") -> "Workspace":
@@ -169,6 +178,8 @@ def scan(root: Path) -> list[Found]:
     found: list[Found] = []
     for name, is_folder in _entries(root):
         path = root / name
+        if name.startswith(SPARE):
+            continue
         if not is_folder or not JOB_ID.fullmatch(name):
             found.append(Found(path, name, 0, None, {}, "is not the folder of a job"))
             continue

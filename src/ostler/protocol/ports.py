@@ -24,7 +24,8 @@ class Confidence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptTask:
-    """One attempt as a runner sees it: `root` is its workspace (input/ work/ output/ logs/ below it), made and filled already.
+    """One attempt as a runner sees it: `root` is its workspace (input/ work/ output/ logs/ below it), made and filled already, or where it
+    is to be if the runner lends it one (`lent`).
 
     `sandbox` is the level in force, `gpus` the uuids that it may use, `timeout_s` its wall-clock limit.
     """
@@ -36,6 +37,7 @@ class AttemptTask:
     sandbox: SandboxLevel
     timeout_s: float
     gpus: tuple[str, ...] = ()
+    lent: bool = False
     confidence: Confidence | None = field(default=None, repr=False)
 
     @property
@@ -50,13 +52,18 @@ class AttemptTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
-    """How an attempt's processes ended: no failure means success so far (artifacts are looked at afterwards)."""
+    """How an attempt's processes ended: no failure means success so far (artifacts are looked at afterwards).
+
+    `bare`: the workspace that it was lent is gone, since nothing was left in it; `contents` are its artifacts then, by path.
+    """
 
     failure: Failure | None = None
     cancelled: bool = False
     exit_code: int | None = None
     signal: int | None = None
     usage: Usage = Usage()  # noqa: RUF009 - a frozen value
+    bare: bool = False
+    contents: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +81,10 @@ class RunnerPort(Protocol):
 
     def refuse(self, manifest: Manifest) -> Failure | None:
         """Why this manifest will not be run here (E_DENY, E_SPEC), before anything is prepared; None when it may."""
+        ...
+
+    def lends(self, manifest: Manifest, sandbox: SandboxLevel) -> bool:
+        """Whether an attempt of this, without a GPU, needs no workspace of its own: the runner's lasts only if something is left in it."""
         ...
 
     async def start(self, task: AttemptTask) -> Failure | None:

@@ -2,8 +2,11 @@
 
 import asyncio
 import logging
+import tempfile
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from ostler.model.errors import Gone, InvalidSpec, NotFound, OffsetMismatch, Rejected, StaleAttempt, TooLarge, Unavailable
 from ostler.model.failures import Failure, FailureCode
@@ -228,12 +231,17 @@ class Outbox(Loop):
             if live.outcome is None or live.forgotten:
                 return
             outcome = _with_logs(live, (live.log_ends or ()) if link.ships_logs else ())
-            files = await self._files(live, outcome)
-            if isinstance(files, Failure):
-                await self._amend(parcel, files)
-                return
             root = live.workspace.path if live.workspace is not None else None
-            await self._answered(parcel, await link.deliver_files(outcome, files, root))
+            with tempfile.TemporaryDirectory() if outcome.contents else nullcontext() as folder:
+                if folder is not None:  # to a coordinator that takes no contents in an outcome
+                    files: list[Attachment] | Failure = await asyncio.to_thread(_write, outcome, Path(folder))
+                    outcome = replace(outcome, contents={})
+                else:
+                    files = await self._files(live, outcome)
+                if isinstance(files, Failure):
+                    await self._amend(parcel, files)
+                    return
+                await self._answered(parcel, await link.deliver_files(outcome, files, root))
 
     async def _files(self, live: Live, outcome: Outcome) -> list[Attachment] | Failure:
         """Where the artifacts lie. An earlier daemon's findings are looked up again: they must still be the same bytes."""
@@ -253,7 +261,8 @@ class Outbox(Loop):
             one = files.get(entry.path)
             if one is None or one.sha256 != entry.sha256:
                 return Failure(FailureCode.LOST, f"the artifact {entry.path!r} was damaged on the node before it was delivered")
-            attachments.append(Attachment(entry, one.file))
+            if one.file is not None:
+                attachments.append(Attachment(entry, one.file))
         return attachments
 
     # --- answers ---
@@ -318,6 +327,14 @@ class Outbox(Loop):
 
     def _tell(self, live: Live, event: str, why: str) -> None:
         self.logger.error(event, extra={"job_id": live.job_id, "attrs": {"attempt": live.attempt, "error": why}})
+
+
+def _write(outcome: Outcome, folder: Path) -> list[Attachment]:
+    files = []
+    for number, entry in enumerate(outcome.artifacts):
+        (folder / str(number)).write_bytes(outcome.contents[entry.path])
+        files.append(Attachment(entry, folder / str(number)))
+    return files
 
 
 def _with_logs(live: Live, logs: tuple[LogEnd, ...]) -> Outcome:

@@ -89,6 +89,10 @@ class CliRunner:
         found = self._grant(manifest)
         return self._processes.level(manifest, found.sandbox if isinstance(found, Entry) else None)
 
+    def lends(self, manifest: Manifest, sandbox: SandboxLevel) -> bool:
+        """A program gets a workspace of its own."""
+        return False
+
     async def start(self, task: AttemptTask) -> Failure | None:
         """Start the program; it is verified once more, since time may have passed since `refuse`."""
         if refused := self.refuse(task.manifest):

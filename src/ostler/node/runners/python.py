@@ -10,6 +10,7 @@ import base64
 import contextlib
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -37,6 +38,8 @@ BACKSTOP_S = 5.0
 PROGRESS_S = 1.0
 _LISTED = 10
 _PACKAGE = "tasks"
+RESULTS = frozenset({"result.json", "error.json", "result.pkl"})  # what a worker writes, and no task needs a folder for
+_USUAL = Policy()
 
 
 class PythonRunner:
@@ -101,7 +104,7 @@ class PythonRunner:
         """Hand the task to a warm worker, or start a process for it."""
         if refused := self.refuse(task.manifest):
             return refused
-        if not self._warm(task):
+        if task.gpus or not self._is_warm(task.manifest, task.sandbox):
             return await self._start_cold(task)
         failure = await self._pool.start(task.key, self._order(task))
         if failure is None:
@@ -149,38 +152,51 @@ class PythonRunner:
 
     # --- in a warm worker ---
 
-    def _warm(self, task: AttemptTask) -> bool:
+    def lends(self, manifest: Manifest, sandbox: SandboxLevel) -> bool:
+        """A warm worker has a spare workspace for what brings no inputs and declares nothing but results."""
+        return (
+            not manifest.input
+            and all(one.optional and one.path in RESULTS for one in manifest.artifacts)
+            and self._is_warm(manifest, sandbox)
+        )
+
+    def _is_warm(self, manifest: Manifest, sandbox: SandboxLevel) -> bool:
         """A worker has one set of limits and one view of GPUs for all its tasks, so who wants others gets a process; so does who
         gets secrets, of which nothing may be left to the next task."""
-        alike = Policy(
-            sandbox=task.manifest.policy.sandbox, log_mb=task.manifest.policy.log_mb, disk_mb=task.manifest.policy.disk_mb
-        )
+        policy = manifest.policy
         return (
             self._config.warm_workers
-            and task.sandbox is self._processes.config.sandbox.level
-            and task.sandbox in (SandboxLevel.NONE, SandboxLevel.PROCESS)
-            and not task.gpus
-            and task.manifest.code is None  # what a stranger wrote leaves nothing behind in the process of trusted tasks
-            and not task.manifest.secrets
-            and not task.manifest.requirements.memory_mb
-            and task.manifest.policy in (alike, _with_grace(alike, task.manifest.policy.grace_s))
+            and sandbox is self._processes.config.sandbox.level
+            and sandbox in (SandboxLevel.NONE, SandboxLevel.PROCESS)
+            and manifest.code is None  # what a stranger wrote leaves nothing behind in the process of trusted tasks
+            and not manifest.secrets
+            and not manifest.requirements.memory_mb
+            and (
+                policy == _USUAL  # most say nothing
+                or policy == Policy(sandbox=policy.sandbox, log_mb=policy.log_mb, disk_mb=policy.disk_mb, grace_s=policy.grace_s)
+            )
         )
 
     def _order(self, task: AttemptTask) -> dict[str, Any]:
         root = str(task.root)
         grace_s = limits.grace_s(task.manifest, self._processes.config.resources)
-        return {
+        order = {
             "key": task.key,
             "task": short_name(task.manifest.task or ""),
             "params": task.manifest.params,
+            "env": environment(task, tmp=tmp_folder(task)),
+            "kill_s": task.timeout_s + grace_s + BACKSTOP_S,
+        }
+        if task.lent:
+            return {**order, "root": root, "wants": [one.path for one in task.manifest.artifacts]}
+        return {
+            **order,
             **({} if task.manifest.code is None else {"code": msgspec.to_builtins(task.manifest.code)}),
             "work": f"{root}/work",
             "output": f"{root}/output",
             "record": f"{root}/{TASK_RECORD}",
-            "env": environment(task, tmp=tmp_folder(task)),
             "stdout": str(task.log("stdout")),
             "stderr": str(task.log("stderr")),
-            "kill_s": task.timeout_s + grace_s + BACKSTOP_S,
         }
 
     async def _wait_warm(self, task: AttemptTask, progress: Callable[[Progress], None]) -> Ending:
@@ -208,7 +224,11 @@ class PythonRunner:
             record = read_task_record(f"{task.root}/{TASK_RECORD}", task.key)
             return task_ending(record, outcome.record, self._about(task, failed=True))
         told = _told(outcome.record, task)
-        return task_ending(told, None, self._about(task, failed=told is None or told.outcome != "done"))
+        ending = task_ending(told, None, self._about(task, failed=told is None or told.outcome != "done"))
+        if told is None or not told.lent:
+            return ending
+        wanted = {one.path for one in task.manifest.artifacts}
+        return replace(ending, bare=True, contents={name: text.encode() for name, text in told.files.items() if name in wanted})
 
     def _time_is_over(self, task: AttemptTask) -> None:
         grace_s = limits.grace_s(task.manifest, self._processes.config.resources)
@@ -306,10 +326,6 @@ class PythonRunner:
         relative = name.replace(".", "/")
         candidates = (f"{place}/{relative}{ending}" for place in self._places() for ending in (".py", "/__init__.py"))
         return any(os.path.isfile(candidate) for candidate in candidates)
-
-
-def _with_grace(policy: Policy, grace_s: float | None) -> Policy:
-    return Policy(sandbox=policy.sandbox, log_mb=policy.log_mb, disk_mb=policy.disk_mb, grace_s=grace_s)
 
 
 def _told(record: dict[str, Any] | None, task: AttemptTask) -> TaskRecord | None:

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import stat
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
@@ -13,7 +13,7 @@ from ostler.node.keeper_client import ExitRecord
 from ostler.node.runners.ending import DISK_FULL_MB, Circumstances, ending
 from ostler.protocol.ports import Ending
 
-MAX_RECORD_BYTES = 1 << 16
+MAX_RECORD_BYTES = 1 << 18
 # The backstop in the worker kills this much before or after it was meant to, at most.
 _TIMER_SLACK_S = 0.5
 
@@ -21,7 +21,10 @@ _TIMER_SLACK_S = 0.5
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskRecord:
     """What a worker says of a task: `outcome` is done, exception (`type`, `message`), exit (`exit_code`) or refused (`code`,
-    `message`). Written in the task's own process, so it is believed in what it says against the task, and of its own use."""
+    `message`). One that was `lent` a workspace left nothing in it, but for `files` that were never made.
+
+    Written in the task's own process, so it is believed in what it says against the task, and of its own use.
+    """
 
     key: str
     outcome: str
@@ -35,6 +38,8 @@ class TaskRecord:
     peak_memory_mb: float = 0.0
     read_bytes: int = 0
     written_bytes: int = 0
+    lent: bool = False
+    files: dict[str, str] = field(default_factory=dict)
 
 
 def read_task_record(path: str, key: str) -> TaskRecord | None:

@@ -1,8 +1,9 @@
 """The warm workers of a node: started under the keeper, handed one task after another, taken over by the next daemon.
 
-A worker's key is `worker/<name>`; its socket, status file and log lie in `STATE/workers/<name>.*`. The daemon learns of a
+A worker's key is `worker/<name>`; its socket, status file, ledger and log lie in `STATE/workers/<name>.*`, its spare workspace among
+the others. The daemon learns of a
 task's end from the worker's message, and of a worker's end from the keeper. Which task a worker had when it ended tells the
-status file.
+status file; how those ended that left no workspace tells the ledger.
 """
 
 import asyncio
@@ -27,6 +28,8 @@ from ostler.node.runners.environment import PATH
 from ostler.node.runners.task_ending import died_of_backstop
 from ostler.node.runners.worker_link import WorkerLink
 from ostler.node.sandbox import Host, plan
+from ostler.node.trees import remove_tree
+from ostler.node.workspace import SPARE
 
 PREFIX = "worker/"
 PROGRAM = Path(worker_package.__file__).parent
@@ -38,6 +41,7 @@ _LONGEST_POLL_S = 0.05
 _NEXT_KEEPER_S = 0.5
 _TRIES = 3
 _SUFFIXES = ("sock", "status", "log")
+LEDGER_S = 60.0  # how long a ledger outlives its worker: then what it tells is in the journal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +110,21 @@ class Worker:
         return self.files.with_name(f"{self.files.name}.status")
 
     @property
+    def ledger(self) -> Path:
+        """How tasks ended that left nothing else behind."""
+        return self.files.with_name(f"{self.files.name}.ledger")
+
+    def read_ledger(self) -> dict[str, dict[str, Any]]:
+        """Records by the keys of their attempts; what is torn is left out."""
+        found = {}
+        with contextlib.suppress(OSError):
+            for line in self.ledger.read_bytes().splitlines():
+                with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError):
+                    record = msgspec.json.decode(line)
+                    found[str(record["key"])] = record
+        return found
+
+    @property
     def log(self) -> Path:
         """What it says outside of tasks: why it could not start."""
         return self.files.with_name(f"{self.files.name}.log")
@@ -137,10 +156,13 @@ class WorkerPool:
         self._limits = limits
         self._logger = logger
         self._folder = config.state / "workers"
+        self._root = config.workspace.root
         self._workers: dict[str, Worker] = {}
         self._idle: list[Worker] = []
         self._runs: dict[str, Run] = {}
         self._dead: dict[str, tuple[str, ExitRecord]] = {}
+        self._ended: dict[str, dict[str, Any]] = {}  # what the ledgers told that were found
+        self._shelf: dict[Path, asyncio.TimerHandle] = {}  # ledgers that are removed soon
         self._adopted = False
         self._adopting = asyncio.Lock()
 
@@ -152,6 +174,8 @@ class WorkerPool:
             if self._adopted:
                 return
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for path in self._folder.glob("*.ledger"):
+                self._ended |= self._worker(PREFIX + path.stem).read_ledger()
             found = [child for child in await self._keeper().list() if child.key.startswith(PREFIX)]
             await asyncio.gather(*(self._adopt_living(child.key) for child in found if child.running))
             for child in found:
@@ -162,7 +186,7 @@ class WorkerPool:
 
     def has(self, key: str) -> bool:
         """Whether an attempt is here: in a worker, or in one that died with it."""
-        return key in self._runs or key in self._dead
+        return key in self._runs or key in self._dead or key in self._ended
 
     async def start(self, key: str, order: dict[str, Any]) -> Failure | None:
         """Give a task to a worker; None once it has it. Raises KeeperUnreachable."""
@@ -180,6 +204,8 @@ class WorkerPool:
         dead = self._dead.get(key)
         if dead is not None:
             return Died(dead[1])
+        if (record := self._ended.get(key)) is not None:
+            return Finished(record)
         run = self._runs[key]
         run.progress = progress
         _reopen(run)
@@ -196,12 +222,15 @@ class WorkerPool:
     async def forget(self, key: str) -> None:
         """The task's outcome is safe elsewhere."""
         self._runs.pop(key, None)
+        self._ended.pop(key, None)
         dead = self._dead.pop(key, None)
         if dead is not None:
             await self._discard(dead[0])
 
     async def close(self) -> None:
         """The daemon ends. Workers finish what they have, and wait for the next one for a while."""
+        for timer in self._shelf.values():
+            timer.cancel()
         watches = [worker.watch for worker in self._workers.values() if worker.watch is not None]
         for watch in watches:
             watch.cancel()
@@ -230,6 +259,8 @@ class WorkerPool:
         settings = {
             "socket": str(worker.socket),
             "status": str(worker.status),
+            "ledger": str(worker.ledger),
+            "spare": str(self._spare(worker)),
             "task_paths": [str(path) for path in self._config.task_paths],
             "max_tasks": self._config.max_tasks_per_worker,
             "idle_s": IDLE_S,
@@ -289,7 +320,9 @@ class WorkerPool:
         if "hello" in message:
             worker.hello.set()
             if run is not None and run.adopted and message["hello"].get("busy") != run.key:
-                self._over(worker, run, last=False, outcome=Finished(None))  # it ended while nobody was connected
+                self._over(
+                    worker, run, last=False, outcome=Finished(worker.read_ledger().get(run.key))
+                )  # while nobody was connected
             return
         if run is None:
             return
@@ -379,6 +412,19 @@ class WorkerPool:
         files = self._worker(key).files
         for suffix in _SUFFIXES:
             files.with_name(f"{files.name}.{suffix}").unlink(missing_ok=True)
+        await asyncio.to_thread(remove_tree, self._spare(self._worker(key)))
+        self._put_aside(self._worker(key).ledger)
+
+    def _put_aside(self, ledger: Path) -> None:
+        def remove() -> None:
+            self._shelf.pop(ledger, None)
+            ledger.unlink(missing_ok=True)
+
+        if ledger not in self._shelf:
+            self._shelf[ledger] = asyncio.get_running_loop().call_later(LEDGER_S, remove)
+
+    def _spare(self, worker: Worker) -> Path:
+        return self._root / f"{SPARE}{worker.files.name}"
 
     # --- adoption ---
 
@@ -410,8 +456,15 @@ class WorkerPool:
             self._worker(key).files.name for key, _ in self._dead.values()
         }
         for path in self._folder.iterdir():
-            if path.stem not in known:
+            if path.stem in known:
+                continue
+            if path.suffix == ".ledger":
+                self._put_aside(path)
+            else:
                 path.unlink(missing_ok=True)
+        for path in self._root.glob(f"{SPARE}*"):
+            if path.name.removeprefix(SPARE) not in known:
+                remove_tree(path)
 
 
 def interpreter(venv: Path | None) -> Path:

@@ -2,6 +2,7 @@
 
 # ruff: noqa: PTH104, PTH108, PTH109, PTH123 - this stands on the path of every task, which as a whole may cost a millisecond
 import contextlib
+import errno
 import io
 import json
 import os
@@ -17,14 +18,21 @@ from typing import Any, NamedTuple
 
 from ostler.node.worker import system
 from ostler.node.worker.finder import TaskFinder, TaskRefused
+from ostler.node.worker.place import Place, redirect
 
 MAX_MESSAGE = 4000
 MAX_RESULT_BYTES = 1 << 20
+MAX_CARRIED_BYTES = 16 * 1024  # a smaller result goes with the record, and no file is made for it
+LASTING_S = 0.25  # the workspace of a task that took so long stays, whatever is in it
 RESULT = "result.json"
+RECORD = "task.json"
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+_PICKLE = "result.pkl"  # no text, so it cannot go with a record
 _HERE = os.path.dirname(__file__)  # noqa: PTH120
 # By these the keeper knows its own, also those that were detached from this process.
 KEEPERS_OWN = ("OSTLER_ATTEMPT_KEY", "OSTLER_KEEPER")
-_MB = 1 << 20
+_BLOCK_BYTES = 512  # in which the kernel counts what goes to and from disks
+_PEAK_SLACK_KB = 4096
 _WATCHED_SIGNALS = (signal.SIGALRM, signal.SIGCHLD, signal.SIGINT, signal.SIGPIPE, signal.SIGTERM)
 _WATCHED_LIMITS = (resource.RLIMIT_AS, resource.RLIMIT_CPU, resource.RLIMIT_DATA, resource.RLIMIT_FSIZE, resource.RLIMIT_NOFILE)
 
@@ -32,7 +40,9 @@ _WATCHED_LIMITS = (resource.RLIMIT_AS, resource.RLIMIT_CPU, resource.RLIMIT_DATA
 class Order(NamedTuple):
     """One task to run. Paths are absolute; `kill_s` is when the kernel kills this process (0: never).
 
-    Without `stdout` and `stderr` the streams stay as they are. `masks` are secrets (base64) that no word of the record may hold.
+    With a `root` its workspace is lent: it is made there, and gone again if the task left nothing; the results that it `wants` go with
+    the record then. Without `stdout` and `stderr` the streams stay as they are. `masks` are secrets (base64) that no word of the record
+    may hold.
     """
 
     key: str
@@ -47,6 +57,8 @@ class Order(NamedTuple):
     kill_s: float = 0.0
     masks: tuple[str, ...] = ()
     code: dict[str, Any] | None = None
+    root: str | None = None
+    wants: tuple[str, ...] = ()
 
     @property
     def is_call(self) -> bool:
@@ -56,36 +68,69 @@ class Order(NamedTuple):
     @classmethod
     def read(cls, fields: dict[str, Any]) -> "Order":
         """From a message; what a later release adds is ignored."""
+        if root := fields.get("root"):
+            fields |= {"work": f"{root}/work", "output": f"{root}/output", "record": f"{root}/{RECORD}"}
         return cls(**{name: value for name, value in fields.items() if name in cls._fields})
 
 
 class Runner:
     """Runs one order after another and says after each whether the process is still fit for another."""
 
-    def __init__(self, finder: TaskFinder) -> None:
+    def __init__(self, finder: TaskFinder, place: Place | None = None) -> None:
         self._finder = finder
+        self._place = place
         self._deadline = system.Deadline()
         self._pid = os.getpid()
         self._home = os.getcwd()
         self._umask = os.umask(0o022)
         os.umask(self._umask)
-        self._env = dict(os.environ)
-        self._kept = {name: value for name, value in self._env.items() if name in KEEPERS_OWN}
+        self._kept = {name: value for name, value in os.environ.items() if name in KEEPERS_OWN}
         self._path = list(sys.path)
         self._baseline = _leftovers()
         self._streams = _open_streams()
+        self._carried: dict[str, tuple[bytes, bool]] = {}
+        self.measured = measure()
+        self._peak_kb = self.measured.peak_kb
 
     def run(self, order: Order) -> dict[str, Any]:
-        """Run a task to its end. The answer is its record, which stands in `order.record` by then."""
+        """Run a task to its end. The answer is its record, which stands in `order.record` by then, unless it is `lent`."""
         started = time.monotonic()
-        before = measure()
+        before = self.measured
         self._deadline.arm(order.kill_s)
-        with self._surroundings(order):
-            record = self._call(order)
-            system.end_children()
-        record |= {"key": order.key, "wall_s": time.monotonic() - started, **_used(before, measure())}
-        _write(order.record, record)
+        self._carried = {}
+        if order.root is not None and self._place is not None:
+            record = self._run_lent(order, order.root, self._place, started)
+        else:
+            with self._surroundings(order):
+                record = self._call(order)
+                system.end_children()
+        self.measured = measure()
+        record |= {"key": order.key, "wall_s": time.monotonic() - started, **_used(before, self.measured)}
+        if not record.get("lent"):
+            _write(order.record, record)
         self._deadline.arm(0)
+        if self.measured.peak_kb > self._peak_kb + _PEAK_SLACK_KB:
+            self._peak_kb = _new_peak()
+        return record
+
+    def _run_lent(self, order: Order, root: str, place: Place, started: float) -> dict[str, Any]:
+        try:
+            place.take(root)
+        except OSError as exc:
+            code = "E_DISK" if exc.errno in _FULL else "E_INTERNAL"
+            return {"outcome": "refused", "code": code, "message": f"making the workspace: {exc.strerror}", "lent": True}
+        self._dress(order.env)
+        record = self._call(order)
+        system.end_children()
+        self._undress()
+        if time.monotonic() - started < LASTING_S and place.give_back(root):
+            return record | {"lent": True, "files": {name: content.decode() for name, (content, _) in self._carried.items()}}
+        place.let_go()
+        try:
+            for name, (content, over) in self._carried.items():
+                _put(f"{order.output}/{name}", content, over=over)
+        except OSError as exc:
+            return _exception(order, exc)
         return record
 
     def fit(self) -> bool:
@@ -103,7 +148,8 @@ class Runner:
 
                     result = asyncio.run(result)
                 self._still_the_worker()
-                _keep_result(order, result)
+                if (content := _json(result)) is not None:
+                    self._keep(order, RESULT, content, over=False)
         except TaskRefused as exc:
             return {"outcome": "refused", "code": exc.code, "message": masking(order)(str(exc))[:MAX_MESSAGE]}
         except SystemExit as exc:
@@ -126,14 +172,21 @@ class Runner:
 
         result = calls.result_of(self._finder, order.task, order.params, order.code)
         self._still_the_worker()
-        calls.keep_result(order.output, result, pickled=order.params.get("results") == "pickle")
+        self._keep(order, *calls.content_of(result, pickled=order.params.get("results") == "pickle"), over=True)
 
     def _failed_call(self, order: Order, exc: BaseException) -> dict[str, Any]:
         from ostler.node.worker import calls
 
         with contextlib.suppress(Exception):
-            calls.keep_error(order.output, exc, mask=masking(order))
+            self._keep(order, calls.ERROR, calls.error_of(exc, mask=masking(order)), over=True)
         return _exception(order, exc)
+
+    def _keep(self, order: Order, name: str, content: bytes, *, over: bool) -> None:
+        """Have a result delivered: it lies in the output folder, where it replaces the task's own file only if it is `over` it."""
+        if name in order.wants and len(content) <= MAX_CARRIED_BYTES and name != _PICKLE:
+            self._carried[name] = (content, over)
+        else:
+            _put(f"{order.output}/{name}", content, over=over)
 
     def _still_the_worker(self, exc: BaseException | None = None) -> None:
         """In a child that the task forked and that came back here: end it, as it would have ended in a program of its own."""
@@ -144,25 +197,34 @@ class Runner:
 
     @contextlib.contextmanager
     def _surroundings(self, order: Order) -> Iterator[None]:
-        os.environ.clear()
-        os.environ.update(order.env | self._kept)
+        self._dress(order.env)
         os.chdir(order.work)
         if order.stdout and order.stderr:
-            _redirect(order.stdout, 1)
-            _redirect(order.stderr, 2)
+            redirect(order.stdout, 1)
+            redirect(order.stderr, 2)
         try:
             yield
         finally:
-            sys.stdout, sys.stderr = self._streams = _good_streams(self._streams)
-            _flush()
+            self._undress()
             if order.stdout:
-                _redirect(os.devnull, 1)
-                _redirect(os.devnull, 2)
+                redirect(os.devnull, 1)
+                redirect(os.devnull, 2)
             os.chdir(self._home)
-            os.umask(self._umask)
-            os.environ.clear()
-            os.environ.update(self._env)
-            sys.path[:] = self._path
+
+    def _dress(self, env: dict[str, str]) -> None:
+        """What differs from the last task's environment: to set all of it anew would take longer."""
+        wanted, current = env | self._kept, os.environ
+        for name in [name for name in current if name not in wanted]:
+            del current[name]
+        for name, value in wanted.items():
+            if current.get(name) != value:
+                current[name] = value
+
+    def _undress(self) -> None:
+        sys.stdout, sys.stderr = self._streams = _good_streams(self._streams)
+        _flush()
+        os.umask(self._umask)
+        sys.path[:] = self._path
 
 
 def masking(order: Order) -> Callable[[str], str]:
@@ -190,12 +252,6 @@ def _started(run: Callable[..., Any], order: Order) -> Any:
         raise TaskRefused("E_SPEC", f"the parameters do not fit the task {order.task}: {exc}") from None
 
 
-def _redirect(path: str, number: int) -> None:
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    os.dup2(handle, number)
-    os.close(handle)
-
-
 def _open_streams() -> tuple[io.TextIOWrapper, io.TextIOWrapper]:
     out, err = (_open_stream(number) for number in (1, 2))
     sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__ = out, err  # type: ignore[misc]
@@ -221,23 +277,30 @@ def _flush() -> None:
     system.flush_c_buffers()
 
 
-def _keep_result(order: Order, result: Any) -> None:
-    """Write what `run` returned to `output/result.json`, if it is JSON of at most 1 MiB and the task wrote no such file."""
+def _json(result: Any) -> bytes | None:
+    """What `run` returned, for `output/result.json`: where it is JSON of at most 1 MiB."""
     if result is None:
-        return
+        return None
     try:
-        text = json.dumps(result, ensure_ascii=False, allow_nan=False)
-        content = text.encode()
+        content = json.dumps(result, ensure_ascii=False, allow_nan=False).encode()
     except (TypeError, ValueError, RecursionError):
-        return
-    if len(content) > MAX_RESULT_BYTES:
-        return
-    try:
-        handle = os.open(f"{order.output}/{RESULT}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-    except FileExistsError:
-        return
+        return None
+    return content if len(content) <= MAX_RESULT_BYTES else None
+
+
+def _put(path: str, content: bytes, *, over: bool) -> None:
+    """Write a file whole, never through a link that the task left; `over` whatever stands there, else only where nothing does."""
+    fresh = f"{path}.new"
+    for name in (fresh, path) if over else (fresh,):
+        if os.path.lexists(name):
+            os.unlink(name)
+    handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     with open(handle, "wb") as file:
         file.write(content)
+    if not over and os.path.lexists(path):
+        os.unlink(fresh)
+    else:
+        os.rename(fresh, path)
 
 
 def _write(path: str, record: dict[str, Any]) -> None:
@@ -285,40 +348,46 @@ def _text(exc: BaseException) -> str:
 def _leftovers() -> tuple[Any, ...]:
     return (
         threading.active_count(),
-        *(signal.getsignal(number) for number in _WATCHED_SIGNALS),
-        *(resource.getrlimit(which) for which in _WATCHED_LIMITS),
+        *[signal.getsignal(number) for number in _WATCHED_SIGNALS],
+        *[resource.getrlimit(which) for which in _WATCHED_LIMITS],
     )
 
 
-def measure() -> tuple[float, float, int, int]:
-    """CPU seconds (user, system) and bytes (read, written) of this process so far, with the children that it reaped."""
+class Measured(NamedTuple):
+    """CPU seconds and bytes of this process so far, with the children that it reaped, and its own highest resident size."""
+
+    cpu_user_s: float
+    cpu_system_s: float
+    read_bytes: int
+    written_bytes: int
+    peak_kb: int
+
+
+def measure() -> Measured:
+    """All in two system calls: the files of /proc that say the same take ten times as long."""
     own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
-    read, written = _io()
-    return own.ru_utime + children.ru_utime, own.ru_stime + children.ru_stime, read, written
+    return Measured(
+        own.ru_utime + children.ru_utime,
+        own.ru_stime + children.ru_stime,
+        (own.ru_inblock + children.ru_inblock) * _BLOCK_BYTES,
+        (own.ru_oublock + children.ru_oublock) * _BLOCK_BYTES,
+        own.ru_maxrss,
+    )
 
 
-def _used(before: tuple[float, float, int, int], after: tuple[float, float, int, int]) -> dict[str, Any]:
-    user, system_s, read, written = (late - early for late, early in zip(after, before, strict=True))
-    used = {"cpu_user_s": user, "cpu_system_s": system_s, "read_bytes": read, "written_bytes": written}
-    return used | {"peak_memory_mb": _peak()}
+def _used(before: Measured, after: Measured) -> dict[str, Any]:
+    return {
+        "cpu_user_s": after.cpu_user_s - before.cpu_user_s,
+        "cpu_system_s": after.cpu_system_s - before.cpu_system_s,
+        "read_bytes": after.read_bytes - before.read_bytes,
+        "written_bytes": after.written_bytes - before.written_bytes,
+        "peak_memory_mb": after.peak_kb / 1024,
+    }
 
 
-def _io() -> tuple[int, int]:
-    try:
-        with open("/proc/self/io", "rb") as file:
-            fields = dict(line.split(b":") for line in file.read().splitlines())
-        return int(fields[b"read_bytes"]), int(fields[b"write_bytes"])
-    except (OSError, KeyError, ValueError):
-        return 0, 0
-
-
-def _peak() -> float:
-    """The highest resident size since the last call, of this process alone; then the mark is set anew for the next task."""
-    try:
-        with open("/proc/self/status", "rb") as file:
-            _, _, rest = file.read().partition(b"VmHWM:")
-        with contextlib.suppress(OSError), open("/proc/self/clear_refs", "wb") as file:
-            file.write(b"5")
-        return int(rest.split(None, 1)[0]) * 1024 / _MB
-    except (OSError, IndexError, ValueError):
-        return 0.0
+def _new_peak() -> int:
+    """Set the mark of the highest resident size anew, and say where it stands then. It is not done after each task, so the next
+    ones may seem to have used what an earlier one did, up to _PEAK_SLACK_KB."""
+    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "wb") as file:
+        file.write(b"5")
+    return measure().peak_kb

@@ -4,10 +4,8 @@ Arguments by name are data and nothing else. The result is data too; only where 
 the caller's to open. What a function raises stands in a file of its own beside the traceback for people.
 """
 
-# ruff: noqa: PTH123 - as in attempt.py
 import base64
 import json
-import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -74,30 +72,26 @@ def _awaited(result: Any) -> Any:
     return result
 
 
-def keep_result(output: str, result: Any, *, pickled: bool) -> None:
-    """Write what was returned into the output folder. Raises NotData, or what pickling it raises."""
+def content_of(result: Any, *, pickled: bool) -> tuple[str, bytes]:
+    """What was returned as a file: its name and content. Raises NotData, or what pickling it raises."""
     try:
-        content = json.dumps(values.encode(result), ensure_ascii=False, allow_nan=False).encode()
+        return RESULT, json.dumps(values.encode(result), ensure_ascii=False, allow_nan=False).encode()
     except values.NotData as exc:
         if not pickled:
             raise values.NotData(f"the result cannot be sent as data: {exc}") from None
-    else:
-        _write(f"{output}/{RESULT}", content)
-        return
     try:
         import cloudpickle as pickler  # classes of the function's own go by value, too
     except ModuleNotFoundError:
         import pickle as pickler
     try:
-        content = pickler.dumps(result)
+        return PICKLE, pickler.dumps(result)
     except Exception as exc:  # whatever an object's own code raises
         raise values.NotData(f"the result cannot be pickled: {type(exc).__name__}: {exc}") from None
-    _write(f"{output}/{PICKLE}", content)
 
 
-def keep_error(output: str, exc: BaseException, *, mask: Callable[[str], str]) -> None:
-    """Write what was raised: its class by name, its arguments and attributes where they are data, and the traceback as text; all
-    of it through `mask`.
+def error_of(exc: BaseException, *, mask: Callable[[str], str]) -> bytes:
+    """What was raised, as the content of ERROR: its class by name, its arguments and attributes where they are data, and the traceback
+    as text; all of it through `mask`.
     """
     kind = type(exc)
     args, state = _parts(exc)
@@ -109,8 +103,7 @@ def keep_error(output: str, exc: BaseException, *, mask: Callable[[str], str]) -
         "text": mask("".join(traceback.format_exception_only(exc)).strip())[:MAX_TRACEBACK],
         "traceback": mask("".join(traceback.format_exception(exc)))[-MAX_TRACEBACK:],
     }
-    content = mask(json.dumps(error, ensure_ascii=False)).encode("utf-8", "backslashreplace")
-    _write(f"{output}/{ERROR}", content)
+    return mask(json.dumps(error, ensure_ascii=False)).encode("utf-8", "backslashreplace")
 
 
 def _parts(exc: BaseException) -> tuple[Any, dict[str, Any]]:
@@ -129,15 +122,3 @@ def _data(value: Any) -> Any:
         return values.encode(value)
     except (values.NotData, RecursionError):
         return None
-
-
-def _write(path: str, content: bytes) -> None:
-    """Over whatever the function wrote under this name; never through a link that it left."""
-    fresh = f"{path}.new"
-    for name in (fresh, path):
-        if os.path.lexists(name):
-            os.unlink(name)  # noqa: PTH108
-    handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-    with open(handle, "wb") as file:
-        file.write(content)
-    os.rename(fresh, path)  # noqa: PTH104

@@ -2,7 +2,8 @@
 
 Messages are JSON lines. The daemon sends {"run": …}; the worker answers {"hello": …} on each new connection, {"progress": …} and
 {"done": …}. There are no threads: while a task runs nobody reads, and a task stuck in C code changes nothing. Which task runs is
-told by the status file, one fixed-size record that is overwritten in place: who looks at it needs no answer from here.
+told by the status file, one fixed-size record that is overwritten in place: who looks at it needs no answer from here. How a task
+ended stands in its workspace or, if it left none, as a line of the ledger.
 """
 
 # ruff: noqa: PTH104, PTH108, PTH119, PTH120, PTH123 - as in attempt.py
@@ -16,14 +17,16 @@ from typing import Any
 
 from ostler import task as task_side
 from ostler.node.worker import system
-from ostler.node.worker.attempt import Order, Runner, masking, measure
+from ostler.node.worker.attempt import Order, Runner, masking
 from ostler.node.worker.finder import TaskFinder
+from ostler.node.worker.place import Place
 
 PROTOCOL = 1
 STATUS_BYTES = 512
 PROGRESS_EVERY_S = 1.0
 MAX_NOTE = 1000
 _BLOCK = 1 << 16
+_APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 def main(text: str) -> None:
@@ -68,7 +71,8 @@ class Service:
         self._status = os.open(settings["status"], os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         self._note(None)
         self._finder = finder
-        self._runner = Runner(finder)
+        self._runner = Runner(finder, Place(settings["spare"]) if "spare" in settings else None)
+        self._ledger = os.open(settings["ledger"], _APPEND, 0o600) if "ledger" in settings else -1
         self._socket_path: str = settings["socket"]
         self._listener = _listen(self._socket_path)
         self._daemon: socket.socket | None = None
@@ -102,24 +106,28 @@ class Service:
         self._reported_at = float("-inf")
         self._note(order)
         record = self._runner.run(order)
+        text = json.dumps(record).encode()
+        if record.get("lent"):
+            with contextlib.suppress(OSError):  # a full disk; the daemon is told all the same
+                os.write(self._ledger, text + b"\n")
         self._left = self._left - 1 if self._runner.fit() else 0
         self._busy = None
         self._note(None)
-        self._send({"done": record, "last": self._left <= 0})
+        self._send_text(b'{"last": %s, "done": %s}' % (b"false" if self._left > 0 else b"true", text))
 
     def _note(self, order: Order | None) -> None:
         """Say in the status file what runs, and where this process's age and counters stand before it."""
         status: dict[str, Any] = {}
         if order is not None:
-            user, system_s, read, written = measure()
+            used = self._runner.measured
             status = {
                 "key": order.key,
                 "kill_s": order.kill_s,
                 "age_s": time.monotonic() - self._began,
-                "cpu_user_s": user,
-                "cpu_system_s": system_s,
-                "read_bytes": read,
-                "written_bytes": written,
+                "cpu_user_s": used.cpu_user_s,
+                "cpu_system_s": used.cpu_system_s,
+                "read_bytes": used.read_bytes,
+                "written_bytes": used.written_bytes,
             }
         os.pwrite(self._status, json.dumps(status).encode().ljust(STATUS_BYTES - 1) + b"\n", 0)
 
@@ -159,11 +167,14 @@ class Service:
         return line
 
     def _send(self, message: dict[str, Any]) -> None:
+        self._send_text(json.dumps(message).encode())
+
+    def _send_text(self, text: bytes) -> None:
         """What cannot be delivered is not lost: the record stands on the disk, and progress is not worth a wait."""
         if self._daemon is None:
             return
         try:
-            self._daemon.sendall(json.dumps(message).encode() + b"\n")
+            self._daemon.sendall(text + b"\n")
         except OSError:
             self._hang_up()
 
