@@ -8,7 +8,7 @@ DEV_STAMP := .venv/.dev-$(shell cksum < lock/dev.txt | cut -d' ' -f1)
 INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check
 export PYTHONDONTWRITEBYTECODE ?=
 
-.PHONY: help run test check fmt bench bench-quick venv dev lock docs clean
+.PHONY: help run test check fmt chaos bench bench-quick venv dev lock docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -56,6 +56,10 @@ fmt: $(DEV_STAMP)  ## format and mend what can be mended by itself
 
 docs: $(DEV_STAMP)  ## write the generated reference pages anew
 	@$(PY) tools/reference.py
+
+chaos: $(DEV_STAMP)  ## faults by SEED over JOBS jobs, and the proof that nothing was lost (docs/explanation/reliability.md)
+	@tools/system-packages bubblewrap
+	@$(PY) -m tests.chaos.run --seed $(or $(SEED),1) --jobs $(or $(JOBS),2000) $(ARGS)
 
 bench: $(DEV_STAMP)  ## product and peers in turns: rates, latency, footprint, verdicts (bench/README.md)
 	@tools/system-packages bubblewrap

@@ -245,6 +245,8 @@ def measure(one: Contestant, figures: dict[str, float], tell: Callable[[str], No
         elif name == "cold":
             found[name] = {"s": statistics.median(one.cold() for _ in range(int(amount)))}
             tell(f"cold start {found[name]['s']:.2f} s")
+        else:  # a measurement of its own
+            found[name] = getattr(one, name)(int(amount))
     return found
 
 

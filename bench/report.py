@@ -131,6 +131,19 @@ def footprints(summary: Summary) -> str:
     )
 
 
+def alone(summary: Summary) -> str:
+    """What is measured of the product alone."""
+    lines = []
+    if one := summary.last("a million queued", "million"):
+        lines.append(
+            f"{one['queued']:,} queued: submitted {one['submit_per_s']:,.0f} a second; a claim costs {one['claim_ratio']:.2f} × that"
+            f" with a thousand queued ({one['claim_cpu_ms']:.2f} ms of CPU a job); slowest page of a list {one['slowest_page_ms']:.0f} ms"
+            f" ({one['slowest_page']}), explain {one['explain_ms']:.1f} ms, cancel {one['cancel_ms']:.1f} ms;"
+            f" coordinator {one['pss_mb']:.0f} MB."
+        )
+    return "\n\n".join(lines)
+
+
 # --- verdicts ---
 
 
@@ -172,6 +185,9 @@ def verdicts(summary: Summary) -> list[dict[str, Any]]:
         judge("Q5", "node idle, % of a core", sum(one["idle_cpu_pct"] for one in node), 0.3, None, most=True)
         judge("Q5", "coordinator idle, % of a core", parts["coordinator"]["idle_cpu_pct"], 0.5, None, most=True)
     judge("Q5", "node's exec → queued job starts, s", summary.last(PRODUCT, "cold").get("s"), 0.5, None, most=True)
+    if one := summary.last("a million queued", "million"):
+        judge("Q7", f"claim with {one['queued']:,} queued, × a thousand", one["claim_ratio"], 1.3, None, most=True)
+        judge("Q7", "slowest page of a list, ms", one["slowest_page_ms"], 50, None, most=True, form="{:.0f}")
     return found
 
 
@@ -207,7 +223,7 @@ def write(results: Path, rows: list[Row], facts: dict[str, Any], place: Path) ->
         summary.each(name, figure, key) for name in summary.names for figure, key in (("bulk", "count"), ("external", "count"))
     ):
         lines += [rates(summary), costs(summary)]
-    lines += [text for text in (footprints(summary),) if text]
+    lines += [text for text in (footprints(summary), alone(summary)) if text]
     told = [
         [name, summary.word(name, "version") or "", summary.word(name, "settings") or trouble(summary, name)]
         for name in summary.names

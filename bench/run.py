@@ -19,7 +19,7 @@ import report
 from driver import adopt_orphans, end_descendants
 
 RESULTS = environment.ROOT / "bench" / "results"
-LIMIT_S = 400  # of one turn
+LIMIT_S = 900  # of one turn
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Entry:
 
 OSTLER = Entry("ostler", "product:Ostler")
 SANDBOXED = Entry("ostler in bubblewrap", "product:Sandboxed", section="sandbox")
+MILLION = Entry("a million queued", "alone:Million", section="alone")
 PEERS = (
     Entry("hyperqueue", "on_hyperqueue:HyperQueue"),
     Entry("procrastinate", "on_procrastinate:Procrastinate", ("postgres",)),
@@ -44,6 +45,7 @@ PEERS = (
     Entry("dask", "on_dask:Dask"),
 )
 QUICK_PEERS = ("hyperqueue", "procrastinate", "celery")
+QUICK = ["q1", "q2", "q3", "q4", "q5"]
 # Which figures answer which target of the product.
 FIGURES = {"q1": ("bulk", "singles"), "q2": ("external",), "q3": ("tasks",), "q5": ("footprint", "cold")}
 LAST_ROUND = ("footprint", "cold")
@@ -82,6 +84,8 @@ def schedule(args: argparse.Namespace) -> list[Turn]:
         shift = (number - 1) % len(entries)
         if figures:
             turns += [Turn(number, one, figures) for one in entries[shift:] + entries[:shift]]
+        if number == args.rounds and "q7" in args.only:
+            turns.append(Turn(number, MILLION, {"million": args.queued}))
         if "q4" in args.only:
             turns.append(Turn(number, SANDBOXED, {"bulk": args.jobs // 4, "external": args.latency // 2}))
     return turns
@@ -159,6 +163,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--latency", type=int, help="jobs of the latency run (100, quick 40)")
     parser.add_argument("--idle", type=float, help="seconds of the idle measurement (15, quick 5)")
     parser.add_argument("--cold", type=int, help="cold starts (5, quick 1)")
+    parser.add_argument("--queued", type=int, default=1_000_000, help="jobs queued for q7 (1000000)")
     parser.add_argument("--slots", type=int, default=2, help="slots of the worker, of each system the same (2)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where the tables go (bench/results)")
     parser.add_argument("--resume", action="store_true", help="go on with the turns of a run that was interrupted")
@@ -168,8 +173,8 @@ def arguments() -> argparse.Namespace:
     for name, value in (quick if args.quick else whole).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-    known = sorted([*FIGURES, "q4"])
-    args.only = [one.strip() for one in args.only.lower().split(",") if one.strip()] or known
+    known = sorted([*FIGURES, "q4", "q7"])
+    args.only = [one.strip() for one in args.only.lower().split(",") if one.strip()] or (QUICK if args.quick else known)
     peers = args.peers.split(",") if args.peers is not None else QUICK_PEERS if args.quick else [one.name for one in PEERS]
     args.peers = [] if list(peers) == ["none"] else list(peers)
     for what, given, possible in (("--only", args.only, known), ("--peers", args.peers, [one.name for one in PEERS])):

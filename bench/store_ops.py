@@ -1,6 +1,6 @@
 """How many operations a second the store carries: bulk submit, lease, ack and finish on a real file, with the CPU that they cost.
 
-    .venv/bin/python bench/store_ops.py [--jobs 20000] [--queued 0] [--data DIR]
+    .venv/bin/python bench/store_ops.py [--jobs 20000] [--queued 0] [--data DIR | --store postgresql://…]
 
 `--queued N` fills the queue with N more jobs of another shape first, which a claim must not feel.
 """
@@ -169,10 +169,13 @@ async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=20_000)
     parser.add_argument("--queued", type=int, default=0)
-    parser.add_argument("--data", type=Path)
+    parser.add_argument("--data", type=Path, help="the SQLite file goes into a directory here")
+    parser.add_argument(
+        "--store", help="an empty PostgreSQL database instead; `python tests/postgres.py` starts a server with one"
+    )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.data) as data:
-        store = Store.open(Path(data) / "ostler.db", logger=logging.getLogger("bench"))
+        store = Store.open(args.store or Path(data) / "ostler.db", logger=logging.getLogger("bench"))
         phases = Phases()
         try:
             for number in range(4):
@@ -188,7 +191,7 @@ async def main() -> None:
             await life(store, phases, "4 nodes,", args.jobs, streams=4, log=b"hello\n" * 20)
             await one_by_one(store, phases, args.jobs // 4, 16)
             phases.print()
-            size = (Path(data) / "ostler.db").stat().st_size
+            size = 0 if args.store else (Path(data) / "ostler.db").stat().st_size
             print(
                 json.dumps(
                     {

@@ -38,7 +38,7 @@ def postgres(one: Contestant) -> tuple[subprocess.Popen[bytes], str]:
     data.mkdir()
     as_user: list[str] = []
     if os.getuid() == 0:  # PostgreSQL refuses to run as root
-        user = next(name for name in ("postgres", "nobody") if has_user(name))
+        user = next(name for name in ("nobody", "postgres") if has_user(name))
         shutil.chown(data, user)
         as_user = ["setpriv", f"--reuid={user}", "--clear-groups"]
     made = subprocess.run(

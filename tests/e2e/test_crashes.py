@@ -1,17 +1,10 @@
 """kill -9 of each part while jobs run: what was running goes on or ends as what it is, and every job ends exactly once."""
 
-import os
-import random
 from collections import Counter
-from contextlib import suppress
 
-import httpx
 import psutil
-import pytest
 
 from e2e.fleet import until
-
-SEEDS = [int(seed) for seed in os.environ.get("OSTLER_CRASH_SEEDS", "1,2").split(",")]
 
 
 def counting(marks, name, *, seconds):
@@ -87,41 +80,6 @@ def test_the_keeper_dies(own_fleet, tmp_path):
         assert (view["state"], view["tries"]) == ("done", 2), view
         assert view["attempts"][0]["failure"]["code"] == "E_LOST"
         assert fleet.log(again) == "second\n"
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-def test_the_coordinator_dies_at_random_moments(own_fleet, tmp_path, seed):
-    """500 jobs: nothing acknowledged is lost, nothing ends twice, each ran as often as it has attempts."""
-    dice = random.Random(seed)
-    with own_fleet(slots=4) as fleet:
-        accepted = []
-        kills = 0
-        while len(accepted) < 500:
-            batch = [{"command": "sh", "args": ["-c", f"echo x >> {tmp_path}/{len(accepted) + i}"]} for i in range(50)]
-            names = [f"c{seed}-{len(accepted) + i}" for i in range(50)]
-            for manifest, name in zip(batch, names, strict=True):
-                manifest["job_id"] = name
-
-            def deliver(batch=batch):
-                with suppress(httpx.TransportError):  # the coordinator is down: again
-                    return fleet.http.post("/jobs", json=batch).status_code in {201, 409}  # 409: an earlier try was accepted
-                return False
-
-            until(deliver, timeout=60, what="a submit")
-            accepted += names
-            if dice.random() < 0.4:
-                mark = min(len(accepted) - 45, dice.randrange(1, 500))
-                until(lambda mark=mark: len(list(tmp_path.glob("[0-9]*"))) >= mark, timeout=60, what=f"{mark} runs")
-                fleet.kill("coordinator")
-                kills += 1
-        if not kills:
-            fleet.kill("coordinator")
-        for name in accepted:
-            view = fleet.wait(name, timeout=120)
-            assert view["state"] == "done", view
-            assert kinds(view)["finish"] == 1
-            ran = (tmp_path / name.split("-")[1]).read_text().count("x")
-            assert ran == view["tries"] == 1, view
 
 
 def test_an_upload_rides_out_the_coordinator(own_fleet):

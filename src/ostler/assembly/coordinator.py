@@ -30,6 +30,9 @@ from ostler.runtime.logs import open_log
 TOKEN_NAME = "admin.token"  # noqa: S105 - a file's name
 CANNOT_START = 3
 DESCRIPTORS = 65_536
+# An open long poll is a hundred objects that the collector of cycles looks at, so with ten thousand nodes a whole collection stops
+# everything for seconds, and Python's own thresholds ask for one each few seconds. What is cyclic garbage here dies young.
+SELDOM = (5_000, 5, 1_000)
 
 
 def parse(arguments: Sequence[str]) -> tuple[CoordinatorConfig, argparse.Namespace]:
@@ -99,6 +102,7 @@ async def _run(config: CoordinatorConfig, given: argparse.Namespace) -> None:
 def _tell(url: str) -> None:
     gc.collect()
     gc.freeze()  # what start-up made stays for good: no later collection needs to look at it again
+    gc.set_threshold(*SELDOM)
     sys.stdout.write(f"ready {url}\n")
     sys.stdout.flush()
 

@@ -20,6 +20,7 @@ from ostler.cli import (
     retention,
     run,
     secrets,
+    sim,
     tokens,
     top,
     up,
@@ -54,6 +55,7 @@ app.add_typer(db.app, name="db")
 app.add_typer(backup.app, name="backup")
 app.command()(backup.restore)
 app.add_typer(config.app, name="config")
+app.add_typer(sim.app, name="sim")
 app.command()(doctor.doctor)
 app.command()(version.version)
 

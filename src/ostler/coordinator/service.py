@@ -35,7 +35,7 @@ from ostler.coordinator.loops.start_promoter import StartPromoter
 from ostler.coordinator.loops.webhook_sender import WebhookSender
 from ostler.coordinator.operations import contents, installation, nodes, quotas, tokens
 from ostler.coordinator.operations.readers import Readers
-from ostler.coordinator.operations.uploads import work_waits
+from ostler.coordinator.operations.takers import takers_of
 from ostler.coordinator.sealing import open_sealer
 from ostler.coordinator.store.store import Store
 from ostler.coordinator.tls import context
@@ -148,7 +148,7 @@ async def _services(
                 clock=clock,
                 rates=Rates(config.limits, clock=clock, refused=metrics.refused),
             ),
-            pulls=PullLine(store.wakeups, lambda: store.read(work_waits), logger=logger),
+            pulls=PullLine(store.wakeups, lambda some: store.read(takers_of, some, config.latency), logger=logger),
             feed=Feed(store),
             trail=trail,
             courier=courier,

@@ -22,7 +22,7 @@ import httpx
 from ostler.model.errors import CoordinatorUnreachable, InvalidSpec, NoCapacity, Unavailable
 from ostler.protocol import codec, routes
 from ostler.protocol import messages as m
-from ostler.protocol.connection import Answer, DirectCalls, direct_to
+from ostler.protocol.connection import IDLE_KEPT, Answer, DirectCalls, direct_to
 from ostler.protocol.events import Place, ServerEvent
 from ostler.protocol.exchange import ROUTE_SHAPE, Prepared, failure, prepare, root_of, understand
 from ostler.protocol.forms import FilePart, Form, file_blocks
@@ -150,7 +150,8 @@ class AsyncDownload:
 
 
 class AsyncClient(_Shell):
-    """Calls a coordinator from an event loop. One instance keeps its connections; `timeout_s` is on top of a call's own wait."""
+    """Calls a coordinator from an event loop. One instance keeps its connections, at most `kept` of them while nothing is asked;
+    `timeout_s` is on top of a call's own wait."""
 
     def __init__(
         self,
@@ -161,14 +162,14 @@ class AsyncClient(_Shell):
         timeout_s: float = TIMEOUT_S,
         patience_s: float = 0.0,
         busy_s: float = 0.0,
+        kept: int = IDLE_KEPT,
     ) -> None:
         super().__init__(base_url, token=token, trust=trust or Trust(), timeout_s=timeout_s, patience_s=patience_s, busy_s=busy_s)
         address = direct_to(self.root)
         self._direct: DirectCalls | None = None
         if address is not None:
-            self._direct = DirectCalls(
-                address, context=self.trust.refresh if address.scheme == "https" else None, keep_s=KEEP_ALIVE_S
-            )
+            context = self.trust.refresh if address.scheme == "https" else None
+            self._direct = DirectCalls(address, context=context, keep_s=KEEP_ALIVE_S, kept=kept)
 
     @cached_property
     def _http(self) -> httpx.AsyncClient:

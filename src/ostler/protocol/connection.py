@@ -149,14 +149,17 @@ class _Connection(asyncio.Protocol):
 class DirectCalls:
     """Calls to one address. Connections that were idle for `keep_s` are not used again; a cancelled call closes its own."""
 
-    def __init__(self, address: SplitResult, *, context: Callable[[], ssl.SSLContext] | None, keep_s: float) -> None:
-        """With a `context` they are encrypted; it is asked for at each new connection."""
+    def __init__(
+        self, address: SplitResult, *, context: Callable[[], ssl.SSLContext] | None, keep_s: float, kept: int = IDLE_KEPT
+    ) -> None:
+        """With a `context` they are encrypted; it is asked for at each new connection. At most `kept` wait for the next call."""
         self._host = address.hostname or ""
         self._port = address.port or (443 if address.scheme == "https" else 80)
         self._netloc = address.netloc.encode("ascii")
         self._context = context
         self._root = f"{address.scheme}://{address.netloc}"
         self._keep_s = keep_s
+        self._kept = kept
         self._idle: list[tuple[float, _Connection]] = []
         self._busy: set[_Connection] = set()
 
@@ -211,7 +214,7 @@ class DirectCalls:
         return None
 
     def _leave(self, connection: _Connection) -> None:
-        if connection.reusable and not connection.closed and len(self._idle) < IDLE_KEPT:
+        if connection.reusable and not connection.closed and len(self._idle) < self._kept:
             self._idle.append((asyncio.get_running_loop().time(), connection))
         else:
             connection.close()

@@ -20,7 +20,7 @@ NAMES = {
     "backup create", "backup list", "backup verify", "backup prune", "restore",
     "audit list", "audit verify",
     "webhook add", "webhook list", "webhook rm", "webhook test", "webhook enable",
-    "allowlist test", "config check", "config show", "config schema",
+    "sim nodes", "allowlist test", "config check", "config show", "config schema",
 }  # fmt: skip
 RAW = {"up", "run", "coordinator", "node", "job logs", "config schema"}  # a daemon, bytes as they are, or JSON anyway
 

@@ -97,7 +97,8 @@ class Credentials:
     def spend(self, challenge: str) -> None:
         """After a good answer: who overheard it cannot answer with it again. Only answered ones are kept, two minutes long."""
         now = self._clock.monotonic()
-        self._used = {mac: until for mac, until in self._used.items() if until > now}
+        while self._used and (oldest := next(iter(self._used.items())))[1] <= now:  # they stand in the order of their ends
+            del self._used[oldest[0]]
         self._used[challenge.rpartition(".")[2]] = now + CHALLENGE_TTL.total_seconds() + 2
 
 

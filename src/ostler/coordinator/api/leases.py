@@ -58,7 +58,7 @@ async def pull_jobs(call: Call) -> m.PullResponse | dict[str, Any]:
     news: list[m.Directive] = []
     fresh, latency = True, services.config.latency
     async with wakeups.subscribe(("node", node_id)) as wake:
-        with services.pulls.join(node_id, wake, request.slots) as pull:
+        with services.pulls.join(node_id, wake, request.slots, request.gpu_slots) as pull:
             try:
                 while True:
                     wake.clear()

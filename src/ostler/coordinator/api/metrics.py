@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Concatenate, ParamSpec, TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import generate_latest
 
 from ostler import __version__
@@ -81,6 +81,7 @@ class Metrics:
             "ostler_store_write_seconds", "Time until a write was durable, its wait for the writer included",
             buckets=_DURATIONS[:10], registry=self.registry,
         )  # fmt: skip
+        ProcessCollector(registry=self.registry)  # CPU, memory and descriptors of this process, under their usual names
         Gauge("ostler_build_info", "The release", ["version"], registry=self.registry).labels(__version__).set(1)
 
     def begun(self, route: Route) -> None:

@@ -145,7 +145,9 @@ async def heartbeat(call: Call) -> m.HeartbeatResponse:
         raise StaleAttempt(f"the token of {node_id} is for another session than the heartbeat", hint="register the node anew")
     if request.version is not None and (found := _check_text("version", request.version)):
         raise InvalidSpec("the heartbeat is not valid", found)
-    directives = await services.store.write(ops.heartbeat, replace(request, boot_epoch=epoch))
+    # What a power cut takes away the next heartbeat says again, but for capabilities, which are told once.
+    write = services.store.write_lazily if request.capabilities is None else services.store.write
+    directives = await write(ops.heartbeat, replace(request, boot_epoch=epoch))
     if request.slots is not None:
         services.pulls.credit(node_id, request.slots)
     if services.credentials.wants_refresh(call.node):

@@ -2,15 +2,17 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from ostler.coordinator.operations.takers import Asking
 from ostler.coordinator.store.wakeups import Wakeups
 from ostler.model.errors import Unavailable
 from ostler.protocol.messages import Directive
 
 ABREAST = 8  # how many are woken at a time: enough to fill a group commit, few enough to leave the loop to others
+STRETCH = 512  # how many are looked at together for those who could take anything
 
 DirectiveKey = tuple[str, str | None, int | None, float | None]
 
@@ -22,6 +24,7 @@ class Pull:
     node_id: str
     wake: asyncio.Event
     slots: int
+    gpu_slots: int = 0
     over: bool = False
     turn: asyncio.Future[None] | None = None
     withdraw: Callable[[], None] | None = None  # what stands for it in the store
@@ -47,40 +50,50 @@ class Pull:
 class PullLine:
     """The line of open long polls."""
 
-    def __init__(self, wakeups: Wakeups, work_waits: Callable[[], Awaitable[bool]], *, logger: logging.Logger) -> None:
+    def __init__(
+        self, wakeups: Wakeups, takers: Callable[[Sequence[Asking]], Awaitable[Sequence[str]]], *, logger: logging.Logger
+    ) -> None:
+        """`takers` answers those of some askers for whom anything waits."""
         self._logger = logger
         self._wakeups = wakeups
-        self._work_waits = work_waits
+        self._takers = takers
         self._line: dict[str, Pull] = {}  # by node, oldest first
+        self._hungry: set[str] = set()  # those in line who have a slot free
         self._told: dict[str, set[DirectiveKey]] = {}
 
     def __len__(self) -> int:
         return len(self._line)
 
     @contextmanager
-    def join(self, node_id: str, wake: asyncio.Event, slots: int) -> Iterator[Pull]:
+    def join(self, node_id: str, wake: asyncio.Event, slots: int, gpu_slots: int = 0) -> Iterator[Pull]:
         """Stand in line. An older poll of the same node is answered empty at once."""
-        pull = Pull(node_id, wake, slots)
+        pull = Pull(node_id, wake, slots, gpu_slots)
         older = self._line.pop(node_id, None)
         if older is not None:
             older.end()
         self._line[node_id] = pull
+        self._note(pull)
         try:
             yield pull
         finally:
             pull.turned()
             if self._line.get(node_id) is pull:
                 del self._line[node_id]
+                self._hungry.discard(node_id)
+
+    def _note(self, pull: Pull) -> None:
+        (self._hungry.add if pull.slots > 0 or pull.gpu_slots > 0 else self._hungry.discard)(pull.node_id)
 
     def others_ask(self, node_id: str) -> bool:
         """Whether another node waits for work."""
-        return any(pull.slots > 0 and not pull.over for other, pull in self._line.items() if other != node_id)
+        return len(self._hungry) > (node_id in self._hungry)
 
     def credit(self, node_id: str, slots: int) -> None:
         """A heartbeat told how many more jobs its node takes now."""
         pull = self._line.get(node_id)
         if pull is not None and slots > pull.slots:
             pull.slots = slots
+            self._note(pull)
             pull.wake.set()
 
     def news(self, node_id: str, directives: Iterable[Directive]) -> list[Directive]:
@@ -107,23 +120,35 @@ class PullLine:
                 await self._round()
 
     async def _round(self) -> None:
-        line = list(self._line.values())
-        for begin in range(0, len(line), ABREAST):
-            if begin and not await self._more():
-                return
-            abreast = [pull for pull in line[begin : begin + ABREAST] if self._line.get(pull.node_id) is pull]
-            turns = []
-            for pull in abreast:
+        """The first few at once, so that an idle node begins at once; further ones only where something waits that they could take."""
+        hungry = self._hungry
+        line = sorted(self._line.values(), key=lambda pull: pull.node_id not in hungry)
+        await self._wake(line[:ABREAST])
+        for begin in range(ABREAST, len(line), STRETCH):
+            stretch = line[begin : begin + STRETCH]
+            while stretch:
+                takers = set(await self._those_who_take(stretch))
+                some = [pull for pull in stretch if pull.node_id in takers][:ABREAST]
+                if not some:
+                    break
+                stretch = stretch[stretch.index(some[-1]) + 1 :]
+                await self._wake(some)
+
+    async def _wake(self, some: Sequence[Pull]) -> None:
+        """Let these try, and wait until they have."""
+        turns = []
+        for pull in some:
+            if self._line.get(pull.node_id) is pull:
                 pull.turn = asyncio.get_running_loop().create_future()
                 turns.append(pull.turn)
                 pull.wake.set()
-            if turns:
-                await asyncio.wait(turns)
+        if turns:
+            await asyncio.wait(turns)
 
-    async def _more(self) -> bool:
-        """Whether anything is left for who stands further back; a store that cannot tell must not leave them asleep."""
+    async def _those_who_take(self, some: Sequence[Pull]) -> Sequence[str]:
+        """A store that cannot tell must not leave anybody asleep."""
         try:
-            return await self._work_waits()
+            return await self._takers([Asking(pull.node_id, pull.slots, pull.gpu_slots) for pull in some])
         except Unavailable as exc:
             self._logger.warning("work_unknown", extra={"attrs": {"error": str(exc)}})
-            return True
+            return [pull.node_id for pull in some]

@@ -1,5 +1,6 @@
 """NodeWatcher: tells early that a node is silent, and that a draining one is empty."""
 
+import asyncio
 import logging
 from datetime import timedelta
 
@@ -9,6 +10,8 @@ from ostler.coordinator.store.store import Store
 from ostler.model.node import TRANSITIONS, NodeEvent, NodeState
 from ostler.runtime.clock import Clock
 from ostler.runtime.loop import Loop
+
+ABREAST = 64  # nodes in one transaction
 
 
 class NodeWatcher(Loop):
@@ -32,11 +35,19 @@ class NodeWatcher(Loop):
         """Watch once; mark who is silent, and who is empty."""
         watched = await self._store.read(duties.watch_nodes)
         silent = self._nodes.observe({node.node_id: node.renewals for node in watched}, self.clock.monotonic())
-        for node in watched:
-            if silent[node.node_id] >= self._patience_s and (node.state, NodeEvent.MISS) in TRANSITIONS:
-                reason = f"no sign of life for {self._patience_s:g} s"
-                if await self._store.write(duties.miss_node, node.node_id, node.renewals, reason):
-                    self.logger.warning("node_unknown", extra={"attrs": {"node": node.node_id}})
-            elif node.state is NodeState.DRAINING and not node.busy and await self._store.write(duties.drain_ended, node.node_id):
-                self.logger.info("node_drained", extra={"attrs": {"node": node.node_id}})
+        patience_s = self._patience_s
+        missed = [node for node in watched if silent[node.node_id] >= patience_s and (node.state, NodeEvent.MISS) in TRANSITIONS]
+        empty = [node for node in watched if node.state is NodeState.DRAINING and not node.busy]
+        for some, act in ((missed, self._miss), (empty, self._end_drain)):
+            for begin in range(0, len(some), ABREAST):
+                await asyncio.gather(*map(act, some[begin : begin + ABREAST]))
         return None
+
+    async def _miss(self, node: duties.Watched) -> None:
+        reason = f"no sign of life for {self._patience_s:g} s"
+        if await self._store.write(duties.miss_node, node.node_id, node.renewals, reason):
+            self.logger.warning("node_unknown", extra={"attrs": {"node": node.node_id}})
+
+    async def _end_drain(self, node: duties.Watched) -> None:
+        if await self._store.write(duties.drain_ended, node.node_id):
+            self.logger.info("node_drained", extra={"attrs": {"node": node.node_id}})
