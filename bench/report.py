@@ -12,6 +12,7 @@ import plot
 
 PRODUCT = "ostler"
 RATES = ("bulk", "singles", "tasks")
+CORES_FOR_TWO = 4  # below that two coordinators, PostgreSQL and the nodes share the cores that one leaves idle
 Row = dict[str, Any]
 
 
@@ -42,9 +43,9 @@ class Summary:
         """The median of its rounds."""
         return median(self.each(name, figure, key).values())
 
-    def ratio(self, figure: str, key: str, peer: str) -> float | None:
+    def ratio(self, figure: str, key: str, peer: str, name: str = PRODUCT) -> float | None:
         """Product to peer, each round by itself, then the median: drift of the machine between rounds cancels out."""
-        ours, theirs = self.each(PRODUCT, figure, key), self.each(peer, figure, key)
+        ours, theirs = self.each(name, figure, key), self.each(peer, figure, key)
         return median(ours[number] / theirs[number] for number in ours if theirs.get(number))
 
     def parts(self, name: str, figure: str) -> dict[str, float]:
@@ -141,7 +142,28 @@ def alone(summary: Summary) -> str:
             f" ({one['slowest_page']}), explain {one['explain_ms']:.1f} ms, cancel {one['cancel_ms']:.1f} ms;"
             f" coordinator {one['pss_mb']:.0f} MB."
         )
+    if one := summary.last("ten thousand nodes", "nodes"):
+        kinds = ", ".join(f"{name} {call['p50_ms']:.0f} / {call['p99_ms']:.0f}" for name, call in one["calls"].items())
+        lines.append(
+            f"{one['nodes']:,} simulated nodes for {one['seconds']:.0f} s: {one['lost']} leases lost; p50 / p99 in ms: {kinds}; coordinator"
+            f" {one['coordinator_cpu'] or 0:.2f} of a core, {one['coordinator_mb'] or 0:.0f} MB; the simulator itself was late by"
+            f" {one['late_p99_ms']:.0f} ms (p99)."
+        )
     return "\n\n".join(lines)
+
+
+def replicas(summary: Summary) -> str:
+    """One and two coordinators on one PostgreSQL."""
+    rows = []
+    for name in ("one coordinator", "two coordinators", "one, held", "two, held"):
+        if (rate := summary.value(name, "jobs", "jobs_per_s")) is not None:
+            parts = ", ".join(f"{part} {ms:.2f}" for part, ms in summary.parts(name, "jobs").items())
+            rows.append([name, f"{rate:.0f}", parts])
+    if not rows:
+        return ""
+    return table(["on PostgreSQL, simulated nodes", "jobs/s", "CPU ms per job"], rows) + (
+        "\n\nHeld: each coordinator may use a fifth of a core, so that two do not fight for the cores of this machine."
+    )
 
 
 # --- verdicts ---
@@ -163,7 +185,8 @@ def verdicts(summary: Summary) -> list[dict[str, Any]]:
         for word, limit in (("must", must), (goal_word, goal)):
             if limit is not None:
                 words.append(f"{word} {sign} {form.format(limit)} {'met' if meets(limit) else 'NOT met'}")
-        found.append({"target": target, "what": what, "value": value, "verdict": "; ".join(words), "text": form.format(value)})
+        verdict = "; ".join(words) or "too few cores to judge"
+        found.append({"target": target, "what": what, "value": value, "verdict": verdict, "text": form.format(value)})
 
     def multiple(figure: str, peer: str) -> float | None:
         return summary.ratio(figure, "jobs_per_s", peer)
@@ -188,6 +211,13 @@ def verdicts(summary: Summary) -> list[dict[str, Any]]:
     if one := summary.last("a million queued", "million"):
         judge("Q7", f"claim with {one['queued']:,} queued, × a thousand", one["claim_ratio"], 1.3, None, most=True)
         judge("Q7", "slowest page of a list, ms", one["slowest_page_ms"], 50, None, most=True, form="{:.0f}")
+    if one := summary.last("ten thousand nodes", "nodes"):
+        judge("Q8", f"{one['nodes']:,} nodes, heartbeat p99, ms", one["heartbeat_p99_ms"], 250, None, most=True, form="{:.0f}")
+        judge("Q8", "leases lost", one["lost"], 0, None, most=True, form="{:.0f}")
+    allowed = (os.cpu_count() or 1) >= CORES_FOR_TWO
+    both = summary.ratio("jobs", "jobs_per_s", "one coordinator", "two coordinators")
+    judge("Q9", f"two coordinators, × one, on {os.cpu_count()} cores", both, 1.5 if allowed else None, None)
+    judge("Q9", "two coordinators, × one, each held", summary.ratio("jobs", "jobs_per_s", "one, held", "two, held"), 1.5, None)
     return found
 
 
@@ -223,7 +253,7 @@ def write(results: Path, rows: list[Row], facts: dict[str, Any], place: Path) ->
         summary.each(name, figure, key) for name in summary.names for figure, key in (("bulk", "count"), ("external", "count"))
     ):
         lines += [rates(summary), costs(summary)]
-    lines += [text for text in (footprints(summary), alone(summary)) if text]
+    lines += [text for text in (footprints(summary), alone(summary), replicas(summary)) if text]
     told = [
         [name, summary.word(name, "version") or "", summary.word(name, "settings") or trouble(summary, name)]
         for name in summary.names

@@ -35,6 +35,13 @@ class Entry:
 OSTLER = Entry("ostler", "product:Ostler")
 SANDBOXED = Entry("ostler in bubblewrap", "product:Sandboxed", section="sandbox")
 MILLION = Entry("a million queued", "alone:Million", section="alone")
+NODES = Entry("ten thousand nodes", "fleets:Simulated", section="alone")
+REPLICAS = tuple(
+    Entry(name, f"fleets:{kind}", ("postgres",), section="replicas")
+    for name, kind in (
+        ("one coordinator", "OneReplica"), ("two coordinators", "TwoReplicas"), ("one, held", "OneHeld"), ("two, held", "TwoHeld"),
+    )
+)  # fmt: skip
 PEERS = (
     Entry("hyperqueue", "on_hyperqueue:HyperQueue"),
     Entry("procrastinate", "on_procrastinate:Procrastinate", ("postgres",)),
@@ -48,6 +55,7 @@ QUICK_PEERS = ("hyperqueue", "procrastinate", "celery")
 QUICK = ["q1", "q2", "q3", "q4", "q5"]
 # Which figures answer which target of the product.
 FIGURES = {"q1": ("bulk", "singles"), "q2": ("external",), "q3": ("tasks",), "q5": ("footprint", "cold")}
+ROUNDS_OF_REPLICAS = 2
 LAST_ROUND = ("footprint", "cold")
 
 
@@ -84,6 +92,10 @@ def schedule(args: argparse.Namespace) -> list[Turn]:
         shift = (number - 1) % len(entries)
         if figures:
             turns += [Turn(number, one, figures) for one in entries[shift:] + entries[:shift]]
+        if "q9" in args.only and number <= ROUNDS_OF_REPLICAS:
+            turns += [Turn(number, one, {"jobs": args.jobs}) for one in REPLICAS]
+        if number == args.rounds and "q8" in args.only:
+            turns.append(Turn(number, NODES, {"nodes": args.nodes}))
         if number == args.rounds and "q7" in args.only:
             turns.append(Turn(number, MILLION, {"million": args.queued}))
         if "q4" in args.only:
@@ -164,6 +176,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--idle", type=float, help="seconds of the idle measurement (15, quick 5)")
     parser.add_argument("--cold", type=int, help="cold starts (5, quick 1)")
     parser.add_argument("--queued", type=int, default=1_000_000, help="jobs queued for q7 (1000000)")
+    parser.add_argument("--nodes", type=int, default=10_000, help="simulated nodes for q8 (10000)")
     parser.add_argument("--slots", type=int, default=2, help="slots of the worker, of each system the same (2)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where the tables go (bench/results)")
     parser.add_argument("--resume", action="store_true", help="go on with the turns of a run that was interrupted")
@@ -173,7 +186,7 @@ def arguments() -> argparse.Namespace:
     for name, value in (quick if args.quick else whole).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-    known = sorted([*FIGURES, "q4", "q7"])
+    known = sorted([*FIGURES, "q4", "q7", "q8", "q9"])
     args.only = [one.strip() for one in args.only.lower().split(",") if one.strip()] or (QUICK if args.quick else known)
     peers = args.peers.split(",") if args.peers is not None else QUICK_PEERS if args.quick else [one.name for one in PEERS]
     args.peers = [] if list(peers) == ["none"] else list(peers)
