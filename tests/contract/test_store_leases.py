@@ -394,7 +394,7 @@ async def test_a_renewal_in_the_last_moment_wins(rig: Rig):
     (job_id,) = await rig.submit()
     await rig.join()
     (lease,) = await rig.begin()
-    (seen,) = await rig.read(duties.watch_nodes)
+    (seen,) = await rig.read(duties.watch_nodes, ["n1"])
     await rig.beat(held=held([lease]))
     assert await rig.write(leases.expire_attempts, "n1", renewals=seen.renewals) == []
     assert await rig.write(duties.lose_node, "n1", seen.renewals, "silent") == []

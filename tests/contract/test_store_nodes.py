@@ -351,7 +351,7 @@ async def test_attempts_of_a_lost_node_are_lost(rig: Rig):
     (job_id,) = await rig.submit(requirements=Requirements(node="n1"))
     await rig.join()
     await rig.begin()
-    (seen,) = await rig.read(duties.watch_nodes)
+    (seen,) = await rig.read(duties.watch_nodes, ["n1"])
     assert await rig.write(duties.miss_node, "n1", seen.renewals, "no sign of life")
     assert not await rig.write(duties.miss_node, "n1", seen.renewals, "no sign of life")
     assert (await rig.job(job_id)).state is JobState.ACKED

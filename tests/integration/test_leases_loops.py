@@ -167,7 +167,7 @@ async def test_a_rescuer_killed_between_observing_and_acting_loses_nothing(rig: 
     (lease,) = await rig.begin()
     loop = rescuer(rig)
     await turns(rig, loop, 46)
-    (seen,) = await rig.read(duties.watch_nodes)
+    (seen,) = await rig.read(duties.watch_nodes, ["n1"])
     rig.reopen()  # it died here; the next one starts to watch anew
     assert await state(rig, job_id) is JobState.ACKED
     assert (await rig.finish("n1", lease)).ok

@@ -26,15 +26,16 @@ class Line:
         self.able, self.woken, self.asked = able, [], 0
         self.line = pulls.PullLine(self.wakeups, self._takers, logger=LOGGER)
         self.looked_at_all = asyncio.Event()
+        self.nothing_waits = False
         self.polls = 0
 
-    async def _takers(self, some: Sequence[Asking]) -> list[str]:
+    async def _takers(self, some: Sequence[Asking]) -> list[str] | None:
         self.asked += len(some)
         if self.asked >= self.polls - pulls.ABREAST:
             self.looked_at_all.set()
         if self.able is None:
             raise StoreBusy("the disk is full")
-        return [one.node_id for one in some if one.node_id in self.able]
+        return None if self.nothing_waits else [one.node_id for one in some if one.node_id in self.able]
 
     @asynccontextmanager
     async def asking(self, slots: Sequence[int]) -> AsyncIterator[None]:
@@ -82,7 +83,20 @@ async def test_who_has_a_free_slot_goes_before_who_has_none():
         assert not Line(set()).line.others_ask("n24")
         line.wakeups.publish(("queue",))
         await line.looked_at_all.wait()
-    assert line.woken[:2] == ["n24", "n25"]
+        await until(lambda: "n3" in line.woken)
+    assert line.woken == ["n24", "n25", "n3"]
+
+
+async def test_where_nothing_is_left_nobody_further_is_looked_at():
+    line = Line(able=set())
+    line.nothing_waits = True
+    async with line.asking([1] * 2000):
+        line.wakeups.publish(("queue",))
+        await until(lambda: line.asked > 0)
+        for _ in range(100):
+            await asyncio.sleep(0)
+    assert len(line.woken) == pulls.ABREAST
+    assert line.asked == pulls.STRETCH
 
 
 async def test_credit_and_leaving_change_who_asks():

@@ -32,7 +32,7 @@ CANNOT_START = 3
 DESCRIPTORS = 65_536
 # An open long poll is a hundred objects that the collector of cycles looks at, so with ten thousand nodes a whole collection stops
 # everything for seconds, and Python's own thresholds ask for one each few seconds. What is cyclic garbage here dies young.
-SELDOM = (5_000, 5, 1_000)
+SELDOM = (50_000, 3, 1_000)
 
 
 def parse(arguments: Sequence[str]) -> tuple[CoordinatorConfig, argparse.Namespace]:

@@ -108,6 +108,7 @@ class SimFleet:
             )
 
     async def _measure(self, stop: asyncio.Event, stopping: "asyncio.Task[bool]", living: "list[asyncio.Task[None]]") -> Report:
+        self._figures.begin()
         before, began, own = await self._usage(), time.monotonic(), _own_cpu_s()
         submitting = asyncio.create_task(self._submit())
         ending = asyncio.create_task(self._until_over(submitting))

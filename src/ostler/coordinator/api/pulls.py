@@ -2,9 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 
 from ostler.coordinator.operations.takers import Asking
 from ostler.coordinator.store.wakeups import Wakeups
@@ -51,9 +52,9 @@ class PullLine:
     """The line of open long polls."""
 
     def __init__(
-        self, wakeups: Wakeups, takers: Callable[[Sequence[Asking]], Awaitable[Sequence[str]]], *, logger: logging.Logger
+        self, wakeups: Wakeups, takers: Callable[[Sequence[Asking]], Awaitable[Sequence[str] | None]], *, logger: logging.Logger
     ) -> None:
-        """`takers` answers those of some askers for whom anything waits."""
+        """`takers` answers those of some askers for whom anything waits; None where nothing waits for anybody."""
         self._logger = logger
         self._wakeups = wakeups
         self._takers = takers
@@ -120,19 +121,27 @@ class PullLine:
                 await self._round()
 
     async def _round(self) -> None:
-        """The first few at once, so that an idle node begins at once; further ones only where something waits that they could take."""
-        hungry = self._hungry
-        line = sorted(self._line.values(), key=lambda pull: pull.node_id not in hungry)
-        await self._wake(line[:ABREAST])
-        for begin in range(ABREAST, len(line), STRETCH):
-            stretch = line[begin : begin + STRETCH]
-            while stretch:
-                takers = set(await self._those_who_take(stretch))
-                some = [pull for pull in stretch if pull.node_id in takers][:ABREAST]
-                if not some:
-                    break
-                stretch = stretch[stretch.index(some[-1]) + 1 :]
-                await self._wake(some)
+        """The first few who have a slot free at once, so that an idle node begins at once; further ones, and those who have none, only
+        where something waits that they could take."""
+        turn = self._in_turn()
+        rest = list(islice(turn, STRETCH))
+        first = [pull for pull in rest[:ABREAST] if pull.node_id in self._hungry]
+        await self._wake(first)
+        rest = rest[len(first) :] + list(islice(turn, len(first)))
+        while rest:
+            takers = await self._those_who_take(rest)
+            if takers is None:
+                return
+            some = [pull for pull in rest if pull.node_id in takers][:ABREAST]
+            rest = rest[rest.index(some[-1]) + 1 :] if some else []
+            await self._wake(some)
+            rest = rest or list(islice(turn, STRETCH))
+
+    def _in_turn(self) -> Iterator[Pull]:
+        """As the line stands now: those who have a slot free before the others, each as long as they have waited."""
+        line, hungry = list(self._line.values()), self._hungry
+        yield from (pull for pull in line if pull.node_id in hungry)
+        yield from (pull for pull in line if pull.node_id not in hungry)
 
     async def _wake(self, some: Sequence[Pull]) -> None:
         """Let these try, and wait until they have."""
@@ -145,10 +154,11 @@ class PullLine:
         if turns:
             await asyncio.wait(turns)
 
-    async def _those_who_take(self, some: Sequence[Pull]) -> Sequence[str]:
-        """A store that cannot tell must not leave anybody asleep."""
+    async def _those_who_take(self, some: Sequence[Pull]) -> Collection[str] | None:
+        """None where nothing waits at all. A store that cannot tell must not leave anybody asleep."""
         try:
-            return await self._takers([Asking(pull.node_id, pull.slots, pull.gpu_slots) for pull in some])
+            found = await self._takers([Asking(pull.node_id, pull.slots, pull.gpu_slots) for pull in some])
         except Unavailable as exc:
             self._logger.warning("work_unknown", extra={"attrs": {"error": str(exc)}})
-            return [pull.node_id for pull in some]
+            return {pull.node_id for pull in some}
+        return None if found is None else set(found)

@@ -2,6 +2,7 @@
 
 import hashlib
 import ipaddress
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
@@ -10,7 +11,7 @@ from ostler.coordinator.config import LimitsConfig
 from ostler.model.errors import NoCapacity
 from ostler.runtime.clock import Clock
 
-KEPT = 10_000  # callers and addresses that are remembered; who was forgotten begins with a full bucket
+KEPT = 100_000  # callers and addresses that are remembered; who was forgotten begins with a full bucket
 FAILURES_AT_ONCE_S = 4.0  # so many seconds' worth of failures are forgiven at once: a fleet whose tokens all ended together
 
 
@@ -35,7 +36,7 @@ class Buckets:
     def __init__(self, *, per_s: float, burst: float) -> None:
         self._per_s = per_s
         self._burst = burst
-        self._of: dict[str, Bucket] = {}
+        self._of: OrderedDict[str, Bucket] = OrderedDict()  # a plain one would look for its first key among all that are gone
 
     def __len__(self) -> int:
         return len(self._of)
@@ -44,7 +45,7 @@ class Buckets:
         """0, or after how many seconds to come back."""
         bucket, wait_s = take(self._of.pop(key, None), now, per_s=self._per_s, burst=self._burst)
         if len(self._of) >= KEPT:
-            del self._of[next(iter(self._of))]
+            self._of.popitem(last=False)
         self._of[key] = bucket
         return wait_s
 
@@ -64,7 +65,7 @@ class Rates:
         self._calls = Buckets(per_s=limits.calls_per_s, burst=limits.burst)
         per_s = limits.failures_per_s
         self._failures = Buckets(per_s=per_s, burst=max(1.0, per_s * FAILURES_AT_ONCE_S))
-        self._known: dict[bytes, None] = {}
+        self._known: OrderedDict[bytes, None] = OrderedDict()
         self._open: dict[str, int] = {}
 
     def check_address(self, address: str, credential: str) -> None:
@@ -90,7 +91,7 @@ class Rates:
         self._open[key] = count + 1
         if credential is not None and (digest := _digest(credential)) not in self._known:
             if len(self._known) >= KEPT:
-                del self._known[next(iter(self._known))]
+                self._known.popitem(last=False)
             self._known[digest] = None
 
     def leave(self, key: str) -> None:

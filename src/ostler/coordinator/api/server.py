@@ -158,6 +158,11 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.cycle.scope["method"] != "HEAD":
             self.cycle.scope["extensions"] = {_WHOLE: partial(_answer_whole, self.cycle)}  # type: ignore[dict-item]
 
+    def on_response_complete(self) -> None:
+        """What the scope holds of its own request would keep both until the collector of cycles comes, thousands of them."""
+        self.cycle.scope.pop("extensions", None)
+        super().on_response_complete()
+
     def on_body(self, body: bytes) -> None:
         """A body's bytes, unless its head was refused or they come too late.
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from dataclasses import replace
 from datetime import timedelta
 
 from ostler.coordinator.loops.silence import Silence
@@ -49,24 +50,23 @@ class LeaseRescuer(Loop):
 
     async def turn(self) -> float | None:
         """Watch once; act on who was silent too long."""
-        watched = await self._store.read(duties.watch_nodes)
+        renewals = await self._store.read(duties.renewals_of_nodes)
         missing = await self._store.read(duties.watch_missing)
-        now = self.clock.monotonic()
-        silent = self._nodes.observe({node.node_id: node.renewals for node in watched}, now)
+        now, patience_s = self.clock.monotonic(), self._patience_s
+        silent = self._nodes.observe(renewals, now, at_least=patience_s)
+        watched = await self._store.read(duties.watch_nodes, silent) if silent else []
         lost = [
-            node for node in watched
-            if silent[node.node_id] >= self._patience_s and (node.busy or node.state not in _GONE)
+            replace(node, renewals=renewals[node.node_id]) for node in watched if node.busy or node.state not in _GONE
         ]  # fmt: skip
         for begin in range(0, len(lost), ABREAST):
             await asyncio.gather(*(self._lose(node, silent[node.node_id]) for node in lost[begin : begin + ABREAST]))
-        absent = self._attempts.observe({(one.node_id, one.held): one.note for one in missing}, now)
-        for (node_id, held), seconds in absent.items():
-            if seconds >= self._patience_s:
-                reason = f"node {node_id} did not name it for a whole lease of {self._lease_s:g} s"
-                await self._store.write(expire_attempts, node_id, only=[held], reason=reason)
-                self.logger.warning(
-                    "attempt_missing", extra={"job_id": held.job_id, "attrs": {"node": node_id, "attempt": held.attempt}}
-                )
+        absent = self._attempts.observe({(one.node_id, one.held): one.note for one in missing}, now, at_least=patience_s)
+        for node_id, held in absent:
+            reason = f"node {node_id} did not name it for a whole lease of {self._lease_s:g} s"
+            await self._store.write(expire_attempts, node_id, only=[held], reason=reason)
+            self.logger.warning(
+                "attempt_missing", extra={"job_id": held.job_id, "attrs": {"node": node_id, "attempt": held.attempt}}
+            )
         return None
 
     async def _lose(self, node: duties.Watched, silent_s: float) -> None:

@@ -3,11 +3,12 @@
 import asyncio
 import logging
 from datetime import timedelta
+from functools import partial
 
 from ostler.coordinator.loops.silence import Silence
 from ostler.coordinator.operations import duties
 from ostler.coordinator.store.store import Store
-from ostler.model.node import TRANSITIONS, NodeEvent, NodeState
+from ostler.model.node import TRANSITIONS, NodeEvent
 from ostler.runtime.clock import Clock
 from ostler.runtime.loop import Loop
 
@@ -33,21 +34,23 @@ class NodeWatcher(Loop):
 
     async def turn(self) -> float | None:
         """Watch once; mark who is silent, and who is empty."""
-        watched = await self._store.read(duties.watch_nodes)
-        silent = self._nodes.observe({node.node_id: node.renewals for node in watched}, self.clock.monotonic())
-        patience_s = self._patience_s
-        missed = [node for node in watched if silent[node.node_id] >= patience_s and (node.state, NodeEvent.MISS) in TRANSITIONS]
-        empty = [node for node in watched if node.state is NodeState.DRAINING and not node.busy]
-        for some, act in ((missed, self._miss), (empty, self._end_drain)):
-            for begin in range(0, len(some), ABREAST):
-                await asyncio.gather(*map(act, some[begin : begin + ABREAST]))
+        renewals = await self._store.read(duties.renewals_of_nodes)
+        silent = self._nodes.observe(renewals, self.clock.monotonic(), at_least=self._patience_s)
+        watched = await self._store.read(duties.watch_nodes, silent) if silent else []
+        missed = [
+            partial(self._miss, node.node_id, renewals[node.node_id]) for node in watched if (node.state, NodeEvent.MISS) in TRANSITIONS
+        ]  # fmt: skip
+        emptied = [partial(self._end_drain, node_id) for node_id in await self._store.read(duties.emptied_nodes)]
+        for acts in (missed, emptied):
+            for begin in range(0, len(acts), ABREAST):
+                await asyncio.gather(*(act() for act in acts[begin : begin + ABREAST]))
         return None
 
-    async def _miss(self, node: duties.Watched) -> None:
+    async def _miss(self, node_id: str, renewals: int) -> None:
         reason = f"no sign of life for {self._patience_s:g} s"
-        if await self._store.write(duties.miss_node, node.node_id, node.renewals, reason):
-            self.logger.warning("node_unknown", extra={"attrs": {"node": node.node_id}})
+        if await self._store.write(duties.miss_node, node_id, renewals, reason):
+            self.logger.warning("node_unknown", extra={"attrs": {"node": node_id}})
 
-    async def _end_drain(self, node: duties.Watched) -> None:
-        if await self._store.write(duties.drain_ended, node.node_id):
-            self.logger.info("node_drained", extra={"attrs": {"node": node.node_id}})
+    async def _end_drain(self, node_id: str) -> None:
+        if await self._store.write(duties.drain_ended, node_id):
+            self.logger.info("node_drained", extra={"attrs": {"node": node_id}})

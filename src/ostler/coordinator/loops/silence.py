@@ -19,12 +19,13 @@ class Silence(Generic[K]):
         self._last: float | None = None
         self._known: dict[K, tuple[int, float]] = {}
 
-    def observe(self, values: Mapping[K, int], now: float) -> dict[K, float]:
-        """For each key the watched seconds since its value last changed; a key that is new or changed has 0."""
+    def observe(self, values: Mapping[K, int], now: float, *, at_least: float = 0.0) -> dict[K, float]:
+        """For each key the watched seconds since its value last changed, where they are `at_least` so many; a key that is new or
+        changed has 0."""
         step = 0.0 if self._last is None else min(max(0.0, now - self._last), self._max_step_s)
         self._last = now
         before, self._known = self._known, {}
         for key, value in values.items():
             known = before.get(key)
             self._known[key] = (value, known[1] + step if known is not None and known[0] == value else 0.0)
-        return {key: silent for key, (_, silent) in self._known.items()}
+        return {key: silent for key, (_, silent) in self._known.items() if silent >= at_least}

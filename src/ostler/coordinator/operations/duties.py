@@ -1,5 +1,6 @@
 """What the coordinator's own loops do to the store, a bounded piece at a time."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from ostler.coordinator.operations import sessions
@@ -35,12 +36,28 @@ class MissingAttempt:
     note: int
 
 
-def watch_nodes(tx: Tx) -> list[Watched]:
-    """All nodes that are not retired. For `Store.read`."""
-    busy = {row[0] for row in tx.rows(f"SELECT DISTINCT node_id FROM attempts WHERE state IN ({LIVE_SQL})")}  # noqa: S608
+def renewals_of_nodes(tx: Tx) -> dict[str, int]:
+    """The renewal counter of each node that is not retired. For `Store.read`, each few seconds and of ten thousand: nothing more."""
+    return dict(tx.rows("SELECT node_id, renewals FROM nodes WHERE state <> 'retired'"))
+
+
+def watch_nodes(tx: Tx, node_ids: Collection[str]) -> list[Watched]:
+    """Those of these nodes that are not retired. For `Store.read`."""
+    named = (tx.array(node_ids),)
+    mine = tx.any_of("node_id")
+    busy = {row[0] for row in tx.rows(f"SELECT DISTINCT node_id FROM attempts WHERE {mine} AND state IN ({LIVE_SQL})", named)}  # noqa: S608
+    rows = tx.rows(f"SELECT node_id, state, renewals FROM nodes WHERE {mine} AND state <> 'retired'", named)  # noqa: S608
+    return [Watched(node_id, NodeState(state), renewals, node_id in busy) for node_id, state, renewals in rows]
+
+
+def emptied_nodes(tx: Tx) -> list[str]:
+    """The draining nodes that hold no attempt any more. For `Store.read`."""
     return [
-        Watched(node_id, NodeState(state), renewals, node_id in busy)
-        for node_id, state, renewals in tx.rows("SELECT node_id, state, renewals FROM nodes WHERE state <> 'retired'")
+        row[0]
+        for row in tx.rows(
+            f"""SELECT n.node_id FROM nodes n WHERE n.state = 'draining'
+                AND NOT EXISTS (SELECT 1 FROM attempts a WHERE a.node_id = n.node_id AND a.state IN ({LIVE_SQL}))"""  # noqa: S608
+        )
     ]
 
 

@@ -15,8 +15,9 @@ class Asking(NamedTuple):
     gpu_slots: int
 
 
-def takers_of(tx: Tx, askers: Sequence[Asking], latency: Collection[str] = ()) -> list[str]:
-    """The askers who could run one of the jobs that are queued now, if they had room; in their order. For `Store.read`.
+def takers_of(tx: Tx, askers: Sequence[Asking], latency: Collection[str] = ()) -> list[str] | None:
+    """The askers who could run one of the jobs that are queued now, if they had room, in their order; None where none is queued. For
+    `Store.read`.
 
     A node with no slot free takes jobs of the `latency` queues alone. What its live attempts leave of its memory is not looked at:
     that is the claim's to find out.
@@ -24,7 +25,7 @@ def takers_of(tx: Tx, askers: Sequence[Asking], latency: Collection[str] = ()) -
     places = tx.memo(Placements)
     shapes = places.shapes_of(tx, [row[0] for row in tx.rows(queued_shapes_sql(tx))])
     if not shapes:
-        return []
+        return None
     on_gpus = {shape_id for shape_id, shape in shapes.items() if shape.demand.gpu_slots}
     hasty = {shape_id for shape_id, shape in shapes.items() if shape.queue in latency} - on_gpus
     on_cpus = shapes.keys() - on_gpus
