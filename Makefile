@@ -59,7 +59,8 @@ docs: $(DEV_STAMP)  ## write the generated reference pages anew
 
 chaos: $(DEV_STAMP)  ## faults by SEED over JOBS jobs, and the proof that nothing was lost (docs/explanation/reliability.md)
 	@tools/system-packages bubblewrap
-	@$(PY) -m tests.chaos.run --seed $(or $(SEED),1) --jobs $(or $(JOBS),2000) $(ARGS)
+	@$(PY) -m tests.chaos.run --seed $(or $(SEED),1) --jobs $(or $(JOBS),2000) \
+	  --store $(or $(STORE),sqlite) --replicas $(or $(REPLICAS),1) $(ARGS)
 
 bench: $(DEV_STAMP)  ## product and peers in turns: rates, latency, footprint, verdicts (bench/README.md)
 	@tools/system-packages bubblewrap

@@ -119,12 +119,25 @@ async def _down(kept) -> AsyncIterator[None]:
         kept.let()
 
 
+def database(how: str) -> Act:
+    """It ends as in `pg_ctl stop -m immediate`, or all its processes are killed; it recovers when it is started."""
+
+    async def act(world: World, fault: Fault) -> None:
+        assert world.database is not None
+        async with world.database.busy:
+            await asyncio.to_thread(getattr(world.database, how))
+            await asyncio.sleep(fault.lasts)
+            await asyncio.to_thread(world.database.start)
+
+    return act
+
+
 # --- lines ---
 
 
 def hold(*ways: str, cut: bool = False) -> Act:
     async def act(world: World, fault: Fault) -> None:
-        line = world.lines[fault.target]
+        line = world.line(fault.target)
         await line.hold(*ways)
         try:
             await asyncio.sleep(fault.lasts)
@@ -137,11 +150,11 @@ def hold(*ways: str, cut: bool = False) -> Act:
 
 
 async def cut(world: World, fault: Fault) -> None:
-    world.lines[fault.target].cut()
+    world.line(fault.target).cut()
 
 
 async def lose_answers(world: World, fault: Fault) -> str:
-    line = world.lines[fault.target]
+    line = world.line(fault.target)
     before = line.lost
     line.losing += round(fault.amount)
     await asyncio.sleep(fault.lasts)
@@ -150,7 +163,7 @@ async def lose_answers(world: World, fault: Fault) -> str:
 
 
 async def slow_line(world: World, fault: Fault) -> None:
-    line = world.lines[fault.target]
+    line = world.line(fault.target)
     line.late_s = fault.amount
     await asyncio.sleep(fault.lasts)
     line.late_s = 0.0
@@ -239,6 +252,11 @@ ACTS: dict[str, Act] = {
     "kill_coordinator": kill_coordinator,
     "kill_coordinator_long": kill_coordinator,
     "kill_everything": kill_everything,
+    "kill_replica": kill_coordinator,
+    "stop_replica": stop,
+    "restart_replica": restart,
+    "restart_database": database("crash"),
+    "kill_database": database("kill"),
     "restart_daemon": restart,
     "restart_coordinator": restart,
     "stop_daemon": stop,
@@ -252,6 +270,8 @@ ACTS: dict[str, Act] = {
     "deaf": hold("down"),
     "mute": hold("up"),
     "cut": cut,
+    "cut_database": cut,
+    "partition_database": hold("up", "down"),
     "lose_answers": lose_answers,
     "slow_line": slow_line,
     "full_disk": spoil("full"),

@@ -25,7 +25,7 @@ LEFT = {
     "finish": {"done"},
     "fail": {"failed", "cancelled"},
     "retry": {"failed", "cancelled"},
-    "cancel": {"cancelled"},
+    "cancel": {"cancelled", "failed"},
 }
 
 

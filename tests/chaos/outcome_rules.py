@@ -123,7 +123,7 @@ def _excused(evidence: Evidence, key: tuple[str, int], row: Row, plan: Row, runs
 def _job(evidence: Evidence, job_id: str, job: Row, plan: Row) -> Iterator[str]:
     state, code = job["state"], job["failure_code"]
     end = f"{state}:{code}" if code else state
-    if end in plan["ends"]:
+    if end in plan["ends"] or (state == "cancelled" and plan["cancel_after"] is not None):
         return
     parents = [evidence.jobs[one] for number in plan["parents"] for one in evidence.of_plan.get(number, ())]
     sad = any(one["state"] != "done" for one in parents)

@@ -8,13 +8,14 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import shlex
 import shutil
 import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+import traceback
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -41,10 +42,17 @@ def duration_of(jobs: int) -> float:
 
 
 async def run(
-    place: Path, *, seed: int, jobs: int, duration_s: float, planted: str | None, only: Collection[str], every_s: float
+    place: Path,
+    *,
+    seed: int,
+    jobs: int,
+    duration_s: float,
+    abilities: set[str],
+    planted: str | None,
+    only: Collection[str],
+    every_s: float,
 ) -> None:
     """Everything but the check."""
-    abilities = able()
     boxed = shutil.which("bwrap") is not None
     faults = schedule(seed, duration_s, able=abilities, only=only, every_s=every_s)
     submissions = workload(seed, jobs, duration_s, boxed=boxed)
@@ -77,6 +85,8 @@ async def run(
         found["swept"] = await _swept(world)
         found["codes"] = await world.stop()
         found["after"] = await asyncio.to_thread(census.take, world)
+        if world.database is not None:
+            await asyncio.to_thread(world.database.copy, place / "tables.db")
         found["mounts"] = sorted(census.mounts(place))
         found["starts"] = {one.name: one.starts for one in (*world.coordinators.values(), *world.daemons.values())}
         (place / "census.json").write_text(json.dumps(found, indent=1))
@@ -216,32 +226,38 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--every", type=float, default=2.5, metavar="S", help="from one fault to the next, on average")
     parser.add_argument("--only", default="", metavar="KIND,…", help="these kinds of faults alone")
+    parser.add_argument("--store", choices=("sqlite", "postgresql"), default="sqlite")
+    parser.add_argument("--replicas", type=int, choices=(1, 2), default=1, help="coordinators on one PostgreSQL")
     parser.add_argument("--planted", metavar="BUG", help="a coordinator with this bug, which the checker must find")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="work there, and keep it")
     given = parser.parse_args(arguments)
     place = given.keep or Path(tempfile.mkdtemp(prefix=f"ostler-chaos-{given.seed}-"))
     place.mkdir(parents=True, exist_ok=True)
     duration_s = given.duration or duration_of(given.jobs)
+    if given.replicas > 1 and given.store != "postgresql":
+        parser.error("--replicas 2 needs --store postgresql")
     only = [kind for kind in given.only.split(",") if kind]
     began = time.monotonic()
     print(f"seed {given.seed}: {given.jobs} jobs, faults for {duration_s:g} s, in {place}", flush=True)
-    asyncio.run(
-        run(place, seed=given.seed, jobs=given.jobs, duration_s=duration_s, planted=given.planted, only=only, every_s=given.every)
-    )
-    done = check(place)
-    print(done.stdout + done.stderr, end="")
-    kinds = Counter(json.loads(line)["kind"] for line in (place / "schedule.jsonl").read_text().splitlines())
-    print(
-        f"seed {given.seed}: {sum(kinds.values())} faults, {time.monotonic() - began:.0f} s; "
-        + (
-            "proven"
-            if done.returncode == 0
-            else f"FAILED; kept in {place}; replay: make chaos SEED={given.seed} JOBS={given.jobs}"
-        )
-    )
-    if done.returncode == 0 and given.keep is None:
+    try:
+        asyncio.run(
+            run(
+                place, seed=given.seed, jobs=given.jobs, duration_s=duration_s, abilities=able(given.store, given.replicas),
+                planted=given.planted, only=only, every_s=given.every,
+            )
+        )  # fmt: skip
+        done = check(place)
+        print(done.stdout + done.stderr, end="")
+        proven = done.returncode == 0
+    except Exception:
+        traceback.print_exc()
+        proven = False
+    faults = len((place / "schedule.jsonl").read_text().splitlines())
+    words = "proven" if proven else f"FAILED; kept in {place}; replay: python -m tests.chaos.run {shlex.join(arguments)}"
+    print(f"seed {given.seed}: {faults} faults, {time.monotonic() - began:.0f} s; {words}")
+    if proven and given.keep is None:
         shutil.rmtree(place, ignore_errors=True)
-    return int(done.returncode != 0)
+    return int(not proven)
 
 
 if __name__ == "__main__":

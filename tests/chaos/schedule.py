@@ -76,6 +76,14 @@ KINDS: dict[str, Kind] = {
     # Clocks of the day; the monotonic ones cannot step.
     "clock_step": Kind(3, ("coordinator", *NODES), (2.0, 12.0), (-7200.0, 7200.0), needs="compiler"),
     "drain": Kind(1, NODES, (1.0, 5.0), (0.5, 3.0)),
+    # The database, where it is PostgreSQL, the lines to it, and one coordinator of two.
+    "kill_replica": Kind(4, ("coordinator", "coordinator-2"), (0.1, 6.0), needs="replicas"),
+    "stop_replica": Kind(2, ("coordinator", "coordinator-2"), (0.5, 9.0), needs="replicas"),
+    "restart_replica": Kind(2, ("coordinator", "coordinator-2"), (0.0, 0.5), needs="replicas"),
+    "restart_database": Kind(3, ("database",), (0.0, 2.0), needs="postgresql"),
+    "kill_database": Kind(2, ("database",), (0.2, 3.0), needs="postgresql"),
+    "cut_database": Kind(2, ("database",), (0.0, 0.0), needs="postgresql"),
+    "partition_database": Kind(2, ("database",), (0.5, 9.0), needs="postgresql"),
 }
 
 

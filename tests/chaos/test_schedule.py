@@ -11,7 +11,7 @@ from chaos.faults import ACTS
 from chaos.schedule import KINDS, schedule
 from chaos.workload import placed, workload
 
-ABLE = {"mount", "compiler"}
+ABLE = {"mount", "compiler", "postgresql", "replicas"}
 
 
 def test_a_seed_is_a_schedule():
@@ -23,7 +23,7 @@ def test_a_seed_is_a_schedule():
 
 @pytest.mark.parametrize("seed", range(20))
 def test_every_fault_is_healed_by_the_end_and_every_kind_comes(seed):
-    faults = schedule(seed, 400, able=ABLE)
+    faults = schedule(seed, 400, able=ABLE, every_s=1)
     assert [one.at for one in faults] == sorted(one.at for one in faults)
     assert all(one.at + one.lasts <= 400.01 and one.lasts >= 0 for one in faults)
     assert {one.kind for one in faults} == set(KINDS)

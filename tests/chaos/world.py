@@ -1,6 +1,7 @@
 """The processes of a run and what can be done to them: a coordinator (or replicas), two nodes with keepers, lines between them."""
 
 import asyncio
+import base64
 import contextlib
 import json
 import os
@@ -16,6 +17,7 @@ from typing import Any
 import httpx
 import yaml
 
+from .database import Database
 from .disks import Disk, can_mount
 from .line import Line, free_port
 from .processes import Kept, Seen, seen
@@ -51,7 +53,11 @@ class World:
 
     def __init__(self, place: Path, *, able: set[str], jobs: int, planted: str | None = None) -> None:
         self.place, self.able, self.planted = place, able, planted
-        self.port = free_port()
+        self.database: Database | None = None
+        self._database_line: Line | None = None
+        self.ports = {"coordinator": free_port()}
+        if "replicas" in able:
+            self.ports["coordinator-2"] = free_port()
         self.disks: dict[str, Disk] = {}
         self.lines = {name: Line(name, self._target, tap=None) for name in ("submitter", *NODES)}
         for name in NODES:
@@ -59,6 +65,7 @@ class World:
         self.coordinators: dict[str, Kept] = {}
         self.daemons: dict[str, Kept] = {}
         self.heard = Record(place / "heard.jsonl")
+        self.pulls = Record(place / "pulls.jsonl")
         self.token = ""
         self._jobs = jobs
         self._turn = 0
@@ -93,14 +100,18 @@ class World:
         arguments = [{"match": ["-c", ".*"], "required": True, "allow_slash": True, "allow_colon": True, "allow_dash": True}]
         allowed = {"command": {"path": "/bin/sh"}, "args": arguments, "env": [f"CHAOS_{one}" for one in TOLD]}
         (self.place / "allowlist.d" / "sh.yaml").write_text(yaml.safe_dump(allowed))
-        self._make_coordinator("coordinator", self.port)
-        for one in self.coordinators.values():
-            one.start()
+        if "postgresql" in self.able:
+            await self._start_database()
+        for name, port in self.ports.items():
 
-        async def up() -> bool:
-            return bool(self._up)
+            async def up(name: str = name) -> bool:
+                return name in self._up
 
-        await self.until(up, what="a coordinator")
+            if name != "coordinator":  # the first one made the keys; the others need the same
+                shutil.copytree(self.data() / "keys", self.place / name / "keys")
+            self._make_coordinator(name, port)
+            self.coordinators[name].start()
+            await self.until(up, what=name)
         self.token = (self.data() / "admin.token").read_text().strip()
         async with self.client() as client:
             answer = await client.put(f"/secrets/{SECRET}", content=SECRET_VALUE.encode())
@@ -145,12 +156,15 @@ class World:
         """Whatever is left must go, however a run ended."""
         for task in self._tasks:
             task.cancel()
+        if self.database is not None:
+            self.database.close()
         for kept in (*self.daemons.values(), *self.coordinators.values()):
             kept.abandon()
         for one in seen(str(self.place)):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(one.pid, signal.SIGKILL)
         self.heard.close()
+        self.pulls.close()
 
     def keep_evidence(self) -> None:
         """Copy what lies on the small disks beside the records, and give the disks back."""
@@ -186,10 +200,19 @@ class World:
     def _make_coordinator(self, name: str, port: int) -> None:
         file = self.place / f"{name}.yaml"
         config: dict[str, Any] = {
-            "data": str(self.data()), "listen_port": port, "lease": f"{LEASE_S}s", "lease_margin": f"{MARGIN_S}s",
-            "heartbeat": "1s", "pull_wait": "5s", "drain": "2s",
-        }  # fmt: skip
+            "data": str(self.data() if name == "coordinator" else self.place / name),
+            "listen_port": port,
+            "lease": f"{LEASE_S}s",
+            "lease_margin": f"{MARGIN_S}s",
+            "heartbeat": "1s",
+            "pull_wait": "5s",
+            "drain": "2s",
+        }
+        if self._database_line is not None:
+            config["store"] = f"postgresql://ostler:ostler@127.0.0.1:{self._database_line.port}/ostler"
+            config["artifacts"] = str(self.data() / "artifacts")
         file.write_text(yaml.safe_dump(config))
+        file.chmod(0o600)
         command = [OSTLER, "coordinator", "--config", str(file)]
         if self.planted is not None:
             command = [sys.executable, "-m", f"{__package__}.planted", self.planted, str(file)]
@@ -227,15 +250,25 @@ class World:
 
     # --- coordinators that come and go ---
 
+    def line(self, name: str) -> Line:
+        """A line by the name of whoever uses it; `database` is that of the coordinators."""
+        if name == "database":
+            assert self._database_line is not None
+            return self._database_line
+        return self.lines[name]
+
+    async def _start_database(self) -> None:
+        self.database = database = await asyncio.to_thread(Database)
+        self._database_line = Line("database", lambda: database.port)
+        await self._database_line.listen()
+
     def _target(self) -> int:
-        ports = sorted(self._ports())
-        if not ports:
+        """A coordinator that listens, in turn, as a plain load balancer chooses."""
+        there = sorted(self._up)
+        if not there:
             raise ConnectionRefusedError
         self._turn += 1
-        return ports[self._turn % len(ports)]
-
-    def _ports(self) -> list[int]:
-        return [self.port] if self._up else []
+        return self.ports[there[self._turn % len(there)]]
 
     def _watch(self, kept: Kept, port: int) -> None:
         task = asyncio.get_running_loop().create_task(self._follow(kept, port))
@@ -301,6 +334,11 @@ class World:
         """A question of a node that was answered: what it said, and what it was told about it."""
         if status != 200:
             return
+        if path.endswith("/jobs/pull"):
+            with contextlib.suppress(ValueError, KeyError):
+                said, told = json.loads(asked), json.loads(answered)
+                self.pulls.write(node=node, slots=said["slots"], held=len(said.get("held") or ()), brought=_leases(told))
+            return
         with contextlib.suppress(ValueError, KeyError, TypeError):
             told = json.loads(answered)["items"]
             items = json.loads(asked)["items"] if kind.startswith(b"application/json") else [_metadata(asked)]
@@ -324,6 +362,17 @@ class World:
 
 
 KEEPER_STOP = "import sys, pathlib; from ostler.assembly.keeper_stop import shut_down; shut_down(pathlib.Path(sys.argv[1]))"
+
+
+def _leases(answer: dict[str, Any]) -> int:
+    """How many jobs a pull brought, whichever way this release signs them."""
+    count = 0
+    for envelope in answer.get("jobs") or ():
+        payload = json.loads(base64.b64decode(envelope["payload"]))
+        count += (
+            len(payload.get("items") or payload.get("assignments") or [payload]) if isinstance(payload, dict) else len(payload)
+        )
+    return count
 
 
 def _metadata(form: bytes) -> dict[str, Any]:

@@ -129,12 +129,13 @@ async def test_a_cancelled_upload_can_be_discarded_while_a_thread_still_writes(s
     assert place.unfinished == []
 
 
-async def test_what_is_not_there(store):
+async def test_what_is_not_there(store, caplog):
     unknown = "0" * 64
     assert await store.size(unknown) is None
     assert await store.delete(unknown) is False
     with pytest.raises(NotFound):
         await get(store, unknown)
+    assert not caplog.records, "it is no failure of the store"
 
 
 @pytest.mark.parametrize("name", ["", "x", "../" * 20, "0" * 63, "0" * 65, "A" * 64, "0" * 63 + "/", "0" * 63 + "\n"])

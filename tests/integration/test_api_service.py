@@ -6,6 +6,7 @@ import gc
 import resource
 import signal
 import socket
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -62,6 +63,39 @@ def test_it_may_hold_many_connections_where_the_shell_lets_few(tmp_path):
 
     with process("--data", tmp_path / "d", "--listen", "127.0.0.1:0", preexec_fn=few) as (child, _):
         assert resource.prlimit(child.pid, resource.RLIMIT_NOFILE)[0] == min(hard, 65_536)
+
+
+def test_a_call_that_outlasts_the_drain_is_told_to_come_again(tmp_path):
+    """Here the database is locked by somebody else, so that a submission cannot be answered while the coordinator stops."""
+    config = tmp_path / "coordinator.yaml"
+    config.write_text("drain: 0.1s\n")
+    command = [Path(sys.executable).parent / "ostler", "coordinator", "--data", tmp_path / "d", "--listen", "127.0.0.1:0"]
+    with subprocess.Popen(
+        [*command, "--config", config], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={"HOME": str(tmp_path)}
+    ) as child:
+        try:
+            url = child.stdout.readline().strip().removeprefix("ready ")
+            token = (tmp_path / "d" / "admin.token").read_text().strip()
+            asyncio.run(_submit_and_stop(child, url, token, tmp_path / "d" / "ostler.db"))
+            assert child.wait(30) == 0
+            assert "Traceback" not in child.stderr.read()
+        finally:
+            if child.poll() is None:
+                child.kill()
+
+
+async def _submit_and_stop(child, url, token, database):
+    headers = {"Authorization": f"Bearer {token}"}
+    with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        async with httpx.AsyncClient(base_url=url, headers=headers, timeout=30) as client:
+            call = asyncio.create_task(client.post("/api/v1/jobs", json={"command": "true"}))
+            while 'requests_in_flight{route="submit_jobs"} 1.0' not in (await client.get("/metrics")).text:  # noqa: ASYNC110 - in another process
+                await asyncio.sleep(0.01)
+            child.send_signal(signal.SIGTERM)
+            answer = await call
+        assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
+        assert answer.headers["retry-after"] == "1"
 
 
 def test_a_kill_loses_nothing_that_was_acknowledged(tmp_path):

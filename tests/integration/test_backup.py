@@ -15,8 +15,10 @@ from types import SimpleNamespace
 
 import pytest
 
+import postgres
 from cli_rig import ostler
 from ostler.coordinator.artifacts.store import DirectoryArtifacts
+from ostler.coordinator.config import CoordinatorConfig
 from ostler.coordinator.keys import open_keys
 from ostler.coordinator.operations import uploads
 from ostler.coordinator.sealing import open_sealer
@@ -223,7 +225,9 @@ async def test_no_number_is_given_twice(site: SimpleNamespace):
     repository = Repository.open(site.to)
     for number, place in enumerate(("first", "second")):  # from the same backup: two lives that know nothing of each other
         now = datetime.now(UTC) + timedelta(seconds=number)
-        restore_backup(repository, repository.find(None), site.root / place, replace=False, now=now, logger=LOGGER)
+        restore_backup(
+            repository, repository.find(None), CoordinatorConfig(data=site.root / place), replace=False, now=now, logger=LOGGER
+        )
         rig = Rig.open(site.root / place / "ostler.db", site.rig.clock)
         try:
             live = await rig.rows("SELECT j.job_id, a.attempt FROM attempts a JOIN jobs j ON j.seq = a.job_seq")
@@ -290,3 +294,51 @@ async def test_what_was_killed_is_no_backup_and_in_nobody_s_way(site: SimpleName
     assert [one["backup"] for one in ostler("backup", "list", site.to, "--json").json] == [made["backup"]]
     assert not list(site.to.glob(".part*"))
     assert not list((site.data / ".backup").iterdir())
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+async def test_one_of_postgresql_goes_back_to_either_engine(tmp_path: Path, encrypted: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("OSTLER_BACKUP_PASSPHRASE", PASSPHRASE)
+    server = postgres.shared()
+    names = [server.create(), server.create()]
+    url, other = map(server.url, names)
+    data, backups = tmp_path / "data", tmp_path / "backups"
+    data.mkdir()
+    open_keys(data / "keys")
+    (data / "coordinator.yaml").write_text(f"store: {url}\n")
+    rig = Rig.open(url)
+    try:
+        await rig.join("n1", slots=8)
+        await rig.submit(3)
+        done, *_ = await rig.begin("n1", slots=2)
+        sha256 = await store_blob(data, b"artifact" * 100)
+        await rig.finish("n1", done, artifacts=(ArtifactEntry(path="out", type="file", size=800, sha256=sha256),))
+        made = ostler("backup", "create", backups, "--data", data, "--json", "--with-keys", *(["--encrypt"] if encrypted else []))
+        assert made.returncode == 0, made.stderr  # a coordinator runs on it
+        assert not list((data / ".backup").iterdir())
+        before = {one.job_id: (await rig.job(one.job_id)).timeline for one in [done]}
+        await rig.submit(2)
+        refused = ostler("restore", backups, "--data", tmp_path / "x", "--store", url)
+        assert (refused.returncode, "a coordinator runs" in refused.stderr) == (3, True)
+    finally:
+        rig.close()
+    refused = ostler("restore", backups, "--data", tmp_path / "x", "--store", url)
+    assert (refused.returncode, "is not empty" in refused.stderr) == (3, True)
+    assert ostler("backup", "verify", backups).returncode == 0
+    for place, store in ((tmp_path / "one", None), (tmp_path / "two", other)):
+        restored = ostler("restore", backups, "--data", place, "--json", *(["--store", store] if store else []))
+        assert restored.returncode == 0, restored.stderr
+        assert any("coordinator.yaml" in one for one in restored.json["warnings"]) is (store is None)
+        assert (place / "artifacts" / "objects" / sha256[:2] / sha256[2:]).read_bytes() == b"artifact" * 100
+        assert (place / "ostler.db").exists() is (store is None)
+        there = Rig.open(store or place / "ostler.db", rig.clock)
+        try:
+            assert len(await there.rows("SELECT 1 FROM jobs")) == 3
+            assert {name: (await there.job(name)).timeline for name in before} == before
+            assert all(one.attempt > 1 for one in await there.begin("n1", slots=8))
+            [(first,)] = await there.rows("SELECT min(id) FROM events WHERE kind = 'lease' AND attempt > 1")
+            assert first > 2**40
+        finally:
+            there.close()
+    for name in names:
+        server.drop(name)

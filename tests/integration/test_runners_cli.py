@@ -323,6 +323,27 @@ async def test_a_full_disk_is_seen_after_the_failure(make, tmp_path):
         await asyncio.to_thread(subprocess.run, ["umount", str(small)], check=True)
 
 
+async def test_a_disk_without_room_for_the_log_is_the_machines_trouble(make):
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small file system")
+    rig = make()
+    small = rig.config.workspace.root
+    if await asyncio.to_thread(_mount, small):
+        pytest.skip("this machine does not let root mount a tmpfs")
+    try:
+        runner = await runner_of(rig)
+        task = rig.task(by=runner, **sh("true"))
+        full = ["mount", "-o", "remount,nr_inodes=7", str(small)]  # the workspace has six
+        await asyncio.to_thread(subprocess.run, full, check=True)
+        (small / "last").touch()
+        failure = await runner.start(task)
+        assert failure is not None
+        assert failure.code is C.DISK
+        assert "stdout" in failure.message
+    finally:
+        await asyncio.to_thread(subprocess.run, ["umount", str(small)], check=True)
+
+
 async def test_standard_output_is_also_a_file(rig):
     runner = await runner_of(rig)
     task, end = await run(rig, runner, command="echo", args=("hello",))

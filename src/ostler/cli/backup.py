@@ -156,6 +156,10 @@ def restore(  # noqa: PLR0917 - the options of a command
     place: PlaceArgument,
     which: WhichArgument = None,
     data: DataOption = None,
+    config: ConfigOption = None,
+    store: Annotated[
+        str | None, typer.Option("--store", metavar="URL", help="Where the database goes: an empty one of PostgreSQL, or a file.")
+    ] = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="Move the database that is there aside, under another name, instead of refusing.")
     ] = False,
@@ -170,11 +174,11 @@ def restore(  # noqa: PLR0917 - the options of a command
     import logging
     from datetime import UTC, datetime
 
-    from ostler.assembly.first_run import default_data
+    from ostler.assembly.installation import find_installation
     from ostler.coordinator.upkeep.repository import Repository
     from ostler.coordinator.upkeep.restoring import restore as restore_backup
 
-    target = (data or Path(os.environ.get("OSTLER_COORDINATOR__DATA") or default_data(os.environ))).absolute()
+    target = find_installation(data, env=os.environ, config=config, store=store)
     repository = Repository.open(place.absolute()).unlocked(lambda: _passphrase(passphrase_file))
     backup = repository.find(which)
     repository.check_signature(backup)

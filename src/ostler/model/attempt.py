@@ -1,6 +1,6 @@
 """The life of an attempt: one execution of a job on one node under a lease; immutable once it is over."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
@@ -110,6 +110,9 @@ def advance(attempt: Attempt, event: AttemptEvent, *, now: datetime, failure: Fa
             f"attempt {attempt.attempt} of job {attempt.job_id} on {attempt.node_id} is {attempt.state}: {event} is not possible",
             hint=f"see `ostler job show {attempt.job_id}`",
         )
-    if state in TERMINAL:
-        return replace(attempt, state=state, finished_at=now, failure=failure)
-    return replace(attempt, state=state)
+    over = state in TERMINAL
+    # Spelled out because it is hot: `dataclasses.replace` costs three times as much.
+    return Attempt(
+        job_id=attempt.job_id, attempt=attempt.attempt, node_id=attempt.node_id, state=state,
+        finished_at=now if over else attempt.finished_at, failure=failure if over else attempt.failure,
+    )  # fmt: skip

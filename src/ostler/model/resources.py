@@ -35,6 +35,16 @@ class Resources:
             disk_mb=self.disk_mb - other.disk_mb,
         )
 
+    def times(self, count: int) -> "Resources":
+        """So many of the same."""
+        return Resources(
+            cpu_slots=self.cpu_slots * count,
+            gpu_slots=self.gpu_slots * count,
+            cpu_threads=self.cpu_threads * count,
+            memory_mb=self.memory_mb * count,
+            disk_mb=self.disk_mb * count,
+        )
+
     def covers(self, other: "Resources") -> bool:
         """True where each part of `other` fits; a part that is not asked for is never in the way."""
         return (

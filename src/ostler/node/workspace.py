@@ -199,10 +199,13 @@ def made_by_node(folder: Path) -> bool:
     return bool(names.intersection(FOLDERS)) and names <= {*FOLDERS, *_BESIDE}
 
 
+NO_ROOM = frozenset({ENOSPC, EDQUOT, EROFS})  # a disk that is full, over quota, or takes nothing any more
+
+
 def disk_failure(exc: OSError, doing: str) -> Failure:
     """E_DISK for a disk that is full, over quota or read-only; anything else the node cannot explain: E_INTERNAL."""
     reason = f"{doing}: {exc.strerror or exc}"
-    if exc.errno in {ENOSPC, EDQUOT, EROFS}:
+    if exc.errno in NO_ROOM:
         return Failure(FailureCode.DISK, f"{reason}; free space on the node")
     return Failure(FailureCode.INTERNAL, reason)
 

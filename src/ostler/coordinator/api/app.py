@@ -151,6 +151,11 @@ class _Bound:
                 await at_once(status, await ours(response.raw_headers), bytes(response.body))
         except ClientGone:
             status = 499
+        except asyncio.CancelledError:
+            # The server stops and has waited long enough. Whether the work was done is not known here: the caller asks again.
+            if not started:
+                stopping = Unavailable("the coordinator is shutting down", retry_after=1, hint="try again in a moment")
+                await problem_response(stopping, request_id)(scope, receive, send_ours)
         except Exception as exc:
             if not started:
                 self._services.logger.exception("request_crashed", extra={"attrs": {"request": request_id}})

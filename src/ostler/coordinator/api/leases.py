@@ -125,11 +125,13 @@ def _leases(tx: Tx, request: m.PullRequest, how: _How) -> list[ops.Lease]:
 
 def _claim(tx: Tx, request: m.PullRequest, how: _How) -> Claim:
     """Leases and directives in one transaction."""
-    leases = _leases(tx, request, how)
     if request.protocol is None:
-        return leases, []
+        return _leases(tx, request, how), []
+    pulled = ops.pull(tx, request, fresh=how.fresh, latency=how.latency, spread=how.spread)
+    if pulled.live is not None:
+        return pulled.leases, nodes.derive(tx, pulled.node, pulled.live, request.held)
     # `held` is how things were when the poll came: later in its life it proves nothing any more.
-    return leases, nodes.directives(tx, request.node_id, request.held if how.fresh else None)
+    return pulled.leases, nodes.directives(tx, request.node_id)
 
 
 async def _wait(services: Services, pull: Pull, request: m.PullRequest, until: float) -> list[ops.Lease]:

@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import datetime
+from functools import lru_cache
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -18,6 +19,7 @@ from ostler.protocol.routes import SUBMIT
 
 MAX_MANIFESTS = 10_000
 MAX_PROBLEMS = 100
+REMEMBERED, REMEMBERED_BYTES = 256, 2048  # manifests, and the longest one
 _ADAPTER = TypeAdapter(Manifest)
 _LIST = msgspec.json.Decoder(list[msgspec.Raw])
 _OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -113,20 +115,28 @@ def _list(raw: bytes | msgspec.Raw) -> list[bytes]:
         raise InvalidSpec("the body is not valid", [Problem("jobs", "must be a list of manifests")]) from exc
 
 
+def _validated(text: bytes) -> tuple[Manifest, tuple[Problem, ...]]:
+    guard_depth(text)
+    # The validator of human input reads more than JSON allows (NaN, 1e999); what a node could not read is refused here.
+    msgspec.json.decode(text)
+    manifest: Manifest = _ADAPTER.validate_json(text, strict=True)
+    return manifest, tuple(problems_as_written(manifest))
+
+
+# Callers send the same few manifests over and over, and what one says is a value that nobody changes.
+_remembered = lru_cache(maxsize=REMEMBERED)(_validated)
+
+
 def _read_one(text: bytes, prefix: str, now: datetime) -> tuple[Manifest, str] | list[Problem]:
     try:
-        guard_depth(text)
-        # The validator of human input reads more than JSON allows (NaN, 1e999); what a node could not read is refused here.
-        msgspec.json.decode(text)
-        manifest = _ADAPTER.validate_json(text, strict=True)
+        manifest, mistakes = _remembered(text) if len(text) <= REMEMBERED_BYTES else _validated(text)
     except InvalidSpec as exc:
         return [Problem(prefix, f"{exc.message}: {problem.message}") for problem in exc.problems]
     except ValidationError as exc:
         return [Problem(_join(prefix, path), message) for path, message in _mistakes(exc)]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         return [Problem(prefix, f"is not valid JSON: {exc}")]
-    found = problems_as_written(manifest) or list(problems_at(manifest, now))
-    if found:
+    if found := mistakes or tuple(problems_at(manifest, now)):
         return [Problem(_join(prefix, problem.path), problem.message) for problem in found]
     return manifest, text.decode()
 

@@ -192,12 +192,16 @@ class DirectoryArtifacts:
     async def read(self, sha256: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
         """The bytes from `start` to before `end`, in blocks of at most 1 MiB."""
         path = self.place(sha256)
-        try:
-            fd = await self.run(lambda: os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-        except StoreBusy as exc:
-            if isinstance(exc.__cause__, FileNotFoundError):
-                raise NotFound(f"there is no content {sha256}") from None
-            raise
+
+        def take() -> int | None:
+            try:
+                return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                return None
+
+        fd = await self.run(take)
+        if fd is None:
+            raise NotFound(f"there is no content {sha256}")
         try:
             offset = start
             while end is None or offset < end:

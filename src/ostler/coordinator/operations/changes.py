@@ -8,6 +8,7 @@ import random
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import NamedTuple
 
 from ostler.coordinator.operations import waits
 from ostler.coordinator.store.schema import LIVE_SQL, NOT_OVER_SQL
@@ -65,6 +66,13 @@ class Case:
         return self.attempt is not None and self.live and self.attempt.attempt == attempt and self.attempt.node_id == node_id
 
 
+class Living(NamedTuple):
+    """One live attempt as placement sees it."""
+
+    shape_id: int
+    runs: bool
+
+
 def load(tx: Tx, job_ids: Iterable[str]) -> dict[str, Case]:
     """The jobs with these ids, each with its latest attempt; those that do not exist are left out."""
     sql = (
@@ -90,6 +98,25 @@ def load_live(tx: Tx, node_id: str) -> list[Case]:
         f"WHERE a.node_id = ? AND a.state IN ({LIVE_SQL})"
     )
     return [_case(row) for row in tx.rows(sql, (node_id,))]
+
+
+def load_to_cancel(tx: Tx, node_id: str) -> list[Case]:
+    """Those of them whose end was asked for."""
+    sql = (
+        f"{_COLUMNS} FROM attempts a JOIN jobs j ON j.seq = a.job_seq AND j.attempt = a.attempt "
+        f"WHERE a.node_id = ? AND a.state IN ({LIVE_SQL}) AND j.cancel_at IS NOT NULL"
+    )
+    return [_case(row) for row in tx.rows(sql, (node_id,))]
+
+
+def living(tx: Tx, node_id: str) -> list[Living]:
+    """What placement asks of all live attempts of this node: a fraction of the cost of loading them."""
+    sql = (
+        "SELECT j.shape_id, a.state IN ('running', 'uploading') FROM attempts a "  # noqa: S608 - our own constant
+        "JOIN jobs j ON j.seq = a.job_seq AND j.attempt = a.attempt "
+        f"WHERE a.node_id = ? AND a.state IN ({LIVE_SQL})"
+    )
+    return [Living(shape_id, bool(runs)) for shape_id, runs in tx.rows(sql, (node_id,))]
 
 
 def load_group(tx: Tx, group_id: str, *, after: int, limit: int) -> list[Case]:

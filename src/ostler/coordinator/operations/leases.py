@@ -10,11 +10,21 @@ door to all of it.
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ostler.coordinator.config import RENEW_AFTER
 from ostler.coordinator.operations import quotas, sessions
-from ostler.coordinator.operations.changes import Case, Changes, after_failure, load, load_live, shortened, write
+from ostler.coordinator.operations.changes import (
+    Case,
+    Changes,
+    Living,
+    after_failure,
+    living,
+    load,
+    load_live,
+    shortened,
+    write,
+)
 from ostler.coordinator.operations.claims import DECLINE_REST_US, Claim, Placements, claim
 from ostler.coordinator.operations.deliveries import finish_attempts, set_workspace
 from ostler.coordinator.operations.logs import append_log
@@ -41,6 +51,7 @@ __all__ = [
     "expire_attempts",
     "finish_attempts",
     "lease_jobs",
+    "pull",
     "report_progress",
     "set_workspace",
 ]
@@ -69,6 +80,14 @@ class Lease:
     latency: bool = False
 
 
+class Pulled(NamedTuple):
+    """What a pull brought; the node, and on a first turn its live attempts, as they were read in front of these leases."""
+
+    leases: list[Lease]
+    node: NodeRow
+    live: list[Case] | None
+
+
 def lease_jobs(
     tx: Tx, request: PullRequest, *, fresh: bool = True, latency: frozenset[str] = frozenset(), spread: bool = False
 ) -> list[Lease]:
@@ -79,27 +98,35 @@ def lease_jobs(
     `latency` names the queues of that class; `spread` tells that other nodes ask for work, too.
     Raises NotFound for an unknown node, StaleAttempt for an older boot epoch.
     """
+    return pull(tx, request, fresh=fresh, latency=latency, spread=spread).leases
+
+
+def pull(
+    tx: Tx, request: PullRequest, *, fresh: bool = True, latency: frozenset[str] = frozenset(), spread: bool = False
+) -> Pulled:
+    """`lease_jobs`, and what was read of the node for it."""
     node = sessions.present(tx, request.node_id, request.boot_epoch)
-    live = load_live(tx, node.node_id)
-    changes = Changes(tx)
+    live: list[Case] | None = None
+    changed = False
     if fresh:
-        held = {(one.job_id, one.attempt) for one in request.held}
-        live = [case for case in live if not _take_back(tx, changes, case, held)]
-    changed = bool(sessions.seen(tx, node, fresh=fresh, held=request.held if request.protocol is not None else None, live=live))
-    changes.flush()  # before the claim: what came back may be leased anew
+        changes, held = Changes(tx), {(one.job_id, one.attempt) for one in request.held}
+        live = [case for case in load_live(tx, node.node_id) if not _take_back(tx, changes, case, held)]
+        changed = bool(sessions.seen(tx, node, held=request.held if request.protocol is not None else None, live=live))
+        changes.flush()  # before the claim: what came back may be leased anew
     node = sessions.advanced(tx, node, NodeEvent.BEAT)
     takes = node.state is NodeState.READY and not node.draining and node.cordoned is None
-    chosen = _choose(tx, request, node, live, latency, spread=spread) if takes else []
+    lives = living(tx, node.node_id) if live is None else [Living(case.shape_id, _runs(case)) for case in live]
+    chosen = _choose(tx, request, node, lives, latency, spread=spread) if takes else []
     numbers = [max(one.attempt, _era(tx)) + 1 for one in chosen]
     specs = _lease(tx, node, chosen, numbers)
     aged = node.last_seen_at is None or not 0 <= tx.at - node.last_seen_at < span(RENEW_AFTER)
     if chosen or changed or (fresh and aged):
         tx.run("UPDATE nodes SET renewals = renewals + 1, last_seen_at = ? WHERE node_id = ?", (tx.at, node.node_id))
-    inputs = handed_to(tx, [one.seq for one in chosen]) if chosen else {}
-    return [
-        Lease(one.job_id, number, specs[one.seq], one.tries, inputs.get(one.seq, ()), one.latency)
+    leases = [
+        Lease(one.job_id, number, specs[one.seq][0], one.tries, specs[one.seq][1], one.latency)
         for one, number in zip(chosen, numbers, strict=True)
     ]
+    return Pulled(leases, node, live)
 
 
 def _take_back(tx: Tx, changes: Changes, case: Case, held: Collection[tuple[str, int]]) -> bool:
@@ -113,10 +140,10 @@ def _take_back(tx: Tx, changes: Changes, case: Case, held: Collection[tuple[str,
 
 
 def _choose(
-    tx: Tx, request: PullRequest, node: NodeRow, live: Sequence[Case], latency: frozenset[str], *, spread: bool
+    tx: Tx, request: PullRequest, node: NodeRow, live: Sequence[Living], latency: frozenset[str], *, spread: bool
 ) -> list[Candidate]:
     places = tx.memo(Placements)
-    shapes = places.shapes_of(tx, {case.shape_id for case in live})
+    shapes = places.shapes_of(tx, {one.shape_id for one in live})
     now = _at_once(request.slots, node.cpu_slots, live, shapes, latency)
     credit = Credit(cpu=max(0, request.slots), gpu=max(0, request.gpu_slots), now=now)
     if not (credit.cpu or credit.gpu or now):
@@ -128,7 +155,7 @@ def _choose(
             boot_epoch=node.boot_epoch,
             offer=places.offer_of(tx, node.node_id, node.offer, (node.cpu_slots, node.gpu_slots)),
             offer_number=node.offer,
-            live=tuple(shapes[case.shape_id] for case in live),
+            live=tuple([shapes[one.shape_id] for one in live]),
             disk_free_mb=node.disk_free_mb,
             credit=credit,
             runners=_wanted(request.filters, "runners"),
@@ -141,18 +168,18 @@ def _choose(
     )
 
 
-def _at_once(asked: int, slots: int, live: Sequence[Case], shapes: Mapping[int, Shape], latency: frozenset[str]) -> int:
+def _at_once(asked: int, slots: int, live: Sequence[Living], shapes: Mapping[int, Shape], latency: frozenset[str]) -> int:
     """How many jobs of latency queues the node begins at once, of those without a GPU.
 
     As many as it has slots free. Where it has none, and still has jobs leased ahead or asks for such, its jobs take so little time
     that a slot is free in a moment (`node.credit`), which such a job then gets before those: one at a time.
     """
-    counts = Counter(case.shape_id for case in live)
+    counts = Counter([one.shape_id for one in live])
     free = slots - sum(count for shape_id, count in counts.items() if not shapes[shape_id].demand.gpu_slots)
     if free > 0:
         return min(free, max(0, asked))
     hasty = {shape_id for shape_id in counts if shapes[shape_id].queue in latency and not shapes[shape_id].demand.gpu_slots}
-    next_up = any(case.shape_id in hasty and not _runs(case) for case in live) if hasty else False
+    next_up = any(one.shape_id in hasty and not one.runs for one in live) if hasty else False
     return int((asked > 0 or free < 0) and not next_up)
 
 
@@ -179,8 +206,10 @@ def _era(tx: Tx) -> int:
     return era.number
 
 
-def _lease(tx: Tx, node: NodeRow, chosen: Sequence[Candidate], numbers: Sequence[int]) -> dict[int, str]:
-    """Write the leases: job, attempt and event together; answers the specs by seq."""
+def _lease(
+    tx: Tx, node: NodeRow, chosen: Sequence[Candidate], numbers: Sequence[int]
+) -> dict[int, tuple[str, tuple[InputFile, ...]]]:
+    """Write the leases: job, attempt and event together; answers by seq the specs, and what the jobs get of others."""
     if not chosen:
         return {}
     updates, attempts, events = [], [], []
@@ -206,10 +235,13 @@ def _lease(tx: Tx, node: NodeRow, chosen: Sequence[Candidate], numbers: Sequence
     tx.many("INSERT INTO events (at, kind, job_seq, attempt, node_id) VALUES (?, 'lease', ?, ?, ?)", events)
     tx.wake(("events",))
     found = tx.rows(
-        f"SELECT job_seq, body FROM specs WHERE {tx.any_of('job_seq')}",  # noqa: S608 - a fragment of ours
+        "SELECT job_seq, body, EXISTS (SELECT 1 FROM handed h WHERE h.job_seq = specs.job_seq) "  # noqa: S608 - a fragment of ours
+        f"FROM specs WHERE {tx.any_of('job_seq')}",
         (tx.array(one.seq for one in chosen),),
     )
-    return {seq: body for seq, body in found}  # noqa: C416 - rows are tuples of any length to the type checker
+    handed = [seq for seq, _, some in found if some]
+    inputs = handed_to(tx, handed) if handed else {}
+    return {seq: (body, inputs.get(seq, ())) for seq, body, _ in found}
 
 
 def ack_jobs(tx: Tx, node_id: str, items: Sequence[AckItem], *, boot_epoch: str | None = None) -> list[ItemResult]:

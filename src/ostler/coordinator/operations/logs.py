@@ -14,6 +14,7 @@ from ostler.protocol.messages import LOG_STREAMS, LogEnd
 
 CHUNK_BYTES = 256 * 1024  # a range read loads whole chunks
 MAX_HASHES = 10_000
+_NOTHING = hashlib.sha256().hexdigest()
 
 ChunkRow = tuple[int, int, str, int, int, bytes]
 
@@ -191,6 +192,8 @@ def check_end(tx: Tx, case: Case, end: LogEnd, *, some_stored: bool) -> Rest | M
 
     `some_stored=False` saves the look: the caller knows that no byte of this job's logs is stored.
     """
+    if not (some_stored or end.length or end.tail) and end.sha256 == _NOTHING:
+        return Rest(end, 0, b"")  # the stream of a silent job
     seq, attempt = case.seq, case.job.attempt
     stored = stored_length(tx, seq, attempt, end.stream) if some_stored else 0
     reach = end.offset + len(end.tail)

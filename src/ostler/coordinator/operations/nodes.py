@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import NamedTuple
 
 from ostler.coordinator.operations import sessions
-from ostler.coordinator.operations.changes import Case, Changes, load_live, shortened
+from ostler.coordinator.operations.changes import Case, Changes, load_live, load_to_cancel, shortened
 from ostler.coordinator.operations.leases import lose
 from ostler.coordinator.operations.sessions import NodeRow
 from ostler.coordinator.operations.views import node_view
@@ -162,7 +162,7 @@ def heartbeat(tx: Tx, request: HeartbeatRequest) -> list[Directive]:
     )  # fmt: skip
     if request.capabilities is not None:
         _store_capabilities(tx, node.node_id, encode(request.capabilities).decode())
-    return _derive(tx, node, live, request.held)
+    return derive(tx, node, live, request.held)
 
 
 def directives(tx: Tx, node_id: str, held: Sequence[Held] | None = None) -> list[Directive]:
@@ -172,11 +172,13 @@ def directives(tx: Tx, node_id: str, held: Sequence[Held] | None = None) -> list
     node = sessions.find(tx, node_id)
     if node is None:
         return [Directive(kind=DirectiveKind.REGISTER, reason="this coordinator does not know the node")]
-    return _derive(tx, node, load_live(tx, node_id), held)
+    return derive(tx, node, load_to_cancel(tx, node_id) if held is None else load_live(tx, node_id), held)
 
 
-def _derive(tx: Tx, node: NodeRow, live: Sequence[Case], held: Sequence[Held] | None) -> list[Directive]:
-    """Directives as they follow from rows and from what the node says that it holds."""
+def derive(tx: Tx, node: NodeRow, live: Sequence[Case], held: Sequence[Held] | None) -> list[Directive]:
+    """Directives as they follow from rows and from what the node says that it holds: of its live attempts all, or without `held`
+    at least those that are to be cancelled.
+    """
     found: list[Directive] = []
     if node.state in {NodeState.DRAINING, NodeState.DRAINED}:
         found.append(Directive(kind=DirectiveKind.DRAIN, reason=node.reason, timeout_s=node.drain_s))

@@ -123,7 +123,7 @@ def note(tx: Tx, kind: str, node_id: str, message: str | None = None) -> None:
     tx.wake(("events",))
 
 
-def seen(tx: Tx, node: NodeRow, *, fresh: bool = True, held: Sequence[Held] | None, live: Collection[Case]) -> int:
+def seen(tx: Tx, node: NodeRow, *, held: Sequence[Held] | None, live: Collection[Case]) -> int:
     """Note which live attempts the node's report lacks (`missing`), and which are there again; how many notes changed.
 
     Why a column: a renewal is the node's, so an attempt that the node forgot would be renewed for ever by a node in good health.
@@ -132,8 +132,6 @@ def seen(tx: Tx, node: NodeRow, *, fresh: bool = True, held: Sequence[Held] | No
     the renewal counter at that moment, which grows with each note (`lease_jobs` and `heartbeat` see to that): the same attempt
     missing a second time has a new one. `held=None` is the source's form of a report, which renews everything.
     """
-    if not fresh:
-        return 0
     names = None if held is None else {(one.job_id, one.attempt) for one in held}
     notes: list[tuple[int | None, int, int]] = []
     for case in live:

@@ -54,8 +54,14 @@ class Room:
         # The disk as last measured holds what running jobs have written already; their demand is not subtracted from it a second
         # time.
         self._disk_free_mb = disk_free_mb
-        for shape in live:
-            self.take(shape)
+        counts: dict[int, int] = {}
+        shapes: dict[int, Shape] = {}
+        for shape in live:  # mostly one and the same value, many times
+            key = id(shape)
+            counts[key] = counts.get(key, 0) + 1
+            shapes[key] = shape
+        for key, shape in shapes.items():
+            self.take(shape, counts[key])
 
     def fits(self, shape: Shape) -> bool:
         """Whether one more attempt of this shape has room now."""
@@ -78,10 +84,10 @@ class Room:
             self._slots_vram
         )
 
-    def take(self, shape: Shape) -> None:
-        """One attempt of this shape moves in."""
-        self._free = self._free - shape.demand
-        self._wanted_vram.extend([shape.requirements.vram_mb] * shape.demand.gpu_slots)
+    def take(self, shape: Shape, count: int = 1) -> None:
+        """An attempt of this shape moves in, or so many."""
+        self._free = self._free - (shape.demand if count == 1 else shape.demand.times(count))
+        self._wanted_vram.extend([shape.requirements.vram_mb] * (shape.demand.gpu_slots * count))
 
     @property
     def free(self) -> Resources:

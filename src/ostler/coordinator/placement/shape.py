@@ -2,7 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from ostler.model.manifest import Manifest, Policy, Requirements, Runner
 from ostler.model.resources import Resources, demand
@@ -42,6 +42,7 @@ def shape_of(manifest: Manifest, owner: str | None = None) -> Shape:
     )
 
 
+@lru_cache(maxsize=1024)
 def write_shape(shape: Shape) -> tuple[int, str]:
     """The shape's id and its JSON. The id is a hash of the JSON, so that every process gives the same one without asking a
     database.

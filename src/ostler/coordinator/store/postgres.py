@@ -72,8 +72,14 @@ class PostgresDatabase:
     def __init__(self, url: str) -> None:
         self.where = describe(url)
         self._url = url
-        # Isolation is ours: Core must not begin a transaction of its own.
-        self.engine = create_engine("postgresql+psycopg://", creator=self._open, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+        # Isolation is ours: Core must not begin a transaction of its own, nor undo one on a connection that is closed or lost.
+        self.engine = create_engine(
+            "postgresql+psycopg://",
+            creator=self._open,
+            poolclass=NullPool,
+            pool_reset_on_return=None,
+            isolation_level="AUTOCOMMIT",
+        )
         with self._open() as connection:
             _check(connection, self.where)
 

@@ -2,7 +2,6 @@
 
 import errno
 import fcntl
-import json
 import logging
 import os
 import sqlite3
@@ -11,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from sqlalchemy import Connection, create_engine, event
 from sqlalchemy.pool import NullPool
 
@@ -114,7 +114,7 @@ class SqliteDatabase:
 
     def array(self, values: Iterable[Any]) -> Any:
         """A JSON array, which `json_each` unfolds."""
-        return json.dumps(list(values))
+        return msgspec.json.encode(list(values)).decode()
 
     def by_index(self, name: str) -> str:
         """A plan that is an error where the index cannot serve it, instead of a slow one."""

@@ -19,11 +19,13 @@ from ostler.coordinator.config import CoordinatorConfig
 from ostler.coordinator.sealing import KEY_BYTES, Sealer
 from ostler.coordinator.store import migrate
 from ostler.coordinator.store.schema import SCHEMA
-from ostler.coordinator.upkeep.checksums import sums_of
+from ostler.coordinator.upkeep.checksums import pieces, sums_of
 from ostler.coordinator.upkeep.copying import copy_file
 from ostler.coordinator.upkeep.progress import Progress, Tell
 from ostler.coordinator.upkeep.reading import driver_of, reading, sqlite_path
 from ostler.coordinator.upkeep.repository import DATABASE, FORMAT, OBJECTS, Manifest, Repository, StoredFile
+from ostler.coordinator.upkeep.standing import name_of
+from ostler.coordinator.upkeep.transferring import into
 from ostler.model.errors import OperationInFlight, Rejected
 
 # Every place where a row names a content of the artifact store (`operations.removals.unnamed` asks the same). Small ones stand in
@@ -50,9 +52,10 @@ def back_up(
     with repository.held(), _scratch(config.data) as scratch:
         part = repository.begin(now)
         _objects(config, repository, config.database, tell)
-        # The database itself never stands in an encrypted repository in the clear, not even for a moment.
-        plain = (scratch if repository.encrypted else part) / DATABASE
-        _copy_database(config, plain, tell)
+        # The database never stands in an encrypted repository in the clear, not even for a moment.
+        at_once = sqlite_path(config.database) is not None and not repository.encrypted
+        plain = (part if at_once else scratch) / DATABASE
+        _copy_database(config, plain, logger, tell)
         tell(Progress("checking the copy"))
         with reading(str(plain)) as connection:
             _refuse_damaged(connection)
@@ -60,13 +63,14 @@ def back_up(
         with (scratch / OBJECTS).open("w+b") as listing:
             taken = _objects(config, repository, str(plain), tell, listing)
         files = {
-            DATABASE: repository.put(part / DATABASE, _blocks(plain)) if repository.encrypted else stored(plain),
+            DATABASE: stored(plain) if at_once else repository.put(part / DATABASE, _blocks(plain)),
             OBJECTS: repository.put(part / OBJECTS, _blocks(scratch / OBJECTS)),
             **(_own_files(config.data, repository, part) if with_keys else {}),
         }
         signing, sealing = keys_of(config.data)
         manifest = Manifest(
-            format=FORMAT, backup_id=repository.id_of(part), taken_at=now, release=__version__, schema=SCHEMA, store="sqlite",
+            format=FORMAT, backup_id=repository.id_of(part), taken_at=now, release=__version__, schema=SCHEMA,
+            store="postgresql" if sqlite_path(config.database) is None else "sqlite",
             tables=tables, files=files, objects=taken.count, object_bytes=taken.size, missing=len(taken.missing),
             keys=tuple(name for name in files if name not in {DATABASE, OBJECTS}),
             signing_key=None if signing is None else signing.public_key().public_bytes_raw(),
@@ -108,16 +112,19 @@ def check_source(config: CoordinatorConfig) -> None:
         found = migrate.schema_of(connection)
     if found != SCHEMA:
         raise Rejected(
-            f"{config.database} has schema {found}, and this release knows {SCHEMA}",
+            f"{name_of(config.database)} has schema {found}, and this release knows {SCHEMA}",
             hint="`ostler db status` tells what to do; a backup is taken with the release that the coordinator has",
         )
 
 
-def _copy_database(config: CoordinatorConfig, target: Path, tell: Tell) -> None:
+def _copy_database(config: CoordinatorConfig, target: Path, logger: logging.Logger, tell: Tell) -> None:
     tell(Progress("copying the database"))
     path = sqlite_path(config.database)
-    assert path is not None  # noqa: S101 - `reading` refused another one
-    copy_file(path, target)
+    if path is not None:
+        copy_file(path, target)
+        return
+    with reading(config.database) as connection:
+        into(connection, str(target), logger=logger, tell=tell)
 
 
 def _refuse_damaged(connection: Connection) -> None:
@@ -145,7 +152,7 @@ def _objects(
     with reading(store) as connection:
         for sha256 in named(connection):
             try:
-                size = _keep(repository, sha256, artifact_place(config.data, sha256))
+                size = _keep(repository, sha256, artifact_place(config, sha256))
             except FileNotFoundError:
                 missing.add(sha256)
                 continue
@@ -169,18 +176,13 @@ def _keep(repository: Repository, sha256: str, source: Path) -> int:
 
 def named(connection: Connection) -> Iterator[str]:
     """The contents that the database names, each once, in order."""
-    cursor = connection.connection.cursor()
-    try:
-        cursor.execute(NAMED)
-        while rows := cursor.fetchmany(_MANY):
-            yield from (row[0] for row in rows)
-    finally:
-        cursor.close()
+    for rows in pieces(connection, NAMED):
+        yield from (row[0] for row in rows)
 
 
-def artifact_place(data: Path, sha256: str) -> Path:
+def artifact_place(config: CoordinatorConfig, sha256: str) -> Path:
     """Where the coordinator's artifact store has a content (`artifacts.store`)."""
-    return data / "artifacts" / "objects" / sha256[:2] / sha256[2:]
+    return config.artifacts_directory / "objects" / sha256[:2] / sha256[2:]
 
 
 def _blocks(path: Path) -> Iterator[bytes]:

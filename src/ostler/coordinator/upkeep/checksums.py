@@ -68,8 +68,13 @@ def batches(connection: Connection, table: str, columns: Sequence[str]) -> Itera
     """The rows of a table, so many at once as memory should hold."""
     names = ", ".join(f'"{name}"' for name in columns)
     size = FEW if any(isinstance(one.type, LargeBinary) for one in metadata.tables[table].columns) else BATCH
-    query, cursor = f'SELECT {names} FROM "{table}"', connection.connection.cursor()  # noqa: S608 - names of ours
+    yield from pieces(connection, f'SELECT {names} FROM "{table}"', size)  # noqa: S608 - names of ours
+
+
+def pieces(connection: Connection, query: str, size: int = BATCH) -> Iterator[Sequence[Sequence[Any]]]:
+    """The rows of a query, `size` at once."""
     # The driver's own cursor: what Core makes of a row costs more than reading it.
+    cursor = connection.connection.cursor()
     try:
         if not is_shared(connection):
             cursor.execute(query)

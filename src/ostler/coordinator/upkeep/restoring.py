@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from ostler.coordinator.config import CoordinatorConfig
 from ostler.coordinator.store import migrate
 from ostler.coordinator.store.schema import SCHEMA
 from ostler.coordinator.store.sqlite import SqliteDatabase
@@ -15,11 +16,13 @@ from ostler.coordinator.upkeep.checksums import differences
 from ostler.coordinator.upkeep.copying import sync
 from ostler.coordinator.upkeep.eras import begin_era
 from ostler.coordinator.upkeep.progress import Progress, Tell
-from ostler.coordinator.upkeep.reading import driver_of, reading
+from ostler.coordinator.upkeep.reading import driver_of, reading, sqlite_path
 from ostler.coordinator.upkeep.repository import DATABASE, Manifest, Repository, write_file
+from ostler.coordinator.upkeep.standing import name_of
+from ostler.coordinator.upkeep.transferring import into, refuse_used
 from ostler.model.errors import Conflict, Rejected, UpgradeRequired
 
-RESTORING = "ostler.restoring"  # its lock is that of `ostler.db`: no coordinator starts meanwhile
+RESTORING = "ostler.restoring"
 _MANY = 1000
 
 
@@ -38,41 +41,51 @@ class Restored:
 
 
 def restore(
-    repository: Repository, backup: Manifest, data: Path, *, replace: bool, now: datetime, logger: logging.Logger,
+    repository: Repository, backup: Manifest, config: CoordinatorConfig, *, replace: bool, now: datetime, logger: logging.Logger,
     tell: Tell = lambda _: None,
 ) -> Restored:  # fmt: skip
-    """Make `data` what it was when the backup was taken. Whatever happens in between, there is no database, or a whole one.
+    """Make a coordinator's data what it was when the backup was taken. Whatever happens in between, there is no database, or a whole one.
 
-    Raises Conflict while a coordinator runs there, or where there is a database already (`replace` moves it aside); Rejected where the
-    backup is not whole; UpgradeRequired where it is of a newer release.
+    Raises Conflict while a coordinator runs there, or where there is a database already (`replace` moves a file aside); Rejected where
+    the backup is not whole; UpgradeRequired where it is of a newer release.
     """
-    database_file = data / DATABASE
+    data, path = config.data, sqlite_path(config.database)
     data.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if database_file.exists() and not replace:
+    if path is not None and path.exists() and not replace:
         raise Conflict(
-            f"there is a database already: {database_file}",
+            f"there is a database already: {path}",
             hint="--replace moves it aside, and keeps it; or restore into another directory: --data DIR",
         )
-    _fill(repository, backup, data / RESTORING, tell)
-    database = SqliteDatabase(data / RESTORING)
+    if path is None:
+        refuse_used(config.database, logger=logger)
+    else:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    part = data / RESTORING if path is None else path.with_suffix(".restoring")  # its lock is that of the database
+    _fill(repository, backup, part, tell)
+    database = SqliteDatabase(part)
     try:
         migrate.prepare(database, logger=logger)
         begin_era(database, backup.backup_id, backup.taken_at, now=now)
-        artifacts = _artifacts(repository, backup, data, tell)
+        artifacts = _artifacts(repository, backup, config, tell)
         keys, kept = _keys(repository, backup, data)
-        moved = _move_aside(database_file, now) if database_file.exists() else None
-        fold(database)
-        (data / RESTORING).rename(database_file)
-        sync(data)
+        moved = _move_aside(path, now) if path is not None and path.exists() else None
+        _fold(database)
+        if path is None:
+            with reading(str(part)) as connection:
+                into(connection, config.database, logger=logger, tell=tell)
+            part.unlink()
+        else:
+            part.rename(path)
+            sync(path.parent)
     finally:
         database.close()
     return Restored(
-        backup=backup, store=str(database_file), artifacts=artifacts, keys=keys, kept=kept, moved=moved,
-        warnings=tuple(_warnings(backup, data)),
+        backup=backup, store=name_of(config.database), artifacts=artifacts, keys=keys, kept=kept, moved=moved,
+        warnings=tuple(_warnings(backup, config)),
     )  # fmt: skip
 
 
-def fold(database: SqliteDatabase) -> None:
+def _fold(database: SqliteDatabase) -> None:
     """Make the one file hold everything, so that it can be renamed alone."""
     connection = database.connect(write=True)
     try:
@@ -107,18 +120,18 @@ def _fill(repository: Repository, backup: Manifest, target: Path, tell: Tell) ->
 _FOREIGN = "SELECT * FROM pragma_foreign_key_check LIMIT 3"
 
 
-def _artifacts(repository: Repository, backup: Manifest, data: Path, tell: Tell) -> int:
+def _artifacts(repository: Repository, backup: Manifest, config: CoordinatorConfig, tell: Tell) -> int:
     """Put the contents where the artifact store has them; those that are there already stay. How many came."""
     count = 0
     for number, (sha256, size) in enumerate(repository.objects_of(backup), 1):
-        place = artifact_place(data, sha256)
+        place = artifact_place(config, sha256)
         if not place.exists() or place.stat().st_size != size:
             place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_file(place, repository.get_object(sha256))
             count += 1
         if number % _MANY == 0:
             tell(Progress("artifacts", number, backup.objects))
-    for shelf in (data / "artifacts" / "objects").glob("??"):
+    for shelf in (config.artifacts_directory / "objects").glob("??"):
         sync(shelf)
     return count
 
@@ -147,8 +160,11 @@ def _move_aside(path: Path, now: datetime) -> str:
     return str(aside)
 
 
-def _warnings(backup: Manifest, data: Path) -> Iterator[str]:
+def _warnings(backup: Manifest, config: CoordinatorConfig) -> Iterator[str]:
     """What a person must do, or know, before a coordinator starts on it."""
+    data = config.data
+    if backup.store != ("sqlite" if sqlite_path(config.database) is not None else "postgresql"):
+        yield f"the backup is of a coordinator on {backup.store}: `store` in coordinator.yaml must say where its database is now"
     signing, sealing = keys_of(data)
     if backup.signing_key is not None and (signing is None or signing.public_key().public_bytes_raw() != backup.signing_key):
         yield (

@@ -143,6 +143,19 @@ def _translated(database: Database) -> Iterator[None]:
         raise error from exc
 
 
+def refuse_used(target: str, *, logger: logging.Logger) -> None:
+    """Raises Conflict where a database of a server holds anything, or coordinators run on it; makes the tables where there are none."""
+    database = open_shared(target)
+    try:
+        with _translated(database):
+            migrate.prepare(database, logger=logger)
+            with database.connect(write=True) as connection:
+                at_leisure(connection)
+                _refuse_used(connection, target)
+    finally:
+        database.close()
+
+
 def _refuse_used(connection: Connection, target: str) -> None:
     if coordinators_on(connection):
         raise Conflict(f"a coordinator runs on the database {name_of(target)}", hint="stop it first")

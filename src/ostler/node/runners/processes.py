@@ -21,6 +21,7 @@ from ostler.node.runners.gate import REFUSALS, Refusal, gate_for, refusals, refu
 from ostler.node.runners.watch import DiskWatch, Watched, free_mb, over_quota
 from ostler.node.sandbox import Host, plan
 from ostler.node.vault import Vault
+from ostler.node.workspace import NO_ROOM
 from ostler.protocol.ports import AttemptTask
 
 RECORD = "exit.json"
@@ -265,6 +266,8 @@ def tmp_folder(task: AttemptTask) -> str:
 
 def _refusal(exc: KeeperRefused) -> Failure:
     """What the keeper could not do, as a failure of the attempt."""
+    if exc.code == "open" and exc.errno in NO_ROOM:  # the machine's trouble and not the job's: it is tried again
+        return Failure(FailureCode.DISK, f"{exc.message}; free space on the node")
     code = {
         "setup": FailureCode.SANDBOX,
         "cgroup": FailureCode.SANDBOX,

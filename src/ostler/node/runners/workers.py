@@ -29,7 +29,7 @@ from ostler.node.runners.task_ending import died_of_backstop
 from ostler.node.runners.worker_link import WorkerLink
 from ostler.node.sandbox import Host, plan
 from ostler.node.trees import remove_tree
-from ostler.node.workspace import SPARE
+from ostler.node.workspace import NO_ROOM, SPARE
 
 PREFIX = "worker/"
 PROGRAM = Path(worker_package.__file__).parent
@@ -288,7 +288,8 @@ class WorkerPool:
         try:
             await self._keeper().start(spec)
         except KeeperRefused as exc:
-            return Failure(FailureCode.START, f"no worker for Python tasks: {exc.message}")
+            code = FailureCode.DISK if exc.errno in NO_ROOM else FailureCode.START
+            return Failure(code, f"no worker for Python tasks: {exc.message}")
         self._workers[worker.key] = worker
         self._watch(worker)
         if await self._connect(worker, START_S):
