@@ -170,6 +170,32 @@ class WebhooksConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BackupConfig:
+    """Backups that the coordinator takes by itself: a directory that `ostler backup list`, `verify` and `ostler restore` read, how
+    often, and how many of them are kept. With a `passphrase_file` they are encrypted, which those need that shall hold keys."""
+
+    __pydantic_config__ = STRICT
+
+    to: Path
+    every: timedelta = timedelta(hours=24)
+    keep: int = 7
+    passphrase_file: Path | None = None
+    with_keys: bool = False
+
+    def problems(self) -> Iterator[str]:
+        """As those of the whole."""
+        for name in ("to", "passphrase_file"):
+            if (path := getattr(self, name)) is not None and not path.is_absolute():
+                yield f"backup.{name}: must be an absolute path"
+        if self.every < timedelta(minutes=1):
+            yield "backup.every: must be 1 m or longer"
+        if self.keep < 1:
+            yield "backup.keep: must be 1 or more"
+        if self.with_keys and self.passphrase_file is None:
+            yield "backup.with_keys: needs a passphrase_file, since whoever reads the keys can do whatever the coordinator can"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CoordinatorConfig:
     """Where the coordinator keeps its data, where it listens, and the durations that it sets for nodes.
 
@@ -208,6 +234,7 @@ class CoordinatorConfig:
     limits: LimitsConfig = LimitsConfig()
     prices: dict[str, PoolPrice] = field(default_factory=dict)
     webhooks: WebhooksConfig = WebhooksConfig()
+    backup: BackupConfig | None = None
 
     @property
     def latency(self) -> frozenset[str]:
@@ -253,7 +280,7 @@ class CoordinatorConfig:
                 f"heartbeat: {self.heartbeat.total_seconds():g} s must be less than half of the lease "
                 f"({self.lease.total_seconds():g} s), so that one lost heartbeat loses no job"
             )
-        for section in (self.tls, self.limits):
+        for section in (self.tls, self.limits, self.backup):
             found += [] if section is None else section.problems()
         if self.max_log_bytes <= 0:
             found.append("max_log_bytes: must be more than 0")

@@ -24,6 +24,7 @@ from ostler.coordinator.artifacts.store import DirectoryArtifacts, mark_of
 from ostler.coordinator.config import CoordinatorConfig
 from ostler.coordinator.keys import open_keys
 from ostler.coordinator.loops.audit_sealer import AuditSealer
+from ostler.coordinator.loops.backup_taker import BackupTaker
 from ostler.coordinator.loops.certificate_watcher import CertificateWatcher
 from ostler.coordinator.loops.expirer import Expirer
 from ostler.coordinator.loops.lease_rescuer import LeaseRescuer
@@ -157,7 +158,14 @@ async def _services(
             pruner=pruner,
             clock=clock,
             logger=logger,
-            loops=(*_loops(config, store, clock, logger), audit_sealer, webhook_sender, *more, pruner),
+            loops=(
+                *_loops(config, store, clock, logger),
+                *_backups(config, metrics, clock, logger),
+                audit_sealer,
+                webhook_sender,
+                *more,
+                pruner,
+            ),
         )
     finally:
         await artifacts.close()
@@ -215,6 +223,12 @@ def _loops(config: CoordinatorConfig, store: Store, clock: Clock, logger: loggin
         StartPromoter(store, clock=clock, logger=logger),
         Expirer(store, clock=clock, logger=logger),
     )
+
+
+def _backups(config: CoordinatorConfig, metrics: Metrics, clock: Clock, logger: logging.Logger) -> Sequence[Loop]:
+    if config.backup is None:
+        return ()
+    return (BackupTaker(config, config.backup, done=metrics.backed_up, failed=metrics.backup_failed, clock=clock, logger=logger),)
 
 
 @contextlib.asynccontextmanager

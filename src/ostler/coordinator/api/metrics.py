@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
 from typing import Concatenate, ParamSpec, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
@@ -82,6 +83,7 @@ class Metrics:
             buckets=_DURATIONS[:10], registry=self.registry,
         )  # fmt: skip
         ProcessCollector(registry=self.registry)  # CPU, memory and descriptors of this process, under their usual names
+        self._backups: dict[str, Gauge] = {}
         Gauge("ostler_build_info", "The release", ["version"], registry=self.registry).labels(__version__).set(1)
 
     def begun(self, route: Route) -> None:
@@ -117,6 +119,22 @@ class Metrics:
         """How much there is of each kind."""
         for kind, size in sizes.items():
             self._kept.labels(kind).set(size)
+
+    def backed_up(self, at: datetime, took_s: float | None) -> None:
+        """A backup was taken; how long that took, where it was this process that did."""
+        self._backup("last_success_timestamp_seconds", "When the newest good backup was taken").set(at.timestamp())
+        if took_s is not None:
+            self._backup("duration_seconds", "How long the newest backup took").set(took_s)
+
+    def backup_failed(self, at: datetime) -> None:
+        """One could not be taken."""
+        self._backup("last_failure_timestamp_seconds", "When a backup last could not be taken").set(at.timestamp())
+
+    def _backup(self, name: str, about: str) -> Gauge:
+        """Made when there is something to say: 0 would be a time, too."""
+        if name not in self._backups:
+            self._backups[name] = Gauge(f"ostler_backup_{name}", about, registry=self.registry)
+        return self._backups[name]
 
     def set_loop_age(self, name: str, seconds: float) -> None:
         """How long ago a loop turned."""
