@@ -150,6 +150,30 @@ async def test_what_stands_for_a_topic_runs_in_the_transaction_that_publishes_it
     rig.store.withdraw(standing)
 
 
+async def test_what_stands_is_answered_while_the_disk_works_and_only_there_where_nobody_else_can_ask(rig: Rig, monkeypatch):
+    database, on_disk = rig.store._database, threading.Event()
+    commit = database.commit
+
+    def slow(connection):
+        on_disk.wait()
+        commit(connection)
+
+    standing = rig.store.stand(("job", "work"), take, [])
+    monkeypatch.setattr(database, "commit", slow)  # a disk that takes its time: there is no other way to hold one up
+    writing = asyncio.create_task(rig.write(note, "work"))
+    try:
+        if not database.shared:
+            assert await asyncio.wait_for(asyncio.shield(standing.future), 10)
+        await asyncio.sleep(0)
+        assert not writing.done()
+        assert await rig.read(lambda tx: tx.rows("SELECT kind FROM events")) == []
+    finally:
+        on_disk.set()
+    assert await writing == "work"
+    assert await asyncio.wait_for(standing.future, 10)
+    assert await kinds(rig) == ["taken"]
+
+
 async def test_those_that_stand_take_turns_and_an_error_of_one_undoes_it_alone(rig: Rig):
     taken: list[str] = []
     fails = rig.store.stand(("job", "work"), partial(take, fail=True), taken)

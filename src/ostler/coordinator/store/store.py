@@ -90,7 +90,8 @@ class Store:
     def stand(self, topic: Topic, operation: Callable[..., object | None], *args: object) -> Standing:
         """Have an operation run behind whatever publishes this topic, in its transaction, until it answers something (or raises).
 
-        `withdraw` follows in any case. It is a short cut: who waits is woken by the topic as well, unless the operation has hushed it.
+        `withdraw` follows in any case. Its answer does not wait for the disk (`Standing`). It is a short cut: who waits is woken by the
+        topic as well, unless the operation has hushed it.
         """
         standing = Standing(topic, operation, args, asyncio.get_running_loop().create_future())
         self._writer.stand(standing)

@@ -36,6 +36,7 @@ class Pending:
     topics: set[Topic] = field(default_factory=set)
     callbacks: list[Callable[[], None]] = field(default_factory=list)
     hushed: set[Topic] = field(default_factory=set)
+    early: bool = False  # answered in front of the commit, where nobody but this process can ask about it
 
 
 @dataclass(slots=True, eq=False)
@@ -43,7 +44,8 @@ class Standing:
     """An operation that waits for a topic: it is run behind the operations that publish it, in their transaction, until it answers
     something else than None. So what it does costs no transaction and no way through the event loop of its own.
 
-    `future` is its answer: None once it was withdrawn without one.
+    `future` is its answer: None once it was withdrawn without one. It does not wait for the disk, so it must be something that may be
+    forgotten: whatever is asked for because of it comes through the same writer, behind the commit, and learns whether that was done.
     """
 
     topic: Topic
@@ -151,6 +153,8 @@ class Writer:
                 done = self._execute(connection, pending, alone=not done, durable=durable) or done
             if self._standing and done:
                 self._run_standing(connection, batch, durable=durable)
+            if durable and not database.shared and (early := [one for one in batch if one.early and one.error is None]):
+                self._answer(early, self._tell)  # while the disk works
             database.commit(connection)
         except BaseException as exc:
             # Nothing of this transaction is durable: whoever believed to be done is told otherwise.
@@ -170,7 +174,7 @@ class Writer:
                     if standing.withdrawn:
                         continue
                     standing.running = True
-                pending = Pending(standing.operation, standing.args, {}, standing.future)
+                pending = Pending(standing.operation, standing.args, {}, standing.future, early=True)
                 batch.append(pending)
                 self._execute(connection, pending, alone=False, durable=durable)
                 with self._some:
@@ -221,7 +225,7 @@ class Writer:
         pending.topics, pending.callbacks, pending.hushed = tx.topics, tx.callbacks, tx.hushed
         return True
 
-    def _answer(self, batch: list[Pending]) -> None:
+    def _answer(self, batch: list[Pending], settle: Callable[[list[Pending]], None] | None = None) -> None:
         if self.peers is not None and (topics := set[Topic]().union(*(pending.topics for pending in batch))):
             self.peers.announce(topics)
         by_loop: dict[asyncio.AbstractEventLoop, list[Pending]] = {}
@@ -229,9 +233,15 @@ class Writer:
             by_loop.setdefault(pending.future.get_loop(), []).append(pending)
         for loop, some in by_loop.items():
             try:
-                loop.call_soon_threadsafe(self._settle, some)
+                loop.call_soon_threadsafe(settle or self._settle, some)
             except RuntimeError:  # the loop is closed: nobody waits any more
                 self._logger.info("answer_dropped", extra={"attrs": {"operations": len(some)}})
+
+    @staticmethod
+    def _tell(batch: list[Pending]) -> None:
+        for pending in batch:
+            if not pending.future.done():
+                pending.future.set_result(pending.value)
 
     def _settle(self, batch: list[Pending]) -> None:
         """In the event loop's thread: answer, then publish; whoever is woken finds the answers given."""
