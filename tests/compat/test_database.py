@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+import psycopg
 import pytest
 
 import postgres
@@ -91,6 +92,20 @@ async def integrity(rig: Rig) -> None:
     if not rig.url.startswith("postgresql"):
         assert await rig.rows("PRAGMA integrity_check") == [("ok",)]
         assert await rig.rows("PRAGMA foreign_key_check") == []
+
+
+def test_it_is_not_upgraded_under_coordinators_of_the_earlier_release():
+    server = postgres.shared()
+    name = server.create()
+    url = server.url(name)
+    as_it_was_in_postgresql(FIXTURES[0], url)
+    with closing(psycopg.connect(url, application_name="ostler")):  # the name that every release gives its sessions
+        refused = ostler("db", "upgrade", "--store", url)
+        assert (refused.returncode, "a coordinator runs" in refused.stderr) == (3, True)
+        assert ostler("db", "status", "--store", url, "--json").json["state"] == "pending"
+    assert ostler("db", "upgrade", "--store", url).returncode == 0
+    assert ostler("db", "status", "--store", url).returncode == 0
+    server.drop(name)
 
 
 async def test_everything_can_be_read(rig: Rig):

@@ -1,12 +1,14 @@
-"""A coordinator whose data is destroyed while its node works, and that comes back out of a backup."""
+"""A coordinator that goes away while its node works, and comes back with data from elsewhere: a backup, another engine."""
 
 import json
 import shutil
+import signal
 import socket
 from collections import Counter
 
 import psutil
 
+import postgres
 from e2e.fleet import until
 
 ENDS = ("finish", "fail", "cancel", "expire")
@@ -105,3 +107,45 @@ def test_jobs_and_the_node_go_on(own_fleet, tmp_path):
     assert views["ended"]["attempts"][0]["failure"]["code"] == "E_LOST"
     ends = {name: len(pids(name, "ended")) for name in views}
     assert ends == {"early": 1, "kept": 1, "ended": 2, "waiting": 1, "late": 1}  # only what its node had finished was done twice
+
+
+def test_an_embedded_coordinator_moves_to_postgresql(own_fleet, tmp_path):
+    """A job that runs on a node is finished by the coordinator that it was not given by; what was done is there."""
+    server = postgres.shared()
+    url = server.url(server.create())
+    settings = {
+        "OSTLER_COORDINATOR__LEASE": "6s",
+        "OSTLER_COORDINATOR__HEARTBEAT": "1s",
+        "OSTLER_COORDINATOR__LEASE_MARGIN": "2s",
+    }
+    fleet = own_fleet(settings=settings, args=("--no-node", "--listen", f"127.0.0.1:{free_port()}"))
+
+    def gated(name):
+        params = {"marks": str(tmp_path), "go": str(tmp_path / f"{name}.go")}
+        return fleet.submit(
+            {"job_id": name, "runner": "python", "task": "gated", "params": params, "artifacts": [{"path": "out.txt"}]}
+        )
+
+    with fleet, fleet.join("n1") as node:
+        (tmp_path / "before.go").touch()
+        before = fleet.wait(gated("before"))
+        gated("across")
+        fleet.wait_state("across", "running")
+        fleet.process.send_signal(signal.SIGTERM)
+        fleet.process.wait(40)
+        fleet.process.stdout.close()
+        copied = fleet.cli("db", "copy", "--from", fleet.data / "ostler.db", "--to", url, "--json")
+        assert copied.returncode == 0, copied.stderr
+        (fleet.data / "ostler.db").rename(tmp_path / "put-away.db")
+        (fleet.data / "coordinator.yaml").write_text(f"store: {url}\n")
+        fleet.start()
+        (tmp_path / "across.go").touch()
+        across = fleet.wait("across")
+        assert (across["state"], across["attempt"]) == ("done", 1)
+        assert fleet.log("across") == "begun\nover\n"
+        assert fleet.job("before") == before
+        assert fleet.get("/jobs/before/artifacts/out.txt").text == "before"
+        (tmp_path / "after.go").touch()
+        assert fleet.wait(gated("after"))["state"] == "done"
+        assert not (fleet.data / "ostler.db").exists()
+        assert node.process.poll() is None

@@ -296,6 +296,28 @@ async def test_what_was_killed_is_no_backup_and_in_nobody_s_way(site: SimpleName
     assert not list((site.data / ".backup").iterdir())
 
 
+async def test_a_restore_that_was_killed_is_made_again(site: SimpleNamespace):
+    create(site, "--with-keys")
+    script = (
+        "import os, signal, sys\n"
+        "from ostler.coordinator.upkeep import restoring\n"
+        "from ostler.cli.main import app\n"
+        "restoring._fold = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"  # all is there but the name
+        "app(sys.argv[1:])\n"
+    )
+    command = [sys.executable, "-c", script, "restore", str(site.to), "--data", str(site.root / "elsewhere")]
+    killed = await asyncio.to_thread(subprocess.run, command, check=False, capture_output=True, timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    assert not (site.root / "elsewhere" / "ostler.db").exists()
+    assert restore(site).returncode == 0
+    rig = Rig.open(site.root / "elsewhere" / "ostler.db", site.rig.clock)
+    try:
+        assert len(await rig.rows("SELECT 1 FROM jobs")) == 5
+        assert len(await rig.rows("SELECT 1 FROM audit WHERE action = 'restore'")) == 1
+    finally:
+        rig.close()
+
+
 @pytest.mark.parametrize("encrypted", [False, True])
 async def test_one_of_postgresql_goes_back_to_either_engine(tmp_path: Path, encrypted: bool, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("OSTLER_BACKUP_PASSPHRASE", PASSPHRASE)
