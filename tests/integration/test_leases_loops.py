@@ -12,7 +12,9 @@ from ostler.coordinator.loops.retry_promoter import RetryPromoter
 from ostler.coordinator.operations import duties, nodes, reads
 from ostler.coordinator.operations.leases import expire_attempts
 from ostler.model.attempt import AttemptState
+from ostler.model.failures import FailureCode
 from ostler.model.job import JobState
+from ostler.model.manifest import RetryPolicy
 from ostler.model.node import NodeState
 from ostler.protocol import messages as m
 from store_rig import LOGGER, Rig, held
@@ -251,6 +253,26 @@ async def test_retries_come_back_when_they_are_due(rig: Rig):
         await event.wait()
     assert await state(rig, job_id) is JobState.QUEUED
     assert (await rig.pull())[0].tries == 1
+
+
+async def test_a_clock_that_was_ahead_keeps_nobody_waiting(rig: Rig):
+    """Dated while the clock was an hour ahead; then somebody sets it right. A wait that its policy allows is left alone."""
+    (job_id,) = await rig.submit()
+    (patient,) = await rig.submit(retries=RetryPolicy(max=3, backoff_s=200.0))
+    await rig.join()
+    loop = RetryPromoter(rig.store, clock=rig.clock, logger=LOGGER)
+    rig.clock.step(3600)
+    for lease in await rig.begin():
+        await rig.fail("n1", lease, FailureCode.LOST)
+    rig.clock.step(-3600)
+    await loop.turn()
+    assert await state(rig, job_id) is JobState.QUEUED
+    assert await state(rig, patient) is JobState.QUEUED, "an hour more than its 200 s is no wait of its policy either"
+    for lease in await rig.begin():
+        await rig.fail("n1", lease, FailureCode.LOST)
+    rig.clock.advance(6)
+    await loop.turn()
+    assert await state(rig, patient) is JobState.RETRY_WAIT
 
 
 async def test_the_promoter_sleeps_no_longer_than_needed(rig: Rig):

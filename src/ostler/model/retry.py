@@ -16,5 +16,14 @@ def decide(policy: RetryPolicy, *, code: FailureCode, tries: int, jitter: float)
         return None
     if tries > policy.max:
         return None
+    return _wait(policy, tries, jitter)
+
+
+def longest(policy: RetryPolicy, *, tries: int) -> timedelta:
+    """The wait after so many tries, with all of its jitter."""
+    return _wait(policy, tries, 1.0)
+
+
+def _wait(policy: RetryPolicy, tries: int, jitter: float) -> timedelta:
     wait = min(policy.backoff_s * 2.0 ** min(tries - 1, 32), policy.max_backoff_s)
     return timedelta(seconds=wait * (1 + jitter / 10))

@@ -48,3 +48,7 @@ class ManualClock:
         """Let time pass, on both clocks."""
         self._now += timedelta(seconds=seconds)
         self._monotonic += seconds
+
+    def step(self, seconds: float) -> None:
+        """Somebody sets the clock of the day."""
+        self._now += timedelta(seconds=seconds)

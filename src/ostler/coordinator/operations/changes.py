@@ -7,12 +7,12 @@ A `Case` is one job with its latest attempt while a transaction decides about it
 import random
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from ostler.coordinator.operations import waits
 from ostler.coordinator.store.schema import LIVE_SQL, NOT_OVER_SQL
-from ostler.coordinator.store.times import micros, when_or_none
+from ostler.coordinator.store.times import micros, span, when_or_none
 from ostler.coordinator.store.tx import Row, Tx
 from ostler.model import attempt as attempts
 from ostler.model import job as jobs
@@ -135,6 +135,16 @@ def load_due(tx: Tx, *, limit: int) -> list[Case]:
         "WHERE j.state = 'retry_wait' AND j.due_at <= ? ORDER BY j.due_at, j.seq LIMIT ?"
     )
     return [_case(row) for row in tx.rows(sql, (tx.at, limit))]
+
+
+def load_distant(tx: Tx, *, after: timedelta, limit: int) -> list[Case]:
+    """Jobs whose wait for a retry goes on for longer than `after`, longest first."""
+    sql = (
+        f"{_COLUMNS} FROM jobs j {tx.by_index('ix_jobs_due')} "
+        "LEFT JOIN attempts a ON a.job_seq = j.seq AND a.attempt = j.attempt "
+        "WHERE j.state = 'retry_wait' AND j.due_at > ? ORDER BY j.due_at DESC, j.seq LIMIT ?"
+    )
+    return [_case(row) for row in tx.rows(sql, (tx.at + span(after), limit))]
 
 
 def load_expired(tx: Tx, *, limit: int) -> list[Case]:
@@ -374,6 +384,14 @@ def after_failure(case: Case, code: FailureCode) -> tuple[JobEvent, timedelta | 
     """What becomes of a job whose attempt failed with this code: a wait before the next one, or the end."""
     if case.cancel_at is not None:
         return JobEvent.CANCEL, None
-    policy = decode(case.retry, RetryPolicy, what="retry policy") if case.retry else DEFAULT_RETRY
-    wait = retry.decide(policy, code=code, tries=case.job.tries, jitter=random.uniform(-1, 1))  # noqa: S311 - jitter, not a secret
+    wait = retry.decide(_policy(case), code=code, tries=case.job.tries, jitter=random.uniform(-1, 1))  # noqa: S311 - jitter, not a secret
     return (JobEvent.FAIL, None) if wait is None else (JobEvent.RETRY, wait)
+
+
+def waits_too_long(case: Case, now: datetime) -> bool:
+    """Whether a wait for a retry has more left than it had at its beginning: whoever dated it had a clock that was ahead."""
+    return case.job.due_at is not None and case.job.due_at - now > retry.longest(_policy(case), tries=case.job.tries)
+
+
+def _policy(case: Case) -> RetryPolicy:
+    return decode(case.retry, RetryPolicy, what="retry policy") if case.retry else DEFAULT_RETRY

@@ -2,9 +2,10 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from datetime import timedelta
 
 from ostler.coordinator.operations import sessions
-from ostler.coordinator.operations.changes import Changes, load_due, load_expired, write
+from ostler.coordinator.operations.changes import Changes, load_distant, load_due, load_expired, waits_too_long, write
 from ostler.coordinator.operations.leases import expire_attempts
 from ostler.coordinator.operations.nodes import empty_node
 from ostler.coordinator.store.schema import LIVE_SQL, UNTIL_TIME
@@ -14,6 +15,7 @@ from ostler.model.job import JobEvent
 from ostler.model.node import TRANSITIONS, NodeEvent, NodeState
 from ostler.protocol.messages import Held
 
+DISTANT = timedelta(seconds=5)  # a wait with less left than this is not worth a doubt
 BATCH = 500  # jobs in one transaction: others wait no longer than for that
 
 
@@ -108,6 +110,22 @@ def promote_due(tx: Tx) -> int:
     changes, cases = Changes(tx), load_due(tx, limit=BATCH)
     for case in cases:
         changes.apply(case, JobEvent.DUE, None)
+    changes.flush()
+    if cases:
+        tx.wake(("queue",))
+    return len(cases)
+
+
+def misdated(tx: Tx) -> bool:
+    """Whether a job waits for longer than its policy lets it. For `Store.read`."""
+    return any(waits_too_long(case, tx.now) for case in load_distant(tx, after=DISTANT, limit=BATCH))
+
+
+def promote_misdated(tx: Tx) -> int:
+    """Queue jobs that wait for longer than their policies let them, because a clock was ahead and is set right; how many."""
+    changes, cases = Changes(tx), [case for case in load_distant(tx, after=DISTANT, limit=BATCH) if waits_too_long(case, tx.now)]
+    for case in cases:
+        changes.apply(case, JobEvent.DUE, None, message="the clock was set back while it waited")
     changes.flush()
     if cases:
         tx.wake(("queue",))
