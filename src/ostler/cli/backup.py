@@ -33,7 +33,7 @@ PassphraseOption = Annotated[
     ),
 ]  # fmt: skip
 PlaceArgument = Annotated[Path, typer.Argument(metavar="DIR", parser=folder, help="The directory of the backups.")]
-WhichArgument = Annotated[str | None, typer.Argument(metavar="[BACKUP]", help="Which one; the newest if absent.")]
+WhichArgument = Annotated[str | None, typer.Argument(metavar="BACKUP", help="Which one; the newest if absent.")]
 
 
 @app.command()
