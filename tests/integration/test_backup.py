@@ -1,7 +1,10 @@
 """Backups: taken while others write, proved, restored; what is damaged, foreign or unfinished is told; keys and encryption."""
 
 import asyncio
+import base64
+import hashlib
 import io
+import json
 import logging
 import signal
 import sqlite3
@@ -14,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 import postgres
 from cli_rig import ostler
@@ -294,6 +298,56 @@ async def test_what_was_killed_is_no_backup_and_in_nobody_s_way(site: SimpleName
     assert [one["backup"] for one in ostler("backup", "list", site.to, "--json").json] == [made["backup"]]
     assert not list(site.to.glob(".part*"))
     assert not list((site.data / ".backup").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("what", "name"),
+    [
+        ("keys", "../../outside"),
+        ("keys", "keys/../../outside"),
+        ("keys", "/etc/outside"),
+        ("backup_id", "../x"),
+        ("list", "../" * 20),
+    ],
+)
+async def test_a_forged_manifest_leads_nowhere(site: SimpleNamespace, what: str, name: str):
+    """Whoever can write to the backups can also sign anew, with a key of their own."""
+    made = create(site, "--with-keys")
+    place = site.to / made["backup"]
+    manifest = json.loads((place / "manifest.json").read_text())
+    if what == "keys":
+        manifest["files"][name] = manifest["files"].pop("admin.token")
+        manifest["keys"] = [name if one == "admin.token" else one for one in manifest["keys"]]
+    elif what == "backup_id":
+        manifest["backup_id"] = name
+    else:
+        content = f"{name}{'a' * 64}"[:64] + " 10000\n"
+        (place / "objects.txt").write_text(content)
+        digest = hashlib.sha256(content.encode()).hexdigest()
+        manifest["files"]["objects.txt"] = {"size": len(content), "sha256": digest}
+    forger = Ed25519PrivateKey.generate()
+    manifest["signing_key"] = base64.b64encode(forger.public_key().public_bytes_raw()).decode()
+    text = json.dumps(manifest).encode()
+    (place / "manifest.json").write_bytes(text)
+    (place / "manifest.sig").write_bytes(base64.b64encode(forger.sign(text)))
+    for done in (restore(site), ostler("backup", "verify", site.to)):
+        assert (done.returncode, "Traceback" in done.stderr) == (3, False), done.stderr
+    assert not (site.root / "elsewhere" / "ostler.db").exists()
+    assert not list(site.root.rglob("outside"))
+
+
+async def test_only_what_the_coordinator_signed_is_taken_where_its_key_is_given(site: SimpleNamespace):
+    create(site)
+    key = base64.b64encode(open_keys(site.data / "keys").public).decode()
+    assert ostler("backup", "verify", site.to, "--key", key).returncode == 0
+    other = base64.b64encode(bytes(32)).decode()
+    for done in (ostler("backup", "verify", site.to, "--key", other), restore(site, "--key", other)):
+        assert (done.returncode, "signed" in done.stderr) == (3, True)
+    next(site.to.glob("*/manifest.sig")).unlink()
+    assert "is not signed" in restore(site, "--key", key).stderr
+    assert ostler("backup", "verify", site.to, "--key", "x").returncode == 2
+    assert restore(site, "--key", key).returncode == 3
+    assert restore(site).returncode == 0
 
 
 async def test_a_restore_that_was_killed_is_made_again(site: SimpleNamespace):

@@ -33,6 +33,13 @@ PassphraseOption = Annotated[
     ),
 ]  # fmt: skip
 PlaceArgument = Annotated[Path, typer.Argument(metavar="DIR", parser=folder, help="The directory of the backups.")]
+KeyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--key", metavar="KEY",
+        help="The coordinator's public key in base64, as `ostler audit verify` shows it: a backup that it did not sign is refused.",
+    ),
+]  # fmt: skip
 WhichArgument = Annotated[str | None, typer.Argument(metavar="BACKUP", help="Which one; the newest if absent.")]
 
 
@@ -103,13 +110,14 @@ def list_backups(place: PlaceArgument, as_json: JsonOption = False) -> None:
 
 
 @app.command()
-def verify(
+def verify(  # noqa: PLR0917 - the options of a command
     place: PlaceArgument,
     which: WhichArgument = None,
     scratch: Annotated[
         Path | None,
         typer.Option("--scratch", metavar="DIR", parser=folder, help="Where there is room for the database meanwhile."),
     ] = None,
+    key: KeyOption = None,
     passphrase_file: PassphraseOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -125,6 +133,7 @@ def verify(
 
     repository = Repository.open(place.absolute()).unlocked(lambda: _passphrase(passphrase_file))
     backup = repository.find(which)
+    repository.check_signature(backup, _public(key))
     with tempfile.TemporaryDirectory(prefix="ostler-verify-", dir=scratch) as room, progress() as tell:
         verify_backup(repository, backup, Path(room), logger=logging.getLogger("ostler.upkeep"), tell=tell)
     if as_json:
@@ -163,6 +172,7 @@ def restore(  # noqa: PLR0917 - the options of a command
     replace: Annotated[
         bool, typer.Option("--replace", help="Move the database that is there aside, under another name, instead of refusing.")
     ] = False,
+    key: KeyOption = None,
     passphrase_file: PassphraseOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -181,7 +191,7 @@ def restore(  # noqa: PLR0917 - the options of a command
     target = find_installation(data, env=os.environ, config=config, store=store)
     repository = Repository.open(place.absolute()).unlocked(lambda: _passphrase(passphrase_file))
     backup = repository.find(which)
-    repository.check_signature(backup)
+    repository.check_signature(backup, _public(key))
     with progress() as tell:
         done = restore_backup(
             repository,
@@ -216,6 +226,20 @@ def restore(  # noqa: PLR0917 - the options of a command
     )
     for warning in done.warnings:
         output.note(f"note: {warning}")
+
+
+def _public(key: str | None) -> bytes | None:
+    import base64
+
+    if key is None:
+        return None
+    try:
+        found = base64.b64decode(key, validate=True)
+    except ValueError:
+        found = b""
+    if len(found) != 32:
+        raise typer.BadParameter(f"{key!r} is not an Ed25519 public key in base64", param_hint="'--key'")
+    return found
 
 
 def _contents(backup: Any) -> str:

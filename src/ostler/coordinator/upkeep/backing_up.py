@@ -23,7 +23,17 @@ from ostler.coordinator.upkeep.checksums import pieces, sums_of
 from ostler.coordinator.upkeep.copying import copy_file
 from ostler.coordinator.upkeep.progress import Progress, Tell
 from ostler.coordinator.upkeep.reading import driver_of, reading, sqlite_path
-from ostler.coordinator.upkeep.repository import DATABASE, FORMAT, OBJECTS, Manifest, Repository, StoredFile
+from ostler.coordinator.upkeep.repository import (
+    DATABASE,
+    FORMAT,
+    OBJECTS,
+    OWN_DIRECTORIES,
+    OWN_FILES,
+    Manifest,
+    Repository,
+    StoredFile,
+    is_own,
+)
 from ostler.coordinator.upkeep.standing import name_of
 from ostler.coordinator.upkeep.transferring import into
 from ostler.model.errors import OperationInFlight, Rejected
@@ -34,8 +44,6 @@ NAMED = """
     SELECT sha256 FROM inputs UNION SELECT sha256 FROM handed WHERE sha256 IS NOT NULL UNION SELECT sha256 FROM artifacts
     UNION SELECT workspace FROM attempts WHERE workspace IS NOT NULL UNION SELECT sha256 FROM uploads
     EXCEPT SELECT sha256 FROM contents ORDER BY 1"""
-OWN_FILES = ("admin.token", "coordinator.yaml")
-OWN_DIRECTORIES = ("keys", "ca")
 _MANY = 1000
 
 
@@ -203,8 +211,8 @@ def _own_files(data: Path, repository: Repository, part: Path) -> dict[str, Stor
     found += [file for name in OWN_DIRECTORIES for file in sorted((data / name).glob("*")) if not file.name.startswith(".")]
     files = {}
     for file in found:
-        if file.is_file():
-            name = str(file.relative_to(data))
+        name = str(file.relative_to(data))
+        if file.is_file() and is_own(name):
             (part / name).parent.mkdir(mode=0o700, exist_ok=True)
             files[name] = repository.put(part / name, [file.read_bytes()])
     return files

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -27,10 +28,16 @@ from ostler.protocol import codec
 
 FORMAT = 1
 MARK = "ostler-backups.json"
+# The coordinator's own files that a backup may hold. What stands in a manifest becomes paths, so nothing else is taken from one.
+OWN_FILES = ("admin.token", "coordinator.yaml")
+OWN_DIRECTORIES = ("keys", "ca")
 MANIFEST, SIGNATURE, DATABASE, OBJECTS = "manifest.json", "manifest.sig", "ostler.db", "objects.txt"
 BLOCK = 2**20
 _PART = ".part-"
 _ID = "%Y%m%dT%H%M%SZ"
+
+_OWN = re.compile(rf"{'|'.join(map(re.escape, OWN_FILES))}|(?:{'|'.join(OWN_DIRECTORIES)})/[A-Za-z0-9_-][A-Za-z0-9._-]*")
+_OBJECT = re.compile(rb"[0-9a-f]{64} [0-9]{1,18}")
 
 Passphrase = Callable[[], str]  # asked for only where it is needed
 
@@ -159,6 +166,11 @@ class Repository:
         found = codec.decode((place / MANIFEST).read_bytes(), Manifest, what=f"file {place / MANIFEST}")
         if found.format > FORMAT:
             raise UpgradeRequired(f"the backup {place} was made by a newer release", hint="pipx upgrade ostler")
+        wrong = [name for name in found.keys if not is_own(name)]
+        wrong += {*found.files} - {DATABASE, OBJECTS, *found.keys}
+        wrong += {DATABASE, OBJECTS, *found.keys} - {*found.files}
+        if wrong or found.backup_id != place.name:
+            raise Rejected(f"the manifest of {place} is not one of Ostler's: {', '.join(wrong) or found.backup_id!r}")
         return found
 
     def place(self, backup_id: str) -> Path:
@@ -292,8 +304,9 @@ class Repository:
         for block in self.get(manifest, OBJECTS):
             *lines, rest = (rest + block).split(b"\n")
             for line in lines:
-                sha256, _, size = line.decode().partition(" ")
-                yield sha256, int(size)
+                if not _OBJECT.fullmatch(line):
+                    raise Rejected(f"the list of contents of the backup {manifest.backup_id} is damaged: {line[:100]!r}")
+                yield line[:64].decode(), int(line[65:])
 
     # --- ageing ---
 
@@ -316,6 +329,11 @@ class Repository:
         for path in unused:
             path.unlink()
         return [one.backup_id for one in gone], len(unused)
+
+
+def is_own(name: str) -> bool:
+    """Whether a file of this name, below the data directory, may be part of a backup."""
+    return _OWN.fullmatch(name) is not None
 
 
 def _hashed(source: Path, sha256: str) -> Iterator[bytes]:
