@@ -108,6 +108,18 @@ async def test_an_offer_that_the_next_pull_lacks_is_taken_back_at_no_cost(rig: R
     assert await rig.kinds(job_id) == ["submit", "lease", "return", "lease", "ack"]
 
 
+async def test_answers_that_are_lost_become_smaller(rig: Rig):
+    """Or whoever is too busy to answer in time would lease and take back all that a node can hold, for ever."""
+    for _ in range(70):
+        await rig.submit()
+    await rig.join(slots=3)
+    counts = [len(await rig.pull(slots=32)) for _ in range(6)]
+    assert counts == [32, 16, 8, 4, 3, 3]
+    arrived = await rig.pull(slots=32)
+    assert len(arrived) == 3
+    assert len(await rig.pull(slots=32, held=[m.Held(one.job_id, one.attempt) for one in arrived])) == 32, "all is well again"
+
+
 async def test_a_declined_job_goes_to_others_first(rig: Rig):
     (job_id,) = await rig.submit()
     await rig.join()

@@ -9,7 +9,7 @@ door to all of it.
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from ostler.coordinator.config import RENEW_AFTER
@@ -110,7 +110,9 @@ def pull(
     changed = False
     if fresh:
         changes, held = Changes(tx), {(one.job_id, one.attempt) for one in request.held}
-        live = [case for case in load_live(tx, node.node_id) if not _take_back(tx, changes, case, held)]
+        had = load_live(tx, node.node_id)
+        live = [case for case in had if not _take_back(tx, changes, case, held)]
+        request = _cautious(request, node, lost=len(had) - len(live))
         changed = bool(sessions.seen(tx, node, held=request.held if request.protocol is not None else None, live=live))
         changes.flush()  # before the claim: what came back may be leased anew
     node = sessions.advanced(tx, node, NodeEvent.BEAT)
@@ -127,6 +129,15 @@ def pull(
         for one, number in zip(chosen, numbers, strict=True)
     ]
     return Pulled(leases, node, live)
+
+
+def _cautious(request: PullRequest, node: NodeRow, *, lost: int) -> PullRequest:
+    """Half of what the last answer held, and no less than the node has slots, where that answer was lost.
+
+    Whoever is too busy to answer in time would otherwise lease all that a node can hold, and take it back, again and again, and
+    get no time for anything else.
+    """
+    return replace(request, slots=min(request.slots, max(node.cpu_slots, lost // 2))) if lost else request
 
 
 def _take_back(tx: Tx, changes: Changes, case: Case, held: Collection[tuple[str, int]]) -> bool:
