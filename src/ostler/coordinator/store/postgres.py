@@ -89,9 +89,9 @@ class PostgresDatabase:
                 self._url, autocommit=True, connect_timeout=CONNECT_S, keepalives_idle=5, keepalives_interval=2, keepalives_count=3,
                 tcp_user_timeout=10_000,
             )  # fmt: skip
+            connection.execute("; ".join(f"SET {name} = '{value}'" for name, value in SETTINGS.items()))
         except psycopg.Error as exc:
             raise _unreachable(exc, self.where) from exc
-        connection.execute("; ".join(f"SET {name} = '{value}'" for name, value in SETTINGS.items()))
         _adapt(connection)
         return connection
 
