@@ -70,7 +70,7 @@ async def run(
             await _make_trouble(world, faults, began, applied)
             history.write(op="run", event="healed")
             await submitting
-            stuck = await _settle(world, http, clients, PATIENCE_S + jobs * 0.05)
+            stuck = await _settle(world, http, clients, PATIENCE_S + jobs * 0.15)
             history.write(op="run", event="settled", stuck=stuck)
             watcher.cancel()
             with contextlib.suppress(asyncio.CancelledError):

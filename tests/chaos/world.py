@@ -31,7 +31,7 @@ SLOTS = 6
 TOLD = (  # what manifests say to `body.sh`
     "NUMBER", "LINES", "ERRORS", "SIZES", "PLACE", "STEPS", "PAUSE", "FAILS", "CODE", "HUNGRY", "INPUT", "HANDED", "DETACH", "SECRET",
 )  # fmt: skip
-START_S = 60.0
+START_S = 120.0
 
 
 def able(store: str = "sqlite", replicas: int = 1) -> set[str]:
