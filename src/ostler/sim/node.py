@@ -376,8 +376,8 @@ class SimNode:
         for one, result in zip(got, answer.items, strict=True):
             if self._held.get((one.job_id, one.attempt)) is not one or one.outcome is not None:
                 continue
-            if not result.ok:
-                self._figures.lost += 1
+            if not result.ok:  # a newer poll overtook the answer that brought it; nothing was begun, so nothing is lost
+                self._figures.troubles["ack: taken back before it was acknowledged"] += 1
                 self._drop((one.job_id, one.attempt))
                 continue
             one.accepted = True
