@@ -20,9 +20,8 @@ from ostler.protocol.client import AsyncClient
 from ostler.protocol.trust import Trust
 from ostler.sim.figures import Figures, Report, Usage, read_usage, summary
 from ostler.sim.node import OPENINGS, Doors, SimNode
-from ostler.sim.plan import Draws, Plan
+from ostler.sim.plan import SHARED, Draws, Plan
 
-SHARED = 64  # connections for the short calls of all nodes, where they share
 SUBMIT = 1000  # jobs in one call
 LOOK_S = 0.5  # how often it is looked whether all jobs are over
 TICK_S = 0.1

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ostler.protocol.messages import INLINE_LOG_BYTES
 
+SHARED = 1000  # connections for the short calls of all nodes, where they share: as many as calls are under way at once
 AWAY_S = 10.0  # how long a node that died stays away, on average
 MAX_NODES = 10_000  # in one process, and by one join token; several may run side by side
 
@@ -50,7 +51,7 @@ class Plan:
     @property
     def descriptors(self) -> int:
         """Connections that it has open, and what a program needs besides."""
-        return (1 if self.share else 2) * self.nodes + 256
+        return (self.nodes + SHARED if self.share else 2 * self.nodes) + 256
 
 
 class Draws:
