@@ -9,16 +9,18 @@ from ostler.protocol import messages as m
 from store_rig import Rig, capabilities
 
 
-async def takers(rig: Rig, *askers: tuple[str, int, int], latency: Any = ()) -> list[str] | None:
-    return await rig.read(takers_of, [Asking(*one) for one in askers], latency)
+async def takers(rig: Rig, *askers: tuple[str, int, int], latency: Any = ()) -> list[str]:
+    answer = await rig.read(takers_of, [Asking(*one) for one in askers], latency)
+    assert len(answer.queued) == len(await rig.rows("SELECT DISTINCT shape_id FROM jobs WHERE state = 'queued' AND held = 0"))
+    return [one[0] for one in askers if one[0] in answer.found]
 
 
 async def test_nobody_where_nothing_is_queued(rig: Rig):
     await rig.join("n1")
-    assert await takers(rig, ("n1", 4, 0)) is None
+    assert await takers(rig, ("n1", 4, 0)) == []
     (job_id,) = await rig.submit()
     await rig.write(jobs.hold_job, job_id)
-    assert await takers(rig, ("n1", 4, 0)) is None
+    assert await takers(rig, ("n1", 4, 0)) == []
 
 
 async def test_those_who_have_what_a_job_needs_in_their_order(rig: Rig):

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from ostler.coordinator.api import pulls
-from ostler.coordinator.operations.takers import Asking
+from ostler.coordinator.operations.takers import Asking, Takers
 from ostler.coordinator.store.wakeups import Wakeups
 from ostler.model.errors import StoreBusy
 
@@ -26,16 +26,19 @@ class Line:
         self.able, self.woken, self.asked = able, [], 0
         self.line = pulls.PullLine(self.wakeups, self._takers, logger=LOGGER)
         self.looked_at_all = asyncio.Event()
-        self.nothing_waits = False
+        self.queued = frozenset({7})
+        self.rounds = 0
         self.polls = 0
 
-    async def _takers(self, some: Sequence[Asking]) -> list[str] | None:
+    async def _takers(self, some: Sequence[Asking]) -> Takers:
+        await asyncio.sleep(0)
         self.asked += len(some)
         if self.asked >= self.polls - pulls.ABREAST:
             self.looked_at_all.set()
+        self.rounds += not some
         if self.able is None:
             raise StoreBusy("the disk is full")
-        return None if self.nothing_waits else [one.node_id for one in some if one.node_id in self.able]
+        return Takers(self.queued, {one.node_id for one in some if one.node_id in self.able})
 
     @asynccontextmanager
     async def asking(self, slots: Sequence[int]) -> AsyncIterator[None]:
@@ -89,14 +92,35 @@ async def test_who_has_a_free_slot_goes_before_who_has_none():
 
 async def test_where_nothing_is_left_nobody_further_is_looked_at():
     line = Line(able=set())
-    line.nothing_waits = True
+    line.queued = frozenset()
     async with line.asking([1] * 2000):
         line.wakeups.publish(("queue",))
-        await until(lambda: line.asked > 0)
-        for _ in range(100):
-            await asyncio.sleep(0)
-    assert len(line.woken) == pulls.ABREAST
-    assert line.asked == pulls.STRETCH
+        await until(lambda: line.rounds == 1)
+        line.wakeups.publish(("queue",))
+        await until(lambda: line.rounds == 2)
+    assert set(line.woken) == {f"n{number}" for number in range(pulls.ABREAST)}
+    assert line.asked == 0
+
+
+async def test_who_was_found_unfit_is_not_looked_at_again_for_the_same_jobs():
+    line = Line(able=set())
+    async with line.asking([1] * 2000):
+        line.wakeups.publish(("queue",))
+        await line.looked_at_all.wait()
+        looked, rounds = line.asked, line.rounds
+        line.wakeups.publish(("queue",))
+        await until(lambda: line.rounds == rounds + 2 or line.wakeups.publish(("queue",)))
+        assert line.asked == looked  # the same jobs: nobody
+        line.line.changed("n1000")
+        line.queued, line.able = frozenset({7}), {"n1000"}
+        line.wakeups.publish(("queue",))
+        await until(lambda: line.woken.count("n1000") == 2)  # by itself, and as one who could take it now
+        assert line.asked == looked + 1
+        line.queued = frozenset({7, 8})
+        line.looked_at_all.clear()
+        line.asked = 0
+        line.wakeups.publish(("queue",))
+        await line.looked_at_all.wait()  # another kind of job: everybody
 
 
 async def test_credit_and_leaving_change_who_asks():

@@ -150,6 +150,8 @@ async def heartbeat(call: Call) -> m.HeartbeatResponse:
     directives = await write(ops.heartbeat, replace(request, boot_epoch=epoch))
     if request.slots is not None:
         services.pulls.credit(node_id, request.slots)
+    if request.capabilities is not None:
+        services.pulls.changed(node_id)
     if services.credentials.wants_refresh(call.node):
         fresh = services.credentials.node_token(node_id, epoch)
         directives = [*directives, m.Directive(kind=m.DirectiveKind.REFRESH_TOKEN, token=fresh)]

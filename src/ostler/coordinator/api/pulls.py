@@ -2,18 +2,19 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 
-from ostler.coordinator.operations.takers import Asking
+from ostler.coordinator.operations.takers import Asking, Takers
 from ostler.coordinator.store.wakeups import Wakeups
 from ostler.model.errors import Unavailable
 from ostler.protocol.messages import Directive
 
 ABREAST = 8  # how many are woken at a time: enough to fill a group commit, few enough to leave the loop to others
 STRETCH = 512  # how many are looked at together for those who could take anything
+UNKNOWN = frozenset({-1})  # what waits, where the store cannot tell
 
 DirectiveKey = tuple[str, str | None, int | None, float | None]
 
@@ -28,6 +29,7 @@ class Pull:
     gpu_slots: int = 0
     over: bool = False
     turn: asyncio.Future[None] | None = None
+    vain: frozenset[int] = frozenset()  # shapes of jobs that its node cannot run: nobody looks again for the sake of those
     withdraw: Callable[[], None] | None = None  # what stands for it in the store
 
     def end(self) -> None:
@@ -52,9 +54,9 @@ class PullLine:
     """The line of open long polls."""
 
     def __init__(
-        self, wakeups: Wakeups, takers: Callable[[Sequence[Asking]], Awaitable[Sequence[str] | None]], *, logger: logging.Logger
+        self, wakeups: Wakeups, takers: Callable[[Sequence[Asking]], Awaitable[Takers]], *, logger: logging.Logger
     ) -> None:
-        """`takers` answers those of some askers for whom anything waits; None where nothing waits for anybody."""
+        """`takers` answers what waits, and those of some askers who could take it."""
         self._logger = logger
         self._wakeups = wakeups
         self._takers = takers
@@ -93,8 +95,14 @@ class PullLine:
         """A heartbeat told how many more jobs its node takes now."""
         pull = self._line.get(node_id)
         if pull is not None and slots > pull.slots:
-            pull.slots = slots
+            pull.slots, pull.vain = slots, frozenset()
             self._note(pull)
+            pull.wake.set()
+
+    def changed(self, node_id: str) -> None:
+        """What a node has is another thing now: it may be fit for what it was not fit for."""
+        if (pull := self._line.get(node_id)) is not None:
+            pull.vain = frozenset()
             pull.wake.set()
 
     def news(self, node_id: str, directives: Iterable[Directive]) -> list[Directive]:
@@ -122,26 +130,24 @@ class PullLine:
 
     async def _round(self) -> None:
         """The first few who have a slot free at once, so that an idle node begins at once; further ones, and those who have none, only
-        where something waits that they could take."""
-        turn = self._in_turn()
-        rest = list(islice(turn, STRETCH))
-        first = [pull for pull in rest[:ABREAST] if pull.node_id in self._hungry]
+        where something waits that they could take, and that they were not found unfit for before."""
+        first = list(islice((pull for pull in self._line.values() if pull.node_id in self._hungry), ABREAST))
         await self._wake(first)
-        rest = rest[len(first) :] + list(islice(turn, len(first)))
-        while rest:
-            takers = await self._those_who_take(rest)
-            if takers is None:
-                return
-            some = [pull for pull in rest if pull.node_id in takers][:ABREAST]
-            rest = rest[rest.index(some[-1]) + 1 :] if some else []
-            await self._wake(some)
-            rest = rest or list(islice(turn, STRETCH))
-
-    def _in_turn(self) -> Iterator[Pull]:
-        """As the line stands now: those who have a slot free before the others, each as long as they have waited."""
-        line, hungry = list(self._line.values()), self._hungry
-        yield from (pull for pull in line if pull.node_id in hungry)
-        yield from (pull for pull in line if pull.node_id not in hungry)
+        known = await self._ask(())
+        line, hungry = [pull for pull in self._line.values() if pull not in first and not known.queued <= pull.vain], self._hungry
+        line = [pull for pull in line if pull.node_id in hungry] + [pull for pull in line if pull.node_id not in hungry]
+        for begin in range(0, len(line), STRETCH):
+            rest = line[begin : begin + STRETCH]
+            while rest:
+                answer = await self._ask(rest)
+                if not answer.queued:
+                    return
+                for pull in rest:
+                    if pull.node_id not in answer.found:
+                        pull.vain |= answer.queued
+                some = [pull for pull in rest if pull.node_id in answer.found][:ABREAST]
+                rest = rest[rest.index(some[-1]) + 1 :] if some else []
+                await self._wake(some)
 
     async def _wake(self, some: Sequence[Pull]) -> None:
         """Let these try, and wait until they have."""
@@ -154,11 +160,10 @@ class PullLine:
         if turns:
             await asyncio.wait(turns)
 
-    async def _those_who_take(self, some: Sequence[Pull]) -> Collection[str] | None:
-        """None where nothing waits at all. A store that cannot tell must not leave anybody asleep."""
+    async def _ask(self, some: Sequence[Pull]) -> Takers:
+        """A store that cannot tell must not leave anybody asleep."""
         try:
-            found = await self._takers([Asking(pull.node_id, pull.slots, pull.gpu_slots) for pull in some])
+            return await self._takers([Asking(pull.node_id, pull.slots, pull.gpu_slots) for pull in some])
         except Unavailable as exc:
             self._logger.warning("work_unknown", extra={"attrs": {"error": str(exc)}})
-            return {pull.node_id for pull in some}
-        return None if found is None else set(found)
+            return Takers(UNKNOWN, {pull.node_id for pull in some})

@@ -15,17 +15,24 @@ class Asking(NamedTuple):
     gpu_slots: int
 
 
-def takers_of(tx: Tx, askers: Sequence[Asking], latency: Collection[str] = ()) -> list[str] | None:
-    """The askers who could run one of the jobs that are queued now, if they had room, in their order; None where none is queued. For
-    `Store.read`.
+class Takers(NamedTuple):
+    """The shapes of all jobs that could be leased now, and the nodes among those that ask who could run one of them."""
+
+    queued: frozenset[int]
+    found: set[str]
+
+
+def takers_of(tx: Tx, askers: Sequence[Asking], latency: Collection[str] = ()) -> Takers:
+    """Who of the askers could run one of the jobs that are queued now, if they had room. For `Store.read`.
 
     A node with no slot free takes jobs of the `latency` queues alone. What its live attempts leave of its memory is not looked at:
     that is the claim's to find out.
     """
+    queued = frozenset(row[0] for row in tx.rows(queued_shapes_sql(tx)))
+    if not queued or not askers:
+        return Takers(queued, set())
     places = tx.memo(Placements)
-    shapes = places.shapes_of(tx, [row[0] for row in tx.rows(queued_shapes_sql(tx))])
-    if not shapes:
-        return None
+    shapes = places.shapes_of(tx, queued)
     on_gpus = {shape_id for shape_id, shape in shapes.items() if shape.demand.gpu_slots}
     hasty = {shape_id for shape_id, shape in shapes.items() if shape.queue in latency} - on_gpus
     on_cpus = shapes.keys() - on_gpus
@@ -35,11 +42,11 @@ def takers_of(tx: Tx, askers: Sequence[Asking], latency: Collection[str] = ()) -
         (tx.array(one.node_id for one in askers),),
     )
     there = {row[0]: row for row in rows}
-    found = []
+    found = set()
     for one in askers:
         wanted = (on_cpus if one.slots > 0 else hasty) | (on_gpus if one.gpu_slots > 0 else set())
         if wanted and (row := there.get(one.node_id)) is not None:
             offer = places.offer_of(tx, one.node_id, row[1], (row[2], row[3]))
             if places.met_by(offer, row[1], {shape_id: shapes[shape_id] for shape_id in wanted}):
-                found.append(one.node_id)
-    return found
+                found.add(one.node_id)
+    return Takers(queued, found)
