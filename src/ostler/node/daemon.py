@@ -14,6 +14,7 @@ from ostler.model.manifest import Runner
 from ostler.node.attempts import AttemptTable, Live, Slots
 from ostler.node.confidences import Confidences
 from ostler.node.config import NodeConfig
+from ostler.node.counts import Counts
 from ostler.node.credit import Pace, credit
 from ostler.node.debug_upload import DebugUploads
 from ostler.node.directives import Directives
@@ -39,7 +40,6 @@ from ostler.node.loops.registrar import Registrar
 from ostler.node.loops.reporter import Reporter
 from ostler.node.loops.sweeper import Sweeper
 from ostler.node.loops.warden import Warden
-from ostler.node.metrics import Counts
 from ostler.node.offers import Offers
 from ostler.node.readiness import Readiness, Reason
 from ostler.node.recovery import Recovery

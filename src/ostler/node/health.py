@@ -9,12 +9,11 @@ from pathlib import Path
 
 from ostler import __version__
 from ostler.model.attempt import AttemptState
-from ostler.node import metrics
 from ostler.node.attempts import AttemptTable, Live
+from ostler.node.counts import Counts
 from ostler.node.http_door import Reply, Request
 from ostler.node.identity import Identity
 from ostler.node.loops.heart import Vitals
-from ostler.node.metrics import Counts
 from ostler.node.readiness import Readiness
 from ostler.node.session import Session
 from ostler.protocol import codec
@@ -164,6 +163,8 @@ class Health:
         return (self._clock.now() - timedelta(seconds=now - monotonic)).isoformat()
 
     def _metrics(self) -> bytes:
+        from ostler.node import metrics  # with a library that a node nobody scrapes need not load
+
         now = self._clock.monotonic()
         return metrics.text(
             metrics.Facts(

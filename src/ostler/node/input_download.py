@@ -1,5 +1,7 @@
 """Fetching one URL: over http(s) alone, resumed where the connection broke, never larger or slower than allowed."""
 
+from __future__ import annotations
+
 import asyncio
 import ipaddress
 import re

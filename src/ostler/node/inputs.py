@@ -1,5 +1,7 @@
 """Inputs of a job (N5): fetched, checked, put into `input/` under safe names, and linked into the working directory."""
 
+from __future__ import annotations
+
 import asyncio
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence

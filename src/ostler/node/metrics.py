@@ -1,7 +1,7 @@
 """The node's numbers in the Prometheus text format, made when they are asked for. Labels are from closed sets."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -11,23 +11,7 @@ from prometheus_client.registry import Collector
 from ostler import __version__
 from ostler.model.attempt import AttemptState
 from ostler.model.capabilities import Load
-
-
-@dataclass(slots=True)
-class Counts:
-    """What happened since the daemon began. Labels are from closed sets."""
-
-    started: int = 0
-    adopted: int = 0
-    ended: dict[str, int] = field(default_factory=dict)  # by "done", "cancelled" or the failure's code
-    delivered: int = 0
-    discarded: int = 0
-    seconds: float = 0.0
-
-    def end(self, verdict: str, seconds: float) -> None:
-        """One attempt is over."""
-        self.ended[verdict] = self.ended.get(verdict, 0) + 1
-        self.seconds += seconds
+from ostler.node.counts import Counts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

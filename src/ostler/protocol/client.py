@@ -4,6 +4,8 @@ Both build and read calls with `exchange`, so they differ in nothing but how the
 coordinator said by its code; no connection, or none in time, is CoordinatorUnreachable.
 """
 
+from __future__ import annotations
+
 import asyncio
 import base64
 import secrets
@@ -16,6 +18,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -35,10 +38,14 @@ CONNECT_S = 10.0
 KEEP_ALIVE_S = 30.0  # shorter than the coordinator's, so that no call meets a connection that is just being closed
 SILENCE_S = 45.0  # a followed log sends a comment each 15 s
 
-_LIMITS = httpx.Limits(max_connections=64, max_keepalive_connections=16, keepalive_expiry=KEEP_ALIVE_S)
+
+def _limits() -> httpx.Limits:
+    return httpx.Limits(max_connections=64, max_keepalive_connections=16, keepalive_expiry=KEEP_ALIVE_S)
+
+
 _OPTIONS = ("token", "query", "headers")
 
-Broken = Callable[[httpx.HTTPError], CoordinatorUnreachable]
+Broken = Callable[["httpx.HTTPError"], CoordinatorUnreachable]
 
 
 def _timeout(timeout_s: float, wait_s: float = 0.0) -> httpx.Timeout:
@@ -88,12 +95,10 @@ class _Shell:
         return self.trust.context if self.root.startswith("https:") else False
 
     def _unreachable(self, prepared: Prepared, exc: httpx.HTTPError | OSError) -> CoordinatorUnreachable:
-        server = httpx.URL(prepared.url)
+        server = urlsplit(prepared.url)
         usual = (str(exc) or type(exc).__name__, "is it running, and is the URL right?")
         why, hint = self.trust.explain(exc, prepared.url) or usual
-        return CoordinatorUnreachable(
-            f"no answer from the coordinator at {server.scheme}://{server.netloc.decode()}: {why}", hint=hint
-        )
+        return CoordinatorUnreachable(f"no answer from the coordinator at {server.scheme}://{server.netloc}: {why}", hint=hint)
 
     def _timeout(self, timeout_s: float | None, wait_s: float = 0.0) -> httpx.Timeout:
         return _timeout(self.timeout_s if timeout_s is None else timeout_s, wait_s)
@@ -174,7 +179,7 @@ class AsyncClient(_Shell):
     @cached_property
     def _http(self) -> httpx.AsyncClient:
         """For what is streamed, and for addresses that need more than a connection."""
-        return httpx.AsyncClient(verify=self._verify(), limits=_LIMITS)
+        return httpx.AsyncClient(verify=self._verify(), limits=_limits())
 
     async def __aenter__(self) -> Self:
         return self
@@ -367,7 +372,7 @@ class Client(_Shell):
         busy_s: float = 0.0,
     ) -> None:
         super().__init__(base_url, token=token, trust=trust or Trust(), timeout_s=timeout_s, patience_s=patience_s, busy_s=busy_s)
-        self._http = httpx.Client(verify=self._verify(), limits=_LIMITS)
+        self._http = httpx.Client(verify=self._verify(), limits=_limits())
 
     def __enter__(self) -> Self:
         return self

@@ -7,8 +7,6 @@ from functools import cached_property
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import httpx
-
 from ostler.model.errors import InvalidSpec
 
 _UNKNOWN_CA = frozenset({2, 18, 19, 20, 21})  # these and the numbers below are OpenSSL's X509_V_ERR_…
@@ -65,6 +63,8 @@ class Trust:
 
     def _verifying(self) -> ssl.SSLContext:
         if self.ca_file is None:
+            import httpx  # here: a program that only looks at a configuration, or speaks without TLS, starts without it
+
             return httpx.create_ssl_context(verify=self.verify)
         try:
             return ssl.create_default_context(cafile=self.ca_file)
@@ -148,6 +148,8 @@ def _chain(exc: BaseException | None) -> Iterator[BaseException]:
 
 
 def _broke_off(exc: BaseException) -> bool:
+    import httpx
+
     return isinstance(
         exc, ConnectionResetError | BrokenPipeError | httpx.RemoteProtocolError | httpx.ReadError | httpx.WriteError
     )
