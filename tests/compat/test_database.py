@@ -30,7 +30,7 @@ def as_it_was_in_postgresql(fixture: Path, url: str) -> None:
     """The same rows in the tables that the migrations up to the fixture's schema make in PostgreSQL."""
     database = PostgresDatabase(url)
     with closing(sqlite3.connect(fixture)) as old, database.connect(write=True) as new:
-        database.begin(new, write=True)
+        database.begin_schema(new)
         [(revision,)] = old.execute("SELECT version_num FROM alembic_version")
         migrate.upgrade(new, to=revision)
         names = {table for (table,) in old.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}

@@ -172,7 +172,7 @@ def described(server: Server, name: str) -> dict[str, list[str]]:
 def test_the_migrations_make_the_tables_that_the_code_describes(newest: Server, empty: str):
     database = PostgresDatabase(newest.url(empty))
     connection = database.connect(write=True)
-    database.begin(connection, write=True)
+    database.begin_schema(connection)
     migrate.upgrade(connection)
     database.tune(connection)
     database.commit(connection)

@@ -10,6 +10,7 @@ from ostler.coordinator.api.multipart import Part, PartEnd, read_form
 from ostler.coordinator.artifacts.store import Staging
 from ostler.coordinator.operations import leases
 from ostler.coordinator.operations.uploads import Expected, expected_artifacts
+from ostler.coordinator.store.beside import beside_others
 from ostler.coordinator.store.tx import Tx
 from ostler.model.errors import InvalidSpec, Problem, TooLarge
 from ostler.model.manifest import Artifact
@@ -156,6 +157,7 @@ class _Delivery:
         return Delivered(result, self.outcome is None)
 
 
+@beside_others
 def _finish_one(tx: Tx, node_id: str, outcome: m.Outcome, boot_epoch: str) -> m.ItemResult:
     return leases.finish_attempts(tx, node_id, [outcome], boot_epoch=boot_epoch)[0]
 

@@ -20,6 +20,7 @@ from ostler.coordinator.operations import leases as ops
 from ostler.coordinator.operations import nodes
 from ostler.coordinator.operations.claims import any_queued
 from ostler.coordinator.operations.uploads import work_waits
+from ostler.coordinator.store.beside import beside_others
 from ostler.coordinator.store.tx import Tx
 from ostler.model.errors import Conflict, InvalidSpec, OffsetMismatch, OstlerError, Problem, StaleAttempt, TooLarge
 from ostler.protocol import codec, dsse
@@ -123,6 +124,7 @@ def _leases(tx: Tx, request: m.PullRequest, how: _How) -> list[ops.Lease]:
     return ops.lease_jobs(tx, request, fresh=how.fresh, latency=how.latency, spread=how.spread)
 
 
+@beside_others
 def _claim(tx: Tx, request: m.PullRequest, how: _How) -> Claim:
     """Leases and directives in one transaction."""
     if request.protocol is None:
@@ -151,6 +153,7 @@ async def _wait(services: Services, pull: Pull, request: m.PullRequest, until: f
     return await standing.future or []
 
 
+@beside_others
 def _claim_at_once(tx: Tx, request: m.PullRequest, latency: frozenset[str], line: PullLine) -> list[ops.Lease] | None:
     asks = request.slots or request.gpu_slots or request.protocol is None or any_queued(tx, latency)
     leases = _leases(tx, request, _How(fresh=False, latency=latency, spread=len(line) > 1)) if asks else []
@@ -286,6 +289,7 @@ async def _apply_one(call: Call, operation: _Apply, said: S, make: Callable[[int
     call.own_node(said.node_id)
     job_id = said.job_id or ""
 
+    @beside_others
     def bound(tx: Tx) -> list[m.ItemResult]:
         attempt = said.attempt if said.attempt is not None else ops.bind_live_attempt(tx, node.node_id, job_id)
         return operation(tx, node.node_id, [make(attempt)], boot_epoch=node.boot_epoch)

@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 
 from ostler.coordinator.operations.quotas import Standing
 from ostler.coordinator.operations.views import check_limit, read_cursor, write_cursor
+from ostler.coordinator.store.beside import beside_if, beside_others, runs_beside
 from ostler.coordinator.store.times import when
 from ostler.coordinator.store.tx import Row, Tx
 from ostler.protocol import audit
@@ -34,6 +35,7 @@ class Entry(NamedTuple):
     request_id: str | None
 
 
+@beside_others
 def append(tx: Tx, entry: Entry, detail: str | None = None) -> None:
     """One row."""
     tx.run(_INSERT, (tx.at, *entry, detail))
@@ -45,6 +47,7 @@ _INSERT = (
 )
 
 
+@beside_if(lambda _entry, operation, *args: runs_beside(operation, args))
 def audited(tx: Tx, entry: Entry, operation: Callable[Concatenate[Tx, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
     """An operation and its row: both are durable, or neither is."""
     value = operation(tx, *args, **kwargs)
@@ -134,7 +137,7 @@ def seal(tx: Tx, sign: audit.Sign) -> int:
     last = tx.row("SELECT last_id, digest FROM seals ORDER BY last_id DESC LIMIT 1")
     after, previous = (int(last[0]), bytes(last[1])) if last else (0, audit.GENESIS)
     rows = tx.rows(
-        f"SELECT {audit.COLUMNS} FROM audit a WHERE a.id > ? AND {tx.settled('a')} ORDER BY a.id LIMIT ?",  # noqa: S608
+        f"SELECT {audit.COLUMNS} FROM audit a WHERE a.id > ? AND {tx.settled('audit', 'a')} ORDER BY a.id LIMIT ?",  # noqa: S608
         (after, BATCH),
     )
     if not rows:

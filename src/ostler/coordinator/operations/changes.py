@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from ostler.coordinator.operations import waits
+from ostler.coordinator.store.beside import Changed
 from ostler.coordinator.store.schema import LIVE_SQL, NOT_OVER_SQL
 from ostler.coordinator.store.times import micros, span, when_or_none
 from ostler.coordinator.store.tx import Row, Tx
@@ -19,7 +20,6 @@ from ostler.model import job as jobs
 from ostler.model import retry
 from ostler.model.attempt import Attempt, AttemptEvent, AttemptState
 from ostler.model.dependencies import Fallout
-from ostler.model.errors import StoreBusy
 from ostler.model.failures import Failure, FailureCode
 from ostler.model.job import Job, JobEvent, JobState
 from ostler.model.manifest import Manifest, RetryPolicy, retry_policy
@@ -230,7 +230,7 @@ class Changes:
     def flush(self) -> None:
         """Write everything, and what it means to jobs that wait for those that ended.
 
-        Raises StoreBusy where a row is no longer as it was read, which undoes the operation.
+        Raises Changed where a row is no longer as it was read, which undoes the operation.
         """
         ended = {
             seq: case.job.state
@@ -252,6 +252,7 @@ class Changes:
             found = waits.fallout_of(tx, ended, since=since)
             if not (found.cancelled or found.nearer or free):  # nearly always: nobody waits
                 break
+            tx.alone()  # another end, at the same time, may be nearer too: neither would find the other
             if found.cancelled or found.held:
                 self._fall(found)
             freed = waits.free(tx, found.nearer | set(free))
@@ -309,11 +310,9 @@ class Changes:
             if case.attempt is not None:
                 case.read_attempt = case.attempt.state
         self._touched.clear()
-        for group_id in self._groups:
-            # Whoever waits for a group is woken once, at its end: a wake-up per job would have the whole group counted each time.
-            if tx.row(_open_sql(tx), (group_id,)) is None:
-                tx.wake(("group", group_id))
-        self._groups.clear()
+        if self._groups:
+            tx.at_commit(_tell_ended_groups, self._groups)
+            self._groups = set()
         if self._events:
             tx.many(_EVENT, self._events)
             tx.wake(("events",))
@@ -336,6 +335,17 @@ _ATTEMPT_END = (
     "signal = ?, usage = ?, sandbox = ? WHERE job_seq = ? AND attempt = ? AND state = ?"
 )
 _EVENT = "INSERT INTO events (at, kind, job_seq, attempt, node_id, message) VALUES (?, ?, ?, ?, ?, ?)"
+
+
+def _tell_ended_groups(tx: Tx, some: list[set[str]]) -> None:
+    """Whoever waits for a group is woken once, at its end: a wake-up per job would have the whole group counted each time.
+
+    Of two transactions that end the last two jobs each sees the other's job as it was; so one looks after the other's commit.
+    """
+    for group_id in sorted(set().union(*some)):
+        tx.one_by_one(f"group {group_id}")
+        if tx.row(_open_sql(tx), (group_id,)) is None:
+            tx.wake(("group", group_id))
 
 
 def _open_sql(tx: Tx) -> str:
@@ -377,7 +387,7 @@ def _end_row(case: Case, attempt: Attempt) -> tuple[object, ...]:
 def write(tx: Tx, sql: str, rows: Sequence[Sequence[object]]) -> None:
     """Guarded statements: each row of parameters must change exactly one row."""
     if rows and (changed := tx.many(sql, rows)) != len(rows):
-        raise StoreBusy(f"{len(rows) - changed} of {len(rows)} rows were changed by someone else meanwhile", hint="try again")
+        raise Changed(f"{len(rows) - changed} of {len(rows)} rows were changed by someone else meanwhile", hint="try again")
 
 
 def after_failure(case: Case, code: FailureCode) -> tuple[JobEvent, timedelta | None]:

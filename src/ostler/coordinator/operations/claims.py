@@ -4,7 +4,7 @@ A loose scan of the claim's index names the shapes that have queued jobs, each s
 meet (remembered per node and shape) the heads are read, and `placement.choose` picks from them.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,11 +45,11 @@ def any_queued(tx: Tx, queues: Collection[str]) -> bool:
     return any(shape.queue in queues for shape in shapes.values())
 
 
-def heads_sql(tx: Tx, unless: str = "") -> str:
-    """The first jobs of one shape's queue; `unless` is a further condition."""
+def heads_sql(tx: Tx, unless: str = "", *, take: bool = False) -> str:
+    """The first jobs of one shape's queue; `unless` is a further condition. `take` passes over those that another coordinator takes."""
     return f"""
         SELECT seq, job_id, rank, attempt, tries FROM jobs {tx.by_index("ix_jobs_claim")}
-        WHERE shape_id = ? AND {_QUEUED} {unless} ORDER BY rank, seq LIMIT ?"""  # noqa: S608 - fragments of ours
+        WHERE shape_id = ? AND {_QUEUED} {unless} ORDER BY rank, seq LIMIT ? {tx.passing_over() if take else ""}"""  # noqa: S608 - fragments of ours
 
 
 @dataclass(slots=True)
@@ -174,14 +174,31 @@ def claim(tx: Tx, wish: Claim, spare: Spare | None = None) -> list[Candidate]:
     share = max(
         1, len(owners)
     )  # among many submitters each gets so much less: most heads that one alone would get need not be read
-    heads = [
-        (shapes[shape_id], _heads(tx, wish, shape_id, (min(wanted, wanted // share + 2), wanted), resting))
-        for shape_id, wanted in fitting
-    ]
-    return choose(
-        room, wish.credit, heads, fair=places.fair, latency=wish.latency, spread=wish.spread,
-        spare=spare(tx, owners) if spare is not None and owners else {},
-    )  # fmt: skip
+    at_most = spare(tx, owners) if spare is not None and owners else {}
+
+    def pick(room: Room, *, take: bool) -> list[Candidate]:
+        heads = [
+            (shapes[shape_id], _heads(tx, wish, shape_id, (min(wanted, wanted // share + 2), wanted), resting, take=take))
+            for shape_id, wanted in fitting
+        ]
+        return choose(room, wish.credit, heads, fair=places.fair, latency=wish.latency, spread=wish.spread, spare=at_most)
+
+    chosen = pick(room, take=False)
+    if tx.is_alone or not chosen or _take(tx, chosen):
+        return chosen
+    # Another coordinator is at the same heads. What it has taken is passed over, and what is read now is taken, needed or not: whoever
+    # found nothing for that reason looks again.
+    tx.wake(("queue",))
+    return pick(Room(wish.offer, wish.live, disk_free_mb=wish.disk_free_mb), take=True)
+
+
+def _take(tx: Tx, chosen: Sequence[Candidate]) -> bool:
+    """Take all of these for this transaction; False where another one has some, or has had them meanwhile."""
+    rows = tx.rows(
+        f"SELECT seq, attempt FROM jobs WHERE {tx.any_of('seq')} AND {_QUEUED} {tx.passing_over()}",  # noqa: S608 - fragments of ours
+        (tx.array([one.seq for one in chosen]),),
+    )
+    return {(one.seq, one.attempt) for one in chosen} == set(rows)
 
 
 def _at_most(shape: Shape, wish: Claim) -> int:
@@ -190,7 +207,9 @@ def _at_most(shape: Shape, wish: Claim) -> int:
     return min(MAX_CLAIM, max(0, credit.gpu // gpus if gpus else cpu))
 
 
-def _heads(tx: Tx, wish: Claim, shape_id: int, portions: tuple[int, int], resting: set[int]) -> Iterator[Candidate]:
+def _heads(
+    tx: Tx, wish: Claim, shape_id: int, portions: tuple[int, int], resting: set[int], *, take: bool
+) -> Iterator[Candidate]:  # fmt: skip
     """The first jobs of a shape that this node may get, read as they are asked for: so many at once, then all that it can use."""
     unless = ""
     params: tuple[object, ...] = (shape_id,)
@@ -200,7 +219,7 @@ def _heads(tx: Tx, wish: Claim, shape_id: int, portions: tuple[int, int], restin
     given = 0
     for limit in portions:
         if given < limit:
-            rows = tx.rows(heads_sql(tx, unless), (*params, limit + len(resting)))
+            rows = tx.rows(heads_sql(tx, unless, take=take), (*params, limit + len(resting)))
             found = [Candidate(*row) for row in rows if row[0] not in resting][given:limit]
             yield from found
             given += len(found)

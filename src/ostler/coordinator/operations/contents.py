@@ -13,10 +13,15 @@ PAGE = 500
 
 def keep(tx: Tx, contents: Mapping[str, bytes]) -> None:
     """Store bytes by their sha256. What is there already is as young as what is new: whoever removes old ones passes over it."""
+    tx.at_commit(_keep, contents)  # many jobs may bring the same bytes
+
+
+def _keep(tx: Tx, some: list[Mapping[str, bytes]]) -> None:
+    contents = {sha256: data for one in some for sha256, data in one.items()}
     tx.many(
         "INSERT INTO contents (sha256, stored_at, data) VALUES (?, ?, ?) "
         "ON CONFLICT (sha256) DO UPDATE SET stored_at = excluded.stored_at",
-        [(sha256, tx.at, data) for sha256, data in contents.items()],
+        [(sha256, tx.at, contents[sha256]) for sha256 in sorted(contents)],
     )
 
 

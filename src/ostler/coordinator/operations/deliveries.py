@@ -8,6 +8,7 @@ from ostler.coordinator.operations import contents, logs, quotas, sessions
 from ostler.coordinator.operations.changes import Case, Changes, after_failure, load
 from ostler.coordinator.operations.sessions import stale
 from ostler.coordinator.operations.uploads import declared_artifacts
+from ostler.coordinator.store.beside import beside_others
 from ostler.coordinator.store.tx import Tx
 from ostler.model.attempt import BEGUN, AttemptEvent, AttemptState
 from ostler.model.errors import InvalidSpec, InvalidTransition, NotFound, OffsetMismatch
@@ -50,6 +51,7 @@ def verdict(case: Case, outcome: Outcome) -> Verdict:
     return Verdict(JobEvent.FINISH, AttemptEvent.FINISH)
 
 
+@beside_others
 def finish_attempts(
     tx: Tx, node_id: str, outcomes: Sequence[Outcome], *, boot_epoch: str | None = None, stored: Container[str] | None = None
 ) -> list[ItemResult]:
@@ -205,6 +207,7 @@ def _refused(outcome: Outcome, code: str, message: str) -> ItemResult:
     return ItemResult(job_id=outcome.job_id, attempt=outcome.attempt, ok=False, code=code, message=message)
 
 
+@beside_others
 def set_workspace(tx: Tx, node_id: str, job_id: str, attempt: int, sha256: str) -> None:
     """Note the blob of a workspace that was asked for by debug; raises NotFound where it was not asked for."""
     changed = tx.run(

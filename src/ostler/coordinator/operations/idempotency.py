@@ -6,6 +6,7 @@ from datetime import timedelta
 
 from ostler.coordinator.operations.dependencies import Accepted
 from ostler.coordinator.operations.jobs import submit_jobs
+from ostler.coordinator.store.beside import Changed, beside_others
 from ostler.coordinator.store.times import span, when
 from ostler.coordinator.store.tx import Tx
 from ostler.model.errors import Conflict
@@ -41,6 +42,7 @@ def answered(tx: Tx, mark: Mark) -> SubmitResponse | None:
     return decode(answer, SubmitResponse, what="answer")
 
 
+@beside_others
 def submit_once(
     tx: Tx, mark: Mark, accepted: Accepted, owner: str | None, *, reach: str | None = None, group: str | None = None
 ) -> tuple[SubmitResponse, bool]:
@@ -49,10 +51,12 @@ def submit_once(
     if before is not None:
         return before, True
     made = submit_jobs(tx, accepted, owner, reach=reach, group=group)
-    tx.run(
+    kept = tx.run(
         "INSERT INTO idempotency (principal, key, digest, created_at, answer) VALUES (?, ?, ?, ?, ?) "
         "ON CONFLICT (principal, key) DO UPDATE "
-        "SET digest = excluded.digest, created_at = excluded.created_at, answer = excluded.answer",
-        (mark.principal, mark.key, mark.digest, tx.at, encode(made).decode()),
+        "SET digest = excluded.digest, created_at = excluded.created_at, answer = excluded.answer WHERE idempotency.created_at <= ?",
+        (mark.principal, mark.key, mark.digest, tx.at, encode(made).decode(), tx.at - span(mark.honoured)),
     )
+    if not kept:
+        raise Changed("the same submission was made by way of another coordinator at the same time", hint="try again")
     return made, False

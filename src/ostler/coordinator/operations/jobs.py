@@ -14,6 +14,7 @@ from ostler.coordinator.operations.uploads import check_named
 from ostler.coordinator.operations.views import job_view, no_job
 from ostler.coordinator.placement.rank import rank_of
 from ostler.coordinator.placement.shape import Shape, shape_of, write_shape
+from ostler.coordinator.store.beside import beside_others
 from ostler.coordinator.store.schema import FOR_JOBS, UNTIL_TIME
 from ostler.coordinator.store.times import micros, span
 from ostler.coordinator.store.tx import Tx
@@ -37,6 +38,7 @@ _INSERT_JOB = _INSERT.format("", "")
 _INSERT_CHILD = _INSERT.format(", group_id", ", ?")  # apart, so that other jobs do not pay for a parameter that they lack
 
 
+@beside_others
 def submit_jobs(
     tx: Tx, manifests: Accepted, owner: str | None = None, *, reach: str | None = None, group: str | None = None
 ) -> SubmitResponse:
@@ -46,6 +48,8 @@ def submit_jobs(
     no arrays). Raises AlreadyExists naming the id that is taken (in the store, or twice in the batch), InvalidSpec and TooLarge for
     dependencies, QuotaExceeded.
     """
+    if group is not None or any(manifest.array_index is not None or dependencies.waits(manifest) for manifest, _ in manifests):
+        tx.alone()
     warnings = quotas.admit(tx, owner, len(manifests))
     names, groups = _names(tx, manifests, group)
     if groups:
@@ -92,7 +96,7 @@ def _names(tx: Tx, manifests: Accepted, group: str | None) -> tuple[list[Name], 
 
 def _insert(tx: Tx, manifests: Accepted, names: Sequence[Name], owner: str | None, *, retry_of: str | None = None) -> int:
     """Insert queued jobs under these names; the first one's number."""
-    first = seq = _reserve(tx, len(manifests))
+    first = seq = tx.reserve(len(manifests))
     shapes: dict[Shape, int] = {}
     bodies: dict[int, str] = {}
     rows, children, specs, events, labels, inputs = [], [], [], [], [], []
@@ -155,14 +159,6 @@ def _check_free(tx: Tx, asked: Sequence[str]) -> None:
                 f"{what} {taken[0]} exists already; nothing was submitted",
                 hint=f"choose another job_id, leave it out, or see `ostler job show {taken[0]}`",
             )
-
-
-def _reserve(tx: Tx, count: int) -> int:
-    """The first of `count` sequence numbers that nobody else will get. They are never used twice: cursors point between them."""
-    row = tx.row("UPDATE counters SET next = next + ? WHERE name = 'jobs' RETURNING next", (count,))
-    if row is None:
-        row = tx.row("INSERT INTO counters (name, next) VALUES ('jobs', ?) RETURNING next", (count + 1,))
-    return (row[0] if row else 0) - count
 
 
 _PAIRS = [one + other for one in "0123456789abcdefghijklmnopqrstuv" for other in "0123456789abcdefghijklmnopqrstuv"]

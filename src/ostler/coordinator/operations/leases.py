@@ -32,6 +32,7 @@ from ostler.coordinator.operations.sessions import NodeRow, stale
 from ostler.coordinator.operations.waits import handed_to
 from ostler.coordinator.placement.choose import Candidate, Credit
 from ostler.coordinator.placement.shape import Shape
+from ostler.coordinator.store.beside import beside_others
 from ostler.coordinator.store.times import span
 from ostler.coordinator.store.tx import Tx
 from ostler.model import job as jobs
@@ -88,6 +89,7 @@ class Pulled(NamedTuple):
     live: list[Case] | None
 
 
+@beside_others
 def lease_jobs(
     tx: Tx, request: PullRequest, *, fresh: bool = True, latency: frozenset[str] = frozenset(), spread: bool = False
 ) -> list[Lease]:
@@ -255,6 +257,7 @@ def _lease(
     return {seq: (body, inputs.get(seq, ())) for seq, body, _ in found}
 
 
+@beside_others
 def ack_jobs(tx: Tx, node_id: str, items: Sequence[AckItem], *, boot_epoch: str | None = None) -> list[ItemResult]:
     """Accept leases, or hand them back (`decline`); one answer per item, in order. Doubled acks are ok."""
     sessions.current(tx, node_id, boot_epoch)
@@ -290,6 +293,7 @@ def refused(item: AckItem | ProgressItem, message: str) -> ItemResult:
     return ItemResult(job_id=item.job_id, attempt=item.attempt, ok=False, code=InvalidTransition.code, message=message)
 
 
+@beside_others
 def report_progress(tx: Tx, node_id: str, items: Sequence[ProgressItem], *, boot_epoch: str | None = None) -> list[ItemResult]:
     """Stages and progress of attempts that the node holds; a stage that was passed already is ignored."""
     sessions.current(tx, node_id, boot_epoch)

@@ -7,6 +7,7 @@ from typing import Any
 
 from ostler.coordinator.operations import sessions
 from ostler.coordinator.operations.changes import Case, load
+from ostler.coordinator.store.beside import beside_others
 from ostler.coordinator.store.tx import Tx
 from ostler.model.attempt import BEGUN
 from ostler.model.errors import Gone, InvalidSpec, NotFound, OffsetMismatch, Problem, TooLarge
@@ -30,6 +31,7 @@ class RunningHashes:
     by_stream: dict[tuple[int, int, str], tuple[int, Any]] = field(default_factory=dict)
 
 
+@beside_others
 def append_log(  # noqa: PLR0917 - the place of bytes has this many parts
     tx: Tx, node_id: str, job_id: str, attempt: int, stream: str, offset: int, data: bytes, final: LogEnd | None = None,
     *, boot_epoch: str | None = None, max_bytes: int | None = None,

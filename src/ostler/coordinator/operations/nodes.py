@@ -14,6 +14,7 @@ from ostler.coordinator.operations.changes import Case, Changes, load_live, load
 from ostler.coordinator.operations.leases import lose
 from ostler.coordinator.operations.sessions import NodeRow
 from ostler.coordinator.operations.views import node_view
+from ostler.coordinator.store.beside import beside_others
 from ostler.coordinator.store.times import span
 from ostler.coordinator.store.tx import Tx
 from ostler.model.attempt import BEGUN
@@ -139,6 +140,7 @@ def _store_capabilities(tx: Tx, node_id: str, body: str) -> None:
     )
 
 
+@beside_others
 def heartbeat(tx: Tx, request: HeartbeatRequest) -> list[Directive]:
     """Renew the node's leases. An unknown node is told to register; an older boot epoch is StaleAttempt."""
     found = sessions.find(tx, request.node_id)

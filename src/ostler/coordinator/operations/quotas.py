@@ -62,7 +62,7 @@ def set_prices(tx: Tx, new: Mapping[str, Price]) -> None:
         "INSERT INTO prices (pool, cpu_hour, gpu_hour) VALUES (?, ?, ?)",
         [(pool, one.cpu_hour, one.gpu_hour) for pool, one in new.items()],
     )
-    tx.memo(Known).forget()
+    _forget(tx)
 
 
 # --- at submission -----------------------------------------------------------------------------------------------------------
@@ -73,6 +73,7 @@ def admit(tx: Tx, owner: str | None, count: int) -> tuple[str, ...]:
     quota = known(tx).quotas.get(owner or "")
     if quota is None or owner is None:
         return ()
+    tx.one_by_one(f"quota {owner}")  # or each of two submissions would find room for itself
     month = month_of(tx.now)
     warnings = []
     for gauge in _monthly(tx, owner, quota, month):
@@ -142,9 +143,10 @@ def spare(tx: Tx, owners: Collection[str | None]) -> dict[str | None, int]:
     """How many more attempts each of these may have; who is not in the answer is not limited. Only in the writer."""
     limits = known(tx).quotas
     found: dict[str | None, int] = {}
-    for owner in owners:
+    for owner in sorted(owners, key=str):
         most = limits[owner].running if owner is not None and owner in limits else None
         if owner is not None and most is not None:
+            tx.one_by_one(f"quota {owner}")
             found[owner] = max(0, most - _count(tx, owner, LIVE_JOB_SQL, most))
     return found
 
@@ -181,6 +183,19 @@ def bill(tx: Tx, node_id: str, ended: Iterable[Case]) -> None:
         for day, used in charge(*taken(shape), case.acked_at, tx.at, price):
             key = (shape.owner, day)
             sums[key] = sums[key] + used if key in sums else used
+    if sums:
+        tx.at_commit(_enter, (sums, last))  # rows that every end of an owner's attempt adds to
+
+
+def _enter(tx: Tx, some: list[tuple[dict[tuple[str, int], Spent], dict[str, Case]]]) -> None:
+    """Add to the ledger, and tell where a limit was crossed."""
+    memory = known(tx)
+    sums: dict[tuple[str, int], Spent] = {}
+    last: dict[str, Case] = {}
+    for more, cases in some:
+        last |= cases
+        for key, used in more.items():
+            sums[key] = sums[key] + used if key in sums else used
     limited = [owner for owner in last if owner in memory.quotas]
     month = month_of(tx.now) if limited else None
     before = {owner: spent(tx, owner, month) for owner in limited if month is not None}
@@ -189,7 +204,10 @@ def bill(tx: Tx, node_id: str, ended: Iterable[Case]) -> None:
             "INSERT INTO usage (principal, day, cpu_us, gpu_us, money) VALUES (?, ?, ?, ?, ?) "
             "ON CONFLICT (principal, day) DO UPDATE SET cpu_us = usage.cpu_us + excluded.cpu_us, "
             "gpu_us = usage.gpu_us + excluded.gpu_us, money = usage.money + excluded.money",
-            [(owner, day, one.cpu_us, one.gpu_us, one.money) for (owner, day), one in sums.items()],
+            [
+                (owner, day, one.cpu_us, one.gpu_us, one.money)
+                for (owner, day), one in sorted(sums.items(), key=lambda item: item[0])
+            ],
         )
     for owner in limited:
         quota, case = memory.quotas[owner], last[owner]
@@ -280,10 +298,15 @@ def remove_quota(tx: Tx, principal: str) -> Standing:
     return show_quota(tx, principal)
 
 
-def _changed(tx: Tx) -> None:
+def _forget(tx: Tx) -> None:
     memory = tx.memo(Known)
     memory.forget()
     tx.after_commit(memory.forget)  # should this be undone, nobody goes on with what they read of it
+    tx.forget_everywhere()
+
+
+def _changed(tx: Tx) -> None:
+    _forget(tx)
     tx.wake(("queue",))
 
 

@@ -115,7 +115,9 @@ def remove_jobs(tx: Tx, removals: Sequence[Removal]) -> int:
     """Take a few jobs with all that stands about them, and arrays of which none is left; how many jobs."""
     seqs = _seqs(tx, removals)
     groups = {row[0] for row in tx.rows(f"SELECT group_id FROM jobs WHERE {tx.any_of('seq')} AND group_id IS NOT NULL", (seqs,))}  # noqa: S608
+    last = tx.row(f"SELECT max(id) FROM events WHERE {tx.any_of('job_seq')}", (seqs,))  # noqa: S608 - a fragment of ours
     count = tx.run(f"DELETE FROM jobs WHERE {tx.any_of('seq')} AND {_GUARD}", (seqs,))  # noqa: S608 - fragments of ours
+    _events_went(tx, last[0] if last else None)
     if groups:
         tx.run(
             f"""DELETE FROM groups WHERE {tx.any_of("group_id")}
@@ -159,7 +161,19 @@ def old_events(tx: Tx, policy: Retention, after: int) -> Events:
 
 def remove_events(tx: Tx, ids: Iterable[int]) -> int:
     """Take events; how many there were."""
-    return tx.run(f"DELETE FROM events WHERE {tx.any_of('id')}", (tx.array(ids),))  # noqa: S608 - a fragment of ours
+    some = list(ids)
+    _events_went(tx, max(some, default=None))
+    return tx.run(f"DELETE FROM events WHERE {tx.any_of('id')}", (tx.array(some),))  # noqa: S608 - a fragment of ours
+
+
+def _events_went(tx: Tx, last: int | None) -> None:
+    """Where ids may have gaps, a reader cannot tell from them what was removed."""
+    if last is not None and tx.gaps:
+        tx.run(
+            "INSERT INTO counters (name, next) VALUES ('events_removed', ?) ON CONFLICT (name) DO UPDATE SET next = excluded.next "
+            "WHERE counters.next < excluded.next",
+            (last,),
+        )
 
 
 def old_keys(tx: Tx, policy: Retention) -> list[Row]:

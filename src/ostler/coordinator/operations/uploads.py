@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ostler.coordinator.operations.removals import unnamed
+from ostler.coordinator.store.beside import beside_others
 from ostler.coordinator.store.tx import Tx
 from ostler.model.attempt import TERMINAL, AttemptState
 from ostler.model.errors import InvalidSpec, NotFound, Problem, StaleAttempt
@@ -64,6 +65,7 @@ def check_workspace_wanted(tx: Tx, node_id: str, job_id: str, attempt: int) -> N
         )
 
 
+@beside_others
 def note_upload(tx: Tx, sha256: str, owner: str) -> None:
     """Who has these bytes: they may name them as an input, and the bytes are kept as long as somebody may yet do so."""
     tx.run(

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from ostler.coordinator.operations import events
 from ostler.coordinator.operations.views import check_limit, read_cursor, write_cursor
+from ostler.coordinator.store.beside import beside_others
 from ostler.coordinator.store.times import span, when, when_or_none
 from ostler.coordinator.store.tx import Row, Tx
 from ostler.coordinator.webhooks import next_try
@@ -125,6 +126,7 @@ def due_webhooks(tx: Tx) -> tuple[list[Due], float | None]:
     return now, min(later) / 1e6 if later else None
 
 
+@beside_others
 def delivered(tx: Tx, webhook_id: str, cursor: int) -> bool:
     """All up to the cursor arrived, or was none of its business; False where the webhook is gone or disabled."""
     return bool(
@@ -136,6 +138,7 @@ def delivered(tx: Tx, webhook_id: str, cursor: int) -> bool:
     )
 
 
+@beside_others
 def failed(tx: Tx, webhook_id: str, error: str) -> WebhookView | None:
     """A delivery failed: it is tried again later, or after days of that no more. None where the webhook is gone."""
     row = tx.row("SELECT failures, failing_since FROM webhooks WHERE webhook_id = ? AND disabled_at IS NULL", (webhook_id,))

@@ -43,13 +43,22 @@ class Database(Protocol):
 
     engine: Engine
     shared: bool  # whether other coordinators may use it at the same time
+    max_operations: int  # in one transaction
 
     def connect(self, *, write: bool) -> Connection:
         """A connection, set up for writing or for reading alone."""
         ...
 
-    def begin(self, connection: Connection, *, write: bool, durable: bool = True) -> None:
-        """Begin a transaction."""
+    def begin(
+        self, connection: Connection, *, write: bool, durable: bool = True, alone: bool = True, settled: bool = False
+    ) -> int:
+        """Begin a transaction. One that writes is `alone`, or beside others that are not; one that reads may want to know what is
+        `settled`. Answers a number that is another one whenever what processes remember of the tables may have changed.
+        """
+        ...
+
+    def begin_schema(self, connection: Connection) -> None:
+        """Begin a transaction that makes or changes tables, alone; whatever is there, or nothing."""
         ...
 
     def commit(self, connection: Connection) -> None:
@@ -91,12 +100,37 @@ class Database(Protocol):
         """
         ...
 
-    def settled(self, alias: str) -> str:
-        """SQL that is true for rows of an append-only table which no row that commits later can come before.
+    def settled(self, table: str, alias: str) -> str:
+        """SQL that is true for rows of an append-only table (`events`, `audit`) which no row that commits later can come before.
 
         Readers that remember the id of the last row they saw depend on it. With one writer every committed row is settled; where
-        transactions commit side by side it is what the oldest one still running leaves in order.
+        transactions commit side by side it is what the oldest one still running leaves in order. Holds for a transaction that was
+        begun with `settled`, or after `settle`.
         """
+        ...
+
+    def settle(self, connection: Connection) -> None:
+        """Find out, inside of a transaction that writes, what is settled by now."""
+        ...
+
+    def passing_over(self) -> str:
+        """SQL at the end of a SELECT that takes the rows for this transaction, without those that another one has taken."""
+        ...
+
+    def reserve(self, connection: Connection, count: int) -> int:
+        """The first of `count` numbers for jobs, which nobody else ever gets."""
+        ...
+
+    def one_by_one(self, connection: Connection, what: str) -> None:
+        """Wait until no other transaction that called this for the same is under way."""
+        ...
+
+    def forget_everywhere(self, connection: Connection) -> None:
+        """Once this transaction is committed, what processes remember of the tables is out of date."""
+        ...
+
+    def collided(self, exc: BaseException) -> bool:
+        """Whether an error is what others did meanwhile, so that the same operation may succeed alone."""
         ...
 
     def lost(self, connection: Connection) -> bool:

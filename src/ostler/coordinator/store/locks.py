@@ -11,6 +11,15 @@ class Lock(IntEnum):
 
     DUTY = 2  # of a session: one number for each of the loops that only one coordinator runs
     WRITE = 1  # held by every transaction that writes: alone, or shared with others that may run beside it
+    NUMBERS = 3  # of a session, for the moment in which it draws numbers for jobs
+    EVENTS = 4  # shared by every transaction that writes, with the last id that was drawn before it began as its number
+    AUDIT = 5
+    ONE_BY_ONE = 6  # what is done by one transaction after the other, by its name
+
+
+def parts_of(lock: Lock) -> tuple[int, int]:
+    """What `pg_locks` shows of its keys: `classid` is the first of these plus the number's bits above 32, of which there are so many."""
+    return (_OURS << 16) | (lock << 8), _BITS - 32
 
 
 def key_of(lock: Lock, number: int = 0) -> int:

@@ -19,7 +19,7 @@ def prepare(database: Database, *, logger: logging.Logger, on_purpose: bool = Fa
     """
     connection = database.connect(write=True)
     try:
-        database.begin(connection, write=True)
+        database.begin_schema(connection)
         try:
             found = schema_of(connection)
             _refuse_newer(connection, found or 0)

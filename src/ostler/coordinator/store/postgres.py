@@ -4,9 +4,10 @@ The driver's connections are in autocommit and begin nothing by themselves: tran
 """
 
 import contextlib
+import hashlib
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -19,8 +20,9 @@ from psycopg.types.string import StrDumperUnknown
 from sqlalchemy import Connection, create_engine
 from sqlalchemy.pool import NullPool
 
-from ostler.coordinator.store.locks import Lock, key_of
+from ostler.coordinator.store.locks import Lock, key_of, parts_of
 from ostler.coordinator.store.peers import Peers
+from ostler.coordinator.store.schema import JOB_NUMBERS
 from ostler.coordinator.store.wakeups import Wakeups
 from ostler.model.errors import InvalidSpec, OstlerError, Rejected, StoreBusy
 
@@ -52,6 +54,42 @@ SETTINGS = {
 BUSY_TABLES = ("jobs", "attempts", "nodes", "counters", "usage", "webhooks")
 _TUNED = "autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 500, autovacuum_analyze_scale_factor = 0.05"
 
+MEMOS = "ostler_memos"  # a sequence: it goes on when processes must forget what they remember
+_APPENDED = ("events", "audit")
+_RELEASED = "released"
+# ruff: noqa: S608 - all of these are put together from constants of ours
+# The last id of a sequence that was drawn: before the first one, its value is what will be drawn.
+_DRAWN = "(CASE WHEN {0}_id_seq.is_called THEN {0}_id_seq.last_value ELSE {0}_id_seq.last_value - 1 END)"
+_GENERATION = f"{MEMOS}.last_value + {MEMOS}.is_called::int"  # the first call of a sequence leaves its value as it is
+_FROM = "FROM events_id_seq, audit_id_seq"
+# The lock comes before any id is drawn, and its number is below each of them.
+_MARK_BEGINNING = (
+    "SELECT " + ", ".join(
+        f"pg_advisory_xact_lock_shared({key_of(Lock[table.upper()])} + {_DRAWN.format(table)})" for table in _APPENDED
+    ) + f", {_GENERATION} {_FROM}, {MEMOS}"
+)  # fmt: skip
+_ALONE = f"SELECT pg_advisory_xact_lock({key_of(Lock.WRITE)}); SELECT {_GENERATION} FROM {MEMOS}"
+_BESIDE = f"SELECT pg_advisory_xact_lock_shared({key_of(Lock.WRITE)}); {_MARK_BEGINNING}"
+_LOCKED = " UNION ALL ".join(
+    f"SELECT {lock:d} AS lock, classid::bigint - {first} AS high, objid::bigint AS low FROM pg_locks WHERE locktype = 'advisory' "
+    f"AND objsubid = 1 AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) "
+    f"AND classid::bigint BETWEEN {first} AND {first + 2**bits - 1}"
+    for lock in (Lock.EVENTS, Lock.AUDIT)
+    for first, bits in (parts_of(lock),)
+)
+_LOOK = (
+    f"SELECT {', '.join(map(_DRAWN.format, _APPENDED))} {_FROM};"
+    f"SELECT lock, min((high << 32) + low) FROM ({_LOCKED}) AS held GROUP BY lock"
+)
+_HIGHEST = {
+    JOB_NUMBERS: "SELECT greatest((SELECT max(seq) FROM jobs), (SELECT next - 1 FROM counters WHERE name = 'jobs'))",
+    "events_id_seq": "SELECT max(id) FROM events",
+    "audit_id_seq": "SELECT max(id) FROM audit",
+    "log_chunks_chunk_id_seq": "SELECT max(chunk_id) FROM log_chunks",
+}
+# What others did meanwhile: the same operation may succeed once nobody else is there.
+_COLLISIONS = (pg.UniqueViolation, pg.DeadlockDetected, pg.LockNotAvailable, pg.SerializationFailure)
+
 # Not the fault of any call: the same one may succeed later.
 _PASSING = (
     pg.OperationalError,
@@ -68,6 +106,7 @@ class PostgresDatabase:
     """One database on a server, which other coordinators may use as well."""
 
     shared = True
+    max_operations = 60  # a transaction with more than 64 savepoints costs all others
 
     def __init__(self, url: str) -> None:
         self.where = describe(url)
@@ -99,16 +138,48 @@ class PostgresDatabase:
         """A connection, set up for writing or for reading alone."""
         return self.engine.connect()
 
-    def begin(self, connection: Connection, *, write: bool, durable: bool = True) -> None:
-        """Begin. A writer waits until no other one is at work; a reader sees one moment through all of its queries.
+    def begin(
+        self, connection: Connection, *, write: bool, durable: bool = True, alone: bool = True, settled: bool = False
+    ) -> int:
+        """Begin. Who writes alone waits until nobody else does; a reader sees one moment through all of its queries.
 
         What need not be `durable` survives this process, and the server's unless the machine dies within a moment.
         """
-        if not write:
+        connection.info.pop(_RELEASED, None)
+        if write:
+            lazily = "" if durable else "SET LOCAL synchronous_commit = off;"
+            if alone:
+                return _last(connection, f"BEGIN;{lazily}{_ALONE}")
+            return _last(connection, f"BEGIN;{lazily}{_BESIDE}")
+        if not settled:
             _simple(connection, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            return
-        lazily = "" if durable else "; SET LOCAL synchronous_commit = off"
-        _simple(connection, f"BEGIN{lazily}; SELECT pg_advisory_xact_lock({key_of(Lock.WRITE)})")
+        else:
+            places = self._settled(connection)  # found before the snapshot is taken
+            _simple(connection, f"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;{_told(places)}")
+        return 0
+
+    def settle(self, connection: Connection) -> None:
+        """The next query of this transaction has a snapshot of its own, which is a later one."""
+        _simple(connection, _told(self._settled(connection)))
+
+    def _settled(self, connection: Connection) -> dict[str, int]:
+        """Up to which id each append-only table is whole.
+
+        Whoever drew an id up to the sequence's present value holds its lock, with a number below that id, or has ended before the look at
+        the locks, and then a later snapshot shows what it wrote.
+        """
+        cursor = _driver(connection).execute(_LOOK, prepare=False)
+        drawn = cursor.fetchone() or (0, 0)
+        cursor.nextset()
+        found = dict(zip(_APPENDED, drawn, strict=True))
+        for lock, least in cursor.fetchall():
+            table = Lock(lock).name.lower()
+            found[table] = min(found[table], least)
+        return found
+
+    def begin_schema(self, connection: Connection) -> None:
+        """No sequence of ours need be there yet."""
+        _simple(connection, f"BEGIN; SELECT pg_advisory_xact_lock({key_of(Lock.WRITE)})")
 
     def commit(self, connection: Connection) -> None:
         """Commit; where it must be durable the server's log is synced before this returns."""
@@ -122,11 +193,12 @@ class PostgresDatabase:
 
     def savepoint(self, connection: Connection) -> None:
         """Mark where one more operation begins."""
-        _simple(connection, "SAVEPOINT operation")
+        released = connection.info.pop(_RELEASED, False)
+        _simple(connection, "RELEASE operation; SAVEPOINT operation" if released else "SAVEPOINT operation")
 
     def release(self, connection: Connection) -> None:
         """Keep what was done since the mark."""
-        _simple(connection, "RELEASE operation")
+        connection.info[_RELEASED] = True  # told with the next mark, or with the commit
 
     def undo(self, connection: Connection) -> bool:
         """Undo what was done since the mark; False where the connection is gone and the whole transaction with it."""
@@ -151,9 +223,39 @@ class PostgresDatabase:
         """The planner takes no names of indexes; the session's settings leave it little choice."""
         return ""
 
-    def settled(self, alias: str) -> str:
-        """One writer draws the ids, one transaction after the other."""
-        return "1 = 1"
+    def settled(self, table: str, alias: str) -> str:
+        """Rows up to the id that was found at the beginning."""
+        return f"{alias}.id <= current_setting('ostler.{table}')::bigint"
+
+    def passing_over(self) -> str:
+        """What another coordinator is about to take is not waited for."""
+        return "FOR UPDATE SKIP LOCKED"
+
+    def reserve(self, connection: Connection, count: int) -> int:
+        """A sequence counts, so that nobody waits for anybody's commit. The lock makes several numbers in a row one's own."""
+        if not count:
+            return 0
+        lock = key_of(Lock.NUMBERS)
+        cursor = _driver(connection).execute(
+            f"SELECT pg_advisory_lock({lock}); SELECT setval('{JOB_NUMBERS}', nextval('{JOB_NUMBERS}') + {count - 1:d});"
+            f"SELECT pg_advisory_unlock({lock})", prepare=False,
+        )  # fmt: skip
+        cursor.nextset()
+        row = cursor.fetchone() or (0,)
+        return int(row[0]) - count + 1
+
+    def one_by_one(self, connection: Connection, what: str) -> None:
+        """Until the end of the transaction."""
+        number = int.from_bytes(hashlib.sha256(what.encode()).digest()[:5], "big")
+        _simple(connection, f"SELECT pg_advisory_xact_lock({key_of(Lock.ONE_BY_ONE, number)})")
+
+    def forget_everywhere(self, connection: Connection) -> None:
+        """Every transaction that writes looks at this number as it begins, and this one runs alone."""
+        _simple(connection, f"SELECT nextval('{MEMOS}')")
+
+    def collided(self, exc: BaseException) -> bool:
+        """Also a name that was free a moment ago."""
+        return isinstance(getattr(exc, "orig", None) or exc, _COLLISIONS)
 
     def join(self, wakeups: Wakeups, *, logger: logging.Logger) -> Peers:
         """Two threads and connections of their own."""
@@ -186,9 +288,17 @@ class PostgresDatabase:
         return connection.invalidated or connection.closed or _driver(connection).closed
 
     def tune(self, connection: Connection) -> None:
-        """Settings of tables, after they were made or migrated."""
+        """Sequences, and settings of tables, after they were made, migrated or filled from elsewhere."""
         for table in BUSY_TABLES:
             _simple(connection, f"ALTER TABLE {table} SET ({_TUNED})")
+        for sequence in (JOB_NUMBERS, MEMOS):
+            _simple(connection, f"CREATE SEQUENCE IF NOT EXISTS {sequence}")
+        for sequence, highest in _HIGHEST.items():
+            _simple(
+                connection,
+                f"SELECT setval('{sequence}', found.highest) FROM (SELECT ({highest}) AS highest) AS found, {sequence} "
+                "WHERE found.highest >= last_value",
+            )
 
     def close(self) -> None:
         """Close all connections."""
@@ -211,6 +321,19 @@ def _driver(connection: Connection) -> psycopg.Connection[Any]:
 def _simple(connection: Connection, statements: str) -> None:
     """Without parameters: several statements go in one message and are never prepared."""
     _driver(connection).execute(statements, prepare=False)
+
+
+def _last(connection: Connection, statements: str) -> int:
+    """The last column of what the last one of several statements answers."""
+    cursor = _driver(connection).execute(statements, prepare=False)
+    while cursor.nextset():
+        pass
+    row = cursor.fetchone()
+    return int(row[-1]) if row else 0
+
+
+def _told(places: Mapping[str, int]) -> str:
+    return "SELECT " + ", ".join(f"set_config('ostler.{table}', '{place:d}', true)" for table, place in places.items())
 
 
 class _Text(StrDumperUnknown):

@@ -36,6 +36,8 @@ from ostler.model.node import NodeState
 FOR_JOBS, UNTIL_TIME = 1, 2
 SCHEMA = 4  # the newest that this release knows; each migration's revision is this number, four digits
 
+JOB_NUMBERS = "ostler_job_numbers"  # the sequence of `jobs.seq`, where several coordinators share a database
+
 metadata = MetaData(
     naming_convention={
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",

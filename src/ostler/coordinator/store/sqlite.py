@@ -41,6 +41,7 @@ class SqliteDatabase:
     """One SQLite file, locked for this process."""
 
     shared = False
+    max_operations = 512
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -67,7 +68,9 @@ class SqliteDatabase:
             _execute(connection, "PRAGMA query_only = ON")
         return connection
 
-    def begin(self, connection: Connection, *, write: bool, durable: bool = True) -> None:
+    def begin(
+        self, connection: Connection, *, write: bool, durable: bool = True, alone: bool = True, settled: bool = False
+    ) -> int:
         """Begin; the writer takes its lock now, so that no statement of an operation can fail for want of it.
 
         What need not be `durable` survives the process; the log is synced with the next transaction that must be.
@@ -77,6 +80,11 @@ class SqliteDatabase:
             _execute(connection, f"PRAGMA synchronous = {level}")
             connection.info[_LEVEL] = level
         _execute(connection, "BEGIN IMMEDIATE" if write else "BEGIN")
+        return 0  # this process alone changes what it remembers
+
+    def begin_schema(self, connection: Connection) -> None:
+        """Like any that writes."""
+        self.begin(connection, write=True)
 
     def commit(self, connection: Connection) -> None:
         """Commit; where it must be durable the log is synced before this returns."""
@@ -120,9 +128,35 @@ class SqliteDatabase:
         """A plan that is an error where the index cannot serve it, instead of a slow one."""
         return f"INDEXED BY {name}"
 
-    def settled(self, alias: str) -> str:
+    def settled(self, table: str, alias: str) -> str:
         """One writer draws the ids, one transaction after the other."""
         return "1 = 1"
+
+    def settle(self, connection: Connection) -> None:
+        """Everything is."""
+
+    def passing_over(self) -> str:
+        """There is nobody who takes any."""
+        return ""
+
+    def reserve(self, connection: Connection, count: int) -> int:
+        """A row counts."""
+        driver = _driver(connection)
+        row = driver.execute("UPDATE counters SET next = next + ? WHERE name = 'jobs' RETURNING next", (count,)).fetchall()
+        if not row:
+            first = "INSERT INTO counters (name, next) SELECT 'jobs', coalesce(max(seq), 0) + 1 + ? FROM jobs RETURNING next"
+            row = driver.execute(first, (count,)).fetchall()
+        return int(row[0][0]) - count
+
+    def one_by_one(self, connection: Connection, what: str) -> None:
+        """They are, always."""
+
+    def forget_everywhere(self, connection: Connection) -> None:
+        """Nobody else remembers anything."""
+
+    def collided(self, exc: BaseException) -> bool:
+        """Nobody else was there."""
+        return False
 
     def lost(self, connection: Connection) -> bool:
         """A file does not go away."""

@@ -10,10 +10,11 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection
 
+from ostler.coordinator.store.beside import runs_beside
 from ostler.coordinator.store.database import Database, Duty, Peers
 from ostler.coordinator.store.migrate import prepare
 from ostler.coordinator.store.sqlite import SqliteDatabase
-from ostler.coordinator.store.tx import Tx
+from ostler.coordinator.store.tx import Tx, Unsettled
 from ostler.coordinator.store.wakeups import Topic, Wakeups
 from ostler.coordinator.store.writer import Pending, Standing, Writer
 from ostler.model.errors import InvalidSpec, StoreBusy
@@ -23,6 +24,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 READERS = 2
+MAX_SETTLING = 100
 
 
 class Store:
@@ -39,6 +41,7 @@ class Store:
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="store-reader")
         self._reading = threading.local()
         self._connections: list[Connection] = []
+        self._settling: set[Callable[..., Any]] = set()
         self._closed = False
 
     @classmethod
@@ -75,7 +78,7 @@ class Store:
     async def write(self, operation: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run an operation in the writer; answers (or raises its error) after the commit. Its error undoes it and it alone."""
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._writer.put(Pending(operation, args, kwargs, future))
+        self._writer.put(Pending(operation, args, kwargs, future, beside=runs_beside(operation, args)))
         return await future
 
     async def write_lazily(self, operation: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -84,7 +87,7 @@ class Store:
         It outlives the coordinator all the same, and is durable with whatever is written after it.
         """
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._writer.put(Pending(operation, args, kwargs, future, durable=False))
+        self._writer.put(Pending(operation, args, kwargs, future, durable=False, beside=runs_beside(operation, args)))
         return await future
 
     def stand(self, topic: Topic, operation: Callable[..., object | None], *args: object) -> Standing:
@@ -150,12 +153,18 @@ class Store:
     def _read_on(
         self, connection: Connection, operation: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        database = self._database
-        database.begin(connection, write=False)
-        try:
-            return operation(Tx(connection, database, self._clock.now(), self._memo), *args, **kwargs)
-        finally:
-            database.rollback(connection)
+        """One snapshot. An operation that turns out to want what is settled is begun anew with that, and then known for it."""
+        database, settled = self._database, not self._database.shared or operation in self._settling
+        while True:
+            database.begin(connection, write=False, settled=settled)
+            try:
+                return operation(Tx(connection, database, self._clock.now(), self._memo, settled=settled), *args, **kwargs)
+            except Unsettled:
+                settled = True
+                if len(self._settling) < MAX_SETTLING:
+                    self._settling.add(operation)
+            finally:
+                database.rollback(connection)
 
 
 def _database(url_or_path: str) -> Database:

@@ -6,12 +6,18 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection
 
+from ostler.coordinator.store.beside import NotAlone
 from ostler.coordinator.store.database import Database
 from ostler.coordinator.store.times import micros
 from ostler.coordinator.store.wakeups import Topic
 
 T = TypeVar("T")
+Late = Callable[["Tx", list[Any]], None]
 Row = tuple[Any, ...]
+
+
+class Unsettled(Exception):
+    """A reader wants to know what is settled: it is begun anew, with that."""
 
 
 class Tx:
@@ -22,15 +28,34 @@ class Tx:
     for parameters and only what SQLite and PostgreSQL share; `any_of` and `array` spell the one thing that they do not.
     """
 
-    __slots__ = ("_cursor", "_database", "_memo", "at", "callbacks", "connection", "hushed", "now", "topics")
+    __slots__ = (
+        "_cursor",
+        "_database",
+        "_memo",
+        "_settled",
+        "at",
+        "callbacks",
+        "connection",
+        "hushed",
+        "is_alone",
+        "late",
+        "now",
+        "topics",
+    )
 
-    def __init__(self, connection: Connection, database: Database, now: datetime, memo: dict[type, Any]) -> None:
+    def __init__(
+        self, connection: Connection, database: Database, now: datetime, memo: dict[type, Any], *,
+        alone: bool = True, settled: bool | None = None,
+    ) -> None:  # fmt: skip
         self.connection = connection
         self.now = now
         self.at = micros(now)
         self.callbacks: list[Callable[[], None]] = []
         self.topics: set[Topic] = set()
         self.hushed: set[Topic] = set()
+        self.is_alone = alone
+        self.late: list[tuple[Late, Any]] = []
+        self._settled = settled  # None: this transaction writes, and finds out by itself
         self._database = database
         self._cursor = connection.connection.cursor()
         self._memo = memo
@@ -67,9 +92,48 @@ class Tx:
         """The SQL, after a table's name and alias, that makes a query walk this index."""
         return self._database.by_index(name)
 
-    def settled(self, alias: str) -> str:
-        """The SQL that keeps a reader of an append-only table from rows which one that commits later may come before."""
-        return self._database.settled(alias)
+    def settled(self, table: str, alias: str) -> str:
+        """The SQL that keeps a reader of `events` or `audit` from rows which one that commits later may come before."""
+        if self._settled is None:
+            self._database.settle(self.connection)
+        elif not self._settled:
+            raise Unsettled
+        return self._database.settled(table, alias)
+
+    @property
+    def gaps(self) -> bool:
+        """Whether ids that the database hands out may be missing without a row having been removed: of what was undone."""
+        return self._database.shared
+
+    def alone(self) -> None:
+        """What follows must see whatever others do, and is done by nobody else meanwhile: where it is not so, the operation is undone
+        and run again alone.
+        """
+        if not self.is_alone:
+            raise NotAlone
+
+    def one_by_one(self, what: str) -> None:
+        """Go on once no other transaction is under way that called this for the same. Several names: in their order."""
+        if not self.is_alone:
+            self._database.one_by_one(self.connection, what)
+
+    def passing_over(self) -> str:
+        """The SQL at the end of a SELECT that takes the rows for this transaction, without those that another one has taken."""
+        return self._database.passing_over()
+
+    def reserve(self, count: int) -> int:
+        """The first of `count` numbers for jobs; they grow, and are never used twice: cursors point between them."""
+        return self._database.reserve(self.connection, count)
+
+    def forget_everywhere(self) -> None:
+        """What this and other processes remember of the tables (memos with a `forget`) is out of date with this commit."""
+        self._database.forget_everywhere(self.connection)
+
+    def at_commit(self, act: Late, value: Any) -> None:
+        """Have `act(tx, [values])` called once for all operations of this transaction, at its end: for rows that everybody writes to,
+        which are locked from then on.
+        """
+        self.late.append((act, value))
 
     def memo(self, kind: type[T]) -> T:
         """This process's only instance of a cache. It may forget anything at any time, and outlives undone operations."""

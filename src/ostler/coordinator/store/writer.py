@@ -11,15 +11,22 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from ostler.coordinator.store.beside import Changed, NotAlone
 from ostler.coordinator.store.database import Database, Peers
-from ostler.coordinator.store.tx import Tx
+from ostler.coordinator.store.tx import Late, Tx
 from ostler.coordinator.store.wakeups import Topic, Wakeups
 from ostler.model.errors import StoreBusy
 from ostler.runtime.clock import Clock
 
-MAX_OPERATIONS = 512  # in one transaction
 ABREAST = 8  # of those that stand for one topic, as many are tried in a transaction
 MAX_BATCH_S = 0.02  # no further operation is begun in a transaction this old, so that its first one is not kept waiting
+
+
+class _Again(Exception):
+    pass
+
+
+_AGAIN = _Again()  # the error of an operation that is to be run once more, alone
 
 
 @dataclass(slots=True)
@@ -31,6 +38,7 @@ class Pending:
     kwargs: dict[str, Any]
     future: asyncio.Future[Any]
     durable: bool = True
+    beside: bool = False  # it may run beside other coordinators' operations
     value: Any = None
     error: BaseException | None = None
     topics: set[Topic] = field(default_factory=set)
@@ -61,6 +69,9 @@ class Writer:
 
     Each operation of a batch runs between savepoints, so its error undoes that operation alone. The first one needs none: while
     nothing stands before it, its error simply undoes the transaction.
+
+    Where other coordinators write too, a batch is of one kind: operations that may run beside others, or those that must run alone
+    (`store.beside`). What collides with another coordinator's doing is undone and begins the next batch, alone; nobody learns of it.
     """
 
     def __init__(
@@ -76,6 +87,7 @@ class Writer:
         self._some = threading.Condition()
         self._closing = False
         self._connection: Connection | None = None
+        self._generation = 0
         self.peers: Peers | None = None
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
         self._thread.start()
@@ -137,36 +149,57 @@ class Writer:
             return self._waiting.popleft()
 
     def _commit(self, first: Pending) -> list[Pending]:
-        """One transaction: `first` and whatever else waits meanwhile. Answers all that were taken, with value or error."""
-        database, batch = self._database, [first]
+        """One transaction: `first` and whatever else of its kind waits meanwhile. Answers all that were taken, with value or error."""
+        database, batch, late = self._database, [first], list[tuple[Late, Any]]()
         until = time.monotonic() + MAX_BATCH_S
+        beside = first.beside and database.shared
         try:
             with self._some:
                 durable = first.durable or any(pending.durable for pending in self._waiting)
-            connection = self._begin(durable=durable)
-            done = self._execute(connection, first, alone=True, durable=durable)
-            while self._waiting and len(batch) < MAX_OPERATIONS and time.monotonic() < until:
-                if self._waiting[0].durable and not durable:
+            kind = {"durable": durable, "alone": not beside}
+            connection = self._begin(**kind)
+            done = self._execute(connection, first, late, first=True, **kind)
+            while (
+                first.error is not _AGAIN and self._waiting and len(batch) < database.max_operations and time.monotonic() < until
+            ):
+                following = self._waiting[0]
+                if (following.durable and not durable) or (database.shared and following.beside is not beside):
                     break
                 pending = self._waiting.popleft()
                 batch.append(pending)
-                done = self._execute(connection, pending, alone=not done, durable=durable) or done
+                done = self._execute(connection, pending, late, first=not done, **kind) or done
+                if pending.error is _AGAIN:
+                    break
             if self._standing and done:
-                self._run_standing(connection, batch, durable=durable)
+                self._run_standing(connection, batch, late, **kind)
+            self._finish_late(connection, batch, late, alone=not beside)
             if durable and not database.shared and (early := [one for one in batch if one.early and one.error is None]):
                 self._answer(early, self._tell)  # while the disk works
             database.commit(connection)
         except BaseException as exc:
-            # Nothing of this transaction is durable: whoever believed to be done is told otherwise.
+            # Whether or not the commit came through is not known where its answer is lost: whoever believed to be done is told to
+            # call again, and each operation knows what it did before.
             self._drop_connection()
             for pending in batch:
-                if pending.error is None:
+                if pending.error is None or pending.error is _AGAIN:
                     pending.error = database.translate(exc) or exc
             self._logger.warning("transaction_failed", extra={"attrs": {"operations": len(batch), "error": str(exc)}})
+        return self._without_colliding(batch)
+
+    def _without_colliding(self, batch: list[Pending]) -> list[Pending]:
+        """The batch without its last operation where that is to be run again: it begins the next one."""
+        if batch[-1].error is not _AGAIN:
+            return batch
+        again = batch.pop()
+        again.error, again.beside = None, False
+        with self._some:
+            self._waiting.appendleft(again)
         return batch
 
-    def _run_standing(self, connection: Connection, batch: list[Pending], *, durable: bool) -> None:
-        """Run what stands for the topics of this transaction; what has answered joins the batch."""
+    def _run_standing(
+        self, connection: Connection, batch: list[Pending], late: list[tuple[Late, Any]], *, durable: bool, alone: bool
+    ) -> None:
+        """Run what stands for the topics of this transaction; what has answered joins the batch, in front of one that is run again."""
         hushed: set[Topic] = set()
         for topic in {topic for pending in batch if pending.error is None for topic in pending.topics} & self._standing.keys():
             for standing in list(self._standing.get(topic, ()))[:ABREAST]:
@@ -175,12 +208,15 @@ class Writer:
                         continue
                     standing.running = True
                 pending = Pending(standing.operation, standing.args, {}, standing.future, early=True)
-                batch.append(pending)
-                self._execute(connection, pending, alone=False, durable=durable)
+                place = len(batch) - (batch[-1].error is _AGAIN)
+                batch.insert(place, pending)
+                self._execute(connection, pending, late, first=False, durable=durable, alone=alone)
+                if pending.error is _AGAIN:  # its caller is woken by the topic, and asks anew
+                    pending.error = None
                 with self._some:
                     standing.running = False
                     if pending.value is None and pending.error is None and not standing.withdrawn:
-                        batch.pop()
+                        del batch[place]
                     else:
                         self._forget(standing)
                 hushed |= pending.hushed
@@ -189,39 +225,60 @@ class Writer:
         for pending in batch:
             pending.topics -= hushed
 
-    def _begin(self, *, durable: bool) -> Connection:
+    def _finish_late(self, connection: Connection, batch: list[Pending], late: list[tuple[Late, Any]], *, alone: bool) -> None:
+        """What operations left for the end of their transaction, all of a kind at once, the kinds always in the same order."""
+        if not late:
+            return
+        tx = Tx(connection, self._database, self._clock.now(), self._memo, alone=alone)
+        for act in sorted({act for act, _ in late}, key=lambda act: act.__name__):
+            act(tx, [value for other, value in late if other is act])
+        batch[0].topics |= tx.topics
+
+    def _begin(self, *, durable: bool, alone: bool) -> Connection:
         """The connection, in a new transaction. One that was cut while nobody used it is replaced, and no caller learns of it."""
         database = self._database
-        if self._connection is not None:
+        connection = self._connection
+        if connection is not None:
             try:
-                database.begin(self._connection, write=True, durable=durable)
-                return self._connection
+                generation = database.begin(connection, write=True, durable=durable, alone=alone)
             except Exception:
-                if not database.lost(self._connection):
+                if not database.lost(connection):
                     raise
                 self._drop_connection()
-        connection = self._connection = database.connect(write=True)
-        database.begin(connection, write=True, durable=durable)
+                connection = None
+        if connection is None:
+            connection = self._connection = database.connect(write=True)
+            generation = database.begin(connection, write=True, durable=durable, alone=alone)
+        if generation != self._generation:
+            self._generation = generation
+            for memory in list(self._memo.values()):
+                if (forget := getattr(memory, "forget", None)) is not None:
+                    forget()
         return connection
 
-    def _execute(self, connection: Connection, pending: Pending, *, alone: bool, durable: bool) -> bool:
+    def _execute(
+        self, connection: Connection, pending: Pending, late: list[tuple[Late, Any]], *, first: bool, durable: bool, alone: bool
+    ) -> bool:
         """Run one operation; True when it succeeded. Raises where the engine has undone the whole transaction."""
         database = self._database
-        if not alone:
+        if not first:
             database.savepoint(connection)
-        tx = Tx(connection, database, self._clock.now(), self._memo)
+        tx = Tx(connection, database, self._clock.now(), self._memo, alone=alone)
         try:
             pending.value = pending.operation(tx, *pending.args, **pending.kwargs)
         except BaseException as exc:
-            pending.error = database.translate(exc) or exc
-            if alone:
+            collided = not alone and (isinstance(exc, NotAlone | Changed) or database.collided(exc))
+            pending.error = _AGAIN if collided else database.translate(exc) or exc
+            if first:
                 database.rollback(connection)
-                database.begin(connection, write=True, durable=durable)
+                if not database.lost(connection):
+                    database.begin(connection, write=True, durable=durable, alone=alone)
             elif not database.undo(connection):
                 raise
             return False
-        if not alone:
+        if not first:
             database.release(connection)
+        late += tx.late
         pending.topics, pending.callbacks, pending.hushed = tx.topics, tx.callbacks, tx.hushed
         return True
 
@@ -244,8 +301,10 @@ class Writer:
                 pending.future.set_result(pending.value)
 
     def _settle(self, batch: list[Pending]) -> None:
-        """In the event loop's thread: answer, then publish; whoever is woken finds the answers given."""
-        done = [pending for pending in batch if pending.error is None]
+        """In the event loop's thread: answer, then publish; whoever is woken finds the answers given.
+
+        Also what is not known to have failed is published: to be woken for nothing does no harm.
+        """
         for pending in batch:
             if pending.future.done():  # its caller gave up; what was done stands
                 continue
@@ -253,7 +312,7 @@ class Writer:
                 pending.future.set_result(pending.value)
             else:
                 pending.future.set_exception(pending.error)
-        self._wakeups.publish_all(set().union(*(pending.topics for pending in done)))
-        for pending in done:
+        self._wakeups.publish_all(set().union(*(pending.topics for pending in batch)))
+        for pending in batch:
             for callback in pending.callbacks:
                 callback()

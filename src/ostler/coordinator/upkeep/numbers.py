@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from sqlalchemy import Connection
 
-from ostler.coordinator.store.schema import metadata
+from ostler.coordinator.store.schema import JOB_NUMBERS, metadata
 from ostler.coordinator.upkeep.reading import is_shared
 
 
@@ -37,6 +37,28 @@ def set_last_number(connection: Connection, table: str, column: str, last: int) 
     elif metadata.tables[table].dialect_options["sqlite"]["autoincrement"]:
         connection.exec_driver_sql("DELETE FROM sqlite_sequence WHERE name = ?", (table,))
         connection.exec_driver_sql("INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)", (table, last))
+
+
+def last_job(connection: Connection) -> int:
+    """The highest number of a job that was given out: a sequence has it on a server, a row of `counters` in a file."""
+    [highest] = connection.exec_driver_sql("SELECT coalesce(max(seq), 0) FROM jobs").one()
+    [counted] = connection.exec_driver_sql("SELECT coalesce(max(next), 1) - 1 FROM counters WHERE name = 'jobs'").one()
+    drawn = 0
+    if is_shared(connection):
+        [last, called] = connection.exec_driver_sql(f"SELECT last_value, is_called FROM {JOB_NUMBERS}").one()  # noqa: S608
+        drawn = int(last) if called else 0
+    return max(int(highest), int(counted), drawn)
+
+
+def set_last_job(connection: Connection, last: int) -> None:
+    """From now on higher ones alone. In a file they go on behind the jobs that there are, where no row says otherwise."""
+    if last <= 0:
+        return
+    if is_shared(connection):
+        connection.exec_driver_sql(f"SELECT setval('{JOB_NUMBERS}', {last})")
+    elif last > last_job(connection):
+        connection.exec_driver_sql("DELETE FROM counters WHERE name = 'jobs'")
+        connection.exec_driver_sql(f"INSERT INTO counters (name, next) VALUES ('jobs', {last + 1})")  # noqa: S608 - a number
 
 
 def _sequence(connection: Connection, table: str, column: str) -> str:

@@ -14,7 +14,7 @@ from ostler.coordinator.store.schema import SCHEMA, metadata
 from ostler.coordinator.store.sqlite import SqliteDatabase
 from ostler.coordinator.upkeep.checksums import Summing, TableSum, batches, sum_of
 from ostler.coordinator.upkeep.copying import sync
-from ostler.coordinator.upkeep.numbers import last_number, numbered, set_last_number
+from ostler.coordinator.upkeep.numbers import last_job, last_number, numbered, set_last_job, set_last_number
 from ostler.coordinator.upkeep.progress import Progress, Tell
 from ostler.coordinator.upkeep.reading import at_leisure, coordinators_on, is_shared, open_shared, reading, sqlite_path
 from ostler.coordinator.upkeep.standing import count_of, name_of
@@ -190,6 +190,7 @@ def _rows(source: Connection, target: Connection, tell: Tell) -> tuple[dict[str,
     target.exec_driver_sql(f"DELETE FROM meta WHERE key NOT IN ({names})")  # noqa: S608 - names of ours
     for name, column in numbered():
         set_last_number(target, name, column, last_number(source, name, column))
+    set_last_job(target, last_job(source))
     return found, replaced
 
 
