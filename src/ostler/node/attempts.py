@@ -50,7 +50,8 @@ class Live:
     task: AttemptTask | None = None
     workspace: Workspace | None = None
     furnished: "asyncio.Future[Workspace] | None" = None  # a workspace made before its slot was free
-    lent: bool = False  # its runner has the workspace, and makes it only for as long as something is in it
+    lends: bool | None = None  # whether its runner has a workspace for it; None: nobody asked yet
+    lent: bool = False  # that is so, and it is made only for as long as something is in it
     note: asyncio.TimerHandle | None = None  # when that gets its `state.json`
     gpus: tuple[str, ...] = ()
     outputs: tuple[Output, ...] = ()

@@ -280,10 +280,11 @@ class Executor:
 
     def _is_lent(self, live: Live) -> bool:
         """Whether its runner has a workspace for it."""
-        runner = self._runners.get(live.manifest.runner)
-        return (
-            runner is not None and live.attempt == 1 and not live.gpu_count and runner.lends(live.manifest, self._level_of(live))
-        )
+        if live.lends is None:
+            runner = self._runners.get(live.manifest.runner)
+            free = live.attempt == 1 and not live.gpu_count
+            live.lends = free and runner is not None and runner.lends(live.manifest, self._level_of(live))
+        return live.lends
 
     def _level_of(self, live: Live) -> SandboxLevel:
         return strongest(one for one in (self._level, live.manifest.least_sandbox) if one is not None)

@@ -9,6 +9,7 @@ import asyncio
 import base64
 import contextlib
 import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -37,6 +38,8 @@ INNER_RECORD = ".ostler-task.json"
 BACKSTOP_S = 5.0
 PROGRESS_S = 1.0
 _LISTED = 10
+FOUND_S = 1.0
+MAX_FOUND = 1000
 _PACKAGE = "tasks"
 RESULTS = frozenset({"result.json", "error.json", "result.pkl"})  # what a worker writes, and no task needs a folder for
 _USUAL = Policy()
@@ -60,6 +63,7 @@ class PythonRunner:
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._killing: set[asyncio.Task[None]] = set()
         self._shown: tuple[str, ...] | None = None
+        self._found: dict[str, tuple[bool, float]] = {}
 
     def refuse(self, manifest: Manifest) -> Failure | None:
         """Why this manifest will not be run here, or None."""
@@ -102,7 +106,7 @@ class PythonRunner:
 
     async def start(self, task: AttemptTask) -> Failure | None:
         """Hand the task to a warm worker, or start a process for it."""
-        if refused := self.refuse(task.manifest):
+        if not task.lent and (refused := self.refuse(task.manifest)):  # time may have passed since it was asked
             return refused
         if task.gpus or not self._is_warm(task.manifest, task.sandbox):
             return await self._start_cold(task)
@@ -323,6 +327,17 @@ class PythonRunner:
         return [place for path in self._config.task_paths for place in (f"{path}/{_PACKAGE}", str(path))]
 
     def _file(self, name: str) -> bool:
+        """Whether there is a module of this name; looked for once a second, since many tasks of one name come in a row."""
+        now = time.monotonic()
+        found, until = self._found.get(name, (False, 0.0))
+        if now >= until:
+            if len(self._found) >= MAX_FOUND:
+                self._found.clear()
+            found = self._look_for(name)
+            self._found[name] = found, now + FOUND_S if found else now
+        return found
+
+    def _look_for(self, name: str) -> bool:
         relative = name.replace(".", "/")
         candidates = (f"{place}/{relative}{ending}" for place in self._places() for ending in (".py", "/__init__.py"))
         return any(os.path.isfile(candidate) for candidate in candidates)
@@ -331,7 +346,7 @@ class PythonRunner:
 def _told(record: dict[str, Any] | None, task: AttemptTask) -> TaskRecord | None:
     if record is None:
         return read_task_record(f"{task.root}/{TASK_RECORD}", task.key)
-    return parse_task_record(msgspec.json.encode(record), task.key)
+    return parse_task_record(record, task.key)
 
 
 def module_name(task: str) -> str:

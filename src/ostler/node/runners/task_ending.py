@@ -4,6 +4,7 @@ import contextlib
 import os
 import stat
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import msgspec
 
@@ -53,10 +54,12 @@ def read_task_record(path: str, key: str) -> TaskRecord | None:
     return parse_task_record(content, key) if content is not None else None
 
 
-def parse_task_record(content: bytes, key: str) -> TaskRecord | None:
-    """The same from bytes."""
+def parse_task_record(content: bytes | dict[str, Any], key: str) -> TaskRecord | None:
+    """The same from bytes, or from what a message held."""
     try:
-        record = msgspec.json.decode(content, type=TaskRecord)
+        record = (
+            msgspec.convert(content, TaskRecord) if isinstance(content, dict) else msgspec.json.decode(content, type=TaskRecord)
+        )
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     return record if record.key == key else None

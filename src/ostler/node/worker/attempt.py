@@ -1,6 +1,7 @@
 """One task's run inside this process: its streams, folder and environment around it, and nothing of it left behind afterwards."""
 
 # ruff: noqa: PTH104, PTH108, PTH109, PTH123 - this stands on the path of every task, which as a whole may cost a millisecond
+import _signal  # type: ignore[import-not-found]  # the built-in beneath `signal`
 import contextlib
 import errno
 import io
@@ -34,6 +35,7 @@ KEEPERS_OWN = ("OSTLER_ATTEMPT_KEY", "OSTLER_KEEPER")
 _BLOCK_BYTES = 512  # in which the kernel counts what goes to and from disks
 _PEAK_SLACK_KB = 4096
 _WATCHED_SIGNALS = (signal.SIGALRM, signal.SIGCHLD, signal.SIGINT, signal.SIGPIPE, signal.SIGTERM)
+_getsignal = _signal.getsignal  # without the names that `signal` gives to what it finds
 _WATCHED_LIMITS = (resource.RLIMIT_AS, resource.RLIMIT_CPU, resource.RLIMIT_DATA, resource.RLIMIT_FSIZE, resource.RLIMIT_NOFILE)
 
 
@@ -348,7 +350,7 @@ def _text(exc: BaseException) -> str:
 def _leftovers() -> tuple[Any, ...]:
     return (
         threading.active_count(),
-        *[signal.getsignal(number) for number in _WATCHED_SIGNALS],
+        *[_getsignal(number) for number in _WATCHED_SIGNALS],
         *[resource.getrlimit(which) for which in _WATCHED_LIMITS],
     )
 
