@@ -11,6 +11,7 @@ from .world import World
 
 CGROUPS = Path("/sys/fs/cgroup")
 MEMORY = (Path("/run"), Path("/dev/shm"))
+SPARE = ".spare-"
 
 
 def take(world: World) -> dict[str, object]:
@@ -48,8 +49,8 @@ def boxes(world: World) -> list[str]:
 
 
 def workspaces(world: World) -> dict[str, list[str]]:
-    """The folders of jobs on each node."""
-    return {node: sorted(one.name for one in world.root(node).iterdir()) for node in NODES}
+    """The folders of jobs on each node. What a warm worker has to spare is no job's: whatever a task left something in is."""
+    return {node: sorted(one.name for one in world.root(node).iterdir() if not one.name.startswith(SPARE)) for node in NODES}
 
 
 def mounts(place: Path) -> set[str]:
