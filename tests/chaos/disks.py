@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import threading
 from pathlib import Path
 
 
@@ -17,6 +18,7 @@ class Disk:
 
     def __init__(self, place: Path, *, size_mb: int, inodes: int = 200_000) -> None:
         self.place, self.size, self.inodes = place, size_mb << 20, inodes
+        self._lock = threading.Lock()  # another fault's remount must not take up a reason that is only being tried
         self._reasons = {"full": 0, "inodes": 0, "read_only": 0}
 
     def mount(self) -> None:
@@ -31,17 +33,19 @@ class Disk:
 
     def spoil(self, how: str) -> bool:
         """Make it `full`, without `inodes`, or `read_only`; False where the kernel would not, because a file is being written."""
-        self._reasons[how] += 1
-        if self._remount():
-            return True
-        self._reasons[how] -= 1
-        return False
+        with self._lock:
+            self._reasons[how] += 1
+            if self._remount():
+                return True
+            self._reasons[how] -= 1
+            return False
 
     def mend(self, how: str) -> None:
         """One reason less."""
-        self._reasons[how] -= 1
-        if not self._remount():
-            raise RuntimeError(f"{self.place} cannot be mended")
+        with self._lock:
+            self._reasons[how] -= 1
+            if not self._remount():
+                raise RuntimeError(f"{self.place} cannot be mended")
 
     def _remount(self) -> bool:
         size, inodes = self.size, self.inodes

@@ -454,6 +454,12 @@ async def test_files_of_workers_that_are_gone_are_swept(rig):
 # --- lent workspaces ---
 
 
+@pytest.fixture
+def unhurried(monkeypatch):
+    """However slow this machine is, no task takes so long that it keeps its workspace."""
+    monkeypatch.setattr(workers, "LASTING_S", 60.0)
+
+
 def lent(rig, task, **params):
     """An attempt whose workspace is its worker's business, and that wants its result."""
     rig.count += 1
@@ -466,6 +472,7 @@ def lent(rig, task, **params):
     )  # fmt: skip
 
 
+@pytest.mark.usefixtures("unhurried")
 async def test_a_task_that_leaves_nothing_leaves_no_workspace(rig):
     runner = await runner_of(rig)
     for number in range(3):
@@ -498,6 +505,7 @@ async def test_what_needs_a_workspace_is_lent_none(rig, manifest):
     assert not runner.lends(asked, runner.level(asked))
 
 
+@pytest.mark.usefixtures("unhurried")
 async def test_an_end_that_left_nothing_is_known_to_the_next_daemon(rig):
     first = await runner_of(rig)
     task = lent(rig, "lent:echo", args=["unseen"])
@@ -515,21 +523,28 @@ async def test_an_end_that_left_nothing_is_known_to_the_next_daemon(rig):
 
 
 async def test_a_spare_workspace_goes_with_its_worker(rig):
+    """One that died had no time to remove it: the next daemon does."""
     runner = await runner_of(rig)
     await run(runner, lent(rig, "lent:echo", args=["x"]))
     root = rig.config.workspace.root
-    [spare] = root.glob(".spare-*")
-    assert scan(root) == []
-    status = json.loads((rig.config.state / "workers" / f"{spare.name.removeprefix('.spare-')}.ledger").read_text())
-    assert status["outcome"] == "done"
     await daemon_dies(rig)
     rig.kill_keeper()
+    (root / ".spare-gone/work").mkdir(parents=True)
+    assert scan(root) == []
     rig.socket.unlink(missing_ok=True)
     rig.start_keeper()
     second = await runner_of(rig)
     await run(second, lent(rig, "lent:echo", args=["x"]))
-    [other] = root.glob(".spare-*")
-    assert other != spare
+    assert not (root / ".spare-gone").exists()
+
+
+async def test_a_task_that_took_a_while_keeps_its_workspace(rig, monkeypatch):
+    monkeypatch.setattr(workers, "LASTING_S", 0.0)
+    runner = await runner_of(rig)
+    task = lent(rig, "lent:echo", args=["x"])
+    end = await run(runner, task)
+    assert (end.failure, end.bare) == (None, False)
+    assert (task.root / "output/result.json").read_text() == '"x"'
 
 
 async def test_many_tasks_many_at_a_time(rig):

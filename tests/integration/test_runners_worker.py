@@ -416,7 +416,7 @@ def test_an_interpreter_that_has_no_ostler(begin, tmp_path):
 
 @pytest.fixture
 def lender(begin, tmp_path):
-    one = begin(spare=str(tmp_path / ".spare-x"), ledger=str(tmp_path / "w.ledger"))
+    one = begin(spare=str(tmp_path / ".spare-x"), lasting_s=60, ledger=str(tmp_path / "w.ledger"))
     one.hello()
     return one
 
@@ -434,7 +434,6 @@ def test_a_task_that_leaves_nothing_has_had_a_workspace(lender, tmp_path):
         assert found == [str(lender.root / "work"), sorted(["input", "work", "output", "logs"]), 0]
         assert not lender.root.exists()
         assert ledger(tmp_path) == [f"job-{one}/1" for one in range(1, number + 1)]
-        assert sorted(one.name for one in tmp_path.iterdir() if one.name.startswith(".spare")) == [".spare-x"]
 
 
 @pytest.mark.parametrize(
@@ -475,4 +474,17 @@ def test_a_place_that_is_taken_is_the_nodes_failure_and_not_the_tasks(lender, tm
     record = lender.lend("lent:where", wants=["result.json"])
     assert (record["outcome"], record["code"], record["lent"]) == ("refused", "E_INTERNAL", True)
     assert ledger(tmp_path) == ["job-1/1"]
+    assert lender.lend("lent:where", wants=["result.json"])["outcome"] == "done"
+
+
+def test_a_worker_that_rests_holds_nothing_on_the_disk_of_workspaces(lender, tmp_path):
+    assert lender.lend("lent:where", wants=["result.json"])["outcome"] == "done"
+    process = psutil.Process(lender.process.pid)
+    deadline = time.monotonic() + PATIENCE_S
+    while (tmp_path / ".spare-x").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    held = [os.readlink(one) for one in Path(f"/proc/{process.pid}/fd").iterdir() if one.exists()]
+    assert not [one for one in held if ".spare" in one]
+    assert process.cwd() == "/"
     assert lender.lend("lent:where", wants=["result.json"])["outcome"] == "done"

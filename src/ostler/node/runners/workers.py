@@ -41,6 +41,7 @@ _LONGEST_POLL_S = 0.05
 _NEXT_KEEPER_S = 0.5
 _TRIES = 3
 _SUFFIXES = ("sock", "status", "log")
+LASTING_S = 0.25  # a task that took so long has a workspace to look into
 LEDGER_S = 60.0  # how long a ledger outlives its worker: then what it tells is in the journal
 
 
@@ -261,6 +262,7 @@ class WorkerPool:
             "status": str(worker.status),
             "ledger": str(worker.ledger),
             "spare": str(self._spare(worker)),
+            "lasting_s": LASTING_S,
             "task_paths": [str(path) for path in self._config.task_paths],
             "max_tasks": self._config.max_tasks_per_worker,
             "idle_s": IDLE_S,

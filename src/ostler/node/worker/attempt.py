@@ -24,7 +24,6 @@ from ostler.node.worker.place import Place, redirect
 MAX_MESSAGE = 4000
 MAX_RESULT_BYTES = 1 << 20
 MAX_CARRIED_BYTES = 16 * 1024  # a smaller result goes with the record, and no file is made for it
-LASTING_S = 0.25  # the workspace of a task that took so long stays, whatever is in it
 RESULT = "result.json"
 RECORD = "task.json"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
@@ -125,7 +124,7 @@ class Runner:
         record = self._call(order)
         system.end_children()
         self._undress()
-        if time.monotonic() - started < LASTING_S and place.give_back(root):
+        if time.monotonic() - started < place.lasting_s and place.give_back(root):
             return record | {"lent": True, "files": {name: content.decode() for name, (content, _) in self._carried.items()}}
         place.let_go()
         try:

@@ -14,9 +14,11 @@ STREAMS = {"stdout.log": 1, "stderr.log": 2}
 
 
 class Place:
-    """The spare one lies at `spare`, on the file system of all workspaces."""
+    """The spare one lies at `spare`, on the file system of all workspaces. A task that took `lasting_s` keeps its workspace, whatever is
+    in it."""
 
-    def __init__(self, spare: str) -> None:
+    def __init__(self, spare: str, lasting_s: float) -> None:
+        self.lasting_s = lasting_s
         self._spare = spare
         self._files: dict[int, tuple[int, int]] | None = None  # which file each stream is; None: there is no spare workspace
         self._folders: list[tuple[int, int, int]] = []
@@ -51,6 +53,13 @@ class Place:
         for number in STREAMS.values():
             redirect(os.devnull, number)
         os.chdir("/")
+
+    def rest(self) -> None:
+        """Hold nothing on that disk, which somebody may want to unmount; the next task gets a new spare one."""
+        if self._files is not None:
+            self.let_go()
+            with contextlib.suppress(OSError):
+                shutil.rmtree(self._spare)
 
     def _make(self) -> None:
         with contextlib.suppress(FileNotFoundError):

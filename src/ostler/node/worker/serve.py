@@ -24,6 +24,7 @@ from ostler.node.worker.place import Place
 PROTOCOL = 1
 STATUS_BYTES = 512
 PROGRESS_EVERY_S = 1.0
+REST_AFTER_S = 0.2
 MAX_NOTE = 1000
 _BLOCK = 1 << 16
 _APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -71,7 +72,8 @@ class Service:
         self._status = os.open(settings["status"], os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         self._note(None)
         self._finder = finder
-        self._runner = Runner(finder, Place(settings["spare"]) if "spare" in settings else None)
+        self._place = Place(settings["spare"], settings["lasting_s"]) if "spare" in settings else None
+        self._runner = Runner(finder, self._place)
         self._ledger = os.open(settings["ledger"], _APPEND, 0o600) if "ledger" in settings else -1
         self._socket_path: str = settings["socket"]
         self._listener = _listen(self._socket_path)
@@ -156,7 +158,7 @@ class Service:
         """The next message, or None when the daemon is gone."""
         while (end := self._buffer.find(b"\n")) < 0:
             try:
-                block = self._daemon.recv(_BLOCK) if self._daemon else b""
+                block = self._receive()
             except OSError:
                 return None
             if not block:
@@ -165,6 +167,20 @@ class Service:
         line = bytes(self._buffer[:end])
         del self._buffer[: end + 1]
         return line
+
+    def _receive(self) -> bytes:
+        daemon = self._daemon
+        if daemon is None:
+            return b""
+        if self._place is not None:
+            daemon.settimeout(REST_AFTER_S)
+            try:
+                return daemon.recv(_BLOCK)
+            except TimeoutError:
+                self._place.rest()
+            finally:
+                daemon.settimeout(None)
+        return daemon.recv(_BLOCK)
 
     def _send(self, message: dict[str, Any]) -> None:
         self._send_text(json.dumps(message).encode())
@@ -187,6 +203,8 @@ class Service:
         with contextlib.suppress(OSError):
             os.unlink(self._socket_path)
         self._hang_up()
+        if self._place is not None:
+            self._place.rest()
         sys.stdout.flush()
         os._exit(0)  # threads that a task left must not keep this process
 
