@@ -86,11 +86,11 @@ def _show(report: Any) -> None:
     over = f"{', '.join(ends) or 'no job over'}, {report.jobs_per_s:g} a second"
     lines.append(f"{report.nodes} nodes for {report.seconds:.1f} s ({report.stopped}): {over}")
     lines.append(f"leases lost: {report.lost}; with nodes that died: {report.killed}; signatures checked: {report.verified}")
-    if report.coordinator_cpu is not None:
-        lines.append(
-            f"coordinator: {report.coordinator_cpu:.2f} of a core ({report.coordinator_cpu_s:g} s), "
-            f"{report.coordinator_memory_mb:.0f} MB, {report.coordinator_descriptors} descriptors"
-        )
+    if report.coordinator_memory_mb is not None:
+        used = "started anew meanwhile"
+        if report.coordinator_cpu is not None:
+            used = f"{report.coordinator_cpu:.2f} of a core ({report.coordinator_cpu_s:g} s)"
+        lines.append(f"coordinator: {used}, {report.coordinator_memory_mb:.0f} MB, {report.coordinator_descriptors} descriptors")
     lines.append(
         f"simulator: {report.simulator_cpu:.2f} of a core, {report.simulator_memory_mb:.0f} MB, itself late by "
         f"{report.simulator_late_p99_ms:.1f} ms (p99), which is in the figures above"

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-_PROCESS = re.compile(r"^process_(cpu_seconds_total|resident_memory_bytes|open_fds) (\S+)$", re.MULTILINE)
+_PROCESS = re.compile(r"^process_(cpu_seconds_total|resident_memory_bytes|open_fds|start_time_seconds) (\S+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,11 +21,19 @@ class CallFigures:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """What a process has used so far: seconds of CPU, MB of resident memory, descriptors; None where it does not tell."""
+    """What a process has used so far: seconds of CPU, MB of resident memory, descriptors, and when it was started (seconds since 1970);
+    None where it does not tell."""
 
     cpu_s: float | None = None
     memory_mb: float | None = None
     descriptors: int | None = None
+    started: float | None = None
+
+    def cpu_since(self, before: "Usage") -> float | None:
+        """Seconds of CPU since then; None where it is another process by now."""
+        if self.cpu_s is None or before.cpu_s is None or self.started != before.started:
+            return None
+        return self.cpu_s - before.cpu_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,5 +117,5 @@ def read_usage(text: str) -> Usage:
     memory, files = found.get("resident_memory_bytes"), found.get("open_fds")
     return Usage(
         cpu_s=found.get("cpu_seconds_total"), memory_mb=None if memory is None else memory / 2**20,
-        descriptors=None if files is None else int(files),
+        descriptors=None if files is None else int(files), started=found.get("start_time_seconds"),
     )  # fmt: skip

@@ -134,7 +134,7 @@ class SimFleet:
         for state in (JobState.DONE, JobState.FAILED, JobState.CANCELLED):
             query = m.JobQuery(queue=self.name, state=state.value, limit=1, count=True)
             counts[state] = (await self._admin.call(routes.LIST_JOBS, query=query)).total or 0
-        used = None if before.cpu_s is None or after.cpu_s is None else after.cpu_s - before.cpu_s
+        used = after.cpu_since(before)
         return Report(
             nodes=self._plan.nodes, seconds=round(seconds, 2), jobs_done=counts[JobState.DONE], jobs_failed=counts[JobState.FAILED],
             jobs_cancelled=counts[JobState.CANCELLED], jobs_per_s=round(sum(counts.values()) / seconds, 1), lost=figures.lost,

@@ -63,3 +63,10 @@ def test_what_a_process_says_of_itself():
     text = "# HELP\nprocess_cpu_seconds_total 1.5\nprocess_resident_memory_bytes 1.048576e+07\nprocess_open_fds 12.0\nprocess_max_fds 9\n"
     assert read_usage(text) == Usage(cpu_s=1.5, memory_mb=10, descriptors=12)
     assert read_usage("nothing of the kind") == Usage()
+
+
+def test_a_coordinator_that_was_started_anew_has_used_nobody_knows_how_much():
+    before = Usage(cpu_s=50, started=1)
+    assert Usage(cpu_s=60, started=1).cpu_since(before) == 10
+    assert Usage(cpu_s=60, started=2).cpu_since(before) is None
+    assert Usage().cpu_since(before) is None
