@@ -22,7 +22,7 @@ from sqlalchemy.pool import NullPool
 
 from ostler.coordinator.store.locks import Lock, key_of, parts_of
 from ostler.coordinator.store.peers import Peers
-from ostler.coordinator.store.schema import JOB_NUMBERS
+from ostler.coordinator.store.schema import JOB_NUMBERS, metadata
 from ostler.coordinator.store.wakeups import Wakeups
 from ostler.model.errors import InvalidSpec, OstlerError, Rejected, StoreBusy
 
@@ -52,6 +52,7 @@ SETTINGS = {
 # Rows of these tables change all the time: the room of old versions is given back early, or the heads of the queues would be found
 # behind thousands of dead entries.
 BUSY_TABLES = ("jobs", "attempts", "nodes", "counters", "usage", "webhooks")
+UNGUESSED = ("jobs", "attempts", "events", "dependencies")
 _TUNED = "autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 500, autovacuum_analyze_scale_factor = 0.05"
 
 MEMOS = "ostler_memos"  # a sequence: it goes on when processes must forget what they remember
@@ -291,6 +292,10 @@ class PostgresDatabase:
         """Sequences, and settings of tables, after they were made, migrated or filled from elsewhere."""
         for table in BUSY_TABLES:
             _simple(connection, f"ALTER TABLE {table} SET ({_TUNED})")
+        for table in UNGUESSED:
+            # Statistics of an hour ago say what was there then. Without any the plan is always the one that the tests have seen.
+            columns = ", ".join(f"ALTER COLUMN {column.name} SET STATISTICS 0" for column in metadata.tables[table].columns)
+            _simple(connection, f"ALTER TABLE {table} {columns}")
         for sequence in (JOB_NUMBERS, MEMOS):
             _simple(connection, f"CREATE SEQUENCE IF NOT EXISTS {sequence}")
         for sequence, highest in _HIGHEST.items():
