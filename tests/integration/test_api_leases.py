@@ -1,8 +1,10 @@
 """The hot routes over a real socket: who gets what, when, and what a stale word changes (nothing)."""
 
 import asyncio
+import contextlib
 import dataclasses
 import json
+import sqlite3
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -75,6 +77,22 @@ async def test_the_newest_pull_wins(rig):
     assert not newer.done()
     job_id = await rig.submit()
     assert [one.job_id for one in await asyncio.wait_for(newer, 5)] == [job_id]
+
+
+async def test_a_pull_that_was_replaced_before_its_turn_to_write_claims_nothing(rig):
+    """Else each newer one of a node takes back what the one before leased, and on a slow disk that never ends."""
+    node = await rig.enrolled()
+    job_id = await rig.submit()
+    with contextlib.closing(sqlite3.connect(rig.config.data / "ostler.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        older = asyncio.create_task(node.pull(wait_s=30))
+        await rig.open_calls(routes.PULL)
+        newer = asyncio.create_task(node.pull(wait_s=30))
+        await rig.open_calls(routes.PULL, 2)
+        other.execute("ROLLBACK")
+    assert await asyncio.wait_for(older, 20) == []
+    assert [one.job_id for one in await asyncio.wait_for(newer, 20)] == [job_id]
+    assert [one.kind for one in (await rig.show(job_id)).timeline] == ["submit", "lease"]
 
 
 async def test_an_offer_that_a_later_pull_does_not_hold_is_offered_anew(rig):

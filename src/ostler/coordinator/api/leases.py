@@ -66,11 +66,13 @@ async def pull_jobs(call: Call) -> m.PullResponse | dict[str, Any]:
                     if pull.slots != request.slots:
                         request = replace(request, slots=pull.slots)
                     # A lease that a power cut takes away was never run: an ack that names it is refused.
-                    how = _How(fresh, latency, spread=services.pulls.others_ask(node_id))
+                    how = _How(fresh, latency, spread=services.pulls.others_ask(node_id), pull=pull)
                     leases, directives = await services.store.write_lazily(_claim, request, how)
                     pull.turned()
+                    if pull.over:
+                        break
                     news = services.pulls.news(node_id, directives)
-                    if leases or news or pull.over or wakeups.closed or loop.time() >= until:
+                    if leases or news or wakeups.closed or loop.time() >= until:
                         break
                     fresh = False
                     watch = watch or asyncio.create_task(_watch(call.receive, pull))
@@ -114,6 +116,7 @@ class _How(NamedTuple):
     fresh: bool
     latency: frozenset[str]
     spread: bool
+    pull: Pull | None = None
 
 
 def _leases(tx: Tx, request: m.PullRequest, how: _How) -> list[ops.Lease]:
@@ -126,7 +129,10 @@ def _leases(tx: Tx, request: m.PullRequest, how: _How) -> list[ops.Lease]:
 
 @beside_others
 def _claim(tx: Tx, request: m.PullRequest, how: _How) -> Claim:
-    """Leases and directives in one transaction."""
+    """Leases and directives in one transaction. Nothing for a poll that was replaced while it waited for its turn to write: a newer one
+    would only take back what it claims, which on a slow disk never ends."""
+    if how.pull is not None and how.pull.over:
+        return [], []
     if request.protocol is None:
         return _leases(tx, request, how), []
     pulled = ops.pull(tx, request, fresh=how.fresh, latency=how.latency, spread=how.spread)
