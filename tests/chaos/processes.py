@@ -102,8 +102,9 @@ class Kept:
         return code
 
     def abandon(self) -> None:
-        """Start it no more."""
+        """Start it no more, and end it at once."""
         self._wanted = False
+        self.signal(signal.SIGKILL)
         if self._task is not None:
             self._task.cancel()
 
