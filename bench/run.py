@@ -51,7 +51,7 @@ PEERS = (
     Entry("rq", "on_rq:Rq", ("redis",)),
     Entry("dask", "on_dask:Dask"),
 )
-QUICK_PEERS = ("hyperqueue", "procrastinate", "celery")
+QUICK_PEERS = ("hyperqueue", "procrastinate", "celery", "saq")
 QUICK = ["q1", "q2", "q3", "q4", "q5"]
 # Which figures answer which target of the product.
 FIGURES = {"q1": ("bulk", "singles"), "q2": ("external",), "q3": ("tasks",), "q5": ("footprint", "cold")}

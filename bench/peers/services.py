@@ -58,7 +58,7 @@ def postgres(one: Contestant) -> tuple[subprocess.Popen[bytes], str]:
     more = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
     process = one.spawn([*as_user, binaries / "postgres", "-D", data, "-p", str(port), *more], cwd="/")
     ready = [binaries / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(port)]
-    until(lambda: subprocess.run(ready, check=False).returncode == 0, "postgres", every_s=0.05)
+    until(lambda: subprocess.run(ready, check=False).returncode == 0, "postgres", 180, 0.05)
     return process, f"postgresql://bench@127.0.0.1:{port}/postgres"
 
 
