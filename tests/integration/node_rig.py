@@ -41,7 +41,7 @@ from ostler.node.vault import Vault
 from ostler.protocol import codec, dsse
 from ostler.protocol import messages as m
 from ostler.protocol.client import AsyncClient
-from ostler.protocol.ports import AttemptTask, Ending, Progress
+from ostler.protocol.ports import AttemptTask, Ending, Progress, Withdrawn
 from ostler.runtime.clock import SystemClock
 
 PATIENCE_S = 60.0  # for broken code alone: nothing is timed
@@ -165,13 +165,14 @@ class FakeCoordinator:
 
     # --- as a script ---
 
-    def offer(self, job_id, attempt=1, *, signer=None, node_id=None, spec=None, handed=(), **manifest):
+    def offer(self, job_id, attempt=1, *, signer=None, node_id=None, spec=None, handed=(), latency=False, **manifest):
         """Put a job in the queue; `signer` signs it instead of the coordinator's own key."""
         manifest.setdefault("command", "do")
         text = codec.encode({"job_id": job_id, **manifest}).decode() if spec is None else spec
         assignment = m.Assignment(
-            job_id=job_id, attempt=attempt, node_id=node_id or "", lease_s=self.terms["lease_s"], spec=text, inputs=tuple(handed)
-        )
+            job_id=job_id, attempt=attempt, node_id=node_id or "", lease_s=self.terms["lease_s"], spec=text, inputs=tuple(handed),
+            latency=latency,
+        )  # fmt: skip
         self.queue.append((assignment, signer))
         self._news.set()
 
@@ -335,16 +336,29 @@ class TestRunner:
         self.killed: list[tuple[str, str]] = []
         self.work = {}
         self.progress = {}
+        self.lets_wait = False
+        self.waiting: dict[str, tuple[AttemptTask, asyncio.Future[None]]] = {}
         self.lending = False
         self.lent: list[str] = []
 
     def lends(self, manifest: Manifest, sandbox: SandboxLevel) -> bool:
         return self.lending
 
+    def waits(self, manifest: Manifest) -> bool:
+        return self.lets_wait
+
     def refuse(self, manifest: Manifest) -> Failure | None:
         return Failure(FailureCode.DENY, "no such command") if manifest.command == "denied" else None
 
     async def start(self, task: AttemptTask) -> Failure | None:
+        if refused := self.refuse(task.manifest):
+            return refused
+        if task.room is not None:
+            begins = asyncio.get_running_loop().create_future()
+            one = {task.key: (task, begins)}
+            self.waiting = {**one, **self.waiting} if task.first else {**self.waiting, **one}
+            self._admit()
+            await begins
         self.started.append(task.key)
         if task.lent:
             self.lent.append(task.key)
@@ -356,6 +370,7 @@ class TestRunner:
             work(task)
         if task.manifest.command == "do":
             end.set_result(Ending(exit_code=0))
+            self._admit()
         return None
 
     async def wait(self, task: AttemptTask, progress) -> Ending:
@@ -365,7 +380,25 @@ class TestRunner:
     async def alive(self, task: AttemptTask) -> bool:
         return task.key in self.living
 
+    def _admit(self) -> None:
+        """As the keeper does it: one that waits begins once there is room."""
+        running = sum(not end.done() for end in self.living.values())
+        for key, (task, begins) in list(self.waiting.items()):
+            if running >= task.room:
+                break
+            del self.waiting[key]
+            if not begins.done():
+                running += 1
+                begins.set_result(None)
+
+    async def withdraw(self, task: AttemptTask) -> None:
+        if task.key in self.waiting:
+            self.waiting.pop(task.key)[1].set_exception(Withdrawn("it need not begin"))
+
     async def kill(self, task: AttemptTask, *, reason: str, grace_s: float) -> None:
+        if task.key in self.waiting:
+            await self.withdraw(task)
+            return
         self.killed.append((task.key, reason))
         self.end(task.key, Ending(cancelled=reason == "cancel", signal=15, failure=_killed(reason)))
 
@@ -380,6 +413,7 @@ class TestRunner:
         """Let an attempt end."""
         if not self.living[key].done():
             self.living[key].set_result(ending or Ending(exit_code=0))
+            self._admit()
 
     def say(self, key: str, pct: float, note: str):
         """A job tells its progress."""

@@ -579,7 +579,7 @@ async def test_a_new_attempt_of_the_same_job_ends_the_older_one(rig, coordinator
     coordinator.offer("j1", 2, command="wait")
     await until(lambda: rig.runner.started == ["j1/1", "j1/2"], "the new one runs")
     assert rig.runner.killed == [("j1/1", "forgotten")]
-    assert (rig.folder / "jobs/j1/attempt-2/state.json").exists()
+    await until((rig.folder / "jobs/j1/attempt-2/state.json").exists, "its workspace says so")
     rig.runner.end("j1/2")
     await until(lambda: rig.over("j1", 2), "its outcome")
     assert rig.over("j1", 1) is None
@@ -753,6 +753,7 @@ async def test_what_died_without_a_trace_is_lost(tmp_path, coordinator):
     await rig.start()
     coordinator.offer("j1", command="wait")
     await until(lambda: rig.runner.started, "it runs")
+    await until((rig.folder / "jobs/j1/state.json").exists, "its workspace says so")
     await rig.crash()
     rig.runner.living.clear()
     await rig.start()
@@ -836,6 +837,86 @@ async def furnished(rig, coordinator):
     await until(lambda: len(rig.runner.started) == 22, "both slots are taken")
     assert not (folder / "state.json").exists()
     return folder
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Jobs count as short, however slow the machine."""
+    for name in ("START_AHEAD_S", "ACK_AHEAD_S", "LEASE_AHEAD_S"):
+        monkeypatch.setattr(credit, name, 60.0)
+
+
+async def paced(rig, coordinator):
+    """A node that knows that its jobs are short, with two of four that run and two that wait at the keeper."""
+    rig.runner.lets_wait = True
+    for i in range(8):
+        coordinator.offer(f"quick{i}")
+    await until(lambda: len(coordinator.outcomes) == 8, "the node knows the pace")
+    for i in range(4):
+        coordinator.offer(f"j{i}", command="wait")
+    await until(lambda: list(rig.runner.waiting) == ["j2/1", "j3/1"], "two wait at the keeper")
+    assert rig.runner.started[8:] == ["j0/1", "j1/1"]
+
+
+@pytest.mark.usefixtures("short")
+async def test_short_jobs_begin_with_the_end_of_others(rig, coordinator):
+    await paced(rig, coordinator)
+    rig.runner.end("j1/1")
+    assert rig.runner.waiting.keys() == {"j3/1"}, "the keeper did not ask anybody"
+    for key in ("j0/1", "j2/1", "j3/1"):
+        await until(lambda key=key: key in rig.runner.living, "it begins")
+        rig.runner.end(key)
+    await until(lambda: len(coordinator.outcomes) == 12, "all outcomes")
+    await until(lambda: not rig.held(), "nothing is held any more")
+    state = json.loads((rig.folder / "jobs/j3/state.json").read_text())
+    assert [word for word, _ in state["history"]] == ["PULLING", "ACKED", "PREP", "RUNNING", "UPLOADING", "DONE"]
+
+
+@pytest.mark.usefixtures("short")
+async def test_one_that_waits_at_the_keeper_can_be_cancelled(rig, coordinator):
+    await paced(rig, coordinator)
+    coordinator.tell("cancel", "j2", 1)
+    outcome = await until(lambda: rig.over("j2"), "the outcome")
+    assert outcome.cancelled
+    assert rig.runner.killed == []
+    rig.runner.end("j0/1")
+    await until(lambda: "j3/1" in rig.runner.started, "the next one begins")
+    assert "j2/1" not in rig.runner.started
+
+
+@pytest.mark.parametrize("prepared", [False, True], ids=["plain", "with an input"])
+@pytest.mark.usefixtures("short")
+async def test_a_latency_job_begins_before_what_waits_at_the_keeper(rig, coordinator, prepared):
+    await paced(rig, coordinator)
+    more = {"input": {"inline": {"a.txt": "a"}}} if prepared else {}
+    coordinator.offer("hasty", command="wait", latency=True, **more)
+    if prepared:
+        await until(lambda: not rig.runner.waiting, "what waits is taken back")
+    else:
+        await until(lambda: "hasty/1" in rig.runner.waiting, "it waits, before the others")
+    rig.runner.end("j0/1")
+    await until(lambda: len(rig.runner.started) == 11, "one more begins")
+    assert rig.runner.started[10] == "hasty/1"
+    rig.runner.end("j1/1")
+    await until(lambda: len(rig.runner.started) == 12, "and then those that waited")
+    assert rig.runner.started[11] == "j2/1"
+
+
+@pytest.mark.usefixtures("short")
+async def test_what_waited_at_the_keeper_is_not_lost_with_the_daemon(tmp_path, coordinator):
+    rig = NodeRig(tmp_path, coordinator)
+    await rig.start()
+    await paced(rig, coordinator)
+    await rig.stop()
+    rig.runner.waiting.clear()  # their client is gone
+    await rig.start()
+    for key in ("j0/1", "j1/1", "j2/1", "j3/1"):
+        await until(lambda key=key: key in rig.runner.living, "it begins")
+        rig.runner.end(key)
+    await until(lambda: len(coordinator.outcomes) == 12, "all outcomes")
+    assert sorted(rig.runner.started[8:]) == ["j0/1", "j1/1", "j2/1", "j3/1"], "each once"
+    assert not any(one.failure for one in coordinator.outcomes.values())
+    await rig.stop()
 
 
 async def test_a_workspace_made_ahead_is_used(rig, coordinator):

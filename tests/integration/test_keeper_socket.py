@@ -37,6 +37,7 @@ def test_it_says_what_it_is(keeper, line):
         "boot_id": Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
         "cgroup": "none",
         "cgroup_controllers": [],
+        "waits": True,
     }
 
 

@@ -7,6 +7,7 @@ its outcome.
 import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 from ostler.model.attempt import AttemptState
@@ -52,7 +53,9 @@ class Live:
     furnished: "asyncio.Future[Workspace] | None" = None  # a workspace made before its slot was free
     lends: bool | None = None  # whether its runner has a workspace for it; None: nobody asked yet
     lent: bool = False  # that is so, and it is made only for as long as something is in it
-    note: asyncio.TimerHandle | None = None  # when that gets its `state.json`
+    unnoted: bool = False  # that has no `state.json` yet, though it begins
+    note: asyncio.TimerHandle | None = None  # when it gets one
+    room: int | None = None  # it may wait at the keeper until fewer than so many run there
     gpus: tuple[str, ...] = ()
     outputs: tuple[Output, ...] = ()
     outcome: Outcome | None = None
@@ -90,43 +93,62 @@ class Slots:
 class AttemptTable:
     """All attempts that are not delivered, in the order in which they were handed out.
 
-    They lie in three places only so that the usual questions need not look at all of them: no work begun, worked on, over.
+    They lie in four places only so that the usual questions need not look at all of them: offered, accepted and no work begun, worked
+    on, over.
     """
 
     def __init__(self) -> None:
-        self._queue: dict[tuple[str, int], Live] = {}
+        self._offers: dict[tuple[str, int], Live] = {}
+        self._accepted: dict[tuple[str, int], Live] = {}
         self._working: dict[tuple[str, int], Live] = {}
         self._over: dict[tuple[str, int], Live] = {}
         self._jobs: dict[str, list[Live]] = {}
 
     def __len__(self) -> int:
-        return len(self._queue) + len(self._working) + len(self._over)
+        return len(self._offers) + len(self._accepted) + len(self._working) + len(self._over)
 
     def __iter__(self) -> Iterator[Live]:
-        return iter([*self._queue.values(), *self._working.values(), *self._over.values()])
+        return iter([*self.open(), *self._over.values()])
 
     def add(self, live: Live) -> None:
         """Take one in."""
-        (self._queue if live.outcome is None else self._over)[live.job_id, live.attempt] = live
+        place = self._over
+        if live.outcome is None:
+            place = self._offers if live.state is AttemptState.LEASED else self._accepted
+        place[live.job_id, live.attempt] = live
         self._jobs.setdefault(live.job_id, []).append(live)
+
+    def accept(self, live: Live) -> None:
+        """It is acknowledged, and may begin."""
+        live.state = AttemptState.ACKED
+        key = (live.job_id, live.attempt)
+        if self._offers.pop(key, None) is not None:
+            self._accepted[key] = live
 
     def begin(self, live: Live) -> None:
         """Work on it begins: from now on it takes a slot."""
         key = (live.job_id, live.attempt)
-        if self._queue.pop(key, None) is not None:
+        if (self._accepted.pop(key, None) or self._offers.pop(key, None)) is not None:
             self._working[key] = live
+
+    def put_back(self, live: Live) -> None:
+        """It has not begun after all, and is the next to."""
+        key = (live.job_id, live.attempt)
+        if self._working.pop(key, None) is not None:
+            self._accepted = {key: live, **self._accepted}
 
     def end(self, live: Live, outcome: Outcome) -> None:
         """It is over; it stays held until the coordinator has the outcome."""
         live.outcome = outcome
         key = (live.job_id, live.attempt)
-        if (self._working.pop(key, None) or self._queue.pop(key, None)) is not None:
+        if (self._working.pop(key, None) or self._accepted.pop(key, None) or self._offers.pop(key, None)) is not None:
             self._over[key] = live
 
     def remove(self, live: Live) -> None:
         """Nobody asks for it any more."""
         key = (live.job_id, live.attempt)
-        if (self._over.pop(key, None) or self._working.pop(key, None) or self._queue.pop(key, None)) is not None:
+        queued = self._accepted.pop(key, None) or self._offers.pop(key, None)
+        if (self._over.pop(key, None) or self._working.pop(key, None) or queued) is not None:
             same = self._jobs[live.job_id]
             same.remove(live)
             if not same:
@@ -135,7 +157,7 @@ class AttemptTable:
     def get(self, job_id: str, attempt: int) -> Live | None:
         """The one with this fencing pair."""
         key = (job_id, attempt)
-        return self._working.get(key) or self._queue.get(key) or self._over.get(key)
+        return self._working.get(key) or self._accepted.get(key) or self._offers.get(key) or self._over.get(key)
 
     def of_job(self, job_id: str) -> list[Live]:
         """All attempts of a job, over or not."""
@@ -147,35 +169,42 @@ class AttemptTable:
 
     def offered(self) -> list[Live]:
         """Leased and not accepted yet: those of latency queues, then the others, each oldest first."""
-        return _in_turn([live for live in self._queue.values() if live.state is AttemptState.LEASED])
+        return _in_turn(list(self._offers.values()))
 
     @property
     def has_offers(self) -> bool:
         """Whether something is leased and not accepted."""
-        return any(live.state is AttemptState.LEASED for live in self._queue.values())
+        return bool(self._offers)
 
     def waiting(self) -> list[Live]:
         """Accepted, and no work begun: those of latency queues, then the others, each oldest first."""
-        return _in_turn([live for live in self._queue.values() if live.state is AttemptState.ACKED])
+        return _in_turn(list(self._accepted.values()))
 
     def working(self) -> list[Live]:
         """Those that take a slot now."""
         return list(self._working.values())
 
+    def begun(self) -> int:
+        """How many are accepted and not over."""
+        return len(self._accepted) + len(self._working)
+
     def queued(self) -> int:
         """How many have no work begun."""
-        return len(self._queue)
+        return len(self._offers) + len(self._accepted)
 
     def open(self) -> list[Live]:
         """Those that are not over."""
-        return [*self._queue.values(), *self._working.values()]
+        return [*self._accepted.values(), *self._offers.values(), *self._working.values()]
 
     def over(self) -> list[Live]:
         """Those whose outcome waits for the coordinator."""
         return list(self._over.values())
 
 
+_LATENCY = attrgetter("latency")
+
+
 def _in_turn(lives: list[Live]) -> list[Live]:
-    if any(live.latency for live in lives):
+    if any(map(_LATENCY, lives)):
         lives.sort(key=lambda live: not live.latency)
     return lives

@@ -6,13 +6,16 @@ acknowledged ahead of a free slot. Jobs that take seconds are never taken ahead:
 
 import math
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-from ostler.node.attempts import Live, Slots
+from ostler.model.attempt import AttemptState
+from ostler.node.attempts import AttemptTable, Live, Slots
 
 LEASE_AHEAD_S = 1.0  # so much work, in seconds of all slots, is leased ahead
+START_AHEAD_S = 0.02  # so much is handed to the keeper ahead of a free slot,
+START_AHEAD_PER_SLOT = 2  # and never more than so many attempts
 ACK_AHEAD_S = 0.25  # and so much is acknowledged ahead: it cannot be handed back for free any more
 OFFER_PATIENCE_S = 2.0  # an offer that found no slot for so long is handed back
 SETTLING_PER_SLOT = 8
@@ -58,23 +61,54 @@ def credit(limits: Slots, open_: Sequence[Live], pace_s: float | None, prefetch:
     return Slots(max(0, limits.cpu - used.cpu + spare), max(0, limits.gpu - used.gpu))
 
 
-def startable(limits: Slots, working: Sequence[Live], waiting: Sequence[Live]) -> list[Live]:
-    """Which of the waiting ones start now, in their order. One that needs a GPU does not hold up one that needs none."""
+def start_ahead(limits: Slots, pace_s: float | None, prefetch: int) -> int:
+    """How many attempts wait at the keeper for the end of those that run."""
+    return min(START_AHEAD_PER_SLOT * limits.cpu, ahead(pace_s, limits.cpu, prefetch, START_AHEAD_S))
+
+
+def _is_there(live: Live) -> bool:
+    """Whether the keeper counts it, and nobody that is handed over now could overtake it."""
+    return live.room is not None and (live.furnished is not None or live.state is AttemptState.RUNNING)
+
+
+def startable(
+    limits: Slots,
+    working: Sequence[Live],
+    waiting: Sequence[Live],
+    *,
+    ahead: int = 0,
+    may_wait: Callable[[Live], bool] = lambda _: False,
+) -> list[Live]:
+    """Which of the waiting ones start now, in their order. One that needs a GPU does not hold up one that needs none.
+
+    So many as `ahead` may be handed to the keeper before a CPU slot is free, where all that takes one is there; those of latency
+    queues come before them, as many as there are slots.
+    """
     used = taken(working)
     ended = sum(live.settling and not live.gpu_count for live in working)
     # a disk that is slow to take outcomes may lag behind by so many, and no more
     used = Slots(used.cpu - min(ended, SETTLING_PER_SLOT * limits.cpu), used.gpu)
     cpu, gpu = limits.cpu - used.cpu, limits.gpu - used.gpu
+    hasty = 0
+    if all(live.settling or live.gpu_count or _is_there(live) for live in working):
+        hasty = limits.cpu - sum(live.latency and not live.settling for live in working)
+    else:
+        ahead = 0
     chosen: list[Live] = []
-    gpu_blocked = gpu <= 0
+    cpu_blocked, gpu_blocked = False, gpu <= 0
     for live in waiting:
-        if cpu <= 0 and gpu_blocked:
+        if gpu_blocked and (cpu_blocked or cpu <= -ahead) and not (live.latency and hasty > 0):
             break
         count = live.gpu_count
         if not count:
-            if cpu > 0:
-                cpu -= 1
-                chosen.append(live)
+            waits = may_wait(live)
+            room = cpu > 0 or (waits and (cpu > -ahead or (live.latency and hasty > 0)))
+            if cpu_blocked or not room:
+                cpu_blocked = True  # nor is one that cannot wait there held up by others that can
+                continue
+            cpu, hasty = cpu - 1, hasty - live.latency
+            ahead, hasty = (ahead, hasty) if waits else (0, 0)  # the keeper does not count it
+            chosen.append(live)
         elif count <= gpu and not gpu_blocked:
             gpu -= count
             chosen.append(live)
@@ -134,6 +168,17 @@ def plan_acks(
         elif now - live.offered_at > OFFER_PATIENCE_S:
             plan.decline.append((live, "no slot became free in time"))
     return plan
+
+
+def enough(limits: Slots, table: AttemptTable, pace_s: float | None, prefetch: int) -> bool:
+    """Whether `plan_acks` would accept none of the offers, as far as that can be seen without looking at all of them."""
+    spare = ahead(pace_s, limits.cpu, prefetch, ACK_AHEAD_S)
+    return (
+        not limits.gpu
+        and spare >= FEW
+        and table.begun() - limits.cpu >= spare // 2
+        and not any(x.latency for x in table.offered())
+    )
 
 
 def asking(now: Slots, backlog: int, limits: Slots, pace_s: float | None, prefetch: int) -> Slots:

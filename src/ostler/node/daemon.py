@@ -442,7 +442,5 @@ class NodeDaemon:
         self.acker.start_waiting()
 
     def _free(self) -> None:
-        self.acker.start_waiting()
-        if self.table.has_offers:
-            self.acker.wake()
+        self.acker.freed()
         self.puller.reconsider()

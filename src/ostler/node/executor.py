@@ -23,7 +23,7 @@ from ostler.node.journal import Journal
 from ostler.node.log_tails import ends, has_logs, open_tails
 from ostler.node.workspace import Workspace, disk_failure
 from ostler.protocol.messages import ArtifactEntry, LogEnd, Outcome
-from ostler.protocol.ports import AttemptTask, Ending, Progress, RunnerPort
+from ostler.protocol.ports import AttemptTask, Ending, Progress, RunnerPort, Withdrawn
 from ostler.runtime.clock import Clock
 
 T = TypeVar("T")
@@ -88,8 +88,17 @@ class Executor:
         self._clock = clock
         self._logger = logger
 
-    def start(self, live: Live) -> None:
-        """Begin the work on an acknowledged attempt."""
+    def may_wait(self, live: Live) -> bool:
+        """Whether it may be handed to the keeper before there is room: nothing but its start is left to do, and that can be undone."""
+        return live.furnished is not None and self._is_counted(live)
+
+    def _is_counted(self, live: Live) -> bool:
+        runner = self._runners.get(live.manifest.runner)
+        return runner is not None and _is_plain(live) and runner.waits(live.manifest)
+
+    def start(self, live: Live, slots: int) -> None:
+        """Begin the work on an acknowledged attempt; one that may wait begins once fewer than `slots` of its kind run."""
+        live.room = slots if self._is_counted(live) else None
         live.started_at = self._clock.monotonic()
         self._work(live, self._run(live, adopted=False))
 
@@ -100,6 +109,16 @@ class Executor:
         """
         if live.furnished is None and not self._is_lent(live):
             live.furnished = self._disk.do(Workspace.create, self._root, live.job_id, live.attempt)
+
+    def withdraw(self, live: Live) -> None:
+        """Take back what waits for room at the keeper: somebody else shall have the next slot."""
+        if live.task is not None and live.room is not None and live.state is not AttemptState.RUNNING and live.stopping is None:
+            live.stopping = asyncio.get_running_loop().create_task(self._withdraw(live, live.task))
+
+    async def _withdraw(self, live: Live, task: AttemptTask) -> None:
+        with suppress(KeeperUnreachable):  # then its start ends too
+            await self._runners[live.manifest.runner].withdraw(task)
+        live.stopping = None
 
     def adopt(self, live: Live) -> None:
         """Wait for an attempt that an earlier daemon started; its `task` and `workspace` are known."""
@@ -150,7 +169,7 @@ class Executor:
                 self._work(live, self._end(live, Ending()))
         elif live.preparing is not None:
             live.preparing.cancel()
-        elif live.task is not None and live.state is AttemptState.RUNNING:
+        elif live.task is not None and (live.state is AttemptState.RUNNING or live.room is not None):
             live.stopping = asyncio.get_running_loop().create_task(self._kill(live, live.task, reason))
 
     async def _kill(self, live: Live, task: AttemptTask, reason: str) -> None:
@@ -169,6 +188,13 @@ class Executor:
     async def _run(self, live: Live, *, adopted: bool) -> None:
         try:
             ending = await (self._follow(live) if adopted else self._begin(live))
+        except Withdrawn:
+            if not _to_end(live):
+                live.work, live.task, live.unnoted = None, None, False
+                self._table.put_back(live)
+                self._watchers.freed()
+                return
+            ending = Ending()
         except OstlerError as exc:
             ending = Ending(failure=Failure(FailureCode.INTERNAL, f"{exc.code}: {exc}"))
             self._logger.exception("attempt_crashed", extra={"job_id": live.job_id, "attrs": {"attempt": live.attempt}})
@@ -184,7 +210,10 @@ class Executor:
         runner = self._runners.get(manifest.runner)
         if runner is None:
             return _failed(FailureCode.SPEC, f"this node does not offer the {manifest.runner.value} runner")
-        if (failure := runner.refuse(manifest)) is not None:
+        prepared = live.furnished is not None and _is_plain(
+            live
+        )  # then nothing is left that a refusal by its start would come after
+        if not prepared and (failure := runner.refuse(manifest)) is not None:
             return Ending(failure=failure)
         level = self._level_of(live)
         if live.gpu_count:
@@ -210,10 +239,18 @@ class Executor:
             timeout_s=manifest.timeout_s,
             gpus=live.gpus,
             lent=live.lent,
+            room=live.room,
+            first=live.latency,
         )
         if (ended := await self._launch(live, runner, live.task, workspace, first)) is not None:
             return replace(ended, bare=live.lent)
         live.state = AttemptState.RUNNING
+        if live.room is not None:
+            live.started_at = self._clock.monotonic()
+            if live.furnished is None:  # others may be handed over ahead now
+                self._watchers.freed()
+        if live.unnoted and live.note is None:
+            self._note_later(live, workspace, level)
         self._watchers.stage(live)
         if _to_end(live):  # asked for while it was being started
             self._stop(live, "cancel" if live.cancelled else "lost")
@@ -299,10 +336,10 @@ class Executor:
         if live.furnished is None:
             return await self._disk.do(self._make, live, state, level)
         workspace = await live.furnished
-        if live.manifest.input or live.manifest.secrets or live.gpus:
+        if not _is_plain(live):
             await self._disk.do(self._note, live, workspace, state, level)
         else:
-            self._note_later(live, workspace, level)
+            live.unnoted = True
         return workspace
 
     def _make(self, live: Live, state: AttemptState, level: SandboxLevel) -> Workspace:
@@ -322,7 +359,7 @@ class Executor:
         """A job of milliseconds gets its `state.json` once, at its end: until then the keeper has a record of its start."""
 
         def note() -> None:
-            live.note = None
+            live.note, live.unnoted = None, False
             noted = self._disk.do(self._note, live, workspace, AttemptState.RUNNING, level)
             noted.add_done_callback(told)
 
@@ -331,7 +368,7 @@ class Executor:
             if exc is not None:
                 self._not_noted(live, exc)
 
-        live.note = asyncio.get_running_loop().call_later(after_s, note)
+        live.unnoted, live.note = True, asyncio.get_running_loop().call_later(after_s, note)
 
     def _not_noted(self, live: Live, exc: BaseException) -> None:
         attrs = {"attempt": live.attempt, "error": str(exc)}
@@ -475,8 +512,9 @@ class Executor:
             live.log_ends = ()
             return
         passed: tuple[AttemptState, ...] = (AttemptState.UPLOADING,) if state is AttemptState.DONE else ()
-        if live.note is not None:
-            live.note.cancel()
+        if live.unnoted:
+            if live.note is not None:
+                live.note.cancel()
             passed = (*_PASSED[AttemptState.RUNNING], AttemptState.RUNNING, *passed)
             facts = {**_origin(live), **facts}
         try:
@@ -485,6 +523,11 @@ class Executor:
             )
         except OSError as exc:
             self._not_noted(live, exc)
+
+
+def _is_plain(live: Live) -> bool:
+    """Whether nothing is to be prepared but its workspace: its start is all there is to do."""
+    return not (live.manifest.input or live.manifest.secrets or live.gpu_count)
 
 
 def _origin(live: Live, level: SandboxLevel | None = None) -> dict[str, object]:

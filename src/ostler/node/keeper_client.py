@@ -9,7 +9,7 @@ import socket
 import struct
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -50,8 +50,8 @@ _CREDENTIALS = struct.Struct("3i")  # pid, uid and gid of the other end
 class KeeperRefused(Rejected):
     """The keeper will not carry out a request.
 
-    `code` is its own: malformed, invalid, unknown_op, exists, not_found, open, cgroup, setup, exec, fork, state, stopping or
-    internal. `errno` is the operating system's number and `step` what the child was doing, where there are such.
+    `code` is its own: malformed, invalid, unknown_op, exists, not_found, open, cgroup, setup, exec, fork, state, stopping, withdrawn,
+    busy or internal. `errno` is the operating system's number and `step` what the child was doing, where there are such.
     """
 
     code = "keeper_refused"
@@ -160,7 +160,7 @@ class KeeperClient(asyncio.Protocol):
         self._ended.pop(spec.key, None)
         self._own.add(spec.key)  # now: its end may come with the answer
         try:
-            answer = await self._ask("start", spec.as_request())
+            answer = await self._ask("start", spec)
         except KeeperRefused:
             self._own.discard(spec.key)
             raise
@@ -178,6 +178,10 @@ class KeeperClient(asyncio.Protocol):
                 return False
             raise
         return answer.running
+
+    async def withdraw(self, key: str) -> None:
+        """Take a start back that waits for room: it is refused (withdrawn). One that has begun goes on."""
+        await self._ask("withdraw", {"key": key})
 
     async def list(self) -> tuple[Child, ...]:
         """All attempts that run, and those over that were not forgotten, of keepers before this one too."""
@@ -309,16 +313,15 @@ class KeeperClient(asyncio.Protocol):
         if self._on_exit is not None:
             self._on_exit(record)
 
-    async def _ask(self, operation: str, members: dict[str, Any]) -> _Message:
+    async def _ask(self, operation: str, members: StartSpec | dict[str, Any]) -> _Message:
         self._check()
         self._serial += 1
         number = self._serial
-        line = json.dumps({"id": number, "op": operation, **members}, separators=(",", ":"))
         future: asyncio.Future[_Message] = self._loop.create_future()
         self._answers[number] = future
         if not self._outgoing:
             self._loop.call_soon(self._flush)
-        self._outgoing.append(line.encode())
+        self._outgoing.append(b'{"id":%d,"op":"%b"%b' % (number, operation.encode(), _encoded(members)))
         try:
             answer = await future
         finally:
@@ -350,6 +353,15 @@ class KeeperClient(asyncio.Protocol):
             stream.put_nowait(None)
         if self._on_loss is not None:
             self._on_loss()
+
+
+def _encoded(members: StartSpec | dict[str, Any]) -> bytes:
+    """As the rest of a JSON object. Bytes of paths that are not UTF-8 travel as lone surrogates, which only the slower encoder takes."""
+    try:
+        text = msgspec.json.encode(members)
+    except UnicodeEncodeError:
+        text = json.dumps(asdict(members) if isinstance(members, StartSpec) else members).encode()
+    return b"}" if text == b"{}" else b"," + text[1:]
 
 
 def _fail(future: asyncio.Future[Any], reason: KeeperUnreachable) -> None:

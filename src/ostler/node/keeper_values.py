@@ -1,9 +1,8 @@
 """What the daemon and the keeper tell each other about attempts: what to start, what was started, how it ended."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -40,6 +39,9 @@ class StartSpec:
     a folder of files that is removed with the attempt's end.
     `wrapper`: the program does not pass SIGTERM on but takes what it started down with it, so that those are asked to end in
     its stead; by default where its name is bwrap.
+    `room`: the start waits until fewer than so many attempts run that were started with a room, `first` before others that wait. One
+    that is killed or withdrawn meanwhile is refused (withdrawn), and one whose connection is lost is forgotten. Not every keeper can
+    do that (see `Hello.waits`).
     """
 
     key: str
@@ -58,27 +60,8 @@ class StartSpec:
     uid: int | None = None
     gid: int | None = None
     wrapper: bool | None = None
-
-    def as_request(self) -> dict[str, Any]:
-        """The members of a `start` request."""
-        return {
-            "key": self.key,
-            "argv": self.argv,
-            "env": dict(self.env),
-            "cwd": self.cwd,
-            "stdin": self.stdin,
-            "stdout": self.stdout,
-            "stderr": self.stderr,
-            "record": self.record,
-            "wipe": self.wipe,
-            "open": dict(self.open),
-            "limits": {name: value for name, value in asdict(self.limits).items() if value is not None},
-            "no_new_privs": self.no_new_privs,
-            "seccomp": self.seccomp,
-            "uid": self.uid,
-            "gid": self.gid,
-            "wrapper": self.wrapper,
-        }
+    room: int | None = None
+    first: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +133,7 @@ class Hello:
     boot_id: str
     cgroup: str
     cgroup_controllers: tuple[str, ...] = ()
+    waits: bool = False
 
 
 def read_record(path: Path, key: str) -> ExitRecord | None:

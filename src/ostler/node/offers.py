@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 from ostler.model.errors import InvalidSpec
 from ostler.model.failures import Failure, FailureCode
@@ -14,6 +15,8 @@ from ostler.node.signatures import Verdict, judge
 from ostler.protocol import codec
 from ostler.protocol.dsse import Envelope
 from ostler.runtime.clock import Clock
+
+SHORT = 4096  # characters of a spec that is remembered: jobs come in thousands alike, and share one manifest then
 
 
 class Offers:
@@ -101,9 +104,16 @@ class Offers:
             self._table.add(live)
 
 
+def _decoded(spec: str) -> Manifest:
+    return codec.decode(spec, Manifest, what="manifest")
+
+
+_manifest = lru_cache(maxsize=256)(_decoded)
+
+
 def _read(job_id: str, spec: str, inputs: Sequence[InputFile] = ()) -> tuple[Manifest, Failure | None]:
     try:
-        manifest, lacking = with_inputs(codec.decode(spec, Manifest, what="manifest"), inputs)
+        manifest, lacking = with_inputs(_manifest(spec) if len(spec) <= SHORT else _decoded(spec), inputs)
         if lacking:  # whoever handed it out does not know of such inputs: without them it is not what was asked for
             return manifest, Failure(FailureCode.INPUT, f"the coordinator did not hand over {', '.join(lacking[:3])}")
         return manifest, None

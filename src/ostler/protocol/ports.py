@@ -27,7 +27,8 @@ class AttemptTask:
     """One attempt as a runner sees it: `root` is its workspace (input/ work/ output/ logs/ below it), made and filled already, or where it
     is to be if the runner lends it one (`lent`).
 
-    `sandbox` is the level in force, `gpus` the uuids that it may use, `timeout_s` its wall-clock limit.
+    `sandbox` is the level in force, `gpus` the uuids that it may use, `timeout_s` its wall-clock limit. With `room` it begins once
+    fewer than so many run that have one, `first` of those that wait for that; only for runners that can `waits`.
     """
 
     job_id: str
@@ -38,6 +39,8 @@ class AttemptTask:
     timeout_s: float
     gpus: tuple[str, ...] = ()
     lent: bool = False
+    room: int | None = None
+    first: bool = False
     confidence: Confidence | None = field(default=None, repr=False)
 
     @property
@@ -74,13 +77,22 @@ class Progress:
     note: str | None = None
 
 
+class Withdrawn(Exception):
+    """A start that waited for room was taken back: nothing was begun."""
+
+
 class RunnerPort(Protocol):
     """One kind of runner. All processes live under the keeper, so each method may be called by a daemon that was not there before."""
 
     runner: Runner
 
+    def waits(self, manifest: Manifest) -> bool:
+        """Whether `start` may be asked to wait for room with such a job. Until then `kill` and `withdraw` take it back."""
+        ...
+
     def refuse(self, manifest: Manifest) -> Failure | None:
-        """Why this manifest will not be run here (E_DENY, E_SPEC), before anything is prepared; None when it may."""
+        """Why this manifest will not be run here (E_DENY, E_SPEC), before anything is prepared; None when it may. `start` asks the
+        same once more."""
         ...
 
     def lends(self, manifest: Manifest, sandbox: SandboxLevel) -> bool:
@@ -88,7 +100,7 @@ class RunnerPort(Protocol):
         ...
 
     async def start(self, task: AttemptTask) -> Failure | None:
-        """Start the attempt's processes; returns as soon as they live, or with the failure to start them."""
+        """Start the attempt's processes; returns as soon as they live, or with the failure to start them. Raises Withdrawn."""
         ...
 
     async def wait(self, task: AttemptTask, progress: Callable[[Progress], None]) -> Ending:
@@ -101,6 +113,10 @@ class RunnerPort(Protocol):
 
     async def kill(self, task: AttemptTask, *, reason: str, grace_s: float) -> None:
         """End the whole tree: SIGTERM, the grace, SIGKILL. `wait` then returns; reason "cancel" makes it cancelled."""
+        ...
+
+    async def withdraw(self, task: AttemptTask) -> None:
+        """Take back a start that waits for room, which is then told as Withdrawn; what has begun goes on."""
         ...
 
     async def forget(self, task: AttemptTask) -> None:

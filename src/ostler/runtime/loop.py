@@ -1,7 +1,6 @@
 """The shape of every periodic loop: turn, note that it turned, wait for an event or the interval; a failing turn never ends it."""
 
 import asyncio
-import contextlib
 import logging
 from abc import ABC, abstractmethod
 
@@ -62,6 +61,8 @@ class Loop(ABC):
                 self._backoff.reset()
             self.turned_at = self.clock.monotonic()
             # Not `wait_for`: before Python 3.12 that loses a cancellation which comes together with a wake, and the loop never ends.
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self.interval_s if wait_s is None else wait_s):
-                    await self._wake.wait()
+            timer = asyncio.get_running_loop().call_later(self.interval_s if wait_s is None else wait_s, self._wake.set)
+            try:
+                await self._wake.wait()
+            finally:
+                timer.cancel()

@@ -17,6 +17,7 @@ from ostler.node.credit import (
     credit,
     plan_acks,
     should_replace,
+    start_ahead,
     startable,
     taken,
 )
@@ -75,6 +76,49 @@ def test_offers_are_accepted_as_far_as_slots_and_pace_go():
     offers = [live(f"j{i}") for i in range(5)]
     assert plan(Slots(2, 0), offers, offers).accept == offers[:2]
     assert plan(Slots(2, 0), offers, offers, pace_s=0.005).accept == offers
+
+
+def roomed(name, *, latency=False, settling=False):
+    one = live(name, state=AttemptState.RUNNING)
+    one.room, one.latency, one.settling = 2, latency, settling
+    return one
+
+
+def test_a_few_are_handed_over_ahead_of_a_free_slot_where_all_that_runs_allows_it():
+    limits = Slots(2, 0)
+    working, waiting = [roomed("a"), roomed("b")], [live(f"w{i}") for i in range(6)]
+
+    def chosen(working=working, waiting=waiting, ahead=2, cannot=()):
+        return startable(limits, working, waiting, ahead=ahead, may_wait=lambda one: one not in cannot)
+
+    assert chosen() == waiting[:2]
+    assert chosen(ahead=0) == []
+    assert chosen([roomed("a")]) == waiting[:3]
+    assert chosen([roomed("a", settling=True), roomed("b"), roomed("c")]) == waiting[:2]
+    assert chosen([live("plain", state=AttemptState.RUNNING), roomed("b")]) == []
+    assert chosen(cannot=waiting[:1]) == []  # the next slot is its, and nobody overtakes it
+    assert chosen([roomed("a")], cannot=waiting[1:2]) == waiting[:1]
+    assert chosen([roomed("a")], cannot=waiting[:1]) == waiting[:1]  # for the keeper one slot would be free beside it
+    assert chosen([], cannot=waiting[:1]) == waiting[:2]
+
+
+def test_a_latency_job_is_handed_over_whatever_waits_and_as_many_as_there_are_slots():
+    hasty = [live(f"h{i}") for i in range(3)]
+    for one in hasty:
+        one.latency = True
+    full = [roomed(f"r{i}") for i in range(6)]
+    for ahead_ in (0, 4):
+        assert startable(Slots(2, 0), full, hasty, ahead=ahead_, may_wait=lambda _: True) == hasty[:2]
+    assert startable(Slots(2, 0), [*full, roomed("h", latency=True)], hasty, ahead=4, may_wait=lambda _: True) == hasty[:1]
+    assert startable(Slots(2, 0), full, hasty, ahead=4, may_wait=lambda _: False) == []
+
+
+def test_how_much_is_handed_over_ahead():
+    assert start_ahead(Slots(2, 0), 0.002, 128) == 4
+    assert start_ahead(Slots(2, 0), 0.02, 128) == 2
+    assert start_ahead(Slots(2, 0), 0.002, 0) == 0
+    assert start_ahead(Slots(2, 0), 1.0, 128) == 0
+    assert start_ahead(Slots(2, 0), None, 128) == 0
 
 
 def test_a_latency_offer_gets_the_next_slot_whatever_was_accepted_before():
@@ -160,7 +204,8 @@ def test_the_table_knows_where_each_attempt_stands():
     assert table.held() == (Held("a", 1), Held("a", 2))
     assert table.of_job("a") == [first, second]
     assert table.has_offers
-    first.state = AttemptState.ACKED
+    table.accept(first)
+    assert first.state is AttemptState.ACKED
     assert table.waiting() == [first]
     assert table.offered() == [second]
     table.begin(first)

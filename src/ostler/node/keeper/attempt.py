@@ -43,7 +43,7 @@ class Attempt:
     __slots__ = (
         "began", "cpu_system_s", "cpu_user_s", "deadline", "end", "give_up", "group", "inner", "journal_line", "key",
         "kill_due", "killed", "leftovers", "limits", "log_files", "look", "look_inner", "look_log", "look_memory", "look_tree",
-        "memory_limit", "over_memory", "owned", "peak_bytes", "pid", "read_bytes", "record", "signalled", "start_time",
+        "memory_limit", "over_memory", "owned", "peak_bytes", "pid", "read_bytes", "record", "roomed", "signalled", "start_time",
         "started_at", "termed", "tree", "wipe", "wrapper", "written_bytes",
     )  # fmt: skip
 
@@ -62,6 +62,7 @@ class Attempt:
         group: Group | None,
         tree: GroupTree | WalkedTree,
         log_files: list[int],
+        roomed: bool,
     ) -> None:
         self.key = key
         self.pid = pid
@@ -75,6 +76,7 @@ class Attempt:
         self.group = group
         self.tree = tree
         self.log_files = log_files
+        self.roomed = roomed
         self.journal_line = ""
         self.deadline = NEVER if limits.wall_s is None else began + limits.wall_s
         # watched here only where the kernel does not

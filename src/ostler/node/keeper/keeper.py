@@ -52,6 +52,7 @@ class Keeper:
         self._publish = publish
         self._log = log
         self._running: dict[str, Attempt] = {}
+        self.roomed = 0  # attempts not over that were started with a room
         self._archive = Archive(journal, log)
         self._roots: dict[int, Attempt] = {}
         self._owners: dict[int, Attempt] = {}
@@ -109,7 +110,9 @@ class Keeper:
             group=group,
             tree=tree,
             log_files=logs,
+            roomed=request.room is not None,
         )
+        self.roomed += attempt.roomed
         self._running[request.key] = self._roots[pid] = attempt
         self._archive.drop(request.key)
         attempt.look = attempt.next_look()
@@ -364,6 +367,7 @@ class Keeper:
         """Record the end of an attempt, and let go of all that was held for it."""
         record = attempt.record_of_end(self._boot_id, time.time(), now, stuck)
         del self._running[attempt.key]
+        self.roomed -= attempt.roomed
         if attempt.end is None:
             del self._roots[attempt.pid]  # it stays in `_orphans.roots`: a stuck root is no orphan
         for pid in attempt.owned:

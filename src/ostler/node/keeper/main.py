@@ -112,6 +112,7 @@ def _run(options: Options) -> int:
         "boot_id": boot_id,
         "cgroup": groups.version,
         "cgroup_controllers": groups.controllers,
+        "waits": True,  # a start may wait for room
     }
     server = Server(listener=listener, hello=hello, log=log)
     keeper = Keeper(boot_id=boot_id, keeper_id=keeper_id, journal=journal, cgroups=groups, publish=server.publish, log=log)

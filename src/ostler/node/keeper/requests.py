@@ -10,7 +10,7 @@ _DAYS_100_S = 8_640_000
 class Refusal(Exception):
     """A request that is not carried out: the error reply's `code`, message, and where there are, errno and step.
 
-    Codes: malformed, invalid, unknown_op, exists, not_found, open, cgroup, setup, exec, fork, state, stopping, internal.
+    Codes: malformed, invalid, unknown_op, exists, not_found, open, cgroup, setup, exec, fork, state, stopping, withdrawn, busy, internal.
     """
 
     def __init__(self, code: str, message: str, *, number: int | None = None, step: str | None = None) -> None:
@@ -185,11 +185,11 @@ def _cpu(value: object) -> int:
 
 
 class Start:
-    """A `start` request."""
+    """A `start` request. With `room` it waits until fewer than so many run that were started with one; `first` of those that wait."""
 
     __slots__ = (
-        "argv", "cwd", "env", "gid", "key", "limits", "no_new_privs", "open", "record", "seccomp", "stderr", "stdin",
-        "stdout", "uid", "wipe", "wrapper",
+        "argv", "cwd", "env", "first", "gid", "key", "limits", "no_new_privs", "open", "record", "room", "seccomp", "stderr",
+        "stdin", "stdout", "uid", "wipe", "wrapper",
     )  # fmt: skip
 
     def __init__(self, values: Fields) -> None:
@@ -215,6 +215,8 @@ class Start:
         self.seccomp = values.absolute("seccomp", required=False)
         self.uid = values.integer("uid", 0, (1 << 32) - 2)
         self.gid = values.integer("gid", 0, (1 << 32) - 2)
+        self.room = values.integer("room", 1, 1 << 20)
+        self.first = values.flag("first") or False
         wrapper = values.flag("wrapper")
         self.wrapper = self.argv[0].rsplit(b"/", 1)[-1] == b"bwrap" if wrapper is None else wrapper
 

@@ -10,6 +10,7 @@ from ostler.node.keeper import kernel, wire
 from ostler.node.keeper.attempt import NEVER
 from ostler.node.keeper.keeper import Keeper
 from ostler.node.keeper.requests import Fields, Kill, Refusal, Start, checked_key
+from ostler.node.keeper.waiting import Waiting
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing and collections cost memory
@@ -56,6 +57,7 @@ class Server:
         self._view = memoryview(self._buffer)
         self._clients: dict[int, Client] = {}
         self._events: list[str] = []
+        self._waiting = Waiting()
         self._poll = select.epoll()
         self._signals = kernel.signal_descriptor()
         self._poll.register(self._signals, select.EPOLLIN)
@@ -85,6 +87,7 @@ class Server:
         now = time.monotonic()
         if now >= keeper.next_look:
             keeper.look(now)
+        self._admit(keeper)
         keeper.flush()
         self._deliver()
 
@@ -148,10 +151,10 @@ class Server:
         lines = bytes(inbox[:end]).split(b"\n")
         del inbox[: end + 1]
         for line in lines:
-            client.outbox += self._answer(line, keeper)
+            client.outbox += self._answer(client, line, keeper)
 
-    def _answer(self, line: bytes, keeper: Keeper) -> bytes:
-        number: object = None
+    def _answer(self, client: Client, line: bytes, keeper: Keeper) -> bytes:
+        number: int | None = None
         try:
             try:
                 values = wire.decode(line)
@@ -162,28 +165,62 @@ class Server:
             operation = fields.text("op")
             if operation == "list":  # its records are JSON already
                 return f'{{"id":{wire.encode(number)},"ok":true,"children":{keeper.children()}}}\n'.encode()
-            reply = {"id": number, "ok": True, **self._carry_out(operation, fields, keeper)}
-        except Refusal as refusal:
-            reply = {"id": number, "error": refusal.as_reply()}
+            if operation == "start":
+                request = Start(fields)
+                if request.room is not None:
+                    self._waiting.add(client, number, request)  # answered when it begins, with the end of this turn perhaps
+                    return b""
+                return _done(number, keeper.start(request))
+            return _done(number, self._carry_out(operation, fields, keeper))
         except Exception as error:
-            self._log("keeper.bug", {"error": f"{type(error).__name__}: {error}"})
-            reply = {"id": number, "error": {"code": "internal", "message": f"{type(error).__name__}: {error}"}}
-        return wire.encode(reply).encode() + b"\n"
+            return self._failed(number, error)
 
-    @staticmethod
-    def _carry_out(operation: str | None, fields: Fields, keeper: Keeper) -> dict[str, object]:
-        if operation == "start":
-            return keeper.start(Start(fields))
+    def _carry_out(self, operation: str | None, fields: Fields, keeper: Keeper) -> dict[str, object]:
         if operation == "forget":
             return keeper.forget(checked_key(fields))
         if operation == "kill":
-            return keeper.kill(Kill(fields))
+            return self._kill(Kill(fields), keeper)
+        if operation == "withdraw":
+            key = checked_key(fields)
+            return {"running": not self._take_back(key, Refusal("withdrawn", f"{key} was taken back before it began"))}
         if operation == "ping":
             return {}
         if operation == "shutdown":
             keeper.stop()
             return {}
         raise Refusal("unknown_op", f"{operation!a} is not an operation of protocol {PROTOCOL}")
+
+    def _kill(self, request: Kill, keeper: Keeper) -> dict[str, object]:
+        if self._take_back(request.key, Refusal("withdrawn", f"{request.key} was ended before it began: {request.reason}")):
+            return {"running": False}
+        return keeper.kill(request)
+
+    def _take_back(self, key: str, why: Refusal) -> bool:
+        """Tell whoever asked for a start that waits that there will be none; whether one did."""
+        waited = self._waiting.take(key)
+        if waited is not None:
+            client, number = waited
+            client.outbox += self._failed(number, why)
+        return waited is not None
+
+    def _admit(self, keeper: Keeper) -> None:
+        """Start what has waited for room, now that there is some."""
+        while (one := self._waiting.next(keeper.roomed, stopping=keeper.stopping)) is not None:
+            client, number, request = one
+            try:
+                client.outbox += _done(number, keeper.start(request))
+            except Exception as error:
+                client.outbox += self._failed(number, error)
+
+    def _failed(self, number: int | None, error: Exception) -> bytes:
+        """The answer to a request that was not carried out; for what is no refusal the log has a line too."""
+        if isinstance(error, Refusal):
+            said = error.as_reply()
+        else:
+            what = f"{type(error).__name__}: {error}"
+            self._log("keeper.bug", {"error": what})
+            said = {"code": "internal", "message": what}
+        return wire.encode({"id": number, "error": said}).encode() + b"\n"
 
     def _deliver(self) -> None:
         """Hand out events and replies; a client that does not take them is dropped before it costs much memory."""
@@ -219,6 +256,7 @@ class Server:
         self._poll.unregister(descriptor)
         del self._clients[descriptor]
         client.socket.close()
+        self._waiting.drop(client)
 
     def _say_goodbye(self) -> None:
         """Let clients have the last records, but not for long."""
@@ -230,3 +268,7 @@ class Server:
                     del client.outbox[: client.socket.send(client.outbox, _socket.MSG_NOSIGNAL)]
             except OSError:
                 continue
+
+
+def _done(number: int | None, reply: dict[str, object]) -> bytes:
+    return wire.encode({"id": number, "ok": True, **reply}).encode() + b"\n"

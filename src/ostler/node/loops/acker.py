@@ -3,10 +3,9 @@
 import logging
 from collections.abc import Callable
 
-from ostler.model.attempt import AttemptState
 from ostler.model.errors import StoreBusy
 from ostler.node.attempts import AttemptTable, Live, Slots
-from ostler.node.credit import AckPlan, Pace, plan_acks, startable
+from ostler.node.credit import AckPlan, Pace, enough, plan_acks, start_ahead, startable
 from ostler.node.executor import Executor
 from ostler.node.journal import Entry, Journal
 from ostler.node.readiness import Readiness
@@ -77,14 +76,27 @@ class Acker(Loop):
     def start_waiting(self) -> None:
         """Give free slots to accepted attempts, first come first served."""
         waiting = self._table.waiting()
-        if waiting:
-            limits = self._limits()
-            starting = startable(limits, self._table.working(), waiting)
-            for live in starting:
-                self._executor.start(live)
-            for live in waiting[: len(starting) + FURNISHED_PER_SLOT * limits.cpu]:
-                if live.work is None:
-                    self._executor.furnish(live)
+        if not waiting:
+            return
+        limits, executor = self._limits(), self._executor
+        for live in startable(limits, self._table.working(), waiting):
+            executor.start(live, limits.cpu)
+        waiting = [live for live in waiting if live.work is None]
+        for live in waiting[: FURNISHED_PER_SLOT * limits.cpu]:
+            executor.furnish(live)
+        working = self._table.working()
+        ahead = start_ahead(limits, self._pace.median_s, self._prefetch())
+        for live in startable(limits, working, waiting, ahead=ahead, may_wait=executor.may_wait):
+            executor.start(live, limits.cpu)
+        if any(live.work is None and live.latency and not executor.may_wait(live) for live in waiting):
+            for live in reversed(working):  # each goes before the others that are accepted
+                executor.withdraw(live)
+
+    def freed(self) -> None:
+        """A slot is free: the next one begins, and more is accepted where little lies here."""
+        self.start_waiting()
+        if self._table.has_offers and not enough(self._limits(), self._table, self._pace.median_s, self._prefetch()):
+            self.wake()
 
     async def _settle(self, plan: AckPlan) -> None:
         accept, decline = plan.accept, plan.decline
@@ -112,6 +124,6 @@ class Acker(Loop):
         if result is None or not result.ok:
             self._discard(live, "the ack was not answered" if result is None else f"{result.code}: {result.message}")
             return
-        live.state = AttemptState.ACKED
+        self._table.accept(live)
         if live.refusal is not None:
             self._executor.refuse(live, live.refusal)

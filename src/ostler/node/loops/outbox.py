@@ -80,12 +80,14 @@ class Outbox(Loop):
         self._small_gate = asyncio.Semaphore(SMALL_UPLOADS)
         self._log_gate = asyncio.Semaphore(LOGS)
         self._sent_at = float("-inf")
+        self._gathering = False
 
     def add(self, live: Live) -> None:
         """An outcome waits."""
         if id(live) not in self._parcels:
             self._parcels[id(live)] = _Parcel(live, Backoff(min_s=0.5, max_s=60.0))
-            self.wake()
+            if not self._gathering or len(self._parcels) >= GATHERED or not self._table.queued():
+                self.wake()
 
     def retry_now(self) -> None:
         """The coordinator answers again."""
@@ -115,7 +117,8 @@ class Outbox(Loop):
             return 0.0
         now = self.clock.monotonic()
         early_s = self._sent_at + GATHER_S - now
-        if early_s > 0 and len(self._parcels) < GATHERED and self._table.queued():
+        self._gathering = early_s > 0 and len(self._parcels) < GATHERED and self._table.queued() > 0
+        if self._gathering:
             return early_s  # more ends any moment, and nothing waits for a slot that this outcome holds
         batch: _Batch = []
         size = 0

@@ -5,7 +5,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from errno import EINVAL, ENOSYS, EOPNOTSUPP, EXDEV
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from ostler.model.sandbox import SandboxLevel
 from ostler.node.allowlist import Allowlist, Entry, load_allowlist
 from ostler.node.allowlist_binary import BinaryCheck
 from ostler.node.allowlist_match import check
-from ostler.node.config import CliRunnerConfig
+from ostler.node.config import CliRunnerConfig, NodeConfig
 from ostler.node.runners import limits
 from ostler.node.runners.ending import NO_TRACE, ending, lost
 from ostler.node.runners.environment import environment, secret_variables
@@ -24,6 +24,7 @@ from ostler.node.sandbox import needed
 from ostler.protocol.ports import AttemptTask, Ending, Progress
 
 MAX_GRANTS = 4096
+MAX_KNOWN = 256
 _INLINE_COPY_BYTES = 1 << 20
 
 _Call = tuple[str, tuple[str, ...], tuple[str, ...]]
@@ -32,6 +33,18 @@ _Call = tuple[str, tuple[str, ...], tuple[str, ...]]
 def allowlist_places(config: CliRunnerConfig) -> tuple[Path, ...]:
     """The files and folders that make up the node's allowlist."""
     return (*config.allowlist_files, *((config.allowlist_dir,) if config.allowlist_dir else ()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Terms:
+    """On what terms a manifest is run, and from what that was worked out."""
+
+    manifest: Manifest
+    config: NodeConfig
+    allowlist: Allowlist
+    entry: Entry
+    level: SandboxLevel
+    timeout_s: float
 
 
 class CliRunner:
@@ -46,6 +59,7 @@ class CliRunner:
         self._granted: tuple[Allowlist, dict[_Call, Entry]] = (Allowlist(), {})
         self._check = BinaryCheck(allow_own_binaries=self._config.allow_own_binaries)
         self._needed: dict[str, tuple[str, ...]] = {}
+        self._known: dict[int, _Terms] = {}
 
     def load(self, config: CliRunnerConfig | None = None) -> None:
         """Read the configured allowlist (of `config`, where the configuration was read anew), and hash programs whose entry
@@ -62,8 +76,13 @@ class CliRunner:
             for entry in entries:
                 if entry.sha256 is not None:
                     self._check.verify(entry)
-        self._needed = {}
+        self._needed, self._known = {}, {}
         self._granted = (allowlist, {})
+
+    def waits(self, manifest: Manifest) -> bool:
+        """The keeper lets starts wait, where it is of this release; but not those of programs that must be what they were."""
+        terms = self._terms(manifest)
+        return self._processes.keeper.hello.waits and not isinstance(terms, Failure) and terms.entry.sha256 is None
 
     def commands(self) -> tuple[str, ...]:
         """What this node runs, by name."""
@@ -71,42 +90,42 @@ class CliRunner:
 
     def refuse(self, manifest: Manifest) -> Failure | None:
         """Why this manifest will not be run here, or None."""
-        found = self._grant(manifest)
-        if isinstance(found, Failure):
-            return found
-        if amiss := self._check.verify(found):
+        terms = self._terms(manifest)
+        if isinstance(terms, Failure):
+            return terms
+        if amiss := self._check.verify(terms.entry):
             return Failure(FailureCode.DENY, f"{amiss.path}: {amiss.message}")
-        return self._processes.refuse(manifest, self.level(manifest))
+        return self._processes.refuse(manifest, terms.level)
 
     def timeout_s(self, manifest: Manifest) -> float:
         """The wall-clock limit of one attempt: the manifest's, at most the entry's `max_runtime_s`."""
-        found = self._grant(manifest)
-        most = found.max_runtime_s if isinstance(found, Entry) else None
-        return limits.least((manifest.timeout_s, most)) or manifest.timeout_s
+        terms = self._terms(manifest)
+        return manifest.timeout_s if isinstance(terms, Failure) else terms.timeout_s
 
     def level(self, manifest: Manifest) -> SandboxLevel:
         """The sandbox level of one attempt: the strongest that node, manifest or entry demand."""
-        found = self._grant(manifest)
-        return self._processes.level(manifest, found.sandbox if isinstance(found, Entry) else None)
+        terms = self._terms(manifest)
+        return self._processes.level(manifest) if isinstance(terms, Failure) else terms.level
 
     def lends(self, manifest: Manifest, sandbox: SandboxLevel) -> bool:
         """A program gets a workspace of its own."""
         return False
 
     async def start(self, task: AttemptTask) -> Failure | None:
-        """Start the program; it is verified once more, since time may have passed since `refuse`."""
+        """Start the program; it is verified, whether or not `refuse` was asked before."""
         if refused := self.refuse(task.manifest):
             return refused
-        entry = self._grant(task.manifest)
-        if isinstance(entry, Failure):
-            return entry
+        terms = self._terms(task.manifest)
+        if isinstance(terms, Failure):
+            return terms
+        entry = terms.entry
         stdin = None
         if entry.stdin is not None:
             stdin = f"{task.root}/work/{entry.stdin}"
             if not os.path.isfile(stdin):  # noqa: ASYNC240 - one system call
                 message = f"{entry.name} reads its standard input from {entry.stdin}, which is not among the inputs"
                 return Failure(FailureCode.INPUT, message)
-        task = self._in_force(task)
+        task = _in_force(task, terms)
         return await self._processes.start(
             task,
             Command(
@@ -114,7 +133,8 @@ class CliRunner:
                 env=environment(task, tmp=tmp_folder(task)),
                 stdin=stdin,
                 read_only_paths=self._paths(entry) if task.sandbox is SandboxLevel.BWRAP else (),
-                file_mb=_file_mb(entry),
+                # one file may be as large as the entry allows all output to be; artifacts' own caps are judged when they are collected
+                file_mb=entry.max_output_mb,
             ),
         )
 
@@ -123,10 +143,12 @@ class CliRunner:
         record = await self._processes.wait(task)
         if record is None:
             return lost(NO_TRACE)
-        entry = self._grant(task.manifest)
-        file_mb = _file_mb(entry) if isinstance(entry, Entry) else None
-        end = ending(record, self._processes.circumstances(self._in_force(task), record, file_mb=file_mb))
-        name = task.manifest.stdout or (entry.stdout if isinstance(entry, Entry) else None)
+        terms = self._terms(task.manifest)
+        entry = None
+        if not isinstance(terms, Failure):
+            entry, task = terms.entry, _in_force(task, terms)
+        end = ending(record, self._processes.circumstances(task, record, file_mb=entry.max_output_mb if entry else None))
+        name = task.manifest.stdout or (entry.stdout if entry else None)
         if end.failure is None and not end.cancelled and name:
             failure = await _keep_stdout(task, name)
             return replace(end, failure=failure)
@@ -139,6 +161,10 @@ class CliRunner:
     async def kill(self, task: AttemptTask, *, reason: str, grace_s: float) -> None:
         """End the program and all that it started."""
         await self._processes.kill(task, reason=reason, grace_s=grace_s)
+
+    async def withdraw(self, task: AttemptTask) -> None:
+        """It need not begin yet."""
+        await self._processes.withdraw(task)
 
     async def forget(self, task: AttemptTask) -> None:
         """Its outcome is delivered."""
@@ -168,12 +194,25 @@ class CliRunner:
         grants[call] = verdict.entry
         return verdict.entry
 
-    def _in_force(self, task: AttemptTask) -> AttemptTask:
-        """Never weaker than the entry demands and never longer than it allows, whatever the caller chose."""
-        level, timeout_s = self.level(task.manifest), min(task.timeout_s, self.timeout_s(task.manifest))
-        if task.sandbox.at_least(level) and timeout_s == task.timeout_s:
-            return task
-        return replace(task, sandbox=level if not task.sandbox.at_least(level) else task.sandbox, timeout_s=timeout_s)
+    def _terms(self, manifest: Manifest) -> "_Terms | Failure":
+        """What the node grants to a manifest; worked out once for all jobs that share it."""
+        config, known = self._processes.config, self._known.get(id(manifest))
+        if known is not None and known.manifest is manifest and known.config is config and known.allowlist is self._granted[0]:
+            return known
+        entry = self._grant(manifest)
+        if isinstance(entry, Failure):
+            return entry
+        if len(self._known) >= MAX_KNOWN:
+            self._known.clear()
+        terms = self._known[id(manifest)] = _Terms(
+            manifest=manifest,
+            config=config,
+            allowlist=self._granted[0],
+            entry=entry,
+            level=self._processes.level(manifest, entry.sandbox),
+            timeout_s=limits.least((manifest.timeout_s, entry.max_runtime_s)) or manifest.timeout_s,
+        )
+        return terms
 
     def _paths(self, entry: Entry) -> tuple[str, ...]:
         paths = self._needed.get(entry.path)
@@ -182,10 +221,12 @@ class CliRunner:
         return paths
 
 
-def _file_mb(entry: Entry) -> float | None:
-    """One file may be as large as the entry allows all output to be. Artifacts' own caps are judged when they are collected:
-    what a program writes in between is not declared."""
-    return entry.max_output_mb
+def _in_force(task: AttemptTask, terms: _Terms) -> AttemptTask:
+    """Never weaker than the entry demands and never longer than it allows, whatever the caller chose."""
+    level, timeout_s = terms.level, min(task.timeout_s, terms.timeout_s)
+    if task.sandbox.at_least(level) and timeout_s == task.timeout_s:
+        return task
+    return replace(task, sandbox=level if not task.sandbox.at_least(level) else task.sandbox, timeout_s=timeout_s)
 
 
 async def _keep_stdout(task: AttemptTask, name: str) -> Failure | None:

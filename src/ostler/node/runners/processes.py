@@ -22,7 +22,7 @@ from ostler.node.runners.watch import DiskWatch, Watched, free_mb, over_quota
 from ostler.node.sandbox import Host, plan
 from ostler.node.vault import Vault
 from ostler.node.workspace import NO_ROOM
-from ostler.protocol.ports import AttemptTask
+from ostler.protocol.ports import AttemptTask, Withdrawn
 
 RECORD = "exit.json"
 MASK_EVERY_S = 0.1
@@ -89,7 +89,7 @@ class Processes:
         return Failure(FailureCode.SANDBOX, f"the sandbox level {level.value} is not to be had on this node: {why}")
 
     async def start(self, task: AttemptTask, command: Command) -> Failure | None:
-        """Execute the command as the attempt `task`; None once it executes."""
+        """Execute the command as the attempt `task`; None once it executes. Raises Withdrawn."""
         try:
             spec = self._spec(task, command)
         except InvalidSpec as exc:
@@ -97,6 +97,8 @@ class Processes:
         try:
             started = await self.keeper.start(spec)
         except KeeperRefused as exc:
+            if exc.code == "withdrawn":
+                raise Withdrawn(exc.message) from None
             return _refusal(exc)
         if started.unenforced:
             attrs = {"attempt": task.attempt, "limits": list(started.unenforced)}
@@ -150,6 +152,10 @@ class Processes:
     async def kill(self, task: AttemptTask, *, reason: str, grace_s: float) -> None:
         """End them; nothing to end is no error."""
         await self.keeper.kill(task.key, reason=reason, grace_s=grace_s)
+
+    async def withdraw(self, task: AttemptTask) -> None:
+        """Take back a start that waits for room."""
+        await self.keeper.withdraw(task.key)
 
     async def knows(self, task: AttemptTask) -> bool:
         """Whether they live, or their exit record is to be had. Raises KeeperUnreachable."""
@@ -233,6 +239,8 @@ class Processes:
             record=f"{root}/{RECORD}",
             wipe=task.confidence.files if task.confidence is not None else None,
             wrapper=True if gate else None,
+            room=task.room,
+            first=task.first,
             limits=self.limits(task, file_mb=command.file_mb),
         )
 

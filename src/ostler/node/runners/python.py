@@ -50,6 +50,13 @@ class PythonRunner:
 
     runner = Runner.PYTHON
 
+    def waits(self, manifest: Manifest) -> bool:
+        """A warm worker takes one call at a time."""
+        return False
+
+    async def withdraw(self, task: AttemptTask) -> None:
+        """Nothing waits."""
+
     def __init__(self, processes: Processes) -> None:
         self._processes = processes
         self._config = processes.config.runners.python

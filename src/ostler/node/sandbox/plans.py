@@ -217,13 +217,16 @@ def _permitted(path: str, workspace: str) -> str:
 
 
 def _within(path: str, place: str) -> bool:
-    return PurePosixPath(path).is_relative_to(place)
+    """Both plain. Here and in `_plain` text does, at an eighth of the cost: they stand in the way of every job."""
+    return path == place or path.startswith(place if place == "/" else f"{place}/")
 
 
 def _plain(path: str) -> str:
     if not path.startswith("/") or ".." in path.split("/") or "\0" in path:
         raise InvalidSpec(f"{path!r} is not a plain absolute path")
-    return str(PurePosixPath(path))
+    if "//" in path or "/." in path or path.endswith("/"):
+        return str(PurePosixPath(path))
+    return path
 
 
 def _made(path: str | None) -> str:
