@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from e2e.fleet import OSTLER, Fleet, until
+from ostler.assembly.keeper_stop import shut_down
 
 
 def ostler(*args, env=None):
@@ -159,8 +160,10 @@ def test_a_nodes_log_says_what_is_wrong(secure, tmp_path, wrong, said, mend):
             assert any(said in line and mend in line for line in log.read_text().splitlines()), "what mends it, on the same line"
             assert ("second" in {one["node_id"] for one in secure.nodes()}) <= (wrong == "verify")
         finally:
+            until(lambda: (tmp_path / "node/node/keeper.sock").exists(), what="a keeper")
             daemon.terminate()
             daemon.wait(30)
+            shut_down(tmp_path / "node/node")  # it outlives the daemon, and would this test
     subprocess.run([OSTLER, "node", "drain", "second"], env=secure.env | secure.mine, capture_output=True, check=False)
     assert token not in log.read_text()
 
