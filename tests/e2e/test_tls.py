@@ -160,7 +160,7 @@ def test_a_nodes_log_says_what_is_wrong(secure, tmp_path, wrong, said, mend):
             assert any(said in line and mend in line for line in log.read_text().splitlines()), "what mends it, on the same line"
             assert ("second" in {one["node_id"] for one in secure.nodes()}) <= (wrong == "verify")
         finally:
-            until(lambda: (tmp_path / "node/node/keeper.sock").exists(), what="a keeper")
+            until((tmp_path / "node/node/keeper.sock").exists, what="a keeper")
             daemon.terminate()
             daemon.wait(30)
             shut_down(tmp_path / "node/node")  # it outlives the daemon, and would this test
