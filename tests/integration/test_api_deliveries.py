@@ -133,6 +133,7 @@ async def test_form_mistakes(rig, node):
         ([("artifacts", "a", b"1"), ("artifacts", "a", b"1")], result(held, one)),  # twice
         ([("artifacts", "b", b"2")], result(held, one)),  # declared, not announced
         ([("metadata", None, b"{}")], result(held)),  # metadata twice
+        ([("artifacts", "a", b"1")], replace(result(held, one), contents={"a": b"evil"})),  # would stand under the sha256 of b"1"
     ]:
         answer = await send(node, outcome, files)
         assert answer.status_code == 422, answer.text

@@ -8,7 +8,7 @@ import pytest
 import postgres
 from ostler.coordinator.loops.on_duty import run_on_duty
 from ostler.coordinator.operations import installation, jobs
-from ostler.coordinator.store.peers import MAX_BYTES, _pieces
+from ostler.coordinator.store.peers import CHANNEL, MAX_BYTES, _pieces
 from ostler.coordinator.store.store import Store
 from ostler.model.errors import Rejected
 from ostler.runtime.clock import SystemClock
@@ -121,6 +121,21 @@ async def test_one_that_is_gone_without_a_word_may_have_owed_one(two):
     there.wakeups.stir = lambda: known_when_stirred.append(len(mine._others))  # type: ignore[method-assign]
     its._tell = lambda *args, **kwargs: None  # type: ignore[method-assign]  # what a kill -9 does: nothing more is said
     await until(lambda: 0 in known_when_stirred)
+
+
+@pytest.mark.parametrize("words", ["", "hello", "a b c", "peer 1 [[{}]]", 'peer 2 {"a": 1}', "peer 3 [[1"])
+async def test_what_is_not_understood_ends_nothing(database, two, words):
+    """Every user of the server who may connect to the database may notify."""
+    server, name = database
+    here, there = two
+    await acquainted(here, there)
+    server.rows(f"SELECT pg_notify('{CHANNEL}', '{words}')", name)
+    job_id = await submit(there)
+    async with there.wakeups.subscribe(("job", job_id)) as event:
+        there.wakeups.stir = lambda: None  # type: ignore[method-assign]  # no net below
+        event.clear()
+        await here.write(jobs.cancel_job, job_id)
+        await woken(event)
 
 
 def test_no_notification_is_longer_than_the_server_takes():

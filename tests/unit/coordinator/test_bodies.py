@@ -1,6 +1,7 @@
 """Bodies are looked through before anything reads them: how deep they nest, and how long their numbers are."""
 
 import json
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -38,6 +39,16 @@ def test_what_nests_too_deeply_is_refused_and_nothing_else(value: object, above:
             guard_depth(raw)
     else:
         guard_depth(raw)
+
+
+@pytest.mark.parametrize("guard", [guard_depth, guard_numbers])
+def test_a_string_without_an_end_is_looked_through_once(guard: Callable[[bytes], None]) -> None:
+    """An expression that begins anew at each of these quotes is at it for an hour, in which no other call is answered."""
+    raw = b"[" * (MAX_DEPTH + 1) + b"1" * 19 + b',"' + b'\\"' * 2**19
+    with pytest.raises(InvalidSpec):
+        guard(raw)
+    with pytest.raises(InvalidSpec):
+        guard(raw + b"\\")
 
 
 @given(values)

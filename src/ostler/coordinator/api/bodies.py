@@ -17,7 +17,8 @@ JSON_LIMIT = 16 * 2**20  # where a route takes gigabytes as a form, its JSON is 
 MAX_DEPTH = 64
 MAX_QUERY = 64
 MAX_PAGE = 1000
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+# One without an end reaches to the end of the body: to fail there would mean to begin anew at every quote in it.
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*(?:"|\\?\Z)', re.DOTALL)
 _HUGE = re.compile(rb"(?<![0-9.eE+-])-?[0-9]{19,}(?![0-9.eE])")
 
 T = TypeVar("T")
@@ -105,6 +106,7 @@ def guard_numbers(raw: bytes) -> None:
 
 
 _LONG, _TO_ZERO = b"0" * 19, bytes.maketrans(b"123456789", b"0" * 9)
+_TO_SQUARE = bytes.maketrans(b"{}", b"[]")
 _NOT_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
 _NOT_STRUCTURE = bytes(byte for byte in range(256) if byte not in b'[]{}"\\')
 
@@ -124,11 +126,15 @@ def _brackets(raw: bytes) -> bytes:
 
 
 def _depth_exceeds(brackets: bytes, limit: int) -> bool:
-    # Each pass takes the innermost level away; two C loops over the rest are much faster than one in Python over all of it.
+    # Each pass takes the innermost level away; a few C loops over the rest are much faster than one in Python over all of it. Pairs
+    # that do not match count as pairs: the decoder refuses them.
+    brackets, too_deep = brackets.translate(_TO_SQUARE), b"[" * (limit + 1)
     for _ in range(limit):
         if not brackets:
             return False
-        brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
+        if too_deep in brackets:
+            return True
+        brackets = brackets.replace(b"[]", b"")
     return bool(brackets)
 
 

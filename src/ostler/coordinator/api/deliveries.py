@@ -84,6 +84,8 @@ class _Delivery:
         said = decode_json(raw, section8.Result)
         if said.job_id is not None and said.attempt is not None:
             self.outcome = decode_json(raw, m.Outcome)
+            if self.outcome.contents:  # nobody would hold them against their sha256
+                raise InvalidSpec("the form is not a result", [Problem("contents", "go as files of the form")])
         else:
             self.source = said
 

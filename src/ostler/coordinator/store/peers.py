@@ -30,6 +30,7 @@ MAX_BYTES = 7900  # of one notification; the server takes 8000
 MAX_PIECES = 8  # for one beat's wishes; more of them become one that wakes everybody
 EVERYTHING = "*"
 FAREWELL = "."
+_TOPICS = list[list[str | int]]
 
 
 class SharedDuty:
@@ -193,13 +194,21 @@ class Peers:
             connection.close()
 
     def _hear(self, payload: str) -> None:
-        name, number, piece = payload.split(" ", 2)
+        try:
+            name, number, piece = payload.split(" ", 2)
+            told = int(number)
+            topics: list[Topic] = [tuple(topic) for topic in msgspec.json.decode(piece, type=_TOPICS)] if piece[:1] == "[" else []
+        except ValueError as exc:  # msgspec's errors are such, too
+            # Whoever may connect may notify, and a newer release may have more to say.
+            self._logger.warning("peer_not_understood", extra={"attrs": {"said": payload[:100], "error": str(exc)}})
+            self._wakeups.stir()
+            return
         if name == self.me:
             return
         if piece == FAREWELL:
             self._others.pop(name, None)
             return
-        known, told = self._others.get(name), int(number)
+        known = self._others.get(name)
         self._others[name] = _Peer(time.monotonic(), told)
         if known is None:
             self._logger.info("peer_found", extra={"attrs": {"peer": name}})
@@ -208,8 +217,8 @@ class Peers:
                 self._some.notify()
         if known is None or piece == EVERYTHING or told > known.number + (1 if piece else 0):
             self._wakeups.stir()
-        elif piece:
-            self._wakeups.publish_from_afar([tuple(topic) for topic in msgspec.json.decode(piece)])
+        elif topics:
+            self._wakeups.publish_from_afar(topics)
 
     def _miss(self) -> None:
         """One that is gone may have owed us a word."""
