@@ -300,6 +300,50 @@ async def test_what_was_killed_is_no_backup_and_in_nobody_s_way(site: SimpleName
     assert not list((site.data / ".backup").iterdir())
 
 
+ENDED = """
+import os, signal, sys
+from ostler.coordinator.upkeep import backing_up, restoring
+from ostler.cli.main import main
+by = int(sys.argv.pop())
+backing_up.sums_of = restoring.differences = lambda *_: os.kill(os.getpid(), by)  # a copy of the database stands there
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
+async def test_what_is_ended_takes_away_what_it_began(site: SimpleNamespace, by: signal.Signals, tmp_path: Path):
+    create(site)
+    (scratch := tmp_path / "scratch").mkdir()
+    kept = sorted(site.to.rglob("*"))
+    for command in (
+        ["backup", "create", site.to, "--data", site.data],
+        ["backup", "verify", site.to, "--scratch", scratch],
+        ["restore", site.to, "--data", site.root / "elsewhere"],
+    ):
+        arguments = [sys.executable, "-c", ENDED, *map(str, command), str(int(by))]
+        done = await asyncio.to_thread(subprocess.run, arguments, check=False, capture_output=True, timeout=60)
+        assert (done.returncode, done.stdout, done.stderr) == (128 + by, b"", b"")
+    assert sorted(site.to.rglob("*")) == kept
+    assert not list((site.data / ".backup").iterdir())
+    assert not list(scratch.iterdir())
+    assert [one.name for one in (site.root / "elsewhere").iterdir()] == ["ostler.lock"]
+
+
+async def test_a_restore_onto_a_running_coordinator_is_refused_at_once(site: SimpleNamespace):
+    create(site)
+    there = sorted(site.data.iterdir())
+    done = ostler("restore", site.to, "--data", site.data, "--replace")
+    assert (done.returncode, f"runs on {site.data / 'ostler.db'}" in done.stderr) == (3, True), done
+    assert sorted(site.data.iterdir()) == there
+
+
+async def test_a_passphrase_file_that_is_none_is_told(site: SimpleNamespace):
+    (noise := site.root / "noise").write_bytes(b"\xff\xfe\n")
+    for file, why in ((site.root / "nothing", "No such file"), (noise, "not text"), (site.root, "directory")):
+        done = ostler("backup", "create", site.to, "--data", site.data, "--encrypt", "--passphrase-file", file)
+        assert (done.returncode, f"{file} cannot be read" in done.stderr, why in done.stderr) == (3, True, True), done
+
+
 @pytest.mark.parametrize(
     ("what", "name"),
     [

@@ -194,6 +194,51 @@ async def test_what_may_not_be_copied(full: Path, newest: str):
     assert (done.returncode, "secret" in done.stderr) == (3, False)
 
 
+@pytest.mark.parametrize(
+    "address",
+    [
+        "host=db password=geheim dbname=x", "postgresql://u@db/x?pass%77ord=geheim", "postgresql://u:geheim@[::1/x",
+        "postgresql://u:ge%20heim@db/x", "host=db dbname=x",
+    ],
+)  # fmt: skip
+def test_what_is_no_address_is_not_taken_for_a_file_nor_said_again(full: Path, address: str):
+    for options in (
+        ("copy", "--from", full, "--to", address),
+        ("copy", "--from", address, "--to", full),
+        ("status", "--store", address),
+    ):
+        done = ostler("db", *options)
+        assert done.returncode == 3, done
+        assert "geheim" not in done.stderr
+        assert "hint: " in done.stderr
+    assert not list(Path.cwd().glob("host=*"))
+
+
+def test_what_holds_nothing_to_copy(full: Path, newest: str, tmp_path: Path):
+    (notes := tmp_path / "notes.txt").write_text("nobody's database " * 1000)
+    for source, said in ((notes, "not a database"), (full.parent, "is a directory"), (newest, "no tables of a coordinator")):
+        done = ostler("db", "copy", "--from", source, "--to", tmp_path / "new.db")
+        assert (done.returncode, said in done.stderr) == (3, True), done
+    assert not {"notes.lock", "new.db", "new.lock"} & {one.name for one in tmp_path.iterdir()}
+
+
+INTERRUPTED = """
+import os, signal, sys
+from ostler.coordinator.upkeep.checksums import Summing
+from ostler.cli.main import main
+Summing.add = lambda *_: os.kill(os.getpid(), signal.SIGINT)  # while rows are being read
+sys.exit(main())
+"""
+
+
+def test_ctrl_c_ends_it_without_a_word(full: Path, newest: str):
+    command = [sys.executable, "-c", INTERRUPTED, "db", "copy", "--from", str(full), "--to"]
+    for target in (newest, str(full.with_name("new.db"))):
+        done = subprocess.run([*command, target], capture_output=True, timeout=120, check=False)
+        assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
+    assert not list(full.parent.glob("new.db*")) + list(full.parent.glob("new.part*"))
+
+
 KILLED = """
 import os, signal, sys
 from ostler.coordinator.upkeep import transferring

@@ -70,6 +70,8 @@ def test_a_wrong_password_user_or_database_is_told_with_what_to_do(newest: Serve
         assert ".pgpass" in (wrong.hint or "")
         assert "no password" in str(refusal(newest.url(empty, user="walter")))
         assert "createdb" in (refusal(newest.url("nowhere", user="walter", password=SECRET)).hint or "")
+        for address in (f"postgresql://walter:{SECRET}@host.invalid/x", f"postgresql://walter:{SECRET}@127.0.0.1:port/x"):
+            assert "cannot be reached" in str(refusal(address))
         rights = refusal(newest.url(empty, user="walter", password=SECRET))
         assert "permission denied" in str(rights)
         assert "GRANT" in (rights.hint or "")

@@ -259,10 +259,11 @@ def _facts(backup: Any) -> dict[str, Any]:
 
 def _passphrase(file: Path | None, *, new: bool = False) -> str:
     """From the file, the environment, or a person at the terminal. Never from the command line, which everybody can read."""
+    from ostler.coordinator.upkeep.crypt import read_passphrase
     from ostler.model.errors import InvalidSpec
 
     if file is not None:
-        found = file.read_text(encoding="utf-8").partition("\n")[0].rstrip("\r")
+        found = read_passphrase(file)
     elif (said := os.environ.get(PASSPHRASE)) is not None:
         found = said
     elif sys.stdin.isatty():

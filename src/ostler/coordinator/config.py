@@ -1,10 +1,11 @@
 """The coordinator's configuration: one frozen value, built and validated in `assembly`."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from ostler.model.errors import InvalidSpec
 from ostler.model.manifest import NAME
@@ -16,14 +17,28 @@ RENEW_AFTER = timedelta(seconds=1)  # a pull that changes nothing else renews at
 STRICT = {"extra": "forbid"}
 
 
+# What libpq also takes for an address. Here it would be a file of that name, which may have a password in it.
+_KEYWORDS = re.compile(r"(?:^|\s)(?:host|hostaddr|port|user|dbname|password|passfile|service)\s*=")
+_ADDRESS = "write postgresql://USER@HOST:PORT/DATABASE, or a path to an SQLite file"
+
+
 def refuse_password(store: str | None) -> None:
-    """For an address of the store that was typed as an option: raises InvalidSpec where a password stands in it."""
-    if store is not None and "://" in store and (urlsplit(store).password or "password=" in store):
+    """For an address of the store that was typed as an option: raises InvalidSpec where a password stands in it, or it is none."""
+    if store is None:
+        return
+    keywords = "://" not in store and _KEYWORDS.search(store) is not None
+    try:
+        secret = "://" in store and (urlsplit(store).password or "password=" in unquote(store))
+    except ValueError:
+        raise InvalidSpec("the address of the store is not valid", hint=_ADDRESS) from None
+    if secret or (keywords and re.search(r"password\s*=", store)):
         raise InvalidSpec(
             "a password on the command line can be read by everybody on this machine",
             hint="leave it out of --store: put it into ~/.pgpass (or the file that PGPASSFILE names) or PGPASSWORD, or write the whole "
             "address as `store` into coordinator.yaml, or into OSTLER_COORDINATOR__STORE",
         )
+    if keywords:
+        raise InvalidSpec("an address of the store is no list of KEY=VALUE", hint=_ADDRESS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,7 +273,8 @@ class CoordinatorConfig:
 
     def problems(self) -> list[str]:
         """Every contradiction at once, as "field: what is wrong"; empty when the values fit each other."""
-        found = []
+        listed = self.store is not None and "://" not in self.store and _KEYWORDS.search(self.store)
+        found = [f"store: is a list of KEY=VALUE; {_ADDRESS}"] if listed else []
         if self.artifacts is not None and not self.artifacts.is_absolute():
             found.append("artifacts: must be an absolute path")
         if not 0 <= self.listen_port <= 65535:

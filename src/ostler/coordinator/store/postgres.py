@@ -424,13 +424,12 @@ _REFUSED = (  # what the server or libpq says -> what to do about it
     (r"no pg_hba.conf entry|authentication failed", "allow the user to connect from here: pg_hba.conf on the server"),
     (r"permission denied", "let the user in: GRANT ALL ON DATABASE NAME TO USER"),
     (r"too many|remaining connection slots", "each coordinator needs ten connections: raise max_connections on the server"),
-    (r"could not translate host name|Name or service not known", "check the host's name in the address of the store"),
+    (r"could not translate host name|failed to resolve host|Name or service not known",
+     "check the host's name in the address of the store"),
     (r"certificate|SSL|TLS", "check sslmode, sslrootcert, sslcert and sslkey in the address of the store"),
-    (r"invalid (connection option|URI query parameter|port|sslmode)", "write postgresql://USER@HOST:PORT/DATABASE"),
+    (r"invalid (connection option|URI query parameter|port|sslmode|integer value)", "write postgresql://USER@HOST:PORT/DATABASE"),
 )  # fmt: skip
-_AWAY = re.compile(
-    r"starting up|shutting down|not yet accepting|in recovery|Connection refused|timeout|timed out|No such file", re.I
-)
+_NOWHERE = re.compile("host name|resolve host|Name or service|invalid ")  # nobody was there to let anybody in
 
 
 def _unreachable(exc: psycopg.Error, where: str) -> OstlerError:
@@ -438,10 +437,9 @@ def _unreachable(exc: psycopg.Error, where: str) -> OstlerError:
     said = _line(exc)
     for pattern, hint in _REFUSED:
         if re.search(pattern, said):
-            return Rejected(f"the database {where} does not let the coordinator in: {said}", hint=hint)
+            what = "cannot be reached" if _NOWHERE.search(said) else "does not let the coordinator in"
+            return Rejected(f"the database {where} {what}: {said}", hint=hint)
     hint = "start the server, or check host and port in the address of the store"
-    if _AWAY.search(said):
-        return StoreBusy(f"the database {where} cannot be reached: {said}", retry_after=RETRY_S, hint=hint)
     return StoreBusy(f"the database {where} cannot be reached: {said}", retry_after=RETRY_S, hint=hint)
 
 

@@ -239,6 +239,8 @@ def _unusable(path: Path, exc: OSError) -> OstlerError:
     message = f"the database {path} cannot be used: {exc.strerror}"
     if exc.errno in {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE}:
         return StoreBusy(message, retry_after=1.0, hint=f"df -h {path.parent}")
+    if exc.errno == errno.EISDIR:
+        return Rejected(message, hint=f"name the file: {path / 'ostler.db'}")
     return Rejected(message, hint=f"give the coordinator's user a directory of its own: mkdir -m 700 {path.parent}")
 
 

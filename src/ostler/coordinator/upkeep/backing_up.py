@@ -57,8 +57,7 @@ def back_up(
     between is. Raises Rejected where the database is damaged or of another schema, OperationInFlight, StoreBusy (the disk).
     """
     check_source(config)
-    with repository.held(), _scratch(config.data) as scratch:
-        part = repository.begin(now)
+    with repository.held(), _scratch(config.data) as scratch, repository.begin(now) as part:
         _objects(config, repository, config.database, tell)
         # The database never stands in an encrypted repository in the clear, not even for a moment.
         at_once = sqlite_path(config.database) is not None and not repository.encrypted
@@ -101,8 +100,10 @@ def _scratch(data: Path) -> Iterator[Path]:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         _empty(place)
-        yield place
-        _empty(place)
+        try:
+            yield place
+        finally:
+            _empty(place)
     except BlockingIOError as exc:
         raise OperationInFlight(f"another backup of {data} is under way", hint="wait until it is over") from exc
     finally:

@@ -1,7 +1,9 @@
 """What tables hold, as a number of rows and a checksum that does not depend on their order, so that two databases can be compared."""
 
 import hashlib
+import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,7 +90,8 @@ def pieces(connection: Connection, query: str, size: int = BATCH) -> Iterator[Se
             cursor.execute(fetch)
         cursor.execute("CLOSE reading")
     finally:
-        cursor.close()
+        with suppress(sqlite3.ProgrammingError):  # closed with its connection: whoever read was interrupted
+            cursor.close()
 
 
 def differences(wanted: Mapping[str, TableSum], connection: Connection) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ostler.coordinator.config import CoordinatorConfig
 from ostler.coordinator.upkeep.backing_up import back_up
+from ostler.coordinator.upkeep.crypt import read_passphrase
 from ostler.coordinator.upkeep.repository import Repository
 from ostler.model.errors import OstlerError
 from ostler.protocol import codec
@@ -47,7 +48,7 @@ def carry_out(order: Order) -> Answer:
     file = None if order.passphrase_file is None else Path(order.passphrase_file)
 
     def passphrase() -> str:
-        return "" if file is None else file.read_text(encoding="utf-8").partition("\n")[0].rstrip("\r")
+        return "" if file is None else read_passphrase(file)
 
     config = CoordinatorConfig(data=Path(order.data), store=order.store, artifacts=Path(order.artifacts))
     try:

@@ -25,6 +25,8 @@ def copy_file(source: Path, target: Path) -> None:
         part.replace(target)
         sync(target.parent)
     except sqlite3.Error as exc:
+        if exc.sqlite_errorcode == sqlite3.SQLITE_FULL:
+            raise StoreBusy(f"{source} cannot be copied to {target}: {exc}", hint=f"df -h {target.parent}") from exc
         raise Rejected(f"{source} cannot be copied to {target}: {exc}") from exc
     except OSError as exc:
         raise StoreBusy(

@@ -10,6 +10,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
+from pathlib import Path
 from typing import BinaryIO
 
 from cryptography.exceptions import InvalidTag
@@ -18,7 +19,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
-from ostler.model.errors import Forbidden, Rejected
+from ostler.model.errors import Forbidden, InvalidSpec, Rejected
 
 KEY_BYTES = 32
 BLOCK = 2**20
@@ -36,6 +37,18 @@ class Wrapped:
     r: int
     p: int
     key: bytes
+
+
+def read_passphrase(file: Path) -> str:
+    """The first line of a file. Raises InvalidSpec where there is none."""
+    try:
+        with file.open("rb") as content:
+            return content.readline().decode().rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as exc:
+        why = exc.strerror if isinstance(exc, OSError) else "its first line is not text in UTF-8"
+        raise InvalidSpec(
+            f"the passphrase file {file} cannot be read: {why}", hint="its first line is the passphrase of the backups"
+        ) from None
 
 
 def new_key(passphrase: str) -> "tuple[RepositoryKey, Wrapped]":

@@ -38,6 +38,8 @@ def reading(store: str) -> Iterator[Connection]:
         with _shared(store) as connection:
             yield connection
         return
+    if path.is_dir():
+        raise NotFound(f"{path} is a directory, and no database", hint=f"name the file: {path / 'ostler.db'}")
     if not path.is_file():
         raise NotFound(f"there is no database {path}", hint="say which with --data DIR or --store FILE")
     engine = create_engine("sqlite://", poolclass=NullPool, isolation_level="AUTOCOMMIT", creator=lambda: _open(path))

@@ -177,8 +177,9 @@ class Repository:
         """A backup's own directory."""
         return self.root / backup_id
 
-    def begin(self, now: datetime) -> Path:
-        """A directory for a new backup, which is none before `finish`; what an earlier one left unfinished is removed."""
+    @contextlib.contextmanager
+    def begin(self, now: datetime) -> Iterator[Path]:
+        """A directory for a new backup, which is none before `finish`; what was left unfinished, now or earlier, is removed."""
         for left in self.root.glob(f"{_PART}*"):
             shutil.rmtree(left)
         name = first = now.astimezone(UTC).strftime(_ID)
@@ -188,7 +189,10 @@ class Repository:
             name = f"{first}-{count}"
         part = self.root / f"{_PART}{name}"
         part.mkdir(mode=0o700)
-        return part
+        try:
+            yield part
+        finally:
+            shutil.rmtree(part, ignore_errors=True)  # by now it has another name, or is none
 
     def id_of(self, part: Path) -> str:
         """What a backup that was begun will be called."""

@@ -16,7 +16,7 @@ from ostler.coordinator.upkeep.checksums import differences
 from ostler.coordinator.upkeep.copying import sync
 from ostler.coordinator.upkeep.eras import begin_era
 from ostler.coordinator.upkeep.progress import Progress, Tell
-from ostler.coordinator.upkeep.reading import driver_of, reading, sqlite_path
+from ostler.coordinator.upkeep.reading import driver_of, holder_of, reading, sqlite_path
 from ostler.coordinator.upkeep.repository import DATABASE, Manifest, Repository, write_file
 from ostler.coordinator.upkeep.standing import name_of
 from ostler.coordinator.upkeep.transferring import into, refuse_used
@@ -59,25 +59,30 @@ def restore(
     if path is None:
         refuse_used(config.database, logger=logger)
     else:
+        if (holder := holder_of(path)) is not None:
+            raise Conflict(
+                f"a coordinator{f' (pid {holder})' if holder else ''} runs on {path}",
+                hint="stop it first, or restore into another directory: --data DIR",
+            )
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     part = data / RESTORING if path is None else path.with_suffix(".restoring")  # its lock is that of the database
-    _fill(repository, backup, part, tell)
     database = SqliteDatabase(part)
     try:
+        _fill(repository, backup, part, tell)
         migrate.prepare(database, logger=logger)
         begin_era(database, backup.backup_id, backup.taken_at, now=now)
         artifacts = _artifacts(repository, backup, config, tell)
         keys, kept = _keys(repository, backup, data)
-        moved = _move_aside(path, now) if path is not None and path.exists() else None
         _fold(database)
+        moved = _move_aside(path, now) if path is not None and path.exists() else None
         if path is None:
             with reading(str(part)) as connection:
                 into(connection, config.database, logger=logger, tell=tell)
-            part.unlink()
         else:
             part.rename(path)
             sync(path.parent)
     finally:
+        _remove(part)
         database.close()
     return Restored(
         backup=backup, store=name_of(config.database), artifacts=artifacts, keys=keys, kept=kept, moved=moved,
@@ -102,8 +107,7 @@ def _fill(repository: Repository, backup: Manifest, target: Path, tell: Tell) ->
             hint=f"run the release that made it ({backup.release}) or a newer one: pipx upgrade ostler",
         )
     tell(Progress("the database"))
-    for suffix in ("-wal", "-shm", "-journal"):  # of an earlier try
-        target.with_name(f"{target.name}{suffix}").unlink(missing_ok=True)
+    _remove(target)  # with what an earlier try left beside it
     write_file(target, repository.get(backup, DATABASE))
     tell(Progress("checking it"))
     with reading(str(target)) as connection:
@@ -115,6 +119,11 @@ def _fill(repository: Repository, backup: Manifest, target: Path, tell: Tell) ->
             f"the backup {backup.backup_id} does not hold what it says: {'; '.join(found[:5])}",
             hint="take another one: see `ostler backup list`",
         )
+
+
+def _remove(database: Path) -> None:
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        database.with_name(f"{database.name}{suffix}").unlink(missing_ok=True)
 
 
 _FOREIGN = "SELECT * FROM pragma_foreign_key_check LIMIT 3"

@@ -18,7 +18,7 @@ from ostler.coordinator.upkeep.numbers import last_job, last_number, numbered, s
 from ostler.coordinator.upkeep.progress import Progress, Tell
 from ostler.coordinator.upkeep.reading import at_leisure, coordinators_on, is_shared, open_shared, reading, sqlite_path
 from ostler.coordinator.upkeep.standing import count_of, name_of
-from ostler.model.errors import Conflict, InvalidSpec, OstlerError, Rejected
+from ostler.model.errors import Conflict, InvalidSpec, NotFound, OstlerError, Rejected
 
 # What of `meta` is about the database itself; the rest says which keys and files those coordinators have that share it.
 OWN_META = ("schema", "protocol", "release", "created_at")
@@ -49,6 +49,8 @@ def copy_database(source: str, target: str, *, logger: logging.Logger, tell: Tel
     """
     if name_of(source) == name_of(target):
         raise InvalidSpec("source and target are the same database")
+    with reading(source) as connection:  # before a lock is made beside what may be anybody's file
+        check_source(connection, source)
     with _held(source), reading(source) as connection:
         check_source(connection, source)
         tables, replaced = into(connection, target, logger=logger, tell=tell)
@@ -72,6 +74,8 @@ def _held(store: str) -> Iterator[None]:
 def check_source(connection: Connection, store: str) -> None:
     """Raises Rejected for another schema than this release's, Conflict where coordinators run on a server's database."""
     found = migrate.schema_of(connection)
+    if found is None:
+        raise NotFound(f"there are no tables of a coordinator in {name_of(store)}", hint="name the database that is to be copied")
     if found != SCHEMA:
         raise Rejected(
             f"{name_of(store)} has schema {found}; this release copies schema {SCHEMA} alone",
