@@ -73,6 +73,19 @@ def test_ctrl_c_gives_what_was_measured_so_far(fleet):
     assert "leases lost: 0" in shown
 
 
+def test_ctrl_c_leaves_no_job_that_waits_for_ever(fleet):
+    process = subprocess.Popen(
+        [OSTLER, "sim", "nodes", "2", "--jobs", "600", "--job-time", "60s"], env=fleet.env, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    until(lambda: jobs(fleet, state="running", limit=1)["total"] >= 2, what="two jobs running")
+    process.send_signal(signal.SIGINT)
+    shown, errors = process.communicate(timeout=60)
+    assert (process.returncode, "(interrupted)" in shown) == (0, True), errors
+    waiting = jobs(fleet, state="queued")["items"]
+    assert [job for job in waiting if job["queue"].startswith("sim-")] == []
+
+
 def test_a_plan_that_cannot_be_is_told_before_anything_begins(fleet):
     wrong = simulate(fleet, "0", "--fail", "2")
     assert wrong.returncode == 3

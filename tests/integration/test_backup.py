@@ -281,6 +281,21 @@ async def test_what_is_no_backup_is_refused(site: SimpleNamespace):
     assert ostler("backup", "verify", site.to, "../data").returncode == 3
 
 
+@pytest.mark.parametrize("content", [b"{", b"of another"])
+async def test_one_that_is_damaged_does_not_hide_the_others(site: SimpleNamespace, content: bytes):
+    whole, damaged = create(site)["backup"], create(site)["backup"]
+    place = site.to / damaged / "manifest.json"
+    place.write_bytes((site.to / whole / "manifest.json").read_bytes() if content == b"of another" else content)
+    listed = ostler("backup", "list", site.to, "--json")
+    assert (listed.returncode, [one["backup"] for one in listed.json]) == (3, [whole])
+    assert f"rm -r {site.to / damaged}" in listed.stderr
+    assert ostler("backup", "verify", site.to, whole).returncode == 0
+    for command in ("verify", site.to), ("prune", site.to, "--keep", "1"):  # the newest one is not silently another
+        done = ostler("backup", *command)
+        assert (done.returncode, f"{site.to / damaged} " in done.stderr) == (3, True), done
+    assert (site.to / whole).is_dir()
+
+
 async def test_what_was_killed_is_no_backup_and_in_nobody_s_way(site: SimpleNamespace):
     """Killed at the last moment: everything is there but the name."""
     script = (

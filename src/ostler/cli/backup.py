@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ostler.cli import output
+from ostler.cli import exits, output
 from ostler.cli.options import JsonOption, folder
 from ostler.cli.progress import progress
 
@@ -90,13 +90,24 @@ def create(  # noqa: PLR0917 - the options of a command
 
 @app.command("list")
 def list_backups(place: PlaceArgument, as_json: JsonOption = False) -> None:
-    """Show the backups in DIR, oldest first."""
+    """Show the backups in DIR, oldest first.
+
+    Exits with 3 where one of them is damaged, after it has shown the others.
+    """
     from ostler.coordinator.upkeep.repository import Repository
 
-    found = Repository.open(place.absolute()).backups()
+    found, wrong = Repository.open(place.absolute()).listed()
     if as_json:
         output.print_json([_facts(one) for one in found])
-        return
+    else:
+        _show(found)
+    for one in wrong:
+        output.note(exits.describe(one))
+    if wrong:
+        raise exits.Exit(exits.REJECTED)
+
+
+def _show(found: list[Any]) -> None:
     rows = [
         (
             one.backup_id, f"{one.taken_at.astimezone():%Y-%m-%d %H:%M:%S}", one.release, one.schema, one.tables["jobs"].rows,

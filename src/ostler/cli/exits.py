@@ -76,7 +76,8 @@ def guard(program: Callable[[], object]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return SIGNALLED + signal.SIGPIPE
     except OSError as exc:
-        _say(f"error: {exc.strerror or exc}{f': {exc.filename}' if exc.filename else ''}")
+        hint = "\nhint: run this as the user that it belongs to" if isinstance(exc, PermissionError) and exc.filename else ""
+        _say(f"error: {exc.strerror or exc}{f': {exc.filename}' if exc.filename else ''}{hint}")
         return FAILED
     except Exception as exc:
         if os.environ.get("OSTLER_DEBUG"):

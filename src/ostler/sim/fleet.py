@@ -28,6 +28,7 @@ TICK_S = 0.1
 TELL_S = 10.0
 JOIN_S = 24 * 3600.0
 PATIENCE_S = 60.0
+PAGE = 500
 RETIRING = 32  # calls at the same time
 _LIVE = ",".join(state.value for state in JobState if state not in TERMINAL)
 
@@ -86,6 +87,7 @@ class SimFleet:
                 task.cancel()
             await asyncio.gather(*living, began, late, stopping, return_exceptions=True)
             await self._retire(join)
+            await self._cancel_rest()
 
     async def _until_all_there(self, living: "list[asyncio.Task[None]]") -> None:
         """Wait until each node has registered once; raises what kept one from it for good."""
@@ -219,6 +221,27 @@ class SimFleet:
         with contextlib.suppress(Rejected, Unavailable):
             await self._admin.call(routes.REVOKE_TOKEN, token_id=join.token_id)
         await asyncio.gather(*(retire(node) for node in self._nodes if node.enrolled))
+
+    async def _cancel_rest(self) -> None:
+        """What is not over would wait for ever: no node comes to this pool any more."""
+        gate = asyncio.Semaphore(RETIRING)
+
+        async def cancel(job_id: str) -> None:
+            async with gate:
+                with contextlib.suppress(Rejected):
+                    await self._admin.call(routes.CANCEL_JOB, m.CancelRequest(reason="simulated"), job_id=job_id)
+
+        more, cursor = self._submitted > 0, None
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                while more:
+                    query = m.JobQuery(queue=self.name, state=_LIVE, limit=PAGE, cursor=cursor)
+                    page = await self._admin.call(routes.LIST_JOBS, query=query)
+                    await asyncio.gather(*(cancel(job.job_id) for job in page.items))
+                    cursor = page.next_cursor
+                    more = cursor is not None
+        except (TimeoutError, OstlerError):
+            self._tell(f"jobs that are not over stay in the queue {self.name}, and no node will take them")
 
 
 def _allow(plan: Plan) -> None:

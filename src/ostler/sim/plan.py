@@ -1,5 +1,6 @@
 """What is to be simulated: numbers and their rules, and the draws that follow from them by a seed."""
 
+import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -45,6 +46,10 @@ class Plan:
             yield "churn", "is the share of the nodes that dies in a minute, from 0 to 60"
         if not 0 <= self.log_bytes <= INLINE_LOG_BYTES:
             yield "log-bytes", f"must be from 0 to {INLINE_LOG_BYTES}"
+        if not math.isfinite(self.rate):
+            yield "rate", "must be a number of jobs a second"
+        if self.for_s is not None and self.for_s <= 0:
+            yield "for", "must be longer than 0 s"
         if self.for_s is None and (self.rate or not self.jobs):
             yield "for", "say how long, or how many jobs (and no rate) shall come to their end"
 

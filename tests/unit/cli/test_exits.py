@@ -63,7 +63,11 @@ def raiser(error: BaseException):
             "error: two\n  f:3: a.b: is bad\n  c: is worse\n",
         ),
         (KeyboardInterrupt(), 130, ""),
-        (PermissionError(13, "Permission denied", "/x"), 1, "error: Permission denied: /x\n"),
+        (
+            PermissionError(13, "Permission denied", "/x"),
+            1,
+            "error: Permission denied: /x\nhint: run this as the user that it belongs to\n",
+        ),
         (ZeroDivisionError("oh"), 1, "bug: ZeroDivisionError: oh\nhint: OSTLER_DEBUG=1 shows where; please report it\n"),
     ],
 )

@@ -37,7 +37,8 @@ def test_nobody_dies_or_fails_unasked():
 
 @pytest.mark.parametrize(("changes", "named"), [
     ({"nodes": 0}, "nodes"), ({"nodes": 10_001}, "nodes"), ({"fail": 1.1}, "fail"), ({"verify": -0.1}, "verify"),
-    ({"churn": 61}, "churn"), ({"log_bytes": 10**6}, "log-bytes"), ({"jobs": 0}, "for"), ({"rate": 3}, "for"),
+    ({"churn": 61}, "churn"), ({"log_bytes": 10**6}, "log-bytes"), ({"jobs": 0}, "for"), ({"rate": 3}, "for"), ({"for_s": 0.0}, "for"),
+    ({"rate": float("inf"), "for_s": 1.0}, "rate"),
 ])  # fmt: skip
 def test_what_cannot_be_is_named(changes: dict[str, float], named: str):
     assert [name for name, _ in Plan(**{"nodes": 10, "jobs": 5, **changes}).problems()] == [named]

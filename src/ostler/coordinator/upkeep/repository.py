@@ -23,7 +23,16 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from ostler.coordinator.upkeep import crypt
 from ostler.coordinator.upkeep.checksums import TableSum
 from ostler.coordinator.upkeep.copying import sync
-from ostler.model.errors import Conflict, Forbidden, NotFound, OperationInFlight, Rejected, StoreBusy, UpgradeRequired
+from ostler.model.errors import (
+    Conflict,
+    Forbidden,
+    InvalidSpec,
+    NotFound,
+    OperationInFlight,
+    Rejected,
+    StoreBusy,
+    UpgradeRequired,
+)
 from ostler.protocol import codec
 
 FORMAT = 1
@@ -151,6 +160,16 @@ class Repository:
         found = [self._manifest(path.parent) for path in sorted(self.root.glob(f"[0-9]*/{MANIFEST}"))]
         return sorted(found, key=lambda one: (one.taken_at, one.backup_id))
 
+    def listed(self) -> tuple[list[Manifest], list[Rejected]]:
+        """The same with those that can be read alone, and what is wrong with the others."""
+        found, wrong = [], []
+        for path in sorted(self.root.glob(f"[0-9]*/{MANIFEST}")):
+            try:
+                found.append(self._manifest(path.parent))
+            except Rejected as exc:
+                wrong.append(exc)
+        return sorted(found, key=lambda one: (one.taken_at, one.backup_id)), wrong
+
     def find(self, backup_id: str | None) -> Manifest:
         """That backup, or the newest one; its signature and checksum are seen to by `check_signature` and `check_files`."""
         if backup_id is None:
@@ -163,14 +182,23 @@ class Repository:
         return self._manifest(place)
 
     def _manifest(self, place: Path) -> Manifest:
-        found = codec.decode((place / MANIFEST).read_bytes(), Manifest, what=f"file {place / MANIFEST}")
+        try:
+            found = codec.decode((place / MANIFEST).read_bytes(), Manifest, what=f"file {place / MANIFEST}")
+        except InvalidSpec as exc:
+            raise Rejected(
+                f"the backup {place} is damaged: {MANIFEST} cannot be read",
+                hint=f"`ostler backup list {self.root}` shows the others, which can be named; rm -r {place} removes this one",
+            ) from exc
         if found.format > FORMAT:
             raise UpgradeRequired(f"the backup {place} was made by a newer release", hint="pipx upgrade ostler")
         wrong = [name for name in found.keys if not is_own(name)]
         wrong += {*found.files} - {DATABASE, OBJECTS, *found.keys}
         wrong += {DATABASE, OBJECTS, *found.keys} - {*found.files}
         if wrong or found.backup_id != place.name:
-            raise Rejected(f"the manifest of {place} is not one of Ostler's: {', '.join(wrong) or found.backup_id!r}")
+            raise Rejected(
+                f"the manifest of {place} is not one of Ostler's: {', '.join(wrong) or found.backup_id!r}",
+                hint=f"`ostler backup list {self.root}` shows the others, which can be named; rm -r {place} removes this one",
+            )
         return found
 
     def place(self, backup_id: str) -> Path:
