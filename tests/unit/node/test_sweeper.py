@@ -115,6 +115,23 @@ async def test_a_clock_that_was_set_back_makes_nothing_immortal(swept):
     assert not future.path.exists()
 
 
+async def test_what_ended_while_the_clock_was_ahead_is_kept_no_longer_than_from_now(swept, tmp_path):
+    """Its time has come long before the time that stands in it."""
+    ahead, blank = swept.make("ahead", "done", -10_000), Workspace.create(tmp_path, "blank", 1)
+    later = (NOW + timedelta(hours=10_000)).timestamp()
+    os.utime(blank.path, (later, later))
+    await swept.turn()
+    swept.clock_.advance(23 * 3600)
+    await swept.turn()
+    assert ahead.path.exists()
+    swept.clock_.advance(3600)
+    await swept.turn()
+    assert not ahead.path.exists()
+    swept.clock_.advance(6 * 24 * 3600)
+    await swept.turn()
+    assert not blank.path.exists()
+
+
 async def test_a_short_disk_takes_what_is_not_due(swept, monkeypatch):
     places = [swept.make("failed", "failed", 50), swept.make("old", "done", 20), swept.make("young", "done", 1)]
     free = iter([0, 0, 100, 100])

@@ -19,6 +19,7 @@ EVERY_S = 60.0
 BLANK_AGE = timedelta(minutes=5)  # a younger one may be about to become an attempt's
 PINNED = ".pinned"
 _GOOD = SOURCE_WORDS[AttemptState.DONE]
+_NEVER = datetime.max.replace(tzinfo=UTC)
 _BAD = SOURCE_WORDS[AttemptState.FAILED]
 
 
@@ -61,6 +62,7 @@ class Sweeper(Loop):
         self._table = table
         self._short = short
         self._strange: set[Path] = set()
+        self._ahead: dict[Path, datetime] = {}  # those of a time that is still to come, and when they were seen first
         self.removed = 0
 
     async def turn(self) -> float | None:
@@ -82,6 +84,7 @@ class Sweeper(Loop):
                 self._report(found)
             elif (one := self._judge(found, now)) is not None:
                 remains.append(one)
+        self._ahead = {path: at for path, at in self._ahead.items() if path.exists()}
         due, rest = decide(remains, now=now, keep_success=config.keep_success, keep_failed=config.keep_failed)
         count = sum(self._remove(one, "age") for one in due)
         for one in rest:
@@ -101,8 +104,7 @@ class Sweeper(Loop):
             ended_at = datetime.fromisoformat(str(found.facts.get("at")))
         except ValueError:
             return None
-        if ended_at.tzinfo is None or ended_at > now:  # a clock that was set back must not make it immortal
-            ended_at = now
+        ended_at = self._not_ahead(found.path, ended_at if ended_at.tzinfo is not None else _NEVER, now)
         if found.state not in {_GOOD, _BAD}:
             # Nobody holds it and it never ended: left by a life of the node whose journal is gone.
             return Remains(found, good=False, ended_at=ended_at)
@@ -114,9 +116,17 @@ class Sweeper(Loop):
             touched_at = datetime.fromtimestamp(found.path.stat().st_mtime, UTC)
         except OSError:
             return None
+        touched_at = self._not_ahead(found.path, touched_at, now)
         if now - touched_at < BLANK_AGE:
             return None
         return Remains(found, good=False, ended_at=touched_at)
+
+    def _not_ahead(self, path: Path, at: datetime, now: datetime) -> datetime:
+        """A clock that was ahead, and is set right, must not keep it: its age is then counted from when it was seen first."""
+        if at <= now:
+            return at
+        seen_at = self._ahead[path] = min(now, self._ahead.get(path, now))
+        return seen_at
 
     def _remove(self, one: Remains, why: str) -> bool:
         found = one.found
