@@ -10,6 +10,7 @@ import hashlib
 import json
 import shlex
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from . import census
 from .client import OVER, Clients, Watcher
 from .faults import inject
 from .records import Record, now
-from .schedule import NODES, Fault, schedule
+from .schedule import KINDS, NODES, Fault, schedule
 from .workload import Submission, workload
 from .world import World, able
 
@@ -231,12 +232,17 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--planted", metavar="BUG", help="a coordinator with this bug, which the checker must find")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="work there, and keep it")
     given = parser.parse_args(arguments)
+    only = [kind for kind in given.only.split(",") if kind]
+    if strange := set(only) - set(KINDS):
+        parser.error(f"--only: no such kind: {', '.join(sorted(strange))}; there are {', '.join(sorted(KINDS))}")
+    if given.jobs < 1:
+        parser.error("--jobs: must be 1 or more")
+    if given.replicas > 1 and given.store != "postgresql":
+        parser.error("--replicas 2 needs --store postgresql")
     place = given.keep or Path(tempfile.mkdtemp(prefix=f"ostler-chaos-{given.seed}-"))
     place.mkdir(parents=True, exist_ok=True)
     duration_s = given.duration or duration_of(given.jobs)
-    if given.replicas > 1 and given.store != "postgresql":
-        parser.error("--replicas 2 needs --store postgresql")
-    only = [kind for kind in given.only.split(",") if kind]
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # both take away processes and disks
     began = time.monotonic()
     print(f"seed {given.seed}: {given.jobs} jobs, faults for {duration_s:g} s, in {place}", flush=True)
     try:
@@ -249,6 +255,9 @@ def main(arguments: Sequence[str]) -> int:
         done = check(place)
         print(done.stdout + done.stderr, end="")
         proven = done.returncode == 0
+    except KeyboardInterrupt:
+        print(f"seed {given.seed}: interrupted; what was seen until then is in {place}")
+        return 130
     except Exception:
         traceback.print_exc()
         proven = False

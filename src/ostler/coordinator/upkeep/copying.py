@@ -26,14 +26,19 @@ def copy_file(source: Path, target: Path) -> None:
         sync(target.parent)
     except sqlite3.Error as exc:
         if exc.sqlite_errorcode == sqlite3.SQLITE_FULL:
-            raise StoreBusy(f"{source} cannot be copied to {target}: {exc}", hint=f"df -h {target.parent}") from exc
+            raise StoreBusy(f"{source} cannot be copied to {target}: {exc}", hint=f"df -h {disk_of(target)}") from exc
         raise Rejected(f"{source} cannot be copied to {target}: {exc}") from exc
     except OSError as exc:
         raise StoreBusy(
-            f"{source} cannot be copied to {target}: {exc.strerror}", hint=f"look at the free space: df -h {target.parent}"
+            f"{source} cannot be copied to {target}: {exc.strerror}", hint=f"look at the free space: df -h {disk_of(target)}"
         ) from exc
     finally:
         part.unlink(missing_ok=True)
+
+
+def disk_of(path: Path) -> Path:
+    """Where the file system is mounted that a path is on: still there when the path is not."""
+    return next(one for one in path.absolute().parents if one.is_mount())
 
 
 def sync(path: Path) -> None:

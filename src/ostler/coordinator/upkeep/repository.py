@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from ostler.coordinator.upkeep import crypt
 from ostler.coordinator.upkeep.checksums import TableSum
-from ostler.coordinator.upkeep.copying import sync
+from ostler.coordinator.upkeep.copying import disk_of, sync
 from ostler.model.errors import (
     Conflict,
     Forbidden,
@@ -393,6 +393,6 @@ def write_file(path: Path, blocks: Iterable[bytes]) -> None:
     except FileNotFoundError:
         raise
     except OSError as exc:
-        raise StoreBusy(f"{path} cannot be written: {exc.strerror}", hint=f"df -h {path.parent}") from exc
+        raise StoreBusy(f"{path} cannot be written: {exc.strerror}", hint=f"df -h {disk_of(path)}") from exc
     finally:
         part.unlink(missing_ok=True)

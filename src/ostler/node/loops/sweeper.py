@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -62,7 +63,6 @@ class Sweeper(Loop):
         self._table = table
         self._short = short
         self._strange: set[Path] = set()
-        self._ahead: dict[Path, datetime] = {}  # those of a time that is still to come, and when they were seen first
         self.removed = 0
 
     async def turn(self) -> float | None:
@@ -84,7 +84,6 @@ class Sweeper(Loop):
                 self._report(found)
             elif (one := self._judge(found, now)) is not None:
                 remains.append(one)
-        self._ahead = {path: at for path, at in self._ahead.items() if path.exists()}
         due, rest = decide(remains, now=now, keep_success=config.keep_success, keep_failed=config.keep_failed)
         count = sum(self._remove(one, "age") for one in due)
         for one in rest:
@@ -121,12 +120,19 @@ class Sweeper(Loop):
             return None
         return Remains(found, good=False, ended_at=touched_at)
 
-    def _not_ahead(self, path: Path, at: datetime, now: datetime) -> datetime:
-        """A clock that was ahead, and is set right, must not keep it: its age is then counted from when it was seen first."""
+    @staticmethod
+    def _not_ahead(path: Path, at: datetime, now: datetime) -> datetime:
+        """A clock that was ahead, and is set right, must not keep it: its age is then counted from when it was seen first, which
+        stands in the folder's own time, so that it outlives the daemon."""
         if at <= now:
             return at
-        seen_at = self._ahead[path] = min(now, self._ahead.get(path, now))
-        return seen_at
+        try:
+            seen_at = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+            if seen_at > now:
+                os.utime(path, (now.timestamp(), now.timestamp()))
+        except OSError:
+            return now
+        return min(seen_at, now)
 
     def _remove(self, one: Remains, why: str) -> bool:
         found = one.found
