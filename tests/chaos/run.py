@@ -68,16 +68,21 @@ async def run(
             clients = Clients(http, history, seed=seed, place=place)
             watcher = asyncio.create_task(Watcher(eyes, watched, clients).run())
             submitting = asyncio.create_task(clients.run(submissions, began))
-            await _make_trouble(world, faults, began, applied)
-            history.write(op="run", event="healed")
-            await submitting
-            stuck = await _settle(world, http, clients, PATIENCE_S + jobs * 0.15)
-            history.write(op="run", event="settled", stuck=stuck)
-            watcher.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await watcher
-            await _read_all(http, clients, place)
-            found = {"settled": await asyncio.to_thread(census.take, world)}
+            try:
+                await _make_trouble(world, faults, began, applied)
+                history.write(op="run", event="healed")
+                await submitting
+                stuck = await _settle(world, http, clients, PATIENCE_S + jobs * 0.15)
+                history.write(op="run", event="settled", stuck=stuck)
+                watcher.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await watcher
+                await _read_all(http, clients, place)
+                found = {"settled": await asyncio.to_thread(census.take, world)}
+            finally:
+                for task in (watcher, submitting):
+                    task.cancel()
+                await asyncio.gather(watcher, submitting, return_exceptions=True)
         before = await world.ready()
         for daemon in world.daemons.values():  # one sweep more: nothing of what is over may stay
             await daemon.stop()
