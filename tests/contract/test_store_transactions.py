@@ -75,6 +75,25 @@ async def test_a_bug_in_one_operation_leaves_the_writer_working(rig: Rig):
     assert await rig.write(note, "a") == "a"
 
 
+class Remembered:
+    value: str | None = None
+
+
+async def test_what_was_remembered_of_a_transaction_that_failed_is_forgotten(rig: Rig):
+    """At its commit, by a row that names what is not there: the numbers of rows that never came to be are given anew."""
+
+    def late(tx, values):
+        tx.run("INSERT INTO labels (key, value, job_seq) VALUES ('k', 'v', 123456)")
+
+    def remember(tx):
+        tx.memo(Remembered).value = "never came to be"
+        tx.at_commit(late, None)
+
+    with pytest.raises(Exception):  # noqa: B017, PT011 - each engine's own
+        await rig.write(remember)
+    assert await rig.write(lambda tx: tx.memo(Remembered).value) is None
+
+
 async def test_reads_see_one_moment_and_all_that_was_answered(rig: Rig):
     await rig.write(note, "a")
     between, go_on = threading.Event(), threading.Event()

@@ -87,3 +87,28 @@ async def test_when_it_is_time_and_how_many_are_kept(tmp_path: Path):
     assert failed == []
     found = ostler("backup", "list", to, "--json").json
     assert [one["backup"] for one in found] == ["20260101T060000Z", "20260101T120000Z"]
+
+
+async def test_what_cannot_be_read_and_what_a_clock_ahead_made_put_nothing_off(tmp_path: Path):
+    """A damaged manifest, and as many backups of next year as are kept."""
+    clock, done = ManualClock(), []
+    data, to = tmp_path / "data", tmp_path / "b"
+    Rig.open(data / "ostler.db").close()
+    wanted = BackupConfig(to=to, every=timedelta(hours=6), keep=2)
+    taker = BackupTaker(
+        CoordinatorConfig(data=data), wanted, done=lambda *told: done.append(told), failed=done.append, clock=clock, logger=LOGGER
+    )  # fmt: skip
+    await taker.turn()
+    [first] = to.glob("2026*")
+    (first / "manifest.json").write_bytes(b"\x00damaged")
+    clock.step(365 * 86400)
+    for _ in range(2):
+        await taker.turn()
+        clock.advance(6 * 3600)
+    clock.step(-365 * 86400)
+    await taker.turn()
+    assert [took is None for _, took in done] == [False] * 4
+    listed = ostler("backup", "list", to, "--json")
+    assert [one["backup"][:6] for one in listed.json] == ["202601", "202701"]
+    assert first.name in listed.stderr
+    assert first.is_dir(), "what cannot be read is nobody's to remove"

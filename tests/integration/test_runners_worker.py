@@ -437,7 +437,8 @@ def test_a_task_that_leaves_nothing_has_had_a_workspace(lender, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "what", ["print", "complain", "file", "output", "input", "logs", "beside", "mode", "replaced", "close", "c"]
+    "what",
+    ["print", "complain", "file", "output", "input", "logs", "beside", "mode", "replaced", "linked", "linked root", "close", "c"],
 )
 def test_what_a_task_leaves_stays_and_no_other_task_sees_it(lender, tmp_path, what):
     record = lender.lend("lent:leave", {"args": [what]}, wants=["result.json"])

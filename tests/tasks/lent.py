@@ -36,6 +36,12 @@ def leave(what: str) -> str:
         case "replaced":
             shutil.rmtree(work)
             work.mkdir(mode=0o700)
+        case "linked":
+            (root / "output").rename(root.with_name("moved"))
+            (root / "output").symlink_to("../moved")
+        case "linked root":
+            root.rename(root.with_name("moved"))
+            root.symlink_to("moved")
         case "close":
             os.close(1)
     return what

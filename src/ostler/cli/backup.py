@@ -161,11 +161,16 @@ def prune(
     as_json: JsonOption = False,
 ) -> None:
     """Remove all but the newest backups, and the artifacts that none of them has."""
+    from datetime import UTC, datetime
+
     from ostler.coordinator.upkeep.repository import Repository
 
     repository = Repository.open(place.absolute()).unlocked(lambda: _passphrase(passphrase_file))
     with repository.held():
-        gone, objects = repository.prune(keep)
+        gone, objects = repository.prune(keep, datetime.now(UTC))
+        wrong = repository.listed()[1]
+    for one in wrong:
+        output.note(exits.describe(one))
     if as_json:
         output.print_json({"removed": gone, "objects": objects})
     else:

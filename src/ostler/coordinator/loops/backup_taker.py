@@ -52,10 +52,11 @@ class BackupTaker(Loop):
 
     def _newest(self) -> datetime | None:
         try:
-            found = Repository.open(self._wanted.to).backups()
+            found, _ = Repository.open(self._wanted.to).listed()  # one that is damaged puts no other off
         except NotFound:
             return None
-        return found[-1].taken_at if found else None
+        # One of a clock that was ahead, and is set right, would put all others off until its time has come.
+        return max((one.taken_at for one in found if one.taken_at <= self.clock.now()), default=None)
 
     async def _take(self) -> datetime:
         """One backup, by a child that is ended with this loop."""

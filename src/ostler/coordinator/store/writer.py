@@ -180,6 +180,7 @@ class Writer:
             # Whether or not the commit came through is not known where its answer is lost: whoever believed to be done is told to
             # call again, and each operation knows what it did before.
             self._drop_connection()
+            self._memo.clear()  # it may know of rows that never came to be, under numbers that are given anew
             for pending in batch:
                 if pending.error is None or pending.error is _AGAIN:
                     pending.error = database.translate(exc) or exc

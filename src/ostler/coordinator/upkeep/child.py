@@ -57,7 +57,7 @@ def carry_out(order: Order) -> Answer:
             config, repository, with_keys=order.with_keys, now=order.now, logger=logging.getLogger("ostler.upkeep")
         )  # fmt: skip
         with repository.held():
-            removed, _ = repository.prune(order.keep)
+            removed, _ = repository.prune(order.keep, order.now)
     except OstlerError as exc:
         return Answer(error=exc.message, hint=exc.hint)
     except OSError as exc:

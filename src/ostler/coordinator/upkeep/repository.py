@@ -342,20 +342,21 @@ class Repository:
 
     # --- ageing ---
 
-    def prune(self, keep: int) -> tuple[list[str], int]:
+    def prune(self, keep: int, now: datetime) -> tuple[list[str], int]:
         """Remove all but the newest `keep` backups, then the contents that none of those has: which, and how many contents.
 
-        Wants its key, which tells what the contents are called.
+        Wants its key, which tells what the contents are called. Where a backup cannot be read no content goes: it may be that one's.
         """
-        everything = self.backups()
+        everything, unreadable = self.listed()
+        everything.sort(key=lambda one: (one.taken_at <= now, one.taken_at, one.backup_id))  # a clock was ahead: those are not the newest
         gone = everything[:-keep]
         for one in gone:
             place = self.place(one.backup_id)
             dying = self.root / f"{_PART}{one.backup_id}"  # no backup any more, whatever happens now
             place.rename(dying)
             shutil.rmtree(dying)
-        if not gone:
-            return [], 0
+        if not gone or unreadable:
+            return [one.backup_id for one in gone], 0
         needed = {self.object_place(sha256) for one in everything[-keep:] for sha256, _ in self.objects_of(one)}
         unused = [path for path in (self.root / "objects").glob("??/*") if path not in needed]
         for path in unused:

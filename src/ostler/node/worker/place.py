@@ -4,7 +4,7 @@ To make folders and log files for each task, and to remove them, costs more than
 standard output and error open in it. It is moved to where the next task's is to be, and back if that task wrote nothing.
 """
 
-# ruff: noqa: PTH102, PTH104, PTH116, PTH208 - as in attempt.py
+# ruff: noqa: PTH102, PTH104, PTH208 - as in attempt.py
 import contextlib
 import os
 import shutil
@@ -72,7 +72,7 @@ class Place:
             redirect(f"{self._spare}/logs/{name}", number)
             files[number] = _identity(number)
         self._work = os.open(f"{self._spare}/work", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._folders = [_folder(f"{self._spare}/{name}") for name in FOLDERS]
+        self._folders = _folders(self._spare)
         self._files = files
 
 
@@ -100,10 +100,10 @@ def _is_empty(number: int, file: tuple[int, int]) -> bool:
     return not status.st_size and (status.st_dev, status.st_ino) == file
 
 
-def _folder(path: str) -> tuple[int, int, int]:
-    """What a task may have changed of an empty folder."""
-    status = os.stat(path)
-    return status.st_dev, status.st_ino, status.st_mode
+def _folders(root: str) -> list[tuple[int, int, int]]:
+    """What a task may have changed of a workspace and its empty folders: a link to one that it moved away is another one."""
+    some = [os.lstat(path) for path in (root, *(f"{root}/{name}" for name in FOLDERS))]
+    return [(status.st_dev, status.st_ino, status.st_mode) for status in some]
 
 
 def _is_bare(root: str, folders: list[tuple[int, int, int]]) -> bool:
@@ -113,7 +113,7 @@ def _is_bare(root: str, folders: list[tuple[int, int, int]]) -> bool:
             not any(os.listdir(f"{root}/{name}") for name in FOLDERS if name != "logs")
             and len(os.listdir(f"{root}/logs")) == len(STREAMS)
             and len(os.listdir(root)) == len(FOLDERS)
-            and all(_folder(f"{root}/{name}") == one for name, one in zip(FOLDERS, folders, strict=True))
+            and _folders(root) == folders
         )
     except OSError:
         return False
