@@ -193,6 +193,27 @@ async def test_what_stands_is_answered_while_the_disk_works_and_only_there_where
     assert await kinds(rig) == ["taken"]
 
 
+async def test_what_stands_and_was_run_keeps_its_answer_though_it_is_withdrawn_while_the_disk_works(rig: Rig, monkeypatch):
+    """A poll whose time is over in that moment would else leave the job that it got to nobody."""
+    database, reached, on_disk = rig.store._database, threading.Event(), threading.Event()
+    commit = database.commit
+
+    def slow(connection):
+        reached.set()
+        on_disk.wait()
+        commit(connection)
+
+    standing = rig.store.stand(("job", "work"), take, [])
+    monkeypatch.setattr(database, "commit", slow)  # a disk that takes its time: there is no other way to hold one up
+    writing = asyncio.create_task(rig.store.write_lazily(note, "work"))  # nothing of it is told in front of its commit
+    await asyncio.to_thread(reached.wait)
+    rig.store.withdraw(standing)
+    on_disk.set()
+    await writing
+    assert await asyncio.wait_for(standing.future, 10)
+    assert await kinds(rig) == ["taken"]
+
+
 async def test_those_that_stand_take_turns_and_an_error_of_one_undoes_it_alone(rig: Rig):
     taken: list[str] = []
     fails = rig.store.stand(("job", "work"), partial(take, fail=True), taken)

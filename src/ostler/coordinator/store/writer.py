@@ -215,10 +215,10 @@ class Writer:
                 if pending.error is _AGAIN:  # its caller is woken by the topic, and asks anew
                     pending.error = None
                 with self._some:
-                    standing.running = False
                     if pending.value is None and pending.error is None and not standing.withdrawn:
+                        standing.running = False
                         del batch[place]
-                    else:
+                    else:  # its answer is on its way, behind the commit, whoever withdraws it meanwhile
                         self._forget(standing)
                 hushed |= pending.hushed
                 if topic in hushed:
