@@ -200,6 +200,20 @@ def test_two_who_make_the_tables_at_once_make_them_once(newest: Server, empty: s
 # --- values ------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("said", "heeded"), [("off", "on"), ("remote_apply", "remote_apply")])
+async def test_what_a_database_is_set_to_costs_no_promise(newest: Server, empty: str, said: str, heeded: str):
+    for setting in ("default_transaction_isolation = 'repeatable read'", f"synchronous_commit = {said}", "lock_timeout = '10ms'"):
+        newest.execute(f"ALTER DATABASE {empty} SET {setting}")
+    rig = Rig.open(newest.url(empty))
+    names = ("transaction_isolation", "synchronous_commit", "lock_timeout")
+    asked = "SELECT " + ", ".join(f"current_setting('{name}')" for name in names)
+    try:
+        assert await rig.write(lambda tx: tx.row(asked)) == ("read committed", heeded, "0")
+        assert await rig.store.write_lazily(lambda tx: tx.row(asked)) == ("read committed", "off", "0")
+    finally:
+        rig.close()
+
+
 async def test_values_that_no_column_holds_are_the_callers_mistake(rig: Rig):
     with pytest.raises(InvalidSpec, match="out of range"):
         await rig.submit(priority=2**64)

@@ -30,9 +30,10 @@ OLDEST = 15
 CONNECT_S = 5
 RETRY_S = 1.0
 
-# What a session is told, before anything else. No plan may depend on guesses about how much is stored: every query of ours has an
-# index to walk, and the planner takes it where all else costs too much. Compiling a query takes longer than any of ours runs. A
-# coordinator that vanished without a word is noticed by the server, so that its locks do not outlive it for long.
+# What a session is told, before anything else, whatever the server, its database or the role are set to. No plan may depend on guesses
+# about how much is stored: every query of ours has an index to walk, and the planner takes it where all else costs too much. Compiling
+# a query takes longer than any of ours runs. A coordinator that vanished without a word is noticed by the server, so that its locks do
+# not outlive it for long.
 SETTINGS = {
     "application_name": "ostler",
     "enable_seqscan": "off",
@@ -42,13 +43,17 @@ SETTINGS = {
     "jit": "off",
     "timezone": "UTC",
     "client_encoding": "UTF8",
+    "default_transaction_isolation": "read committed",  # who waited for a lock must see what was done under it
     "statement_timeout": "0",
+    "lock_timeout": "0",
     "idle_in_transaction_session_timeout": "30s",
     "tcp_keepalives_idle": "5",
     "tcp_keepalives_interval": "2",
     "tcp_keepalives_count": "3",
     "tcp_user_timeout": "10s",
 }
+# What is acknowledged outlives the server's machine; who has set more than that (a standby's disk, too) keeps it.
+_DURABLE = "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
 # Rows of these tables change all the time: the room of old versions is given back early, or the heads of the queues would be found
 # behind thousands of dead entries.
 BUSY_TABLES = ("jobs", "attempts", "nodes", "counters", "usage", "webhooks")
@@ -129,7 +134,7 @@ class PostgresDatabase:
                 self._url, autocommit=True, connect_timeout=CONNECT_S, keepalives_idle=5, keepalives_interval=2, keepalives_count=3,
                 tcp_user_timeout=10_000,
             )  # fmt: skip
-            connection.execute("; ".join(f"SET {name} = '{value}'" for name, value in SETTINGS.items()))
+            connection.execute("; ".join([*(f"SET {name} = '{value}'" for name, value in SETTINGS.items()), _DURABLE]))
         except psycopg.Error as exc:
             raise _unreachable(exc, self.where) from exc
         _adapt(connection)
