@@ -68,7 +68,9 @@ async def test_files_arrive_whole(rig, node, tmp_path):
             assert answer.headers["content-length"] == str(len(data))
             assert b"".join([block async for block in answer.blocks()]) == data
     page = await rig.people.call(routes.LIST_ARTIFACTS, job_id=held.job_id)
-    assert {one.path for one in page.items} == set(contents)
+    assert {(one.path, one.type) for one in page.items} == {(path, "application/octet-stream") for path in contents}, (
+        "the manifest's"
+    )
     assert rig.staged == []
     again = await rig.nobody.deliver(outcome, files, token=node.token)
     assert again.ok, "the answer was lost and everything is sent once more"

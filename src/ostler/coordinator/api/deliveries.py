@@ -140,7 +140,7 @@ class _Delivery:
             )
         stored = await file.staging.seal(file.entry.sha256 if file.entry is not None else None)
         kind = file.declared.type if file.declared is not None else "application/octet-stream"
-        self.entries[file.path] = file.entry or m.ArtifactEntry(path=file.path, type=kind, size=stored.size, sha256=stored.sha256)
+        self.entries[file.path] = m.ArtifactEntry(path=file.path, type=kind, size=stored.size, sha256=stored.sha256)
 
     async def finish(self) -> Delivered:
         """Names the bytes, then the outcome: an outcome never names what is not durable."""
