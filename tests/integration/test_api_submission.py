@@ -55,6 +55,20 @@ async def test_keys_of_others_are_not_mine(rig):
     assert (await post(rig, key="k", token=more)).json() == first.json()  # the principal's, whichever token it shows
 
 
+@pytest.mark.parametrize(
+    ("body", "path"),
+    [
+        (b'{"command": "true", "priority": "high", "priority": 1}', "priority"),
+        (b'[{"command": "true"}, {"command": "true", "artifacts": 7, "artifacts": []}]', "[1].artifacts"),
+    ],
+)
+async def test_what_no_node_could_read_is_refused(rig, body, path):
+    """One reader looks at the last of two fields of one name, another at both."""
+    refused = await post(rig, body)
+    assert (refused.status_code, refused.json()["errors"][0]["path"]) == (422, path), refused.text
+    assert await count(rig) == 0
+
+
 async def test_twins_at_the_same_time_are_one(rig):
     answers = await asyncio.gather(*(post(rig, key="twins") for _ in range(12)))
     assert {answer.status_code for answer in answers} == {201}

@@ -15,6 +15,7 @@ from ostler.coordinator.api.bodies import guard_depth
 from ostler.coordinator.operations.groups import expand
 from ostler.model.errors import InvalidSpec, Problem, TooLarge
 from ostler.model.manifest import JOB_ID, Manifest, problems, problems_as_written, problems_at
+from ostler.protocol import codec
 from ostler.protocol.routes import SUBMIT
 
 MAX_MANIFESTS = 10_000
@@ -120,6 +121,11 @@ def _validated(text: bytes) -> tuple[Manifest, tuple[Problem, ...]]:
     # The validator of human input reads more than JSON allows (NaN, 1e999); what a node could not read is refused here.
     msgspec.json.decode(text)
     manifest: Manifest = _ADAPTER.validate_json(text, strict=True)
+    try:  # as nodes read it, and who takes their results: all of a field that stands twice, not the last alone
+        codec.decode(text, Manifest, what="manifest")
+    except InvalidSpec as exc:
+        found = [Problem(one.path, f"stands twice, with different kinds of value: {one.message}") for one in exc.problems]
+        raise InvalidSpec("the manifest cannot be read by nodes", found) from exc
     return manifest, tuple(problems_as_written(manifest))
 
 
@@ -131,7 +137,7 @@ def _read_one(text: bytes, prefix: str, now: datetime) -> tuple[Manifest, str] |
     try:
         manifest, mistakes = _remembered(text) if len(text) <= REMEMBERED_BYTES else _validated(text)
     except InvalidSpec as exc:
-        return [Problem(prefix, f"{exc.message}: {problem.message}") for problem in exc.problems]
+        return [Problem(_join(prefix, problem.path), f"{exc.message}: {problem.message}") for problem in exc.problems]
     except ValidationError as exc:
         return [Problem(_join(prefix, path), message) for path, message in _mistakes(exc)]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
