@@ -180,18 +180,6 @@ async def test_damage_is_found(site: SimpleNamespace, what: str):
     assert not (site.root / "elsewhere" / "ostler.db").exists()
 
 
-async def test_the_newest_that_cannot_be_read_is_not_passed_over_in_silence(site: SimpleNamespace):
-    first = create(site)
-    second = create(site)
-    (site.to / second["backup"] / "manifest.json").write_bytes(b"{}")
-    refused = restore(site)
-    assert (refused.returncode, second["backup"] in refused.stderr) == (3, True)
-    assert [one["backup"] for one in ostler("backup", "list", site.to, "--json").json] == [first["backup"]]
-    pruned = ostler("backup", "prune", site.to, "--keep", "1", "--json")
-    assert (pruned.json, second["backup"] in pruned.stderr) == ({"removed": [], "objects": 0}, True)
-    assert restore(site, first["backup"]).returncode == 0
-
-
 async def test_a_damaged_database_is_not_backed_up(site: SimpleNamespace):
     create(site)
     site.rig.close()

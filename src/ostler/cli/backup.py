@@ -167,10 +167,8 @@ def prune(
 
     repository = Repository.open(place.absolute()).unlocked(lambda: _passphrase(passphrase_file))
     with repository.held():
+        repository.backups()  # where one is damaged a person decides first what becomes of it
         gone, objects = repository.prune(keep, datetime.now(UTC))
-        wrong = repository.listed()[1]
-    for one in wrong:
-        output.note(exits.describe(one))
     if as_json:
         output.print_json({"removed": gone, "objects": objects})
     else:

@@ -348,7 +348,9 @@ class Repository:
         Wants its key, which tells what the contents are called. Where a backup cannot be read no content goes: it may be that one's.
         """
         everything, unreadable = self.listed()
-        everything.sort(key=lambda one: (one.taken_at <= now, one.taken_at, one.backup_id))  # a clock was ahead: those are not the newest
+        everything.sort(
+            key=lambda one: (one.taken_at <= now, one.taken_at, one.backup_id)
+        )  # a clock was ahead: those are not the newest
         gone = everything[:-keep]
         for one in gone:
             place = self.place(one.backup_id)
