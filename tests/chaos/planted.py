@@ -27,8 +27,8 @@ def early_answers() -> None:
     """Answers are given before the commit, which takes its time."""
     execute, commit = writer.Writer._execute, writer.Writer._commit
 
-    def answered(self: Any, connection: Any, pending: Any, **how: Any) -> bool:
-        done = execute(self, connection, pending, **how)
+    def answered(self: Any, connection: Any, pending: Any, *more: Any, **how: Any) -> bool:
+        done = execute(self, connection, pending, *more, **how)
         if done:
             pending.future.get_loop().call_soon_threadsafe(self._settle, [pending])
         return done
