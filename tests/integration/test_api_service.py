@@ -207,3 +207,10 @@ async def test_a_call_leaves_nothing_to_the_collector_of_cycles(tmp_path):
             gc.enable()
         assert left.count("RequestResponseCycle") == 0
         assert len(left) < 20, left
+
+
+async def test_every_answer_bears_the_date_by_which_clients_tell_a_wrong_clock(tmp_path):
+    async with coordinator(tmp_path / "c") as rig:
+        for path in ("/readyz", "/api/v1/jobs", "/api/v1/none"):
+            answer = await rig.http.get(rig.url + path, headers=rig.bearer())
+            assert len(answer.headers.get_list("date")) == 1, path

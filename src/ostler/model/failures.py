@@ -51,8 +51,7 @@ CODES: dict[FailureCode, CodeInfo] = {
     FailureCode.DENY: CodeInfo(
         "The node's allowlist or policy does not permit the command, an argument or the runner.",
         Retry.NEVER,
-        "The message names what is allowed: for a command, `ostler allowlist test FILE -- COMMAND ARG …` on the node tells more; hosts are "
-        "granted by the node's `network` section.",
+        "The message names what is allowed; for a command, `ostler allowlist test FILE -- COMMAND ARG …` on the node tells more.",
     ),
     FailureCode.SIGNATURE: CodeInfo(
         "The assignment was not signed by the coordinator that the node trusts, or names another node.",

@@ -63,14 +63,15 @@ class Crowd:
 
 
 async def _answer_whole(cycle: RequestResponseCycle, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
-    """A whole answer, head and body, in one piece; `headers` are ours and hold everything but the connection's own."""
+    """A whole answer, head and body, in one piece; `headers` are ours and hold everything but the date and the connection's own."""
     if cycle.flow.write_paused and not cycle.disconnected:
         await cycle.flow.drain()
     if cycle.disconnected:
         return
     closes = (b"connection", b"close") in headers
+    headers = [*cycle.default_headers, *headers]
     if not cycle.keep_alive and not closes:
-        headers = [*headers, (b"connection", b"close")]
+        headers.append((b"connection", b"close"))
     lines = b"".join([b"%s: %s\r\n" % header for header in headers])
     if lines.count(b"\n") != len(headers) or lines.count(b"\r") != len(headers) or b"\0" in lines:
         raise RuntimeError("a header of the answer holds a character that cannot be sent")
