@@ -1,11 +1,16 @@
 """What every test shares: property tests are not judged by the clock, and servers end with the tests."""
 
+import signal
 import sys
 
 from hypothesis import HealthCheck, settings
 
 settings.register_profile("ostler", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("ostler")
+
+# A shell starts what runs in its background with Ctrl-C ignored, and so would be all that the tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_sessionfinish() -> None:

@@ -35,7 +35,6 @@ RETRY_S = 1.0
 # a query takes longer than any of ours runs. A coordinator that vanished without a word is noticed by the server, so that its locks do
 # not outlive it for long.
 SETTINGS = {
-    "application_name": "ostler",
     "enable_seqscan": "off",
     "enable_bitmapscan": "off",
     "enable_hashjoin": "off",
@@ -114,9 +113,10 @@ class PostgresDatabase:
     shared = True
     max_operations = 60  # a transaction with more than 64 savepoints costs all others
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, name: str = "ostler") -> None:
         self.where = describe(url)
         self._url = url
+        self._name = name  # of its sessions, as the server shows them
         # Isolation is ours: Core must not begin a transaction of its own, nor undo one on a connection that is closed or lost.
         self.engine = create_engine(
             "postgresql+psycopg://",
@@ -131,8 +131,8 @@ class PostgresDatabase:
     def _open(self) -> psycopg.Connection[Any]:
         try:
             connection = psycopg.connect(
-                self._url, autocommit=True, connect_timeout=CONNECT_S, keepalives_idle=5, keepalives_interval=2, keepalives_count=3,
-                tcp_user_timeout=10_000,
+                self._url, autocommit=True, application_name=self._name, connect_timeout=CONNECT_S, keepalives_idle=5,
+                keepalives_interval=2, keepalives_count=3, tcp_user_timeout=10_000,
             )  # fmt: skip
             connection.execute("; ".join([*(f"SET {name} = '{value}'" for name, value in SETTINGS.items()), _DURABLE]))
         except psycopg.Error as exc:
@@ -242,10 +242,15 @@ class PostgresDatabase:
         if not count:
             return 0
         lock = key_of(Lock.NUMBERS)
-        cursor = _driver(connection).execute(
-            f"SELECT pg_advisory_lock({lock}); SELECT setval('{JOB_NUMBERS}', nextval('{JOB_NUMBERS}') + {count - 1:d});"
-            f"SELECT pg_advisory_unlock({lock})", prepare=False,
-        )  # fmt: skip
+        driver = _driver(connection)
+        try:
+            cursor = driver.execute(
+                f"SELECT pg_advisory_lock({lock}); SELECT setval('{JOB_NUMBERS}', nextval('{JOB_NUMBERS}') + {count - 1:d});"
+                f"SELECT pg_advisory_unlock({lock})", prepare=False,
+            )  # fmt: skip
+        except psycopg.Error:
+            driver.close()  # or the lock would stay for as long as the session
+            raise
         cursor.nextset()
         row = cursor.fetchone() or (0,)
         return int(row[0]) - count + 1

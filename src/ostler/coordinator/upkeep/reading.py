@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     from ostler.coordinator.store.postgres import PostgresDatabase
 
 SQLITE = "sqlite:///"
-OURS = "ostler-upkeep"
+OURS = "ostler-upkeep"  # the name of sessions that are no coordinator's
+GONE_S = 1.0
 
 
 def sqlite_path(store: str) -> Path | None:
@@ -83,13 +85,13 @@ def open_shared(store: str) -> "PostgresDatabase":
         )
     from ostler.coordinator.store.postgres import PostgresDatabase  # 20 MB that who has an SQLite file does without
 
-    return PostgresDatabase(store)
+    return PostgresDatabase(store, name=OURS)
 
 
 def at_leisure(connection: Connection) -> None:
-    """Settings for a session that reads or writes whole tables, under a name that is no coordinator's."""
+    """Settings for a session that reads or writes whole tables."""
     connection.exec_driver_sql(
-        f"SET application_name = '{OURS}'; SET idle_in_transaction_session_timeout = 0; SET enable_seqscan = on; "
+        "SET idle_in_transaction_session_timeout = 0; SET enable_seqscan = on; "
         "SET enable_bitmapscan = on; SET enable_hashjoin = on; SET enable_mergejoin = on"
     )
 
@@ -100,11 +102,16 @@ def is_shared(connection: Connection) -> bool:
 
 
 def coordinators_on(connection: Connection) -> int:
-    """How many sessions coordinators have on a database server's database."""
-    found = connection.exec_driver_sql(
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'ostler'"
-    ).scalar()
-    return int(found or 0)
+    """How many sessions coordinators have on a database server's database. Those of one that was just stopped end within a moment."""
+    until = time.monotonic() + GONE_S
+    while True:
+        found = connection.exec_driver_sql(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'ostler'"
+        ).scalar()
+        if not found or time.monotonic() > until:
+            return int(found or 0)
+        connection.exec_driver_sql("SELECT pg_stat_clear_snapshot()")  # within a transaction the view would stay as it was
+        time.sleep(0.05)
 
 
 def _open(path: Path) -> sqlite3.Connection:
