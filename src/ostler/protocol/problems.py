@@ -14,7 +14,8 @@ MEDIA_TYPE = "application/problem+json"
 def _tree(root: type[OstlerError]) -> dict[str, type[OstlerError]]:
     found = {root.code: root}
     for child in root.__subclasses__():
-        found.update(_tree(child))
+        if child.__module__ == root.__module__:  # a part's own kind of one of these is to others what it is a kind of
+            found.update(_tree(child))
     return found
 
 
