@@ -3,7 +3,9 @@
 The bug is put into the product from outside, so the product knows no switch for it.
 """
 
+import functools
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 
 from ostler.assembly import coordinator, handover
 from ostler.assembly.resolve import resolve_coordinator
-from ostler.coordinator.operations import logs
+from ostler.coordinator.operations import jobs, logs
 from ostler.coordinator.operations.changes import Case
 from ostler.coordinator.store import writer
 
@@ -24,12 +26,18 @@ def no_fencing() -> None:
 
 
 def early_answers() -> None:
-    """Answers are given before the commit, which takes its time."""
-    execute, commit = writer.Writer._execute, writer.Writer._commit
+    """Answers are given before the commit, which takes its time; from the first job on, so that the installation itself comes up."""
+    execute, commit, submit = writer.Writer._execute, writer.Writer._commit, jobs.submit_jobs
+    began = threading.Event()
+
+    @functools.wraps(submit)
+    def submitted(*args: Any, **how: Any) -> Any:
+        began.set()
+        return submit(*args, **how)
 
     def answered(self: Any, connection: Any, pending: Any, *more: Any, **how: Any) -> bool:
         done = execute(self, connection, pending, *more, **how)
-        if done:
+        if done and began.is_set():
             pending.future.get_loop().call_soon_threadsafe(self._settle, [pending])
         return done
 
@@ -39,13 +47,14 @@ def early_answers() -> None:
             database.in_time = database.commit
 
             def after_a_while(connection: Any) -> None:
-                time.sleep(LATE_S)
+                time.sleep(LATE_S if began.is_set() else 0)
                 database.in_time(connection)
 
             database.commit = after_a_while
         return commit(self, first)
 
     writer.Writer._execute, writer.Writer._commit = answered, late
+    _replace(submit, submitted)
 
 
 def log_offsets() -> None:
