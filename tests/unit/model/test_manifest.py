@@ -126,6 +126,7 @@ BAD = [
     ({"requirements": Requirements(vram_mb=-1)}, "requirements.vram_mb"),
     ({"requirements": Requirements(tags=("a b",))}, "requirements.tags[0]"),
     ({"requirements": Requirements(node="a/b")}, "requirements.node"),
+    ({"requirements": Requirements(pool="a/b")}, "requirements.pool"),
     ({"policy": Policy(memory_mb=0)}, "policy.memory_mb"),
     ({"labels": {"-": "x"}}, "labels.-"),
     ({"labels": {"a": "x" * 256}}, "labels.a"),
