@@ -307,41 +307,38 @@ async def test_a_quota_of_the_workspace(rig):
     assert "quota 5" in end.failure.message
 
 
-async def test_a_full_disk_is_seen_after_the_failure(make, tmp_path):
+@pytest.fixture
+async def small(make):
+    """A rig whose workspaces lie on a small file system of their own, and that file system's place."""
     if os.geteuid() != 0:
         pytest.skip("only root can mount a small file system")
     rig = make()
-    small = rig.config.workspace.root
-    if await asyncio.to_thread(_mount, small):
+    place = rig.config.workspace.root
+    if await asyncio.to_thread(_mount, place):
         pytest.skip("this machine does not let root mount a tmpfs")
-    try:
-        runner = await runner_of(rig)
-        _, end = await run(rig, runner, **sh("exec dd if=/dev/zero of=a bs=1M count=20"))
-        assert end.failure.code is C.DISK
-        assert "exit code 1" in end.failure.message
-    finally:
-        await asyncio.to_thread(subprocess.run, ["umount", str(small)], check=True)
+    yield rig, place
+    await asyncio.to_thread(subprocess.run, ["umount", str(place)], check=True)
 
 
-async def test_a_disk_without_room_for_the_log_is_the_machines_trouble(make):
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount a small file system")
-    rig = make()
-    small = rig.config.workspace.root
-    if await asyncio.to_thread(_mount, small):
-        pytest.skip("this machine does not let root mount a tmpfs")
-    try:
-        runner = await runner_of(rig)
-        task = rig.task(by=runner, **sh("true"))
-        full = ["mount", "-o", "remount,nr_inodes=7", str(small)]  # the workspace has six
-        await asyncio.to_thread(subprocess.run, full, check=True)
-        (small / "last").touch()
-        failure = await runner.start(task)
-        assert failure is not None
-        assert failure.code is C.DISK
-        assert "stdout" in failure.message
-    finally:
-        await asyncio.to_thread(subprocess.run, ["umount", str(small)], check=True)
+async def test_a_full_disk_is_seen_after_the_failure(small):
+    rig, _ = small
+    runner = await runner_of(rig)
+    _, end = await run(rig, runner, **sh("exec dd if=/dev/zero of=a bs=1M count=20"))
+    assert end.failure.code is C.DISK
+    assert "exit code 1" in end.failure.message
+
+
+async def test_a_disk_without_room_for_the_log_is_the_machines_trouble(small):
+    rig, place = small
+    runner = await runner_of(rig)
+    task = rig.task(by=runner, **sh("true"))
+    full = ["mount", "-o", "remount,nr_inodes=7", str(place)]  # the workspace has six
+    await asyncio.to_thread(subprocess.run, full, check=True)
+    (place / "last").touch()
+    failure = await runner.start(task)
+    assert failure is not None
+    assert failure.code is C.DISK
+    assert "stdout" in failure.message
 
 
 async def test_standard_output_is_also_a_file(rig):
