@@ -1,0 +1,1 @@
+"""The part that makes machines exist and carry the daemon."""
