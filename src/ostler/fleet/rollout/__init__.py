@@ -1,0 +1,1 @@
+"""Rollouts: one release onto many hosts, decided purely, carried out elsewhere."""

@@ -1,0 +1,152 @@
+"""What a host says of itself before anything is changed, and whether a rollout may begin there."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+
+NODE_UNIT = "ostler-node.service"
+KEEPER_UNIT = "ostler-keeper.service"
+SKEW = timedelta(seconds=30)
+LOCK_STALE = timedelta(minutes=5)
+ROOM = 3  # an unpacked release takes about three times its bundle, and the bundle is there beside it for a moment
+
+
+class Unit(msgspec.Struct, frozen=True, kw_only=True):
+    """One systemd unit as the host sees it. `sha256` is of the unit's file (None: there is none); `restarts` counts since it was started by hand."""
+
+    state: str
+    sha256: str | None = None
+    restarts: int = 0
+
+
+class Lock(msgspec.Struct, frozen=True, kw_only=True):
+    """Who deploys to this host. Times are seconds since the epoch, by the host's clock."""
+
+    owner: str
+    rollout_id: str
+    message: str
+    taken_at: float
+    beat_at: float
+
+
+class OpenUpdate(msgspec.Struct, frozen=True, kw_only=True):
+    """An update whose window is not over; `release` is the new one, `previous` the one to go back to, `state` what the watcher makes of it."""
+
+    update_id: str
+    release: str
+    previous: str | None
+    state: str
+
+
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer of the host program's `facts`. `abi` is Python's (`cp311`), `now` seconds since the epoch, `refused` why a directory cannot be written."""
+
+    hostname: str
+    os: str
+    arch: str
+    abi: str
+    now: float
+    disk_free_mb: int
+    refused: Mapping[str, str] = {}
+    current: str | None = None
+    previous: str | None = None
+    releases: tuple[str, ...] = ()
+    units: Mapping[str, Unit] = {}
+    config_sha256: str | None = None
+    health: Mapping[str, Any] | None = None
+    lock: Lock | None = None
+    update: OpenUpdate | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What the rollout brings: the release with the platforms that it has (`cp311-x86_64`), its size, and the hashes of the units and of the host's configuration in it.
+
+    `config_sha256` None: the host keeps the configuration that it has.
+    """
+
+    rollout_id: str
+    release: str
+    platforms: Collection[str]
+    bundle_mb: int
+    unit_sha256: Mapping[str, str]
+    config_sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """`refusal` says why nothing may begin on this host; else `drift` lists what the rollout changes there (empty: nothing), `warnings` what it will not mend."""
+
+    refusal: str | None = None
+    drift: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def judge(facts: Facts, wanted: Wanted, *, asked_at: datetime, answered_at: datetime) -> Verdict:
+    """Whether `wanted` may go onto a host with these `facts`, which it gave between the two times on our clock."""
+    refusal = _refusal(facts, wanted, asked_at, answered_at)
+    return Verdict(refusal=refusal, drift=() if refusal else drift(facts, wanted), warnings=facts.warnings)
+
+
+def skew(facts: Facts, asked_at: datetime, answered_at: datetime) -> timedelta:
+    """By how much the host's clock is surely wrong, ahead positive: the time that the answer took is in the host's favour."""
+    there = datetime.fromtimestamp(facts.now, UTC)
+    return min(there - asked_at, timedelta()) + max(there - answered_at, timedelta())
+
+
+def drift(facts: Facts, wanted: Wanted) -> tuple[str, ...]:
+    """What is not there as `wanted` has it, one line each."""
+    lines = []
+    if facts.current != wanted.release:
+        lines.append(f"release {facts.current or 'none'} → {wanted.release}")
+    for name, sha256 in sorted(wanted.unit_sha256.items()):
+        there = facts.units.get(name)
+        if there is None or there.sha256 is None:
+            lines.append(f"{name} is missing")
+        elif there.sha256 != sha256 and facts.current == wanted.release:
+            lines.append(f"{name} was edited")
+    if wanted.config_sha256 is not None and facts.config_sha256 != wanted.config_sha256:
+        lines.append("configuration differs")
+    running = (facts.health or {}).get("release")
+    if facts.current == wanted.release and running is not None and running != wanted.release:
+        lines.append(f"the daemon still runs {running}")
+    if facts.current == wanted.release and (node := facts.units.get(NODE_UNIT)) is not None and node.state != "active":
+        lines.append(f"{NODE_UNIT} is {node.state}")
+    return tuple(lines)
+
+
+def _refusal(facts: Facts, wanted: Wanted, asked_at: datetime, answered_at: datetime) -> str | None:
+    for directory, why in facts.refused.items():
+        return f"cannot write to {directory}: {why}"
+    if NODE_UNIT not in facts.units or facts.units[NODE_UNIT].sha256 is None:
+        return "the service is not installed: run `ostler fleet install` first"
+    platform = f"{facts.abi}-{facts.arch}"
+    if platform not in wanted.platforms:
+        return f"release {wanted.release} has nothing for {platform} ({facts.os}), only {', '.join(sorted(wanted.platforms))}; build it with `ostler release build --platform {platform}`"
+    need = wanted.bundle_mb * (1 + ROOM)
+    if wanted.release not in facts.releases and facts.disk_free_mb < need:
+        return f"{facts.disk_free_mb} MB are free for releases, {need} are needed; `ostler fleet prune` removes old releases"
+    wrong = skew(facts, asked_at, answered_at)
+    if abs(wrong) > SKEW:
+        return f"its clock is {_span(abs(wrong))} {'ahead' if wrong > timedelta() else 'behind'}; `timedatectl set-ntp true` on the host mends that"
+    if (lock := facts.lock) is not None and lock.rollout_id != wanted.rollout_id:
+        return _locked(lock, facts.now)
+    if (update := facts.update) is not None and update.update_id != wanted.rollout_id:
+        return f"update {update.update_id} to {update.release} is still being watched ({update.state}); try again when its window is over"
+    return None
+
+
+def _locked(lock: Lock, now: float) -> str:
+    silent = timedelta(seconds=max(0.0, now - lock.beat_at))
+    age = _span(timedelta(seconds=max(0.0, now - lock.taken_at)))
+    stale = f", silent for {_span(silent)}: `ostler fleet lock break --why …` if it is dead" if silent > LOCK_STALE else ""
+    return f"locked by {lock.owner} for {age} ({lock.message}){stale}"
+
+
+def _span(time: timedelta) -> str:
+    seconds = round(time.total_seconds())
+    return f"{seconds} s" if seconds < 120 else f"{round(seconds / 60)} min" if seconds < 7200 else f"{round(seconds / 3600)} h"

@@ -1,0 +1,134 @@
+"""What a host may be refused for before anything is changed, and what counts as drift."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+import pytest
+
+from ostler.fleet.rollout.preflight import KEEPER_UNIT, NODE_UNIT, Facts, Lock, OpenUpdate, Unit, Wanted, judge, skew
+
+ASKED = datetime(2026, 1, 1, 12, tzinfo=UTC)
+ANSWERED = ASKED + timedelta(seconds=2)
+UNITS = {NODE_UNIT: "n" * 64, KEEPER_UNIT: "k" * 64}
+WANTED = Wanted(
+    rollout_id="r1",
+    release="0.2.0-new",
+    platforms=("cp311-x86_64", "cp313-x86_64"),
+    bundle_mb=20,
+    unit_sha256=UNITS,
+    config_sha256="c",
+)
+
+
+def facts(**changes: Any) -> Facts:
+    there = Facts(
+        hostname="mini-1",
+        os="debian 12",
+        arch="x86_64",
+        abi="cp311",
+        now=ASKED.timestamp() + 1,
+        disk_free_mb=10_000,
+        current="0.1.0-old",
+        units={name: Unit(state="active", sha256=sha256) for name, sha256 in UNITS.items()},
+        config_sha256="c",
+    )
+    return msgspec.structs.replace(there, **changes)
+
+
+def refusal(**changes: Any) -> str | None:
+    return judge(facts(**changes), WANTED, asked_at=ASKED, answered_at=ANSWERED).refusal
+
+
+def test_a_host_that_has_all_of_it_has_no_drift() -> None:
+    verdict = judge(facts(current="0.2.0-new"), WANTED, asked_at=ASKED, answered_at=ANSWERED)
+    assert verdict.refusal is None
+    assert verdict.drift == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"refused": {"/opt/ostler": "read-only file system"}}, "cannot write to /opt/ostler: read-only file system"),
+        ({"units": {}}, "run `ostler fleet install` first"),
+        ({"units": {NODE_UNIT: Unit(state="inactive")}}, "run `ostler fleet install` first"),
+        ({"abi": "cp312"}, "has nothing for cp312-x86_64"),
+        ({"disk_free_mb": 79}, "79 MB are free for releases, 80 are needed"),
+        ({"now": ASKED.timestamp() + 3600}, "its clock is 60 min ahead"),
+        ({"now": ASKED.timestamp() - 7300}, "its clock is 2 h behind"),
+        (
+            {
+                "lock": Lock(
+                    owner="eve@laptop",
+                    rollout_id="r0",
+                    message="update",
+                    taken_at=ASKED.timestamp() - 60,
+                    beat_at=ASKED.timestamp(),
+                )
+            },
+            "locked by eve@laptop for 61 s (update)",
+        ),
+        (
+            {
+                "lock": Lock(
+                    owner="eve@laptop",
+                    rollout_id="r0",
+                    message="update",
+                    taken_at=ASKED.timestamp() - 900,
+                    beat_at=ASKED.timestamp() - 800,
+                )
+            },
+            "silent for 13 min: `ostler fleet lock break",
+        ),
+        (
+            {"update": OpenUpdate(update_id="r0", release="x", previous=None, state="watching")},
+            "update r0 to x is still being watched",
+        ),
+    ],
+)
+def test_refused_with_one_line(changes: dict[str, Any], words: str) -> None:
+    line = refusal(**changes)
+    assert line is not None
+    assert words in line
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"releases": ("0.2.0-new",), "disk_free_mb": 1},  # it is there already
+        {"now": ASKED.timestamp() + 20},
+        {"lock": Lock(owner="me", rollout_id="r1", message="update", taken_at=0.0, beat_at=0.0)},  # ours: the rollout is resumed
+        {"update": OpenUpdate(update_id="r1", release="0.2.0-new", previous=None, state="watching")},
+    ],
+)
+def test_may_begin(changes: dict[str, Any]) -> None:
+    assert refusal(**changes) is None
+
+
+def test_drift_is_told_line_by_line() -> None:
+    there = facts(
+        current="0.2.0-new",
+        units={NODE_UNIT: Unit(state="failed", sha256="other"), KEEPER_UNIT: Unit(state="active")},
+        config_sha256="edited",
+        health={"release": "0.1.0-old"},
+    )
+    assert judge(there, WANTED, asked_at=ASKED, answered_at=ANSWERED).drift == (
+        "ostler-keeper.service is missing",
+        "ostler-node.service was edited",
+        "configuration differs",
+        "the daemon still runs 0.1.0-old",
+        "ostler-node.service is failed",
+    )
+
+
+def test_another_release_has_other_units() -> None:
+    """What differs because the release differs is not drift of its own."""
+    there = facts(units={name: Unit(state="active", sha256="older") for name in UNITS})
+    assert judge(there, WANTED, asked_at=ASKED, answered_at=ANSWERED).drift == ("release 0.1.0-old → 0.2.0-new",)
+
+
+@pytest.mark.parametrize(("offset", "wrong"), [(0, 0), (2, 0), (1, 0), (5, 3), (-4, -4)])
+def test_skew_is_what_the_way_cannot_explain(offset: int, wrong: int) -> None:
+    assert skew(facts(now=ASKED.timestamp() + offset), ASKED, ANSWERED) == timedelta(seconds=wrong)
