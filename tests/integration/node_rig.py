@@ -43,6 +43,7 @@ from ostler.protocol import messages as m
 from ostler.protocol.client import AsyncClient
 from ostler.protocol.ports import AttemptTask, Ending, Progress, Withdrawn
 from ostler.runtime.clock import SystemClock
+from ostler.runtime.service_manager import ServiceManager
 
 PATIENCE_S = 60.0  # for broken code alone: nothing is timed
 LOGGER = logging.getLogger("ostler.test.node")
@@ -452,6 +453,8 @@ class NodeRig:
         self.inputs: dict[str, Failure | None] = {}
         self.prepared: dict[str, tuple[InputFile, ...]] = {}  # the files that an attempt was to have
         self.keeper_calls = 0
+        self.manager = ServiceManager()
+        self.no_op_fails = None
 
     async def start(self, *, pinned=False) -> NodeDaemon:
         """Start a daemon on this directory; `pinned` as if it had been enrolled somewhere before."""
@@ -471,6 +474,9 @@ class NodeRig:
         async def tidy(held):
             self.tidied = held
 
+        async def no_op():
+            return self.no_op_fails
+
         self.daemon = NodeDaemon(
             Parts(
                 config=self.config, journal=journal, identity=identity, client=self.clients[0], heart=self.clients[1],
@@ -478,6 +484,7 @@ class NodeRig:
                 look=lambda: self.capabilities,
                 sample=lambda: Load(load=0.1, free_mb=1, gpu_free=0, disk_free_mb=1, cpu_load=1.0, vram_free_mb=0),
                 first_look=self.capabilities, clock=SystemClock(), logger=LOGGER,
+                no_op=no_op, manager=self.manager, release="0.2.0-test",
             )
         )  # fmt: skip
         self.running = asyncio.create_task(self.daemon.run())

@@ -11,10 +11,12 @@ from ostler.assembly.resolve import host_problems, parse_listen, resolve_coordin
 from ostler.coordinator.config import refuse_password
 from ostler.model.errors import InvalidSpec, Problem
 from ostler.node.config import NodeConfig
+from ostler.node.keeper_client import KEEPER_ENVIRONMENT, SOCKET, STATE
 from ostler.runtime.settings import Flag, invalid
 
 COORDINATOR = "ostler.assembly.coordinator"
 NODE = "ostler.assembly.node"
+KEEPER = "ostler.node.keeper"
 
 
 def daemon_command(module: str, descriptor: int, *more: str) -> list[str]:
@@ -42,10 +44,19 @@ def listen_flags(listen: str | None) -> dict[str, Flag]:
     return {"listen_host": Flag(name="--listen", value=address[0]), "listen_port": Flag(name="--listen", value=address[1])}
 
 
-def become_node(file: Path) -> NoReturn:
+def become_node(file: Path, *, await_keeper: bool = False) -> NoReturn:
     """Replace this process by the node daemon."""
     file = file.absolute()
-    _become(NODE, checked_node(file, env=os.environ), "--config-file", str(file))
+    more = ("--await-keeper",) if await_keeper else ()
+    _become(NODE, checked_node(file, env=os.environ), "--config-file", str(file), *more)
+
+
+def become_keeper(file: Path) -> NoReturn:
+    """Replace this process by the keeper of this configuration's node. What a job must not see is not in its environment."""
+    config = resolve_node(file.absolute(), env=os.environ, need_secrets=False).value
+    state = config.state
+    command = [sys.executable, "-P", "-m", KEEPER, "--socket", str(state / SOCKET), "--state", str(state / STATE)]
+    os.execve(sys.executable, command, KEEPER_ENVIRONMENT)  # noqa: S606 - the same program, an argument list
 
 
 def store_flags(store: str | None) -> dict[str, Flag]:

@@ -1,4 +1,4 @@
-"""The node daemon's process: `python -m ostler.assembly.node --config-fd N [--config-file FILE]`.
+"""The node daemon's process: `python -m ostler.assembly.node --config-fd N [--config-file FILE] [--await-keeper]`.
 
 The configuration arrives checked over an inherited descriptor. SIGTERM and SIGINT end the daemon and leave attempts to the
 keeper, SIGHUP reads FILE anew. Exit codes: 0 stopped, 2 wrong usage, 3 cannot start as configured.
@@ -32,6 +32,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import signal
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ import uvloop
 from ostler import __version__
 from ostler.assembly import handover
 from ostler.assembly.keeper_stop import is_attempt
+from ostler.assembly.release import own_release
 from ostler.model.calls import BY_VALUE_TAG
 from ostler.model.capabilities import Capabilities
 from ostler.model.errors import (
@@ -70,6 +72,7 @@ from ostler.node.runners.cli import CliRunner
 from ostler.node.runners.processes import Processes
 from ostler.node.runners.python import PythonRunner
 from ostler.node.sandbox import abilities, observe
+from ostler.node.self_check import no_op
 from ostler.node.vault import Vault
 from ostler.node.workspace import Workspace
 from ostler.protocol import routes
@@ -79,6 +82,7 @@ from ostler.runtime.backoff import Backoff
 from ostler.runtime.clock import SystemClock
 from ostler.runtime.cores import forbid_core_dumps
 from ostler.runtime.logs import open_log
+from ostler.runtime.service_manager import ServiceManager
 
 CANNOT_START = 3
 RELOAD_S = 30.0
@@ -121,8 +125,10 @@ def _tags(config: NodeConfig) -> tuple[str, ...]:
 class Keepers:
     """The way to the keeper: connects, starts one where none answers, and lets the runners know of the new one."""
 
-    def __init__(self, state: Path, processes: Processes, logger: logging.Logger) -> None:
+    def __init__(self, state: Path, processes: Processes, logger: logging.Logger, *, start: bool) -> None:
+        """`start`: one is started where none answers; else somebody else does that."""
         self._state = state
+        self._start = start
         self._processes = processes
         self._logger = logger
         self._lock = asyncio.Lock()
@@ -135,7 +141,7 @@ class Keepers:
             backoff = Backoff(min_s=0.1, max_s=10.0)
             while True:
                 try:
-                    client = await ensure_keeper(self._state)
+                    client = await ensure_keeper(self._state, start=self._start)
                 except KeeperUnreachable as exc:
                     self._logger.error("keeper_unreachable", extra={"attrs": {"error": str(exc)}})  # noqa: TRY400
                     await asyncio.sleep(backoff.next_s())
@@ -239,7 +245,7 @@ def reload(
     return again
 
 
-async def run(config: NodeConfig, file: Path | None) -> None:
+async def run(config: NodeConfig, file: Path | None, manager: ServiceManager, *, start_keeper: bool = True) -> None:
     """Wire the daemon together and run it until it is told to stop."""
     state, clock = config.state, SystemClock()
     await asyncio.to_thread(_make_folders, config)
@@ -253,8 +259,15 @@ async def run(config: NodeConfig, file: Path | None) -> None:
     _check_tls(config, logger)
     eyes = await asyncio.to_thread(_open_eyes, config, able, identity.node_id)
     vault = Vault(state)
-    processes = Processes(keeper=await ensure_keeper(state), config=config, host=host, abilities=able, vault=vault, logger=logger)
-    keepers = Keepers(state, processes, logger)
+    processes = Processes(
+        keeper=await ensure_keeper(state, start=start_keeper),
+        config=config,
+        host=host,
+        abilities=able,
+        vault=vault,
+        logger=logger,
+    )
+    keepers = Keepers(state, processes, logger, start=start_keeper)
     runners: dict[Runner, RunnerPort] = {}
     cli = CliRunner(processes) if config.runners.cli.enable else None
     if cli is not None:
@@ -277,7 +290,8 @@ async def run(config: NodeConfig, file: Path | None) -> None:
         Parts(
             config=config, journal=journal, identity=identity, client=client, heart=heart, runners=runners,
             keeper=keepers.again, tidy=keepers.tidy, prepare=prepare, vault=vault, look=eyes.look, sample=eyes.gauge.load,
-            first_look=await asyncio.to_thread(eyes.look), clock=clock, logger=logger,
+            first_look=await asyncio.to_thread(eyes.look), manager=manager, release=own_release(), clock=clock, logger=logger,
+            no_op=no_op(processes, folder=state / "self-check", level=config.sandbox.level),
         )
     )  # fmt: skip
     fetch = fetcher(client, lambda: daemon)
@@ -352,11 +366,13 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m ostler.assembly.node", description=__doc__)
     parser.add_argument("--config-fd", type=int, required=True, metavar="N", help="read the checked configuration from it")
     parser.add_argument("--config-file", type=Path, metavar="FILE", help="what SIGHUP reads anew")
+    parser.add_argument("--await-keeper", action="store_true", help="a unit of its own starts the keeper")
     given = parser.parse_args(arguments)
     config = handover.take(given.config_fd, NodeConfig)
+    manager = ServiceManager.of(os.environ, pid=os.getpid())
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(run(config, given.config_file))
+            runner.run(run(config, given.config_file, manager, start_keeper=not given.await_keeper))
     except OstlerError as exc:
         sys.stderr.write(f"{exc}\n" + (f"hint: {exc.hint}\n" if exc.hint else ""))
         return CANNOT_START

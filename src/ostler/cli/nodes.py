@@ -35,6 +35,9 @@ def node(
         Path | None,
         typer.Option("--config", metavar="FILE", help="Run the daemon in the foreground with this configuration (YAML)."),
     ] = None,
+    await_keeper: Annotated[
+        bool, typer.Option("--await-keeper", help="Start no keeper: a unit of its own runs `ostler node keeper`.")
+    ] = False,
 ) -> None:
     """Run the node daemon (--config FILE), or look at nodes and decide about them.
 
@@ -46,11 +49,26 @@ def node(
         return
     if config is None:
         raise typer.BadParameter(
-            "say --config FILE to run the daemon, or one of: probe, list, show, drain, resume, cordon, uncordon, pool, retire"
+            "say --config FILE to run the daemon, or one of: keeper, probe, list, show, drain, resume, cordon, uncordon, pool, retire"
         )
     from ostler.assembly import launch
 
-    launch.become_node(config)
+    launch.become_node(config, await_keeper=await_keeper)
+
+
+@app.command()
+def keeper(
+    config: Annotated[
+        Path, typer.Option("--config", metavar="FILE", help="The configuration of the daemon that it is for.")
+    ] = SYSTEM_CONFIG,
+) -> None:
+    """Run the keeper in the foreground: the parent of all attempts, for a service manager that keeps it apart from the daemon.
+
+    A restart of the daemon does not touch it; its own end ends the attempts.
+    """
+    from ostler.assembly import launch
+
+    launch.become_keeper(config)
 
 
 @app.command()

@@ -43,6 +43,7 @@ from ostler.node.loops.warden import Warden
 from ostler.node.offers import Offers
 from ostler.node.readiness import Readiness, Reason
 from ostler.node.recovery import Recovery
+from ostler.node.self_check import NoOp, SelfCheck
 from ostler.node.session import Dialect, SelfDescription, Session
 from ostler.node.vault import Vault
 from ostler.node.workspace import Workspace
@@ -51,6 +52,7 @@ from ostler.protocol.client import AsyncClient
 from ostler.protocol.ports import Progress, RunnerPort
 from ostler.runtime.clock import Clock
 from ostler.runtime.loop import Loop
+from ostler.runtime.service_manager import ServiceManager
 
 POLL_SILENCE_S = 120.0
 
@@ -59,7 +61,7 @@ POLL_SILENCE_S = 120.0
 class Parts:
     """What the daemon is made of; wired together in `assembly`. `prepare` brings an attempt's inputs, `keeper` returns when a
     keeper answers again, `tidy` ends what the keeper has beside these keys, `look` probes the machine and `sample` its load (both
-    block)."""
+    block), `no_op` runs an attempt that does nothing, `manager` started this daemon, `release` is the one it was installed in."""
 
     config: NodeConfig
     journal: Journal
@@ -74,6 +76,9 @@ class Parts:
     look: Callable[[], Capabilities]
     sample: Callable[[], Load]
     first_look: Capabilities
+    no_op: NoOp
+    manager: ServiceManager
+    release: str | None
     clock: Clock
     logger: logging.Logger
 
@@ -232,6 +237,7 @@ class NodeDaemon:
             clock=clock,
             logger=logger,
         )
+        self.self_check = SelfCheck(parts.no_op, readiness=self.readiness, logger=logger)
         self.health = Health(
             self.session,
             identity=parts.identity,
@@ -242,6 +248,8 @@ class NodeDaemon:
             machine_id=lambda: self.prober.capabilities.machine_id,
             drain=self.drains.drain,
             resume=self.drains.resume,
+            self_check=lambda: self.self_check.word,
+            release=parts.release,
             clock=clock,
         )
         self.door = HttpDoor(logger=logger)
@@ -282,14 +290,26 @@ class NodeDaemon:
         ]
         running = [asyncio.get_running_loop().create_task(loop.run(), name=loop.name) for loop in loops]
         self._logger.info("daemon_started", extra={"attrs": {"held": len(self.table)}})
+        self.parts.manager.tell("READY=1")
         stopped = asyncio.ensure_future(self._stopped.wait())
+        beside = [asyncio.ensure_future(self.self_check.run()), asyncio.ensure_future(self._reassure())]
         try:
             done, _ = await asyncio.wait([stopped, *running], return_when=asyncio.FIRST_COMPLETED)
             for task in done - {stopped}:
                 task.result()  # a loop never ends by itself: this raises what ended it
         finally:
-            stopped.cancel()
+            self.parts.manager.tell("STOPPING=1")
+            for one in (stopped, *beside):
+                one.cancel()
             await self._close(running)
+
+    async def _reassure(self) -> None:
+        """Tell the service manager's watchdog that all loops turn. A coordinator that is gone is no reason to be restarted."""
+        watchdog_s = self.parts.manager.watchdog_s
+        while watchdog_s is not None:
+            if not self.health.stalled():
+                self.parts.manager.tell("WATCHDOG=1")
+            await asyncio.sleep(watchdog_s / 3)
 
     def stop(self) -> None:
         """End soon; what runs goes on under the keeper, and the next daemon adopts it."""

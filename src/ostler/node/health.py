@@ -17,6 +17,7 @@ from ostler.node.loops.heart import Vitals
 from ostler.node.readiness import Readiness
 from ostler.node.session import Session
 from ostler.protocol import codec
+from ostler.protocol import messages as m
 from ostler.runtime.clock import Clock
 from ostler.runtime.loop import Loop
 
@@ -49,6 +50,8 @@ class Health:
         machine_id: Callable[[], str],
         drain: Callable[[float | None], None],
         resume: Callable[[], None],
+        self_check: Callable[[], str],
+        release: str | None,
         clock: Clock,
     ) -> None:
         self._session = session
@@ -60,18 +63,25 @@ class Health:
         self._machine_id = machine_id
         self._drain = drain
         self._resume = resume
+        self._self_check = self_check
+        self._release = release
         self._clock = clock
         self._began = clock.monotonic()
         self.watches: Sequence[Watch] = ()
 
-    def troubles(self) -> list[str]:
-        """Everything that makes the daemon unhealthy."""
+    def stalled(self) -> list[str]:
+        """The loops that do not turn: only a restart mends that."""
         now = self._clock.monotonic()
-        found = [
+        return [
             f"the loop {watch.loop.name} has not turned for {silent:.0f} s"
             for watch in self.watches
             if (silent := watch.overdue(now)) is not None
         ]
+
+    def troubles(self) -> list[str]:
+        """Everything that makes the daemon unhealthy."""
+        now = self._clock.monotonic()
+        found = self.stalled()
         allowed = 2 * self._session.terms.heartbeat_s
         last = self._session.contact_at
         if last is None and now - self._began > allowed:
@@ -80,6 +90,8 @@ class Health:
             found.append(f"the last contact with {self._session.address.base_url} is {now - last:.0f} s ago")
         if self._session.barred:
             found.append(self._session.barred)
+        if (word := self._self_check()).startswith("failed"):
+            found.append(f"self-check {word}")
         return found
 
     def report(self) -> tuple[bool, dict[str, object]]:
@@ -92,6 +104,8 @@ class Health:
         return not troubles, {
             "status": status,
             "version": __version__,
+            "release": self._release,
+            "protocol": m.PROTOCOL,
             "node_id": self._identity.node_id,
             "machine_id": self._machine_id(),
             "active_vps": 0,
@@ -103,6 +117,8 @@ class Health:
             "active_sessions": 0,
             "memory_usage_mb": _memory_mb(),
             "last_heartbeat": None if last is None else self._at(last, now),
+            "last_contact_s": None if last is None else round(now - last, 1),
+            "self_check": self._self_check(),
             "undelivered": len(self._table.over()),
             "draining": self._readiness.refusal,
             "problems": [*troubles, *self._vitals.health],

@@ -38,9 +38,10 @@ STATE = "keeper"
 LOG = "keeper.log"
 
 # Not the daemon's own: what runs under the same user can read it.
-_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
+KEEPER_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 _CALL_AGAIN_S = (0.1, 0.5, 1.0)  # pauses after calls that a new keeper did not answer
 _START_S = 15.0
+_LOOK_S = 0.25
 _LONGEST_ADDRESS = 100
 _LOG_BYTES = 4 * 1024 * 1024
 _SAID_BYTES = 2000
@@ -398,10 +399,11 @@ async def ensure_keeper(
     state_dir: Path,
     *,
     cgroup: str = "auto",
+    start: bool = True,
     on_exit: Callable[[ExitRecord], None] | None = None,
     on_loss: Callable[[], None] | None = None,
 ) -> KeeperClient:
-    """Connect to the keeper of a node's state directory, after starting one in the background where none answers.
+    """Connect to the keeper of a node's state directory, after starting one in the background where none answers (`start`).
 
     It listens at STATE_DIR/keeper.sock and keeps its own state, and `keeper.log`, in STATE_DIR/keeper. It has a session of its
     own and outlives this process. Raises KeeperUnreachable with what it said if it does not start.
@@ -409,6 +411,8 @@ async def ensure_keeper(
     path = state_dir / SOCKET
     with contextlib.suppress(KeeperUnreachable):
         return await KeeperClient.connect(path, on_exit=on_exit, on_loss=on_loss)
+    if not start:
+        return await _await_keeper(path, on_exit=on_exit, on_loss=on_loss)
     log = await asyncio.to_thread(_open_log, state_dir / STATE)
     try:
         began = os.fstat(log).st_size
@@ -419,7 +423,7 @@ async def ensure_keeper(
             stdout=log,
             stderr=log,
             cwd="/",
-            env=_ENVIRONMENT,
+            env=KEEPER_ENVIRONMENT,
             start_new_session=True,
         )
         async with asyncio.timeout(_START_S):
@@ -429,11 +433,27 @@ async def ensure_keeper(
         raise KeeperUnreachable(f"the keeper did not start in {_START_S:g} s; see {state_dir / STATE / LOG}") from None
     finally:
         os.close(log)
+    return await _call_again(path, code, said, on_exit=on_exit, on_loss=on_loss)
+
+
+async def _await_keeper(path: Path, **reports: Any) -> KeeperClient:
+    """The keeper that a unit of its own starts."""
+    lost = KeeperUnreachable(f"no keeper at {path}")
+    for _ in range(int(_START_S / _LOOK_S)):
+        try:
+            return await KeeperClient.connect(path, **reports)
+        except KeeperUnreachable as exc:
+            lost = exc
+            await asyncio.sleep(_LOOK_S)
+    raise KeeperUnreachable(lost.message, hint="systemctl status ostler-keeper") from lost
+
+
+async def _call_again(path: Path, code: int, said: str, **reports: Any) -> KeeperClient:
     # where it did not start because another one just did, that one answers; a machine under load may take a second call
     lost = KeeperUnreachable("nobody was asked")
     for pause in _CALL_AGAIN_S:
         try:
-            return await KeeperClient.connect(path, on_exit=on_exit, on_loss=on_loss)
+            return await KeeperClient.connect(path, **reports)
         except KeeperUnreachable as exc:
             lost = exc
             await asyncio.sleep(pause if code == 0 else 0.0)

@@ -11,6 +11,7 @@ class Reason(StrEnum):
     OPERATOR = "operator"  # `ostler node drain` on this machine
     COORDINATOR = "coordinator"  # a drain directive
     HEALTH = "health"  # a disk or GPU failed
+    SELF_CHECK = "self_check"  # it cannot run a job
     STOPPING = "stopping"  # the daemon is about to end
 
 

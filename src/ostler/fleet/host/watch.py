@@ -30,8 +30,9 @@ CLOSED = frozenset({State.GOOD, State.WENT_BACK, State.STUCK})
 class Watch:
     """An update under watch. Times are seconds on a clock that goes on over reboots of the watcher alone (boot time of the kernel).
 
-    `restarts` is the unit's counter when the switch was made, `ended` how often the daemon ended since. `bad_since`, `alone_since` and `good_since` say when it began to be unbroken
-    that the daemon is not good in itself (at the switch it is not), is good and has no coordinator, or is good in all.
+    `restarts` is the unit's counter when the switch was made, `ended` how often the daemon ended since. `bad_since`,
+    `alone_since` and `good_since` say when it began to be unbroken that the daemon is not good in itself (at the switch it is
+    not), is good and has no coordinator, or is good in all.
     """
 
     update_id: str

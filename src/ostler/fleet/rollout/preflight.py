@@ -15,7 +15,8 @@ ROOM = 3  # an unpacked release takes about three times its bundle, and the bund
 
 
 class Unit(msgspec.Struct, frozen=True, kw_only=True):
-    """One systemd unit as the host sees it. `sha256` is of the unit's file (None: there is none); `restarts` counts since it was started by hand."""
+    """One systemd unit as the host sees it. `sha256` is of the unit's file (None: there is none); `restarts` counts since it was
+    started by hand."""
 
     state: str
     sha256: str | None = None
@@ -33,7 +34,8 @@ class Lock(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OpenUpdate(msgspec.Struct, frozen=True, kw_only=True):
-    """An update whose window is not over; `release` is the new one, `previous` the one to go back to, `state` what the watcher makes of it."""
+    """An update whose window is not over; `release` is the new one, `previous` the one to go back to, `state` what the watcher
+    makes of it."""
 
     update_id: str
     release: str
@@ -42,7 +44,8 @@ class OpenUpdate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer of the host program's `facts`. `abi` is Python's (`cp311`), `now` seconds since the epoch, `refused` why a directory cannot be written."""
+    """The answer of the host program's `facts`. `abi` is Python's (`cp311`), `now` seconds since the epoch, `refused` why a
+    directory cannot be written."""
 
     hostname: str
     os: str
@@ -64,7 +67,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """What the rollout brings: the release with the platforms that it has (`cp311-x86_64`), its size, and the hashes of the units and of the host's configuration in it.
+    """What the rollout brings: the release with the platforms that it has (`cp311-x86_64`), its size, and the hashes of the units
+    and of the host's configuration in it.
 
     `config_sha256` None: the host keeps the configuration that it has.
     """
@@ -79,7 +83,8 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """`refusal` says why nothing may begin on this host; else `drift` lists what the rollout changes there (empty: nothing), `warnings` what it will not mend."""
+    """`refusal` says why nothing may begin on this host; else `drift` lists what the rollout changes there (empty: nothing),
+    `warnings` what it will not mend."""
 
     refusal: str | None = None
     drift: tuple[str, ...] = ()
@@ -126,13 +131,18 @@ def _refusal(facts: Facts, wanted: Wanted, asked_at: datetime, answered_at: date
         return "the service is not installed: run `ostler fleet install` first"
     platform = f"{facts.abi}-{facts.arch}"
     if platform not in wanted.platforms:
-        return f"release {wanted.release} has nothing for {platform} ({facts.os}), only {', '.join(sorted(wanted.platforms))}; build it with `ostler release build --platform {platform}`"
+        has = ", ".join(sorted(wanted.platforms))
+        return (
+            f"release {wanted.release} has nothing for {platform} ({facts.os}), only {has}; "
+            f"build it with `ostler release build --platform {platform}`"
+        )
     need = wanted.bundle_mb * (1 + ROOM)
     if wanted.release not in facts.releases and facts.disk_free_mb < need:
         return f"{facts.disk_free_mb} MB are free for releases, {need} are needed; `ostler fleet prune` removes old releases"
     wrong = skew(facts, asked_at, answered_at)
     if abs(wrong) > SKEW:
-        return f"its clock is {_span(abs(wrong))} {'ahead' if wrong > timedelta() else 'behind'}; `timedatectl set-ntp true` on the host mends that"
+        side = "ahead" if wrong > timedelta() else "behind"
+        return f"its clock is {_span(abs(wrong))} {side}; `timedatectl set-ntp true` on the host mends that"
     if (lock := facts.lock) is not None and lock.rollout_id != wanted.rollout_id:
         return _locked(lock, facts.now)
     if (update := facts.update) is not None and update.update_id != wanted.rollout_id:

@@ -148,7 +148,7 @@ def test_each_host_comes_to_one_end_within_the_budget(
 
 
 def test_ends_are_ends() -> None:
-    assert TERMINAL == {Phase.CURRENT, Phase.UPDATED, Phase.EXCLUDED, Phase.HELD} | FAILURES
+    assert {Phase.CURRENT, Phase.UPDATED, Phase.EXCLUDED, Phase.HELD} | FAILURES == TERMINAL
     with pytest.raises(InvalidTransition, match="host h0 is updated"):
         advance(Progress(host="h0", phase=Phase.UPDATED), Event.BEGIN, now=NOW)
 
