@@ -23,6 +23,7 @@ from ostler.node import credit, leases
 from ostler.node.workspace import Workspace
 from ostler.protocol import messages as m
 from ostler.protocol.ports import Ending
+from ostler.runtime.service_manager import ServiceManager
 
 
 @pytest.fixture
@@ -1082,6 +1083,39 @@ async def test_health_metrics_and_control(rig, coordinator):
         assert not (await http.post("/resume")).json()["draining"]
         await until(lambda: rig.over("j2"), "it works again")
     assert (rig.config.state / "daemon.sock").stat().st_mode & 0o777 == 0o600
+
+
+async def test_the_service_manager_hears_of_the_daemon(tmp_path, coordinator):
+    """Ready once its loops turn, alive while they do, and that it ends."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.setblocking(False)
+        rig = NodeRig(tmp_path, coordinator)
+        rig.manager = ServiceManager(str(tmp_path / "notify"), watchdog_s=0.15)
+        await rig.start()
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(30):
+            heard = [await loop.sock_recv(manager, 100) for _ in range(3)]
+            assert heard == [b"READY=1", b"WATCHDOG=1", b"WATCHDOG=1"]
+            await rig.stop()
+            while heard[-1] != b"STOPPING=1":
+                heard.append(await loop.sock_recv(manager, 100))
+
+
+async def test_a_failed_self_check_makes_the_node_unhealthy(tmp_path, coordinator):
+    rig = NodeRig(tmp_path, coordinator)
+    rig.no_op_fails = "E_SANDBOX: bwrap is gone"
+    await rig.start()
+    assert rig.daemon.self_check.word == "running"
+    await until(lambda: coordinator.beats and rig.daemon.self_check.word != "running", "it was checked")
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{rig.daemon.door.port}") as http:
+        answer = await http.get("/healthz")
+        said = answer.json()
+        assert (answer.status_code, said["self_check"]) == (503, "failed: E_SANDBOX: bwrap is gone")
+        assert "self-check failed: E_SANDBOX: bwrap is gone" in said["problems"]
+        assert said["release"] == "0.2.0-test"
+    await until(lambda: not asked_last(coordinator), "it asks for nothing")
+    await rig.stop()
 
 
 async def test_a_taken_port_is_no_reason_not_to_work(tmp_path, coordinator):

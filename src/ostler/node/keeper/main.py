@@ -88,8 +88,8 @@ def _run(options: Options) -> int:
     _, most = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, (0, most))  # a start request may hold secrets; an attempt may ask for its own back
     os.umask(0o022)  # what attempts inherit; the keeper names the mode of each file that it makes
+    own_directory(os.path.dirname(options.socket))  # first: it may be the parent of the other, which gets no mode of its own
     own_directory(options.state)
-    own_directory(os.path.dirname(options.socket))
     lock = _lock(options.state)
     ready = _detach() if options.detach else -1
     if options.detach:
