@@ -145,6 +145,18 @@ async def test_failed_authentications_of_an_address(tmp_path):
             assert (await rig.http.get("/jobs")).status_code == 401, "who shows nothing guesses nothing"
 
 
+async def test_a_guesser_does_not_keep_a_node_at_the_same_address_from_showing_a_new_token(tmp_path):
+    """A dead token in somebody's script must not cost the node beside it its lease, each time that its own token is renewed."""
+    async with coordinator(tmp_path / "c", limits=LimitsConfig(failures_per_s=0.01)) as rig:
+        node = await rig.enrolled()
+        guess = rig.bearer("ostler_api_x_" + "a" * 32)
+        while (await rig.http.get("/jobs", headers=guess)).status_code != 429:
+            pass
+        await node.call(routes.HEARTBEAT, m.HeartbeatRequest(node_id=node.node_id))
+        forged = rig.bearer(node.token[:-1] + ("A" if node.token[-1] != "A" else "B"))
+        assert (await rig.http.post("/jobs/pull", headers=forged, json={})).status_code == 429, "a wrong signature is a guess"
+
+
 async def test_wrong_join_tokens_are_guesses_too(tmp_path):
     async with coordinator(tmp_path / "c", limits=LimitsConfig(failures_per_s=1)) as rig:
         refusals = []

@@ -55,17 +55,31 @@ class Credentials:
         A node shows the same token in every call for half an hour, and the signature costs more than the rest of admitting
         it: tokens found to be ours are remembered. Whether one is over is asked each time.
         """
+        said = self._read(token)
+        if said.exp <= self._clock.now().timestamp():
+            raise Unauthenticated(f"the node token of {said.node_id} has expired", hint="register the node anew")
+        return said
+
+    def made(self, token: str) -> bool:
+        """Whether this is a node token of ours, over or not."""
+        try:
+            self._read(token)
+        except Unauthenticated:
+            return False
+        return True
+
+    def _read(self, token: str) -> NodeToken:
         said = self._verified.get(token)
         if said is None:
             said = self._verify(token)
             if len(self._verified) >= REMEMBER:
                 self._verified.clear()
             self._verified[token] = said
-        if said.exp <= self._clock.now().timestamp():
-            raise Unauthenticated(f"the node token of {said.node_id} has expired", hint="register the node anew")
         return said
 
     def _verify(self, token: str) -> NodeToken:
+        if not token.startswith(NODE_PREFIX):
+            raise Unauthenticated("this is no node token")
         payload, _, mac = token.removeprefix(NODE_PREFIX).partition(".")
         raw = payload.encode("ascii", "replace")
         if not hmac.compare_digest(_mac(self._token_key, raw).encode(), mac.encode("ascii", "replace")):
