@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from . import bytes_rules, law, outcome_rules, witness_rules
+from . import bytes_rules, law, outcome_rules, stalls, witness_rules
 from .evidence import Evidence
 
 Rule = Callable[[Evidence], Iterator[str]]
@@ -29,6 +29,7 @@ RULES: tuple[Rule, ...] = (
     outcome_rules.children_come_after_their_parents,
     bytes_rules.logs_are_whole,
     bytes_rules.artifacts_are_whole,
+    stalls.nobody_stood_still,
 )
 SHOWN = 12
 
@@ -49,6 +50,7 @@ def report(evidence: Evidence) -> Iterator[str]:
     told = Counter(f"{one['call']} {'ok' if one['ok'] else one['code']}" for one in evidence.heard)
     yield "answers   " + _listed(told)
     yield "faults    " + _listed(Counter(one.kind for one in evidence.troubles))
+    yield "longest stall  " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in stalls.stalls(evidence).items())
     starts = evidence.census.get("starts", {})
     yield "starts    " + _listed(Counter(starts))
 

@@ -1,6 +1,7 @@
 """What people do in a run: submit, try again where no answer came, cancel, look on. Each call and its answer is written down."""
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,10 +68,10 @@ class Clients:
                 if answer is not None and answer.status_code == 409 and one.way == "named" and tried > 1:
                     self._accepted(one, [ids[plan.number] for plan in one.plans])  # an earlier try was accepted
                     return
-                if answer is not None and answer.status_code < 500 and answer.status_code != 429:
+                if answer is not None and _is_final(answer):
                     self._drop(one, f"{answer.status_code} {answer.text[:300]}", refused=True)
                     return
-                if one.way == "bare":
+                if one.way == "bare" and (answer is None or answer.status_code != 401):
                     self._drop(one, "no answer")
                     return
                 await asyncio.sleep(AGAIN_S)
@@ -100,7 +101,7 @@ class Clients:
             answer = await self._call(
                 "POST", f"/jobs/{job_id}/cancel", op="cancel", number=plan.number, job_id=job_id, body=b"{}"
             )
-            if answer is not None and (answer.status_code < 500 and answer.status_code != 429):
+            if answer is not None and _is_final(answer):
                 state = answer.json().get("state") if answer.status_code == 200 else None
                 self._record.write(
                     op="cancel", event="acknowledged", number=plan.number, job_id=job_id, status=answer.status_code, state=state
@@ -120,6 +121,22 @@ class Clients:
         if answer.status_code >= 300:
             self._record.write(event="answered", status=answer.status_code, why=answer.text[:300], **facts)
         return answer
+
+
+def _is_final(answer: httpx.Response) -> bool:
+    """Whether asking again would change nothing: a caller who is sent away comes back, and so does one whose token has ended."""
+    return answer.status_code < 500 and answer.status_code not in {401, 429}
+
+
+async def insist(http: httpx.AsyncClient, method: str, path: str, **how: Any) -> httpx.Response | None:
+    """A person's call, again where no answer came; None where none ever did."""
+    for _ in range(40):
+        with contextlib.suppress(httpx.HTTPError):
+            answer = await http.request(method, path, **how)
+            if answer.status_code < 500 and answer.status_code != 429:
+                return answer
+        await asyncio.sleep(AGAIN_S)
+    return None
 
 
 class Watcher:

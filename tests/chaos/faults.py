@@ -6,9 +6,10 @@ import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
-import httpx
-
+from . import credentials
+from .client import insist
 from .records import Record
 from .schedule import Fault
 from .world import World
@@ -132,6 +133,19 @@ def database(how: str) -> Act:
     return act
 
 
+async def stop_replica_in_crash(world: World, fault: Fault) -> None:
+    """One coordinator stands still; the database falls and comes back meanwhile, and the other one carries on."""
+    third = fault.lasts / 3
+    kept = world.coordinators[fault.target]
+    kept.signal(signal.SIGSTOP)
+    try:
+        await asyncio.sleep(third)
+        await database("crash")(world, replace(fault, lasts=third))
+        await asyncio.sleep(third)
+    finally:
+        kept.signal(signal.SIGCONT)
+
+
 # --- lines ---
 
 
@@ -231,15 +245,8 @@ async def drain(world: World, fault: Fault) -> str:
     said = []
     async with world.client() as client:
         for wait_s, verb, body in ((fault.lasts, "drain", {"timeout_s": fault.amount}), (0.0, "resume", {})):
-            for _ in range(40):
-                try:
-                    answer = await client.post(f"/nodes/{fault.target}/{verb}", json=body)
-                except httpx.HTTPError:
-                    answer = None
-                if answer is not None and answer.status_code < 500:
-                    said.append(f"{verb} {answer.status_code}")
-                    break
-                await asyncio.sleep(0.25)
+            answer = await insist(client, "POST", f"/nodes/{fault.target}/{verb}", json=body)
+            said.append(f"{verb} {answer and answer.status_code}")
             await asyncio.sleep(wait_s)
     return ", ".join(said)
 
@@ -255,6 +262,7 @@ ACTS: dict[str, Act] = {
     "kill_replica": kill_coordinator,
     "stop_replica": stop,
     "restart_replica": restart,
+    "stop_replica_in_crash": stop_replica_in_crash,
     "restart_database": database("crash"),
     "kill_database": database("kill"),
     "restart_daemon": restart,
@@ -280,4 +288,7 @@ ACTS: dict[str, Act] = {
     "slow_disk": slow_disk,
     "clock_step": clock_step,
     "drain": drain,
+    "rotate_token": credentials.rotate_token,
+    "revoke_join_token": credentials.revoke_join_token,
+    "clone_node": credentials.clone_node,
 }

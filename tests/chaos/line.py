@@ -16,7 +16,7 @@ import httptools
 
 Tap = Callable[[str, bytes, bytes, int, bytes], None]
 KEPT = 16 << 20  # bytes of a body that are read along
-HEARD = (b"/jobs/result", b"/jobs/fail", b"/jobs/ack", b"/jobs/pull")
+HEARD = (b"/jobs/result", b"/jobs/fail", b"/jobs/ack", b"/jobs/pull", b"/nodes/register")
 
 
 @dataclass(slots=True, eq=False)

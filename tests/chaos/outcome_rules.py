@@ -8,7 +8,7 @@ from .evidence import Evidence, Execution, Row
 DISK = {"full_disk", "no_inodes", "read_only"}
 AWAY = {  # a node that cannot give its jobs up in time: nobody decides there, or what decides does not know
     "kill_daemon", "kill_daemon_long", "stop_daemon", "stop_daemon_long", "restart_daemon", "kill_everything", "kill_machine",
-    "stop_keeper", "read_only", "full_disk", "no_inodes",
+    "revoke_join_token", "clone_node", "stop_keeper", "read_only", "full_disk", "no_inodes",
 }  # fmt: skip
 SLACK_S = 12.0  # how long after a fault its consequences are still its own: a lease, a wait before a retry, a start
 NO_DISK = 66  # how `body.sh` ends where it could not write

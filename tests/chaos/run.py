@@ -17,8 +17,8 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Collection, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from . import census
 from .client import OVER, Clients, Watcher
 from .faults import inject
 from .records import Record, now
-from .schedule import KINDS, NODES, Fault, schedule
+from .schedule import KINDS, LEASE_S, NODES, Fault, outage, schedule
 from .workload import Submission, workload
 from .world import World, able
 
@@ -42,37 +42,63 @@ def duration_of(jobs: int) -> float:
     return 30.0 + 0.04 * jobs if jobs <= 2000 else 110.0 + 0.02 * (jobs - 2000)
 
 
-async def run(
-    place: Path,
-    *,
-    seed: int,
-    jobs: int,
-    duration_s: float,
-    abilities: set[str],
-    planted: str | None,
-    only: Collection[str],
-    every_s: float,
-) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """One run, decided before it begins. `longest_stall_s` is for how long nobody may stand still, where that is promised."""
+
+    seed: int
+    jobs: int
+    duration_s: float
+    able: frozenset[str]
+    faults: Sequence[Fault]
+    submissions: Sequence[Submission]
+    longest_stall_s: float | None = None
+
+    def write(self, place: Path) -> None:
+        """For replays and for the checker."""
+        for name, items in (("plan", self.submissions), ("schedule", self.faults)):
+            (place / f"{name}.jsonl").write_text("".join(json.dumps(asdict(one)) + "\n" for one in items))
+        facts = {"seed": self.seed, "jobs": self.jobs, "duration_s": self.duration_s, "able": sorted(self.able)}
+        (place / "run.json").write_text(json.dumps(facts | {"longest_stall_s": self.longest_stall_s}))
+
+
+def ordered(given: argparse.Namespace) -> Order:
+    """What the command line asks for, as far as this machine can do it."""
+    abilities = able(given.store, given.replicas)
+    duration_s = given.duration or duration_of(given.jobs)
+    only = [kind for kind in given.only.split(",") if kind]
+    faults = schedule(given.seed, duration_s, able=abilities, only=only, every_s=given.every)
+    submissions = workload(given.seed, given.jobs, duration_s, boxed=shutil.which("bwrap") is not None)
+    longest: float | None = None
+    if given.outage:
+        faults, longest = outage(duration_s), LEASE_S
+        submissions = workload(given.seed, given.jobs, duration_s, only=("instant",))
+    return Order(
+        seed=given.seed, jobs=given.jobs, duration_s=duration_s, able=frozenset(abilities), faults=faults,
+        submissions=submissions, longest_stall_s=longest,
+    )  # fmt: skip
+
+
+async def run(place: Path, order: Order, planted: str | None) -> None:
     """Everything but the check."""
-    boxed = shutil.which("bwrap") is not None
-    faults = schedule(seed, duration_s, able=abilities, only=only, every_s=every_s)
-    submissions = workload(seed, jobs, duration_s, boxed=boxed)
-    _write_plan(place, seed, jobs, duration_s, abilities, faults, submissions)
-    world = World(place, able=abilities, jobs=jobs, planted=planted)
+    faults, submissions, seed, jobs = order.faults, order.submissions, order.seed, order.jobs
+    order.write(place)
+    world = World(place, able=order.able, jobs=jobs, planted=planted)
     applied, history, watched = (Record(place / f"{name}.jsonl") for name in ("faults", "history", "watched"))
     try:
         await world.start()
         began = now()
         history.write(op="run", event="begun")
-        async with world.client() as http, world.client() as eyes:
+        async with world.people() as http, world.client() as eyes:
             clients = Clients(http, history, seed=seed, place=place)
             watcher = asyncio.create_task(Watcher(eyes, watched, clients).run())
             submitting = asyncio.create_task(clients.run(submissions, began))
             try:
                 await _make_trouble(world, faults, began, applied)
                 history.write(op="run", event="healed")
-                await submitting
-                stuck = await _settle(world, http, clients, PATIENCE_S + jobs * 0.15)
+                async with asyncio.timeout(PATIENCE_S + jobs * 0.15):
+                    await submitting
+                stuck = await _settle(world, http, clients)
                 history.write(op="run", event="settled", stuck=stuck)
                 watcher.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
@@ -113,22 +139,27 @@ async def _make_trouble(world: World, faults: Sequence[Fault], began: float, rec
             group.create_task(one(fault))
 
 
-async def _settle(world: World, http: httpx.AsyncClient, clients: Clients, patience_s: float) -> list[str]:
-    """Wait until all that was acknowledged is over and the nodes have nothing left to deliver; answers what is not."""
-    left = list(clients.acknowledged)
-    deadline = time.monotonic() + patience_s
-    while time.monotonic() < deadline:
+async def _settle(world: World, http: httpx.AsyncClient, clients: Clients) -> list[str]:
+    """Wait until all that was acknowledged is over and the nodes have nothing left to deliver; answers what is not, once nothing of it
+    has moved for a long time. A slow machine may take as long as it likes.
+    """
+    left: list[str] = [*clients.acknowledged]
+    before = ([""], time.monotonic())
+    while True:
         left = [job_id for job_id in left if job_id not in clients.over]
         for job_id in left[:200]:
             with contextlib.suppress(httpx.HTTPError, ValueError):
                 answer = await http.get(f"/jobs/{job_id}")
                 if answer.status_code == 404 or answer.json().get("state") in OVER:
                     clients.over.add(job_id)  # one that is gone is for the checker to find
-        undelivered = [job for node in NODES for job in _undelivered(world, node)]
-        if not left and not undelivered:
+        waiting = [*left, *(job for node in NODES for job in _undelivered(world, node))]
+        if not waiting:
             return []
+        if waiting != before[0]:
+            before = (waiting, time.monotonic())
+        elif time.monotonic() > before[1] + PATIENCE_S:
+            return waiting
         await asyncio.sleep(0.3)
-    return [*left, *undelivered]
 
 
 def _undelivered(world: World, node: str) -> list[str]:
@@ -195,25 +226,6 @@ async def _swept(world: World) -> dict[str, list[str]]:
         await asyncio.sleep(0.5)
 
 
-def _write_plan(
-    place: Path,
-    seed: int,
-    jobs: int,
-    duration_s: float,
-    abilities: set[str],
-    faults: Sequence[Fault],
-    submissions: Sequence[Submission],
-) -> None:
-    with (place / "plan.jsonl").open("w") as file:
-        for one in submissions:
-            file.write(json.dumps(asdict(one)) + "\n")
-    with (place / "schedule.jsonl").open("w") as file:
-        for fault in faults:
-            file.write(json.dumps(asdict(fault)) + "\n")
-    facts = {"seed": seed, "jobs": jobs, "duration_s": duration_s, "able": sorted(abilities)}
-    (place / "run.json").write_text(json.dumps(facts))
-
-
 def check(place: Path) -> subprocess.CompletedProcess[str]:
     """The checker, as the program of its own that it is."""
     root = Path(__file__).parents[2]
@@ -234,6 +246,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--only", default="", metavar="KIND,…", help="these kinds of faults alone")
     parser.add_argument("--store", choices=("sqlite", "postgresql"), default="sqlite")
     parser.add_argument("--replicas", type=int, choices=(1, 2), default=1, help="coordinators on one PostgreSQL")
+    parser.add_argument(
+        "--outage", action="store_true", help="two kills of a replica and two of the database, and nobody may stall for a lease"
+    )
     parser.add_argument("--planted", metavar="BUG", help="a coordinator with this bug, which the checker must find")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="work there, and keep it")
     given = parser.parse_args(arguments)
@@ -244,19 +259,16 @@ def main(arguments: Sequence[str]) -> int:
         parser.error("--jobs: must be 1 or more")
     if given.replicas > 1 and given.store != "postgresql":
         parser.error("--replicas 2 needs --store postgresql")
+    if given.outage and given.replicas < 2:
+        parser.error("--outage needs --store postgresql --replicas 2")
     place = given.keep or Path(tempfile.mkdtemp(prefix=f"ostler-chaos-{given.seed}-"))
     place.mkdir(parents=True, exist_ok=True)
-    duration_s = given.duration or duration_of(given.jobs)
+    order = ordered(given)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # both take away processes and disks
     began = time.monotonic()
-    print(f"seed {given.seed}: {given.jobs} jobs, faults for {duration_s:g} s, in {place}", flush=True)
+    print(f"seed {given.seed}: {given.jobs} jobs, faults for {order.duration_s:g} s, in {place}", flush=True)
     try:
-        asyncio.run(
-            run(
-                place, seed=given.seed, jobs=given.jobs, duration_s=duration_s, abilities=able(given.store, given.replicas),
-                planted=given.planted, only=only, every_s=given.every,
-            )
-        )  # fmt: skip
+        asyncio.run(run(place, order, given.planted))
         done = check(place)
         print(done.stdout + done.stderr, end="")
         proven = done.returncode == 0
@@ -266,9 +278,8 @@ def main(arguments: Sequence[str]) -> int:
     except Exception:
         traceback.print_exc()
         proven = False
-    faults = len((place / "schedule.jsonl").read_text().splitlines())
     words = "proven" if proven else f"FAILED; kept in {place}; replay: python -m tests.chaos.run {shlex.join(arguments)}"
-    print(f"seed {given.seed}: {faults} faults, {time.monotonic() - began:.0f} s; {words}")
+    print(f"seed {given.seed}: {len(order.faults)} faults, {time.monotonic() - began:.0f} s; {words}")
     if proven and given.keep is None:
         shutil.rmtree(place, ignore_errors=True)
     return int(not proven)

@@ -76,10 +76,15 @@ KINDS: dict[str, Kind] = {
     # Clocks of the day; the monotonic ones cannot step.
     "clock_step": Kind(3, ("coordinator", *NODES), (2.0, 12.0), (-7200.0, 7200.0), needs="compiler"),
     "drain": Kind(1, NODES, (1.0, 5.0), (0.5, 3.0)),
+    # Credentials that end in the middle; the tokens of nodes are short-lived throughout.
+    "rotate_token": Kind(3, ("submitter",), (0.2, 6.0)),
+    "revoke_join_token": Kind(1, NODES, (0.1, 2.5)),
+    "clone_node": Kind(1, NODES, (0.5, 9.0)),
     # The database, where it is PostgreSQL, the lines to it, and one coordinator of two.
     "kill_replica": Kind(4, ("coordinator", "coordinator-2"), (0.1, 6.0), needs="replicas"),
     "stop_replica": Kind(2, ("coordinator", "coordinator-2"), (0.5, 9.0), needs="replicas"),
     "restart_replica": Kind(2, ("coordinator", "coordinator-2"), (0.0, 0.5), needs="replicas"),
+    "stop_replica_in_crash": Kind(3, ("coordinator", "coordinator-2"), (2.0, 9.0), needs="replicas"),
     "restart_database": Kind(3, ("database",), (0.0, 2.0), needs="postgresql"),
     "kill_database": Kind(2, ("database",), (0.2, 3.0), needs="postgresql"),
     "cut_database": Kind(2, ("database",), (0.0, 0.0), needs="postgresql"),
@@ -111,3 +116,12 @@ def schedule(
         faults.append(Fault(round(at, 2), name, dice.choice(kind.targets), round(lasts, 2), round(dice.uniform(*kind.amount), 3)))
         at += dice.expovariate(1 / every_s)
     return tuple(faults)
+
+
+def outage(duration_s: float) -> tuple[Fault, ...]:
+    """Each of two replicas is killed once and the database falls twice, at fixed parts of a run: nobody may stand still for long."""
+    parts = (
+        (0.15, "kill_replica", "coordinator", 8.0), (0.35, "restart_database", "database", 0.0),
+        (0.55, "kill_replica", "coordinator-2", 8.0), (0.75, "kill_database", "database", 0.5),
+    )  # fmt: skip
+    return tuple(Fault(round(part * duration_s, 2), kind, target, lasts) for part, kind, target, lasts in parts)

@@ -5,7 +5,7 @@ or of another execution are seen. `body.sh` writes them; the checker knows the s
 """
 
 import random
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,10 +74,12 @@ KINDS: dict[str, int] = {  # by weight
 }
 
 
-def workload(seed: int, jobs: int, duration_s: float, *, boxed: bool = True) -> tuple[Submission, ...]:
-    """Submissions of `jobs` jobs in all, first to last. `boxed` jobs need a sandbox with bubblewrap."""
+def workload(
+    seed: int, jobs: int, duration_s: float, *, boxed: bool = True, only: Collection[str] = KINDS
+) -> tuple[Submission, ...]:
+    """Submissions of `jobs` jobs in all, first to last. `boxed` jobs need a sandbox with bubblewrap; `only` narrows the kinds."""
     dice = random.Random(f"workload {seed}")
-    kinds = {kind: weight for kind, weight in KINDS.items() if boxed or kind != "boxed"}
+    kinds = {kind: weight for kind, weight in KINDS.items() if kind in only and (boxed or kind != "boxed")}
     plans: list[Plan] = []
     left = jobs
     while left > 0:
@@ -87,7 +89,7 @@ def workload(seed: int, jobs: int, duration_s: float, *, boxed: bool = True) -> 
         left -= plan.jobs
     submissions: list[Submission] = []
     while plans:
-        size = min(len(plans), dice.choice((1, 1, 1, 1, 2, 5, 20)))
+        size = min(len(plans), dice.choices((1, 2, 5, 20, 250), (40, 10, 10, 10, 1))[0])
         batch, plans = plans[:size], plans[size:]
         whole = len(batch) == 1 and batch[0].jobs > 1
         way = dice.choices(("key", "named", "bare"), (5, 3, 0 if any(one.parents for one in plans) or size > 1 else 1))[0]

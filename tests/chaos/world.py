@@ -10,7 +10,7 @@ import signal
 import struct
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ TOLD = (  # what manifests say to `body.sh`
     "NUMBER", "LINES", "ERRORS", "SIZES", "PLACE", "STEPS", "PAUSE", "FAILS", "CODE", "HUNGRY", "INPUT", "HANDED", "DETACH", "SECRET",
 )  # fmt: skip
 START_S = 120.0
+PRINCIPAL = "chaos"  # whose the jobs are
+TOKEN_S = 8.0  # how long a node's token lasts: one that cannot ask for the next in time begins a session anew
 
 
 def able(store: str = "sqlite", replicas: int = 1) -> set[str]:
@@ -51,7 +53,7 @@ def able(store: str = "sqlite", replicas: int = 1) -> set[str]:
 class World:
     """Everything that runs, in one directory."""
 
-    def __init__(self, place: Path, *, able: set[str], jobs: int, planted: str | None = None) -> None:
+    def __init__(self, place: Path, *, able: Collection[str], jobs: int, planted: str | None = None) -> None:
         self.place, self.able, self.planted = place, able, planted
         self.database: Database | None = None
         self._database_line: Line | None = None
@@ -67,6 +69,10 @@ class World:
         self.heard = Record(place / "heard.jsonl")
         self.pulls = Record(place / "pulls.jsonl")
         self.token = ""
+        self.submitter = {"token": "", "token_id": ""}
+        self.rotating = asyncio.Lock()
+        self.joined: dict[str, str] = {}
+        self.introductions: dict[str, dict[str, Any]] = {}
         self._jobs = jobs
         self._turn = 0
         self._up: set[str] = set()
@@ -114,11 +120,16 @@ class World:
             await self.until(up, what=name)
         self.token = (self.data() / "admin.token").read_text().strip()
         async with self.client() as client:
-            answer = await client.put(f"/secrets/{SECRET}", content=SECRET_VALUE.encode())
+            answer = await client.post("/tokens", json={"kind": "api", "role": "submitter", "principal": PRINCIPAL})
+            assert answer.status_code < 300, answer.text
+            self.submitter = answer.json()
+            async with self.people() as people:
+                answer = await people.put(f"/secrets/{SECRET}", content=SECRET_VALUE.encode())
             assert answer.status_code < 300, answer.text
             for name in NODES:
                 answer = await client.post("/tokens", json={"kind": "join", "expires_s": 86400, "uses": 1, "note": name})
                 assert answer.status_code < 300, answer.text
+                self.joined[name] = answer.json()["token_id"]
                 self._make_node(name, answer.json()["token"])
                 self.daemons[name].start()
 
@@ -207,6 +218,7 @@ class World:
             "heartbeat": "1s",
             "pull_wait": "5s",
             "drain": "2s",
+            "token_ttl": f"{TOKEN_S}s",
         }
         if self._database_line is not None:
             config["store"] = f"postgresql://ostler:ostler@127.0.0.1:{self._database_line.port}/ostler"
@@ -296,11 +308,21 @@ class World:
             for line in self.lines.values():
                 await line.refuse()
 
-    def client(self) -> httpx.AsyncClient:
-        """As a submitter has it: through its own line."""
+    def client(self, line: str = "submitter") -> httpx.AsyncClient:
+        """As an admin has it, through the submitters' line or another."""
+        return self._client(line, lambda: self.token)
+
+    def people(self) -> httpx.AsyncClient:
+        """As submitters have it, with the token that they know at the moment."""
+        return self._client("submitter", lambda: self.submitter["token"])
+
+    def _client(self, line: str, token: Callable[[], str]) -> httpx.AsyncClient:
+        def shown(request: httpx.Request) -> httpx.Request:
+            request.headers["Authorization"] = f"Bearer {token()}"
+            return request
+
         return httpx.AsyncClient(
-            base_url=f"http://127.0.0.1:{self.lines['submitter'].port}/api/v1", timeout=8,
-            headers={"Authorization": f"Bearer {self.token}"}, trust_env=False,
+            base_url=f"http://127.0.0.1:{self.lines[line].port}/api/v1", timeout=8, auth=shown, trust_env=False,
             limits=httpx.Limits(max_connections=40, max_keepalive_connections=40),
         )  # fmt: skip
 
@@ -333,6 +355,9 @@ class World:
     def _heard(self, node: str, path: str, kind: bytes, asked: bytes, status: int, answered: bytes) -> None:
         """A question of a node that was answered: what it said, and what it was told about it."""
         if status != 200:
+            return
+        if path.endswith("/nodes/register"):
+            self.introductions[node] = json.loads(asked)
             return
         if path.endswith("/jobs/pull"):
             with contextlib.suppress(ValueError, KeyError):
