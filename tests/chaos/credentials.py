@@ -25,7 +25,7 @@ async def rotate_token(world: World, fault: Fault) -> str:
         gone = await insist(admin, "DELETE", f"/tokens/{world.submitter['token_id']}")
         await asyncio.sleep(fault.lasts)
         world.submitter = made.json()
-    return f"revoked {gone}"
+    return f"revoked: {gone and gone.status_code}"
 
 
 async def revoke_join_token(world: World, fault: Fault) -> str:
@@ -39,7 +39,7 @@ async def revoke_join_token(world: World, fault: Fault) -> str:
         await asyncio.sleep(fault.lasts)
     finally:
         daemon.let()
-    return f"revoked {gone}"
+    return f"revoked: {gone and gone.status_code}"
 
 
 async def clone_node(world: World, fault: Fault) -> str:
@@ -61,7 +61,7 @@ async def clone_node(world: World, fault: Fault) -> str:
     await asyncio.sleep(fault.lasts)
     daemon.signal(signal.SIGCONT)
     daemon.signal(signal.SIGTERM)
-    return f"registered {answer}"
+    return f"registered: {answer and answer.status_code}"
 
 
 def _as_the_copy(world: World, fault: Fault) -> tuple[dict[str, Any], Ed25519PrivateKey] | None:

@@ -1,9 +1,11 @@
 """The node daemon against a scripted coordinator over real HTTP: the way of a job, and all that may go wrong on it."""
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
+import sqlite3
 import tarfile
 import threading
 from dataclasses import replace
@@ -965,6 +967,25 @@ async def test_what_only_has_a_workspace_is_offered_again_after_a_crash(tmp_path
     assert [path.name for path in folder.parent.glob("next*")] == ["next"]
     assert not list(folder.glob("attempt-*"))
     await rig.stop()
+
+
+async def test_what_is_over_for_the_coordinator_when_a_session_opens_does_not_come_back_into_the_journal(tmp_path, coordinator):
+    rig = NodeRig(tmp_path, coordinator)
+    await rig.start()
+    await furnished(rig, coordinator)
+    await rig.crash()
+    coordinator.forget = (m.Held("next", 1),)
+    coordinator.stale.add(("next", 1))
+    before = coordinator.acked.count(("next", 1))
+    await rig.start()
+    for name in ("w0", "w1"):
+        rig.runner.end(f"{name}/1")
+        await until(lambda name=name: rig.over(name), "the outcome")
+    assert rig.daemon.table.get("next", 1) is None
+    await rig.stop()  # what waits is written
+    with contextlib.closing(sqlite3.connect(rig.config.state_dir / "journal.db")) as journal:
+        assert ("next", 1) not in journal.execute("SELECT job_id, attempt FROM attempts").fetchall()
+    assert coordinator.acked.count(("next", 1)) == before
 
 
 async def test_what_was_accepted_before_a_crash_is_not_handed_back(tmp_path, coordinator, monkeypatch):

@@ -54,11 +54,11 @@ class Acker(Loop):
     async def turn(self) -> float | None:
         """Start what may start, then settle the offers."""
         self.start_waiting()
-        offers = self._table.offered()
-        if not offers:
+        if not self._table.has_offers:
             return None
         if not await self._session.opened(SESSION_S):
             return 0.0
+        offers = self._table.offered()  # looked at now: a session that opens takes away what is over for the coordinator
         plan = plan_acks(
             self._limits(),
             self._table.open(),
