@@ -14,6 +14,7 @@ from ostler.cli import (
     doctor,
     events,
     exits,
+    fleet,
     jobs,
     nodes,
     quota,
@@ -40,6 +41,7 @@ app.command()(up.up)
 app.command()(run.run)
 app.add_typer(jobs.app, name="job")
 app.add_typer(nodes.app, name="node")
+app.add_typer(fleet.app, name="fleet")
 app.add_typer(tokens.app, name="token")
 app.command()(top.top)
 app.command()(events.events)

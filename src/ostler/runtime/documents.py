@@ -34,24 +34,43 @@ class Document:
     file: str
     line: int = 1
     _root: Callable[[], yaml.Node | None] = field(default=lambda: None, repr=False, compare=False)
+    _below: dict[int, dict[str | int, tuple[int, yaml.Node]]] = field(default_factory=dict, repr=False, compare=False)
 
     def line_of(self, path: FieldPath) -> int:
         """The line of the field's key; of an absent one, the line of what should hold it."""
         node, line = self._root(), self.line
         for part in path:
-            found = next(((at, value) for key, at, value in _children(node) if key == part), None)
+            found = self._children(node).get(part)
             if found is None:
                 break
             line, node = found
         return line
+
+    def _children(self, node: yaml.Node | None) -> dict[str | int, tuple[int, yaml.Node]]:
+        found = self._below.get(id(node))
+        if found is None:
+            found = self._below[id(node)] = {key: (line, value) for key, line, value in _children(node)}
+        return found
 
     def problem(self, path: FieldPath, message: str, *, shown: FieldPath | None = None) -> Problem:
         """A mistake at `path`, with file and line; `shown` is the path that people see, where it is another."""
         return Problem(join(path if shown is None else shown), message, self.file, self.line_of(path))
 
 
-def read_documents(text: str, file: str) -> tuple[list[Document], list[Problem]]:
-    """Every document of a file: one JSON value, JSON lines, or YAML (several after `---`). Empty YAML documents are left out."""
+@dataclass(frozen=True, slots=True)
+class Opaque:
+    """A scalar under a tag that only another program understands."""
+
+    tag: str
+
+
+def read_documents(
+    text: str, file: str, *, most: int = MAX_NODES, opaque: Sequence[str] = ()
+) -> tuple[list[Document], list[Problem]]:
+    """Every document of a file: one JSON value, JSON lines, or YAML (several after `---`). Empty YAML documents are left out.
+
+    YAML may expand to `most` values. Scalars under one of the `opaque` tags are `Opaque`; other strange tags are mistakes.
+    """
     start = text.lstrip()[:1]
     if start in {"{", "["}:
         try:
@@ -64,7 +83,7 @@ def read_documents(text: str, file: str) -> tuple[list[Document], list[Problem]]
                     return found
             if file.endswith((".json", ".jsonl", ".ndjson")):
                 return [], [_broken_json(exc, file)]
-    return _yaml(text, file)
+    return _yaml(text, file, most, opaque)
 
 
 class _Twice(Exception):
@@ -124,8 +143,8 @@ def _compose_quietly(text: str) -> yaml.Node | None:
     return node
 
 
-def _yaml(text: str, file: str) -> tuple[list[Document], list[Problem]]:
-    reader = _Reader(file)
+def _yaml(text: str, file: str, most: int = MAX_NODES, opaque: Sequence[str] = ()) -> tuple[list[Document], list[Problem]]:
+    reader = _Reader(file, most, opaque)
     documents = []
     try:
         _guard_depth(text)
@@ -163,22 +182,26 @@ def _guard_depth(text: str) -> None:
 class _Reader:
     """Turns YAML nodes into plain values and notes keys that stand twice, which YAML would pass over in silence."""
 
-    def __init__(self, file: str) -> None:
+    def __init__(self, file: str, most: int, opaque: Sequence[str]) -> None:
         self.file = file
+        self.most = most
+        self.opaque = opaque
         self.problems: list[Problem] = []
         self._seen = 0
         self._scalars = yaml.constructor.SafeConstructor()  # remembers every node: never shared
 
     def plain(self, node: yaml.Node, path: FieldPath) -> Any:
         self._seen += 1
-        if self._seen > MAX_NODES:
-            raise _TooMuch(f"expands to more than {MAX_NODES} values")
+        if self._seen > self.most:
+            raise _TooMuch(f"expands to more than {self.most} values")
         if len(path) > MAX_DEPTH:
             raise _TooMuch(_TOO_DEEP)
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path)
         if isinstance(node, yaml.SequenceNode):
             return [self.plain(item, (*path, i)) for i, item in enumerate(node.value)]
+        if node.tag in self.opaque:
+            return Opaque(node.tag)
         try:
             # JSON has no times, and what YAML makes of one may lack its offset: it stays as it was written.
             return node.value if node.tag == _TIMESTAMP else self._scalars.construct_object(node)
@@ -200,15 +223,34 @@ class _Reader:
                 self.problems.append(Problem(join((*path, key.value)), message, self.file, line))
             else:
                 first[key.value] = line
-        if any(key.tag == _MERGE for key, _ in node.value):
-            self._scalars.flatten_mapping(node)
+        self._merge(node, path)
         pairs = ((key.value, value) for key, value in node.value if isinstance(key, yaml.ScalarNode))
         return {key: self.plain(value, (*path, key)) for key, value in pairs}
+
+    def _merge(self, node: yaml.MappingNode, path: FieldPath) -> None:
+        """Put what `<<` names into the mapping, each key once: PyYAML's own way doubles a small file's keys without end."""
+        merges = [value for key, value in node.value if key.tag == _MERGE]
+        if not merges:
+            return
+        node.value = own = [(key, value) for key, value in node.value if key.tag != _MERGE]
+        taken = {key.value for key, _ in own if isinstance(key, yaml.ScalarNode)}
+        merged: list[tuple[yaml.Node, yaml.Node]] = []
+        for source in [one for value in merges for one in (value.value if isinstance(value, yaml.SequenceNode) else [value])]:
+            if not isinstance(source, yaml.MappingNode):
+                line = source.start_mark.line + 1
+                self.problems.append(Problem(join(path), "merges (`<<`) something that is no mapping", self.file, line))
+                continue
+            self._merge(source, path)
+            for key, value in source.value:
+                if isinstance(key, yaml.ScalarNode) and key.value not in taken:
+                    taken.add(key.value)
+                    merged.append((key, value))
+        node.value = merged + own
 
 
 def _children(node: yaml.Node | None) -> Iterator[tuple[str | int, int, yaml.Node]]:
     if isinstance(node, yaml.MappingNode):
-        for key, value in reversed(node.value):  # the last one counts, as it does for the value
+        for key, value in node.value:  # where one stands twice the last one counts, as it does for the value
             if isinstance(key, yaml.ScalarNode):
                 yield key.value, key.start_mark.line + 1, value
     elif isinstance(node, yaml.SequenceNode):

@@ -11,6 +11,7 @@ NAMES = {
     "job debug", "job hold", "job release",
     "node", "node probe", "node list", "node show", "node drain", "node resume", "node cordon", "node uncordon",
     "node pool", "node retire", "top",
+    "fleet hosts",
     "token create", "token list", "token revoke",
     "secret set", "secret list", "secret rm",
     "events", "retention",

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ostler.runtime.documents import join, read_documents
+from ostler.runtime.documents import Opaque, join, read_documents
 
 
 def test_yaml_with_several_documents_knows_each_line() -> None:
@@ -93,3 +93,25 @@ def test_any_text_is_read_or_refused(text: str) -> None:
 def test_paths_read_as_people_write_them() -> None:
     assert join(("input", "urls", 0, "name")) == "input.urls[0].name"
     assert join(()) == ""
+
+
+def test_merged_mappings_that_double_at_each_level_cost_what_they_hold() -> None:
+    bomb = "a0: &a0 {x: 1}\n" + "".join(f"a{i}: &a{i}\n  <<: [*a{i - 1}, *a{i - 1}]\n  y{i}: 2\n" for i in range(1, 60))
+    (document,), problems = read_documents(bomb, "f.yaml")
+    assert not problems
+    assert len(document.value["a59"]) == 60
+    assert document.line_of(("a59", "y3")) == 10
+
+
+@pytest.mark.parametrize("merged", ["3", "[{a: 1}, 3]", "text"])
+def test_what_is_merged_is_a_mapping(merged: str) -> None:
+    documents, (problem,) = read_documents(f"one:\n  <<: {merged}\n  b: 2\n", "f.yaml")
+    assert str(problem) == "f.yaml:2: one: merges (`<<`) something that is no mapping"
+    assert documents[0].value["one"]["b"] == 2
+
+
+def test_a_limit_and_tags_of_others() -> None:
+    assert read_documents("[1, 2, 3]", "f.yaml", most=4)[1] == []
+    assert "more than 3 values" in str(read_documents("- 1\n- 2\n- 3\n", "f.yaml", most=3)[1])
+    (document,), problems = read_documents("a: !vault 7\nb: !vault |\n  x\n", "f.yaml", opaque=("!vault",))
+    assert (document.value, problems) == ({"a": Opaque("!vault"), "b": Opaque("!vault")}, [])

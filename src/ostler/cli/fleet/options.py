@@ -1,0 +1,28 @@
+"""Options that say which hosts a command is about, the same for all commands of `ostler fleet`."""
+
+from typing import Annotated
+
+import typer
+
+InventoryOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--inventory", "-i", metavar="FILE",
+        help="An inventory of Ostler, Kamal, Ansible or SSH, or `HOST,HOST`; may be repeated. "
+        "Default: $OSTLER_INVENTORY, ostler-fleet.yml, config/deploy.yml.",
+    ),
+]  # fmt: skip
+DestinationOption = Annotated[
+    str | None, typer.Option("--dest", "-d", metavar="NAME", help="Kamal's destination: deploy.NAME.yml, too.")
+]
+AccessoriesOption = Annotated[bool, typer.Option("--accessories", help="Hosts of Kamal's accessories, too.")]
+GroupOption = Annotated[
+    list[str] | None, typer.Option("--group", "-g", metavar="GROUP", help="Hosts of this group; may be repeated.")
+]
+HostOption = Annotated[
+    list[str] | None,
+    typer.Option("--host", "-H", metavar="HOST", help="This host, or `A,B`, or USER@HOST:PORT; may be repeated."),
+]
+SshConfigOption = Annotated[
+    str | None, typer.Option("--ssh-config", "-F", metavar="FILE", help="In place of ~/.ssh/config; `none`: do not read any.")
+]
