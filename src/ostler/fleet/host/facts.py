@@ -1,0 +1,90 @@
+"""What a host says of itself before anything is changed: one JSON object."""
+
+import errno
+import hashlib
+import os
+import platform
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from ostler.fleet.host import binaries, daemon, systemd
+from ostler.fleet.host.places import UNITS, Places, read_json
+from ostler.fleet.host.refusals import Refused
+
+
+def gather(places: Places, wanted: tuple[binaries.Binary, ...] = ()) -> dict[str, Any]:
+    """All of it; changes nothing."""
+    return {
+        "hostname": platform.node(),
+        "os": _os(places.root / "etc/os-release"),
+        "arch": platform.machine(),
+        "abi": f"cp{sys.version_info.major}{sys.version_info.minor}",
+        "now": time.time(),
+        "disk_free_mb": shutil.disk_usage(_there(places.releases)).free >> 20,
+        "refused": _refused(places),
+        "current": places.in_force(),
+        "previous": (read_json(places.update) or read_json(places.last) or {}).get("previous"),
+        "releases": sorted(
+            one.name for one in places.releases.iterdir() if not one.name.startswith(".") and one.suffix != ".partial"
+        )
+        if places.releases.is_dir()
+        else [],
+        "units": {name: _unit(places, name) for name in UNITS},
+        "config_sha256": digest(places.config),
+        "health": daemon.ask(places.door, "GET", "/healthz"),
+        "lock": read_json(places.lock),
+        "update": read_json(places.update),
+        "last": read_json(places.last),
+        "warnings": [found.warning for one in wanted if (found := binaries.find(one, places)).warning],
+    }
+
+
+def digest(path: Path) -> str | None:
+    """A file's sha256; None where there is none."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return None
+
+
+def _os(file: Path) -> str:
+    try:
+        lines = dict(line.split("=", 1) for line in file.read_text().splitlines() if "=" in line)
+    except OSError:
+        return "unknown"
+    return " ".join(lines.get(name, "").strip('"') for name in ("ID", "VERSION_ID")).strip()
+
+
+def _unit(places: Places, name: str) -> dict[str, Any]:
+    try:
+        shown = systemd.show(name, "ActiveState", "NRestarts")
+    except Refused:
+        shown = {}
+    restarts = shown.get("NRestarts", "")
+    return {
+        "state": shown.get("ActiveState") or "unknown",
+        "restarts": int(restarts) if restarts.isdecimal() else 0,
+        "sha256": digest(places.units / name),
+    }
+
+
+def _refused(places: Places) -> dict[str, str]:
+    """Directories that cannot be written, with the system's word why."""
+    found = {}
+    for directory in (places.releases, places.units, places.updates):
+        there = _there(directory)
+        probe = there / f".ostler-probe-{os.getpid()}"
+        try:
+            os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            probe.unlink()
+        except OSError as exc:
+            found[str(directory)] = "no space left" if exc.errno == errno.ENOSPC else (exc.strerror or str(exc)).lower()
+    return found
+
+
+def _there(directory: Path) -> Path:
+    """The directory, or the nearest one above it that exists."""
+    return next(one for one in (directory, *directory.parents) if one.is_dir())

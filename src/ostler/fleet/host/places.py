@@ -1,0 +1,135 @@
+"""Where things are on a host. Everything below `root`, so that tests need no real one."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+NODE_UNIT, KEEPER_UNIT, WATCH_UNIT = "ostler-node.service", "ostler-keeper.service", "ostler-watch.service"
+UNITS = (NODE_UNIT, KEEPER_UNIT)
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """The paths of an installation."""
+
+    root: Path = Path("/")
+
+    @property
+    def ostler(self) -> Path:
+        """Releases and the link to the one in force; root's."""
+        return self.root / "opt/ostler"
+
+    @property
+    def releases(self) -> Path:
+        """One directory for each, never changed once it has its name."""
+        return self.ostler / "releases"
+
+    @property
+    def current(self) -> Path:
+        """The link that units refer to."""
+        return self.ostler / "current"
+
+    @property
+    def units(self) -> Path:
+        """Where unit files are installed."""
+        return self.root / "etc/systemd/system"
+
+    @property
+    def config(self) -> Path:
+        """The node's configuration."""
+        return self.root / "etc/ostler/node.yaml"
+
+    @property
+    def updates(self) -> Path:
+        """What updates write down; root's alone, 0700."""
+        return self.root / "var/lib/ostler-update"
+
+    @property
+    def program(self) -> Path:
+        """The host program as the watcher runs it."""
+        return self.updates / "host.pyz"
+
+    @property
+    def lock(self) -> Path:
+        """Who deploys."""
+        return self.updates / "lock.json"
+
+    @property
+    def update(self) -> Path:
+        """The open update; there is none where it is missing."""
+        return self.updates / "update.json"
+
+    @property
+    def last(self) -> Path:
+        """How the update before ended."""
+        return self.updates / "last.json"
+
+    @property
+    def kept(self) -> Path:
+        """The configuration that was in force before the open update."""
+        return self.updates / "config.before"
+
+    @property
+    def door(self) -> Path:
+        """The daemon's socket for its own user and root."""
+        return self.root / "var/lib/ostler/node/daemon.sock"
+
+    def release(self, name: str) -> Path:
+        """One release's directory; raises ValueError for what is no release's name."""
+        if not name or name.startswith(".") or not all(char.isascii() and (char.isalnum() or char in ".-_+") for char in name):
+            raise ValueError(f"{name!r} is not the id of a release")
+        return self.releases / name
+
+    def in_force(self) -> str | None:
+        """The id of the release that `current` refers to."""
+        try:
+            return self.current.readlink().name
+        except OSError:
+            return None
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """What stands in a file; None where there is none, or what a crash left of it."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Replace a file whole, on the disk before this returns."""
+    write(path, json.dumps(value, sort_keys=True).encode() + b"\n", mode=0o600)
+
+
+def write(path: Path, content: bytes, *, mode: int) -> None:
+    """Replace a file whole, on the disk before this returns."""
+    fresh = path.with_name(f".{path.name}.new")
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        os.fchmod(descriptor, mode)
+        file.write(content)
+        file.flush()
+        os.fsync(descriptor)
+    fresh.replace(path)
+    sync(path.parent)
+
+
+def point(link: Path, target: str) -> None:
+    """Make a symbolic link refer to `target`, in one step that is on the disk before this returns."""
+    fresh = link.with_name(f".{link.name}.new")
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(target)
+    fresh.replace(link)
+    sync(link.parent)
+
+
+def sync(directory: Path) -> None:
+    """Bring a directory's entries to the disk."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

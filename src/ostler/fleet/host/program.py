@@ -1,0 +1,127 @@
+"""The host program's verbs: what an updater asks of a host, each answered by one JSON object on standard output.
+
+Every verb may be cut off anywhere and asked again. Exit codes: 0 done, 1 refused (`{"error": code, "message": …}`), 2 wrong usage.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ostler.fleet.host import facts, lock, switching, systemd, watcher
+from ostler.fleet.host.places import NODE_UNIT, Places, read_json
+from ostler.fleet.host.refusals import Refused
+
+Answer = dict[str, Any]
+
+
+def _facts(places: Places, given: argparse.Namespace) -> Answer:
+    return facts.gather(places, switching.read_services(given.services))
+
+
+def _lock(places: Places, given: argparse.Namespace) -> Answer:
+    return lock.take(places, rollout=given.rollout, owner=given.owner, message=given.message)
+
+
+def _beat(places: Places, given: argparse.Namespace) -> Answer:
+    lock.beat(places, given.rollout)
+    return {}
+
+
+def _unlock(places: Places, given: argparse.Namespace) -> Answer:
+    lock.release(places, given.rollout)
+    return {}
+
+
+def _break_lock(places: Places, given: argparse.Namespace) -> Answer:
+    return {"broken": lock.break_(places, why=given.why, owner=given.owner)}
+
+
+def _switch(places: Places, given: argparse.Namespace) -> Answer:
+    return switching.switch(
+        places,
+        rollout=given.rollout,
+        release=given.release,
+        window_s=given.window,
+        program=Path(sys.argv[0]).read_bytes(),
+        config=sys.stdin.read() if given.config == "-" else None,
+        services=switching.read_services(given.services),
+    )
+
+
+def _observe(places: Places, given: argparse.Namespace) -> Answer:
+    """How the update of this rollout stands; it tells the lock that the rollout lives."""
+    with contextlib.suppress(Refused):
+        lock.beat(places, given.rollout)
+    update = read_json(places.update)
+    if update is None:
+        update = read_json(places.last) or {"update_id": None, "state": "missing", "reason": "there is no update on this host"}
+    answer: Answer = {name: update.get(name) for name in ("update_id", "release", "previous", "state", "reason", "resumed")}
+    if answer["state"] in ("went_back", "stuck"):
+        answer["journal"] = systemd.journal(NODE_UNIT)
+    return answer
+
+
+def _go_back(places: Places, given: argparse.Namespace) -> Answer:
+    return switching.go_back(places, given.reason)
+
+
+def _journal(places: Places, given: argparse.Namespace) -> Answer:
+    return {"journal": systemd.journal(NODE_UNIT, given.lines)}
+
+
+def _watch(places: Places, given: argparse.Namespace) -> Answer:
+    watcher.main(places.root)
+    return {}
+
+
+_ROLLOUT = ("--rollout", {"required": True})
+_SERVICES = ("--services", {"default": "[]", "help": "programs of services, as JSON"})
+VERBS: dict[str, tuple[Callable[[Places, argparse.Namespace], Answer], tuple[tuple[str, dict[str, Any]], ...]]] = {
+    "facts": (_facts, (_SERVICES,)),
+    "lock": (_lock, (_ROLLOUT, ("--owner", {"required": True}), ("--message", {"default": ""}))),
+    "beat": (_beat, (_ROLLOUT,)),
+    "unlock": (_unlock, (_ROLLOUT,)),
+    "break-lock": (_break_lock, (("--why", {"required": True}), ("--owner", {"required": True}))),
+    "switch": (
+        _switch,
+        (
+            _ROLLOUT,
+            ("--release", {"required": True}),
+            ("--window", {"type": float, "required": True}),
+            ("--config", {"help": "- for the node's configuration on standard input; left out, it stays as it is"}),
+            _SERVICES,
+        ),
+    ),
+    "observe": (_observe, (_ROLLOUT,)),
+    "go-back": (_go_back, (("--reason", {"required": True}),)),
+    "journal": (_journal, (("--lines", {"type": int, "default": 30}),)),
+    "watch": (_watch, ()),
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Carry out one verb."""
+    parser = argparse.ArgumentParser(prog="ostler-host", description=__doc__)
+    parser.add_argument("--root", type=Path, default=Path("/"), help=argparse.SUPPRESS)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for name, (_, options) in VERBS.items():
+        verb = verbs.add_parser(name)
+        for option, settings in options:
+            verb.add_argument(option, **settings)
+    given = parser.parse_args(arguments)
+    os.umask(0o077)
+    try:
+        answer = VERBS[given.verb][0](Places(given.root), given)
+    except Refused as exc:
+        answer = {"error": exc.code, "message": exc.message}
+    except OSError as exc:
+        answer = {"error": "disk", "message": f"{exc.filename or given.verb}: {exc.strerror or exc}"}
+    except (ValueError, KeyError) as exc:
+        answer = {"error": "usage", "message": f"{given.verb}: {exc}"}
+    sys.stdout.write(json.dumps(answer) + "\n")
+    return 1 if "error" in answer else 0

@@ -1,0 +1,10 @@
+"""What the host program answers when it does not do what it was asked."""
+
+
+class Refused(Exception):
+    """The host stays as it is. `code` is for the updater: locked, busy, missing, unfit, disk, unit or usage."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message

@@ -1,0 +1,208 @@
+"""One release for another, and back: link, units and configuration change together, and each step may be cut off anywhere."""
+
+import contextlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from ostler.fleet.host import binaries, daemon, systemd
+from ostler.fleet.host.lock import guarded
+from ostler.fleet.host.places import KEEPER_UNIT, NODE_UNIT, UNITS, WATCH_UNIT, Places, point, read_json, sync, write, write_json
+from ostler.fleet.host.refusals import Refused
+
+SPARE = 1 << 20  # what a way back may need on a disk that has been filled since
+SWITCH = "switch"  # the guard that a switch, or a way back, holds for as long as it works
+
+
+def switch(
+    places: Places,
+    *,
+    rollout: str,
+    release: str,
+    window_s: float,
+    program: bytes,
+    config: str | None = None,
+    services: tuple[binaries.Binary, ...] = (),
+) -> dict[str, Any]:
+    """Put `release` in force and have it watched for `window_s`; again for the same rollout, it goes on where it was.
+
+    `program` is this program's own file, `config` the node's configuration (None: as it is). Raises Refused; what it refuses has changed
+    nothing. After a failed restart the update is open nevertheless: the watcher decides.
+    """
+    with guarded(places, SWITCH, wait=False):
+        update = read_json(places.update)
+        if update is not None and update["update_id"] != rollout:
+            raise Refused(
+                "busy", f"update {update['update_id']} to {update['release']} is still being watched ({update['state']})"
+            )
+        _check(places, release, rollout)
+        if update is None:
+            update = _open(places, rollout=rollout, release=release, window_s=window_s, program=program)
+        warnings = [found.warning for one in services if (found := binaries.link(one, places)).warning]
+        if update["state"] == "armed":
+            daemon.ask(places.door, "POST", "/drain")
+            apply(places, release, config)
+            failure = _restart()
+            write_json(
+                places.update,
+                update | {"state": "watching", "began": time.clock_gettime(time.CLOCK_BOOTTIME), "boot_id": boot_id()},
+            )
+            return {"state": "watching", "failure": failure, "warnings": warnings}
+    return {"state": update["state"], "failure": None, "warnings": warnings}
+
+
+def go_back(places: Places, reason: str) -> dict[str, Any]:
+    """Put back what was in force before the open update. Raises Refused: without one there is nothing to go back from."""
+    with guarded(places, SWITCH):
+        update = read_json(places.update)
+        if update is None:
+            last = read_json(places.last) or {}
+            if last.get("state") == "went_back":
+                return last
+            raise Refused("missing", "there is no open update on this host")
+        return _go_back(places, update, reason)
+
+
+def keep(places: Places, reason: str | None = None) -> dict[str, Any]:
+    """The open update is over, and its release stays."""
+    with guarded(places, SWITCH):
+        update = read_json(places.update)
+        return close(places, update, "good", reason) if update is not None else (read_json(places.last) or {})
+
+
+def is_abandoned(places: Places) -> bool:
+    """Whether the open update's switch was cut off: it is armed, and nobody works on it. The watcher then goes back."""
+    try:
+        with guarded(places, SWITCH, wait=False):
+            update = read_json(places.update)
+            return update is not None and update["state"] == "armed"
+    except Refused:
+        return False
+
+
+def apply(places: Places, release: str, config: str | None) -> None:
+    """Link, units and configuration of a release; nothing is restarted. Each step is whole, and may be done again."""
+    home = places.release(release)
+    if config is not None and (not places.config.exists() or places.config.read_text() != config):
+        places.config.parent.mkdir(parents=True, exist_ok=True)
+        write(places.config, config.encode(), mode=0o644)
+    for name in UNITS:
+        content = (home / "units" / name).read_bytes()
+        there = places.units / name
+        if not there.exists() or there.read_bytes() != content:
+            write(there, content, mode=0o644)
+    point(places.current, f"releases/{release}")
+    systemd.act("daemon-reload")
+
+
+def close(places: Places, update: dict[str, Any], state: str, reason: str | None) -> dict[str, Any]:
+    """Write down how an update ended, and stop watching."""
+    ended = update | {"state": state, "reason": reason, "ended_at": time.time()}
+    write_json(places.last, ended)
+    places.update.unlink(missing_ok=True)
+    for left in (places.kept, *_spares(places)):
+        left.unlink(missing_ok=True)
+    sync(places.updates)
+    with contextlib.suppress(Refused):  # its condition fails from now on anyway
+        systemd.act("disable", WATCH_UNIT)
+    return ended
+
+
+def boot_id() -> str:
+    """The kernel's name for this boot: a clock that counts from it says nothing in another one."""
+    with open("/proc/sys/kernel/random/boot_id") as file:  # noqa: PTH123
+        return file.read().strip()
+
+
+def _check(places: Places, release: str, rollout: str) -> None:
+    try:
+        home = places.release(release)
+    except ValueError as exc:
+        raise Refused("usage", str(exc)) from None
+    lock = read_json(places.lock)
+    if lock is None or lock.get("rollout_id") != rollout:
+        raise Refused("locked", "this rollout does not hold the host's lock")
+    missing = [name for name in UNITS if not (home / "units" / name).is_file()]
+    if missing:
+        raise Refused(
+            "missing",
+            f"release {release} is not on this host" if not home.is_dir() else f"release {release} lacks {', '.join(missing)}",
+        )
+
+
+def _open(places: Places, *, rollout: str, release: str, window_s: float, program: bytes) -> dict[str, Any]:
+    """Arm the watcher before anything is changed."""
+    update = {
+        "update_id": rollout,
+        "release": release,
+        "previous": places.in_force(),
+        "window_s": window_s,
+        "state": "armed",
+        "restarts": _restarts(),
+        "drained": bool((daemon.ask(places.door, "GET", "/healthz") or {}).get("draining")),
+        "opened_at": time.time(),
+    }
+    if places.config.exists():
+        write(places.kept, places.config.read_bytes(), mode=0o600)
+    write(places.program, program, mode=0o600)
+    write(places.units / WATCH_UNIT, (places.release(release) / "units" / WATCH_UNIT).read_bytes(), mode=0o644)
+    for spare in _spares(places):
+        write(spare, bytes(SPARE), mode=0o600)
+    write_json(places.update, update)
+    systemd.act("daemon-reload")
+    systemd.act("enable", WATCH_UNIT)
+    systemd.act("restart", WATCH_UNIT)
+    return update
+
+
+def _restart() -> str | None:
+    """Restart the daemon, and start the keeper where none runs; what systemd said where that failed."""
+    try:
+        systemd.act("start", KEEPER_UNIT)
+        systemd.act("restart", NODE_UNIT)
+    except Refused as exc:
+        return exc.message
+    return None
+
+
+def _spares(places: Places) -> tuple[Path, ...]:
+    """Room that is held on each file system that a way back writes to."""
+    return (places.updates / ".spare", places.ostler / ".spare", places.units / ".ostler-spare")
+
+
+def _go_back(places: Places, update: dict[str, Any], reason: str) -> dict[str, Any]:
+    for spare in _spares(places):
+        spare.unlink(missing_ok=True)
+    previous = update.get("previous")
+    if previous is None:
+        return close(places, update, "stuck", f"{reason}; there is no release before it to go back to")
+    config = places.kept.read_text() if places.kept.exists() else None
+    apply(places, previous, config)
+    failure = _restart()
+    ended = close(
+        places, update, "went_back" if failure is None else "stuck", reason if failure is None else f"{reason}; {failure}"
+    )
+    if not update.get("drained"):
+        resume(places)
+    return ended
+
+
+def resume(places: Places, *, patience_s: float = 20.0) -> bool:
+    """Have the daemon take work again, once it answers."""
+    until = time.monotonic() + patience_s
+    while daemon.ask(places.door, "POST", "/resume") is None:
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.25)
+    return True
+
+
+def _restarts() -> int:
+    count = systemd.show(NODE_UNIT, "NRestarts")["NRestarts"]
+    return int(count) if count.isdecimal() else 0
+
+
+def read_services(text: str) -> tuple[binaries.Binary, ...]:
+    """The services' programs as the updater sends them."""
+    return tuple(binaries.Binary.of(one) for one in json.loads(text))

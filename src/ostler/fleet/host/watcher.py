@@ -1,0 +1,127 @@
+"""The watcher's process: looks once a second, decides by `watch.judge`, and does what that says."""
+
+import os
+import subprocess
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ostler.fleet.host import daemon, switching, systemd, watch
+from ostler.fleet.host.lock import guarded
+from ostler.fleet.host.places import NODE_UNIT, Places, read_json, write_json
+from ostler.fleet.host.refusals import Refused
+
+LOOK_S = 1.0
+ASK_AGAIN_S = 30.0
+REACH_S = 20.0
+
+
+class Watcher:
+    """One open update. `run` returns when it is over."""
+
+    def __init__(self, places: Places) -> None:
+        self._places = places
+        self._reaches: bool | None = None
+        self._asked = -ASK_AGAIN_S
+
+    def run(self) -> None:
+        """Until there is no open update."""
+        while (update := read_json(self._places.update)) is not None:
+            if update["state"] == "armed":
+                if switching.is_abandoned(self._places):
+                    self._leave("the switch was cut off before it was done")
+            else:
+                self._turn(update)
+            time.sleep(LOOK_S)
+
+    def _turn(self, update: dict[str, Any]) -> None:
+        now = time.clock_gettime(time.CLOCK_BOOTTIME)
+        before = _watch(update, now)
+        after, verdict = watch.judge(before, self._look(now), now)
+        match verdict:
+            case watch.Verdict.GO_BACK:
+                self._leave(after.reason or "it is no good")
+            case watch.Verdict.KEEP:
+                self._resume(update)
+                switching.keep(self._places, after.reason)
+            case watch.Verdict.RESUME:
+                if not self._resume(update):
+                    after = replace(after, resumed=False)
+            case watch.Verdict.ASK_PREDECESSOR:
+                self._ask(after, now)
+        if after != before and verdict not in (watch.Verdict.GO_BACK, watch.Verdict.KEEP):
+            self._note(after)
+
+    def _look(self, now: float) -> watch.Sight:
+        shown = systemd.show(NODE_UNIT, "ActiveState", "NRestarts")
+        restarts = shown["NRestarts"]
+        return watch.Sight(
+            active=shown["ActiveState"],
+            restarts=int(restarts) if restarts.isdecimal() else 0,
+            health=daemon.ask(self._places.door, "GET", "/healthz"),
+            predecessor_reaches=self._reaches if now - self._asked < ASK_AGAIN_S else None,
+        )
+
+    def _ask(self, seen: watch.Watch, now: float) -> None:
+        """Let the release before call the coordinator."""
+        program = self._places.release(seen.previous or "") / "bin/ostler"
+        try:
+            done = subprocess.run(
+                [str(program), "node", "reach", "--config", str(self._places.config)],
+                capture_output=True, timeout=REACH_S, check=False, env={"PATH": "/usr/bin:/bin"}, stdin=subprocess.DEVNULL,
+            )  # fmt: skip
+            self._reaches = done.returncode == 0
+        except (OSError, subprocess.TimeoutExpired):
+            self._reaches = False
+        self._asked = now
+
+    def _resume(self, update: dict[str, Any]) -> bool:
+        return bool(update.get("drained")) or switching.resume(self._places, patience_s=0.0)
+
+    def _leave(self, reason: str) -> None:
+        try:
+            switching.go_back(self._places, reason)
+        except (Refused, OSError) as exc:  # such as a full disk: tried again with the next look
+            os.write(2, f"cannot go back yet: {exc}\n".encode())
+
+    def _note(self, seen: watch.Watch) -> None:
+        """Keep what was seen: a watcher that is started anew goes on from it."""
+        with guarded(self._places, switching.SWITCH):
+            update = read_json(self._places.update)
+            if update is None or update["update_id"] != seen.update_id:
+                return
+            fields = {
+                name: getattr(seen, name)
+                for name in ("restarts", "ended", "bad_since", "alone_since", "good_since", "resumed", "reason")
+            }
+            try:
+                write_json(self._places.update, update | fields | {"state": seen.state.value, "boot_id": switching.boot_id()})
+            except OSError:
+                return  # a full disk: judged by what is in memory until the next look
+
+
+def _watch(update: dict[str, Any], now: float) -> watch.Watch:
+    """The watch as it was written down. In another boot all times begin anew: the daemon was started then."""
+    same = update.get("boot_id") == switching.boot_id()
+    began = update.get("began", now) if same else now
+    return watch.Watch(
+        update_id=update["update_id"],
+        release=update["release"],
+        previous=update.get("previous"),
+        window_s=update["window_s"],
+        began=began,
+        restarts=update.get("restarts", 0) if same else 0,
+        ended=update.get("ended", 0) if same else 0,
+        bad_since=update.get("bad_since", began) if same else now,
+        alone_since=update.get("alone_since") if same else None,
+        good_since=update.get("good_since") if same else None,
+        resumed=update.get("resumed", False),
+        state=watch.State(update["state"]),
+        reason=update.get("reason"),
+    )
+
+
+def main(root: Path) -> None:
+    """The watch unit's process."""
+    Watcher(Places(root)).run()

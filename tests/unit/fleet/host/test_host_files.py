@@ -1,0 +1,180 @@
+"""What the host program does with files: the lock, links to programs, facts, and that all of it runs from memory on a bare Python."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ostler.fleet.host import binaries, bundle, facts, lock
+from ostler.fleet.host.places import Places, point, read_json, write_json
+from ostler.fleet.host.refusals import Refused
+
+XMRIG = binaries.Binary("xmrig", "/usr/local/bin/xmrig", ("/usr/local/bin/xmrig", "/usr/bin/xmrig"), r"XMRig \d")
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Places:
+    for folder in ("opt/ostler/releases", "etc/systemd/system", "usr/bin", "usr/local/bin"):
+        (tmp_path / folder).mkdir(parents=True)
+    return Places(tmp_path)
+
+
+def miner(place: Path, *, says: str = "XMRig 6.21.0", mode: int = 0o755) -> Path:
+    place.write_text(f"#!/bin/sh\necho '{says}'\n")
+    place.chmod(mode)
+    return place
+
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="programs of services belong to root")
+
+
+def test_the_lock_is_one_rollouts_alone(places: Places) -> None:
+    lock.take(places, rollout="r1", owner="ann@laptop", message="update")
+    lock.take(places, rollout="r1", owner="ann@laptop", message="update")  # resumed
+    with pytest.raises(Refused, match=r"locked by ann@laptop since \d+ s \(update\)"):
+        lock.take(places, rollout="r2", owner="bob", message="update")
+    lock.release(places, "r2")
+    assert (read_json(places.lock) or {})["owner"] == "ann@laptop"
+    lock.release(places, "r1")
+    lock.take(places, rollout="r2", owner="bob", message="update")
+    with pytest.raises(Refused, match="broken by bob"):
+        lock.beat(places, "r1")
+
+
+def test_a_broken_lock_is_remembered(places: Places) -> None:
+    lock.take(places, rollout="r1", owner="ann@laptop", message="update")
+    held = lock.break_(places, why="the laptop is gone", owner="bob")
+    assert held is not None
+    assert held["owner"] == "ann@laptop"
+    assert (read_json(places.updates / "broken.json") or {})["why"] == "the laptop is gone"
+    with pytest.raises(Refused, match="the lock was broken"):
+        lock.beat(places, "r1")
+
+
+def test_what_a_crash_left_of_a_file_is_nothing(places: Places) -> None:
+    places.updates.mkdir(parents=True)
+    places.lock.write_text('{"owner": "an')
+    lock.take(places, rollout="r2", owner="bob", message="")
+
+
+@needs_root
+def test_a_program_elsewhere_is_linked(places: Places) -> None:
+    miner(places.root / "usr/bin/xmrig")
+    assert binaries.find(XMRIG, places) == binaries.Found("xmrig", link_to="/usr/bin/xmrig")
+    assert not (places.root / "usr/local/bin/xmrig").exists()
+    binaries.link(XMRIG, places)
+    assert (places.root / "usr/local/bin/xmrig").readlink() == Path("/usr/bin/xmrig")
+
+
+@needs_root
+def test_a_program_in_its_place_is_left_alone(places: Places) -> None:
+    there = miner(places.root / "usr/local/bin/xmrig")
+    miner(places.root / "usr/bin/xmrig")
+    assert binaries.link(XMRIG, places) == binaries.Found("xmrig")
+    assert not there.is_symlink()
+
+
+def test_a_missing_program_is_a_warning(places: Places) -> None:
+    assert binaries.link(XMRIG, places).warning == "xmrig not found, its service will not work"
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("mode", "says", "owner", "words"),
+    [
+        (0o777, "XMRig 6", 0, "may be written by others"),
+        (0o755, "coreutils", 0, "--version says"),
+        (0o755, "XMRig 6", 65534, "does not belong to root"),
+        (0o644, "XMRig 6", 0, "is not executable"),
+    ],
+)
+def test_a_program_that_root_would_not_execute(places: Places, mode: int, says: str, owner: int, words: str) -> None:
+    there = miner(places.root / "usr/bin/xmrig", mode=mode, says=says)
+    os.chown(there, owner, 0)
+    found = binaries.link(XMRIG, places)
+    assert found.link_to is None
+    assert words in (found.warning or "")
+
+
+def test_links_change_in_one_step(places: Places) -> None:
+    point(places.current, "releases/a")
+    point(places.current, "releases/b")
+    assert places.in_force() == "b"
+    assert sorted(one.name for one in places.ostler.iterdir()) == ["current", "releases"]
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", ".a", "a b", "ä", "a\n"])
+def test_what_is_no_release(places: Places, name: str) -> None:
+    with pytest.raises(ValueError, match="not the id of a release"):
+        places.release(name)
+
+
+def test_facts_change_nothing_and_say_what_cannot_be_written(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = sorted(places.root.rglob("*"))
+    there = facts.gather(places, (XMRIG,))
+    assert sorted(places.root.rglob("*")) == before
+    assert there["refused"] == {}
+    assert there["warnings"] == ["xmrig not found, its service will not work"]
+    assert there["units"]["ostler-node.service"]["sha256"] is None
+
+    def read_only(*args: object, **kwargs: object) -> int:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(
+        facts.os, "open", read_only
+    )  # a mount of its own takes rights that not each machine has; real hosts have one
+    assert facts.gather(places)["refused"][str(places.releases)] == "read-only file system"
+
+
+def run(*arguments: str, more: bytes = b"") -> tuple[int, dict[str, object]]:
+    """As on a host: from memory, by a Python that sees none of our packages."""
+    program = bundle.program()
+    argv = bundle.command(len(program), *arguments)
+    done = subprocess.run(
+        argv, input=program + more, capture_output=True, timeout=60, check=False, env={"PATH": os.defpath}, cwd="/"
+    )
+    assert done.stdout, done.stderr.decode()
+    return done.returncode, json.loads(done.stdout)
+
+
+@pytest.fixture
+def rooted(places: Places) -> tuple[str, ...]:
+    return ("--root", str(places.root))
+
+
+def test_it_runs_from_memory(places: Places, rooted: tuple[str, ...]) -> None:
+    code, answer = run(*rooted, "facts")
+    assert (code, answer["current"]) == (0, None)
+    code, answer = run(*rooted, "lock", "--rollout", "r1", "--owner", "ann; rm -rf /", "--message", "$(reboot)")
+    assert (code, answer["owner"]) == (0, "ann; rm -rf /")
+    code, answer = run(*rooted, "lock", "--rollout", "r2", "--owner", "bob")
+    assert (code, answer["error"]) == (1, "locked")
+    code, answer = run(*rooted, "switch", "--rollout", "r1", "--release", "../x", "--window", "5")
+    assert (code, answer["error"]) == (1, "usage")
+    code, answer = run(*rooted, "switch", "--rollout", "r1", "--release", "1.0", "--window", "5")
+    assert (code, answer["message"]) == (1, "release 1.0 is not on this host")
+    assert not places.update.exists()
+    code, answer = run(*rooted, "observe", "--rollout", "r1")
+    assert answer["state"] == "missing"
+
+
+def test_the_program_is_the_same_bytes_each_time() -> None:
+    assert bundle.program() == bundle.program()
+
+
+def test_a_connection_that_ends_early_runs_nothing() -> None:
+    program = bundle.program()
+    argv = bundle.command(len(program), "facts")
+    done = subprocess.run(argv, input=program[:-1], capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (1, b"")
+
+
+def test_json_is_replaced_whole(places: Places) -> None:
+    places.updates.mkdir(parents=True)
+    write_json(places.update, {"a": 1})
+    write_json(places.update, {"b": 2})
+    assert read_json(places.update) == {"b": 2}
+    assert places.update.stat().st_mode & 0o777 == 0o600
+    assert [one.name for one in places.updates.iterdir()] == ["update.json"]
