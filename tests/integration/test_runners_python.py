@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 
 import psutil
@@ -430,6 +431,23 @@ async def test_a_daemon_goes_on_with_the_next_keeper(rig):
     assert end.failure.code is C.LOST
     await runner.forget(task)
     assert (await run(runner, task_of(rig, "nothing"))).failure is None
+
+
+async def test_a_worker_that_falls_with_its_keeper_before_it_listens_costs_no_task(make, tmp_path):
+    """The first interpreter never gets to its program; the task has not begun, so another worker takes it."""
+    python, first = tmp_path / "venv" / "bin" / "python", tmp_path / "first"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nif mkdir {first} 2> /dev/null; then exec sleep 600; fi\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    rig = make(python=PythonRunnerConfig(enable=True, task_paths=(TASKS,), venv=tmp_path / "venv"))
+    runner = await runner_of(rig)
+    task = task_of(rig, "nothing")
+    starting = asyncio.create_task(runner.start(task))
+    await until(first.exists, "a worker that does not listen")
+    rig.kill_keeper()
+    await rig.next_keeper(rig.daemons[0])
+    assert await starting is None
+    assert (await runner.wait(task, lambda news: None)).failure is None
 
 
 async def test_an_attempt_without_a_trace_is_lost(rig):

@@ -99,6 +99,7 @@ class Worker:
     run: Run | None = None
     leaving: bool = False
     watch: asyncio.Task[None] | None = None
+    ended: ExitRecord | None = None
 
     @property
     def socket(self) -> Path:
@@ -296,6 +297,8 @@ class WorkerPool:
         self._watch(worker)
         if await self._connect(worker, START_S):
             return worker
+        if worker.ended is not None and worker.ended.killed == "keeper-lost":  # it fell with its keeper, and no task with it
+            return await self._take()
         said = _last_line(worker.log)
         await self._keeper().kill(worker.key, reason="unused", grace_s=0)
         return Failure(FailureCode.START, f"the worker for Python tasks did not start: {said or 'it does not listen'}")
@@ -377,7 +380,7 @@ class WorkerPool:
 
     async def _bury(self, worker: Worker, record: ExitRecord) -> None:
         """A worker ended: its task, if it had begun one, ended with it; one that it had not begun goes to another."""
-        worker.leaving = True
+        worker.leaving, worker.ended = True, record
         self._workers.pop(worker.key, None)
         run, worker.run = worker.run, None
         status = worker.read_status()
