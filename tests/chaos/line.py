@@ -101,7 +101,7 @@ class Line:
             self._pairs.discard(pair)
 
     async def _pump(self, way: str, source: asyncio.StreamReader, sink: asyncio.StreamWriter, pair: _Pair) -> None:
-        with contextlib.suppress(OSError):
+        try:
             while data := await source.read(1 << 16):
                 if pair.ear is not None:
                     pair.ear.hear(way, data)
@@ -118,6 +118,9 @@ class Line:
             await self._pass(way)
             if sink.can_write_eof():
                 sink.write_eof()
+        except OSError:
+            await self._pass(way)
+            pair.abort()  # a reset at one end is one at the other
 
     async def _pass(self, way: str) -> None:
         if self._held[way]:
