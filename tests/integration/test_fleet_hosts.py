@@ -108,3 +108,20 @@ def test_files_that_cannot_be_read(here: Path) -> None:
         done = ostler("fleet", "hosts", "-i", path)
         assert done.returncode == 3, path
         assert said in done.stderr
+
+
+def test_kamals_file_is_found_with_its_destinations_and_accessories(here: Path, monkeypatch) -> None:
+    (here / "config").mkdir()
+    (here / "config/deploy.yml").write_text(
+        "service: shop\nservers:\n  web: [<%= ENV['WEB'] %>]\naccessories:\n  db: {host: db1}\nssh: {user: app}\n"
+    )
+    (here / "config/deploy.staging.yml").write_text("servers:\n  web: [s1]\n")
+    monkeypatch.setenv("WEB", "w1")
+    assert names() == ["w1"]
+    assert names("--accessories") == ["w1", "db1"]
+    assert names("--dest", "staging") == ["s1"]
+    assert "config/deploy.staging.yml:2, config/deploy.yml:6" in ostler("fleet", "hosts", "-d", "staging").stdout
+    assert "destinations: staging" in ostler("fleet", "hosts", "-d", "prod").stderr
+    (here / "ostler-fleet.yml").write_text("hosts: [a]\n")
+    done = ostler("fleet", "hosts", "-d", "staging")
+    assert (done.returncode, "no inventory is one" in done.stderr) == (3, True)

@@ -41,8 +41,6 @@ def find_hosts(wanted: Wanted, env: Mapping[str, str] | None = None) -> Inventor
             "no inventory is named, and there is none here",
             hint=f"write {FILES[0]}, or name one by --inventory or {VARIABLE}, or hosts by --host",
         )
-    if wanted.destination and not inventories:
-        raise Rejected("--dest needs an inventory of Kamal, and there is none here", hint="name it by --inventory")
     home = Path(env.get("HOME") or Path.home())
     sources = Sources(
         inventories=inventories or [",".join([*wanted.hosts, ""])],

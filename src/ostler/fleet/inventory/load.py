@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ostler.fleet.inventory.host import Inventory
+from ostler.fleet.inventory.kamal import is_kamal, read_kamal
 from ostler.fleet.inventory.merge import merge
 from ostler.fleet.inventory.own import read_own
 from ostler.fleet.inventory.reading import Reading, listed
 from ostler.fleet.inventory.ssh_config import SshConfig, read_ssh_config
-from ostler.model.errors import Problem
+from ostler.model.errors import Problem, Rejected
 from ostler.runtime.documents import Document, read_documents
 
 MAX_BYTES = 4 * 2**20
@@ -39,7 +40,12 @@ class Sources:
 def load(sources: Sources) -> Inventory:
     """All inventories as one; raises InvalidSpec with every mistake in any of them."""
     ssh = _ssh_config(sources.ssh_config, sources) if sources.ssh_config else SshConfig(home=sources.home)
-    return merge([read(text, sources) for text in sources.inventories], ssh, sources.home)
+    readings = [read(text, sources) for text in sources.inventories]
+    if sources.destination and not any(one.has_destinations for one in readings):
+        raise Rejected(
+            "--dest is for files of Kamal, and no inventory is one", hint="leave it out, or name config/deploy.yml by --inventory"
+        )
+    return merge(readings, ssh, sources.home)
 
 
 def read(inventory: str, sources: Sources) -> Reading:
@@ -52,6 +58,10 @@ def read(inventory: str, sources: Sources) -> Reading:
         return Reading(problems=[text])
     if _is_ssh_config(file, text):
         return _aliases(_ssh_config(file, sources))
+    if is_kamal(file, text):
+        return read_kamal(
+            file, text, destination=sources.destination, accessories=sources.accessories, env=sources.env, text_in=text_in, most=MAX_VALUES,
+        )  # fmt: skip
     documents, problems = read_documents(text, str(file), most=MAX_VALUES)
     if problems:
         return Reading(problems=problems)

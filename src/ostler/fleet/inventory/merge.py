@@ -38,6 +38,7 @@ def _add(entry: Entry, whole: Reading) -> None:
         return
     for fact, said in entry.facts.items():
         whole.say(known, fact, said)
+    known.ssh_config = known.ssh_config and entry.ssh_config
     for group, place in entry.groups.items():
         known.groups.setdefault(group, place)
     for kind in ("labels", "vars"):
@@ -69,7 +70,8 @@ class _Settler:
     def settle(self, entry: Entry) -> Host | None:
         facts = dict(entry.facts)
         typed = facts["address"].value if "address" in facts else entry.name
-        for fact, said in self.ssh.lookup(typed, _value(facts, "user"), self.reading).items():
+        known = self.ssh.lookup(typed, _value(facts, "user"), self.reading) if entry.ssh_config else {}
+        for fact, said in known.items():
             if fact == "address" or fact not in facts:
                 facts[fact] = said
         origin = {"name": str(entry.place), "user": DEFAULT, "port": DEFAULT}

@@ -31,7 +31,7 @@ class Hop:
 
 @dataclass(slots=True)
 class Entry:
-    """What was said of one host: `facts` by field of `Host`, the rest by name."""
+    """What was said of one host: `facts` by field of `Host`, the rest by name. `ssh_config`: whether SSH's configuration counts for it."""
 
     name: str
     place: Place
@@ -39,15 +39,17 @@ class Entry:
     groups: dict[str, Place] = field(default_factory=dict)
     labels: dict[str, Said] = field(default_factory=dict)
     vars: dict[str, Said] = field(default_factory=dict)
+    ssh_config: bool = True
 
 
 @dataclass(slots=True)
 class Reading:
-    """What one source says, with its mistakes, and notes on what was passed over."""
+    """What one source says, with its mistakes, notes on what was passed over, and whether it is of the kind that has destinations."""
 
     entries: dict[str, Entry] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    has_destinations: bool = False
 
     def entry(self, name: str, place: Place) -> Entry:
         """The entry of a host, a new one where it is named for the first time."""
