@@ -8,7 +8,7 @@ DEV_STAMP := .venv/.dev-$(shell cksum < lock/dev.txt | cut -d' ' -f1)
 INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check
 export PYTHONDONTWRITEBYTECODE ?=
 
-.PHONY: help run test check fmt chaos bench bench-quick venv dev lock docs clean
+.PHONY: help run test check fmt chaos testbed testbed-down bench bench-quick venv dev lock docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -61,6 +61,12 @@ chaos: $(DEV_STAMP)  ## faults by SEED over JOBS jobs, and the proof that nothin
 	@tools/system-packages bubblewrap
 	@$(PY) -m tests.chaos.run --seed $(or $(SEED),1) --jobs $(or $(JOBS),2000) \
 	  --store $(or $(STORE),sqlite) --replicas $(or $(REPLICAS),1) $(ARGS)
+
+testbed: $(DEV_STAMP)  ## HOSTS real hosts (systemd, sshd, own addresses) to play with; needs root
+	@$(PY) -m tests.fleet.testbed up --hosts $(or $(HOSTS),4)
+
+testbed-down: $(DEV_STAMP)  ## remove them
+	@$(PY) -m tests.fleet.testbed down
 
 bench: $(DEV_STAMP)  ## product and peers in turns: rates, latency, footprint, verdicts (bench/README.md)
 	@tools/system-packages bubblewrap
