@@ -173,11 +173,17 @@ def _undelivered(world: World, node: str) -> list[str]:
 
 
 async def _read_all(http: httpx.AsyncClient, clients: Clients, place: Path) -> None:
-    """What the API says of everything that was acknowledged."""
+    """What the API says of everything that was acknowledged: of all of it in lists, of some with logs and artifacts."""
     gate = asyncio.Semaphore(8)
     record = Record(place / "served.jsonl")
 
-    async def one(job_id: str, *, whole: bool) -> None:
+    def note(job_id: str, view: dict[str, Any], **more: Any) -> None:
+        record.write(
+            job_id=job_id, status=200, state=view["state"], attempt=view["attempt"], tries=view["tries"],
+            failure=(view.get("failure") or {}).get("code"), **more,
+        )  # fmt: skip
+
+    async def whole(job_id: str) -> None:
         async with gate:
             answer = await _get(http, f"/jobs/{job_id}")
             if answer.status_code != 200:
@@ -185,19 +191,31 @@ async def _read_all(http: httpx.AsyncClient, clients: Clients, place: Path) -> N
                 return
             view = answer.json()
             logs, files = {}, {}
-            for stream in ("stdout", "stderr") if whole else ():
+            for stream in ("stdout", "stderr"):
                 answer = await _get(http, f"/jobs/{job_id}/logs", params={"stream": stream})
                 logs[stream] = [answer.status_code, _digest(answer.content), len(answer.content)]
-            for artifact in (view.get("artifacts") or ()) if whole else ():
+            for artifact in view.get("artifacts") or ():
                 answer = await _get(http, f"/jobs/{job_id}/artifacts/{artifact['path']}")
                 files[artifact["path"]] = [answer.status_code, _digest(answer.content), len(answer.content)]
-            record.write(
-                job_id=job_id, status=200, state=view["state"], attempt=view["attempt"], tries=view["tries"],
-                failure=(view.get("failure") or {}).get("code"), whole=whole, logs=logs, artifacts=files,
-            )  # fmt: skip
+            note(job_id, view, whole=True, logs=logs, artifacts=files)
 
     every = 1 + len(clients.acknowledged) // WHOLE
-    await asyncio.gather(*(one(job_id, whole=not number % every) for number, job_id in enumerate(clients.acknowledged)))
+    looked_at = set(clients.acknowledged[::every])
+    listed, cursor = dict[str, dict[str, Any]](), None
+    while True:
+        page = (await _get(http, "/jobs", params={"limit": 500, **({"cursor": cursor} if cursor else {})})).json()
+        listed |= {view["job_id"]: view for view in page["items"]}
+        cursor = page["next_cursor"]
+        if cursor is None:
+            break
+    for job_id in clients.acknowledged:
+        if job_id in looked_at:
+            continue
+        if job_id in listed:
+            note(job_id, listed[job_id], whole=False)
+        else:
+            record.write(job_id=job_id, status=404)
+    await asyncio.gather(*map(whole, looked_at))
     record.close()
 
 
