@@ -28,12 +28,13 @@ from . import census
 from .client import OVER, Clients, Watcher
 from .faults import inject
 from .records import Record, now
-from .schedule import KINDS, LEASE_S, NODES, Fault, outage, schedule
+from .schedule import KINDS, NODES, Fault, outage, schedule
 from .workload import Submission, workload
-from .world import World, able
+from .world import HASTY, World, able
 
 PATIENCE_S = 90.0
 SWEEP_S = 30.0
+OUTAGE_LEASE_S = 45.0  # the lease of a coordinator whose configuration does not say
 WHOLE = 600  # jobs of which also logs and artifacts are read through the API; the tables are looked at for all of them
 
 
@@ -44,7 +45,9 @@ def duration_of(jobs: int) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """One run, decided before it begins. `longest_stall_s` is for how long nobody may stand still, where that is promised."""
+    """One run, decided before it begins. With `longest_stall_s`, nobody may stand still for so long: coordinators keep their own
+    settings, and each fault waits until they are there again.
+    """
 
     seed: int
     jobs: int
@@ -71,7 +74,7 @@ def ordered(given: argparse.Namespace) -> Order:
     submissions = workload(given.seed, given.jobs, duration_s, boxed=shutil.which("bwrap") is not None)
     longest: float | None = None
     if given.outage:
-        faults, longest = outage(duration_s), LEASE_S
+        faults, longest = outage(duration_s), OUTAGE_LEASE_S
         submissions = workload(given.seed, given.jobs, duration_s, only=("instant",))
     return Order(
         seed=given.seed, jobs=given.jobs, duration_s=duration_s, able=frozenset(abilities), faults=faults,
@@ -83,7 +86,8 @@ async def run(place: Path, order: Order, planted: str | None) -> None:
     """Everything but the check."""
     faults, submissions, seed, jobs = order.faults, order.submissions, order.seed, order.jobs
     order.write(place)
-    world = World(place, able=order.able, jobs=jobs, planted=planted)
+    steady = order.longest_stall_s is not None
+    world = World(place, able=order.able, jobs=jobs, planted=planted, settings={} if steady else HASTY)
     applied, history, watched = (Record(place / f"{name}.jsonl") for name in ("faults", "history", "watched"))
     try:
         await world.start()
@@ -94,7 +98,7 @@ async def run(place: Path, order: Order, planted: str | None) -> None:
             watcher = asyncio.create_task(Watcher(eyes, watched, clients).run())
             submitting = asyncio.create_task(clients.run(submissions, began))
             try:
-                await _make_trouble(world, faults, began, applied)
+                await _make_trouble(world, faults, began, applied, steady=steady)
                 history.write(op="run", event="healed")
                 async with asyncio.timeout(PATIENCE_S + jobs * 0.15):
                     await submitting
@@ -129,9 +133,11 @@ async def run(place: Path, order: Order, planted: str | None) -> None:
         await asyncio.to_thread(world.keep_evidence)
 
 
-async def _make_trouble(world: World, faults: Sequence[Fault], began: float, record: Record) -> None:
+async def _make_trouble(world: World, faults: Sequence[Fault], began: float, record: Record, *, steady: bool) -> None:
     async def one(fault: Fault) -> None:
         await asyncio.sleep(max(0.0, began + fault.at - now()))
+        if steady:
+            await world.whole()
         await inject(world, fault, record)
 
     async with asyncio.TaskGroup() as group:

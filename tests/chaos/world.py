@@ -33,7 +33,8 @@ TOLD = (  # what manifests say to `body.sh`
 )  # fmt: skip
 START_S = 120.0
 PRINCIPAL = "chaos"  # whose the jobs are
-TOKEN_S = 8.0  # how long a node's token lasts: one that cannot ask for the next in time begins a session anew
+# Of coordinators: a short lease, so that much happens in little time, and nodes' tokens that run out where a node cannot ask for the next.
+HASTY = {"lease": f"{LEASE_S}s", "lease_margin": f"{MARGIN_S}s", "heartbeat": "1s", "pull_wait": "5s", "token_ttl": "8s"}
 
 
 def able(store: str = "sqlite", replicas: int = 1) -> set[str]:
@@ -53,7 +54,15 @@ def able(store: str = "sqlite", replicas: int = 1) -> set[str]:
 class World:
     """Everything that runs, in one directory."""
 
-    def __init__(self, place: Path, *, able: Collection[str], jobs: int, planted: str | None = None) -> None:
+    def __init__(
+        self,
+        place: Path,
+        *,
+        able: Collection[str],
+        jobs: int,
+        planted: str | None = None,
+        settings: Mapping[str, str] = HASTY,
+    ) -> None:
         self.place, self.able, self.planted = place, able, planted
         self.database: Database | None = None
         self._database_line: Line | None = None
@@ -73,7 +82,7 @@ class World:
         self.rotating = asyncio.Lock()
         self.joined: dict[str, str] = {}
         self.introductions: dict[str, dict[str, Any]] = {}
-        self._jobs = jobs
+        self._jobs, self._settings = jobs, settings
         self._turn = 0
         self._up: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -149,6 +158,14 @@ class World:
             await self.until(both, what="two ready nodes")
         return found
 
+    async def whole(self) -> None:
+        """Wait until the database and all coordinators are there."""
+
+        async def there() -> bool:
+            return self._up == set(self.ports) and (self.database is None or not self.database.busy.locked())
+
+        await self.until(there, what="all coordinators")
+
     async def stop(self) -> dict[str, int | None]:
         """End everything in good order: daemons, keepers, coordinators. Answers how each ended."""
         codes: dict[str, int | None] = {}
@@ -213,12 +230,8 @@ class World:
         config: dict[str, Any] = {
             "data": str(self.data() if name == "coordinator" else self.place / name),
             "listen_port": port,
-            "lease": f"{LEASE_S}s",
-            "lease_margin": f"{MARGIN_S}s",
-            "heartbeat": "1s",
-            "pull_wait": "5s",
             "drain": "2s",
-            "token_ttl": f"{TOKEN_S}s",
+            **self._settings,
         }
         if self._database_line is not None:
             config["store"] = f"postgresql://ostler:ostler@127.0.0.1:{self._database_line.port}/ostler"
