@@ -34,8 +34,7 @@ def draft(
         raise InvalidSpec("a command is a list of words", [Problem("command", f"write {command.split()!r}; there is no shell")])
     if given.get("array") is not None:
         raise InvalidSpec("a future stands for one job", [Problem("array", "is not for `submit`; use `submit_many`")])
-    manifest = plain({name: value for name, value in given.items() if value is not None})
-    manifest.setdefault("job_id", f"job-{secrets.token_hex(8)}")  # chosen here: a submit whose answer was lost is made again
+    manifest = _named(plain({name: value for name, value in given.items() if value is not None}))
     if command is not None:
         if not command:
             raise InvalidSpec("a command is a list of words", [Problem("command", "is empty")])
@@ -74,8 +73,13 @@ def manifest_of(value: Manifest | Fields) -> dict[str, Any]:
         raise InvalidSpec("a future stands for one job", [Problem("array", "is not for `submit_many`; list the jobs")])
     if "task" in found:
         found.setdefault("runner", "python")
-    found.setdefault("job_id", f"job-{secrets.token_hex(8)}")
-    return found
+    return _named(found)
+
+
+def _named(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The manifest with an id, in front, where the coordinator can look past it. It is chosen here, so that a submission whose answer
+    was lost is the same one when it is made again."""
+    return {"job_id": manifest.pop("job_id", None) or f"job-{secrets.token_hex(8)}", **manifest}
 
 
 def _said(value: Manifest) -> dict[str, Any]:

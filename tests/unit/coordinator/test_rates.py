@@ -106,16 +106,16 @@ def test_open_calls(made):
 
 def test_guessing_is_slowed_and_shuts_nobody_out_who_was_let_in(made):
     some, clock, refused = made
-    some.enter("client:a", "good")
+    some.enter("client:a", b"good")
     for _ in range(4):
-        some.check_address("10.0.0.1", "guess")
+        some.check_address("10.0.0.1", b"guess")
         some.failed("10.0.0.1")
     with pytest.raises(NoCapacity, match=r"too many failed authentications from 10\.0\.0\.1"):
-        some.check_address("10.0.0.1", "guess")
-    some.check_address("10.0.0.1", "good")
-    some.check_address("10.0.0.2", "guess")
+        some.check_address("10.0.0.1", b"guess")
+    some.check_address("10.0.0.1", b"good")
+    some.check_address("10.0.0.2", b"guess")
     clock.advance(1.1)
-    some.check_address("10.0.0.1", "guess")
+    some.check_address("10.0.0.1", b"guess")
     assert refused == ["failures"]
 
 

@@ -24,7 +24,7 @@ from ostler.coordinator.api import secrets as confidential
 from ostler.coordinator.api.auth import NOBODY, CallerKind
 from ostler.coordinator.api.bodies import Body, ClientGone
 from ostler.coordinator.api.calls import Answer, Call, Endpoint, Services
-from ostler.coordinator.api.server import whole_answer
+from ostler.coordinator.api.exchanges import Header, Whole, reply_to
 from ostler.coordinator.api.trail import entry_of
 from ostler.model.errors import (
     InvalidSpec,
@@ -47,6 +47,7 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _DRAIN = 2**20  # what is left of a refused body is read up to here, so that the answer is not lost in a reset
 _DRAIN_S = 2.0
 _OUR_HEADERS = [(b"ostler-version", __version__.encode()), (b"ostler-protocol", str(PROTOCOL).encode())]
+_JSON, _PROBLEM = b"application/json", MEDIA_TYPE.encode()
 _PATH_RULES = {
     "job_id": JOB_ID,
     "group_id": JOB_ID,
@@ -127,7 +128,7 @@ class _Bound:
         started = False
         open_as: list[str] = []
 
-        async def ours(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        async def ours(headers: Iterable[Header]) -> list[Header]:
             complete = [*headers, *_OUR_HEADERS, (b"ostler-request-id", request_id.encode())]
             if not body.finished and status >= 400 and not await _drained(body):
                 complete.append((b"connection", b"close"))
@@ -143,23 +144,27 @@ class _Bound:
         self._services.metrics.begun(self._route)
         try:
             response = await self._answer(scope, receive, body, request_id, open_as)
-            at_once = whole_answer(scope) if type(response) is Response else None
-            if at_once is None:
-                await response(scope, receive, send_ours)
+            if isinstance(response, Whole):
+                started, status = True, response.status
+                response.headers = await ours(response.headers)
+                await reply_to(scope)(response)
             else:
-                started, status = True, response.status_code
-                await at_once(status, await ours(response.raw_headers), bytes(response.body))
+                await response(scope, receive, send_ours)
         except ClientGone:
             status = 499
         except asyncio.CancelledError:
             # The server stops and has waited long enough. Whether the work was done is not known here: the caller asks again.
             if not started:
                 stopping = Unavailable("the coordinator is shutting down", retry_after=1, hint="try again in a moment")
-                await problem_response(stopping, request_id)(scope, receive, send_ours)
+                answer = _problem(stopping, request_id)
+                status, answer.headers = answer.status, await ours(answer.headers)
+                await reply_to(scope)(answer)
         except Exception as exc:
             if not started:
                 self._services.logger.exception("request_crashed", extra={"attrs": {"request": request_id}})
-                await _crash_response(request_id)(scope, receive, send_ours)
+                answer = _crash(request_id)
+                answer.headers = await ours(answer.headers)
+                await reply_to(scope)(answer)
                 return
             if not isinstance(exc, OstlerError):
                 raise
@@ -171,7 +176,7 @@ class _Bound:
                 self._services.door.leave(key)
             self._services.metrics.answered(self._route, status, time.perf_counter() - began)
 
-    async def _answer(self, scope: Scope, receive: Receive, body: Body, request_id: str, open_as: list[str]) -> Response:
+    async def _answer(self, scope: Scope, receive: Receive, body: Body, request_id: str, open_as: list[str]) -> Whole | Response:
         services, route = self._services, self._route
         path, known = scope.get("path_params", {}), [NOBODY]
         try:
@@ -197,24 +202,22 @@ class _Bound:
                 services.door.failed(scope)
             entry = entry_of(route, known[-1], scope, path, request_id, status=exc.status)
             await services.trail.refused(entry, known[-1], exc)
-            return problem_response(exc, request_id)
+            return _problem(exc, request_id)
         except OverflowError:
             # A number that fits JSON and no column or clock: the one mistake of a caller that shows as a crash of ours.
-            return problem_response(InvalidSpec("a number is out of range", [Problem("", "is too large")]), request_id)
+            return _problem(InvalidSpec("a number is out of range", [Problem("", "is too large")]), request_id)
         except Exception:
             services.logger.exception("request_crashed", extra={"attrs": {"route": route.name, "request": request_id}})
-            return _crash_response(request_id)
+            return _crash(request_id)
 
 
-def _response(route: Route, answer: Any) -> Response:
+def _response(route: Route, answer: Any) -> Whole | Response:
     if isinstance(answer, Response):
-        return answer
-    status, headers, value = route.status, None, answer
+        return Whole(answer.status_code, answer.raw_headers, bytes(answer.body)) if type(answer) is Response else answer
     if isinstance(answer, Answer):
-        status, headers, value = answer.status or route.status, answer.headers, answer.value
-    if value is None:
-        return Response(None, status, headers)
-    return Response(codec.encode(value), status, headers, "application/json")
+        status, more, value = answer.status or route.status, answer.headers, answer.value
+        return Whole.of(status, more=more) if value is None else Whole.of(status, codec.encode(value), _JSON, more)
+    return Whole.of(route.status) if answer is None else Whole.of(route.status, codec.encode(answer), _JSON)
 
 
 def _check_path(path: dict[str, str]) -> None:
@@ -243,7 +246,7 @@ async def _drained(body: Body) -> bool:
         return False
 
 
-def problem_response(error: OstlerError, request_id: str) -> Response:
+def _problem(error: OstlerError, request_id: str) -> Whole:
     """An error of the tree as problem details: the one place where a class becomes a status and its headers."""
     headers: dict[str, str] = {}
     if isinstance(error, Unauthenticated):
@@ -255,14 +258,14 @@ def problem_response(error: OstlerError, request_id: str) -> Response:
     elif isinstance(error, UpgradeRequired):
         headers["Upgrade"] = f"ostler/{PROTOCOL}"
     report = describe(error, instance=_instance(request_id))
-    return Response(encode(report), error.status, headers, MEDIA_TYPE)
+    return Whole.of(error.status, encode(report), _PROBLEM, headers)
 
 
 def _instance(request_id: str) -> str:
     return f"urn:ostler:request:{request_id}"
 
 
-def _crash_response(request_id: str) -> Response:
+def _crash(request_id: str) -> Whole:
     report = ProblemReport(
         title="Internal error",
         status=500,
@@ -271,11 +274,13 @@ def _crash_response(request_id: str) -> Response:
         instance=_instance(request_id),
         hint=f"look for {request_id} in the coordinator's log",
     )
-    return Response(encode(report), 500, None, MEDIA_TYPE)
+    return Whole.of(500, encode(report), _PROBLEM)
 
 
-def _with_our_headers(response: Response, request_id: str) -> Response:
-    response.raw_headers.extend([*_OUR_HEADERS, (b"ostler-request-id", request_id.encode())])
+def _asgi(whole: Whole, request_id: str) -> Response:
+    """The same for Starlette, where no route answers."""
+    response = Response(whole.body, whole.status)
+    response.raw_headers = [*whole.headers, *_OUR_HEADERS, (b"ostler-request-id", request_id.encode())]
     return response
 
 
@@ -295,7 +300,7 @@ async def _unrouted(request: Request, exc: Exception) -> Response:
         report = describe(
             NotFound("there is no such path", hint="GET /api/v1/openapi.json lists all"), instance=_instance(request_id)
         )
-    return _with_our_headers(Response(encode(report), report.status, headers, MEDIA_TYPE), request_id)
+    return _asgi(Whole.of(report.status, encode(report), _PROBLEM, headers), request_id)
 
 
 def _matches(request: Request, route: Route) -> bool:
@@ -307,4 +312,4 @@ async def _crashed(request: Request, exc: Exception) -> Response:
     """What even a bound route did not catch."""
     request_id = _request_id(request.scope)
     logging.getLogger("ostler").error("request_crashed", exc_info=exc, extra={"attrs": {"request": request_id}})
-    return _with_our_headers(_crash_response(request_id), request_id)
+    return _asgi(_crash(request_id), request_id)

@@ -52,6 +52,7 @@ class Caller:
 
 
 NOBODY = Caller(CallerKind.NOBODY)
+_CHECKED = frozenset({CallerKind.CLIENT, CallerKind.NODE})  # whose credential is known to be good once they are admitted
 
 _ADMITTED = {
     Audience.PUBLIC: frozenset(CallerKind),
@@ -96,7 +97,7 @@ class Doorkeeper:
         self._check = check
         self._rates = rates
         self._clock = clock
-        self._good: dict[bytes, tuple[ApiToken, float]] = {}
+        self._good: dict[bytes, tuple[Caller, float]] = {}
         self._revocations = 0
         self._epochs: dict[str, str] = {}
         self._retired: set[str] = set()
@@ -122,25 +123,25 @@ class Doorkeeper:
     async def admit(self, route: Route, scope: Scope, known: list[Caller]) -> tuple[Caller, str]:
         """The caller, if the route is for such, and the key under which the call is open until `leave`; raises Unauthenticated,
         Forbidden, or NoCapacity where it is one call too many. `known` gets who is known to call, refused or not."""
-        address, shown = _address(scope), _shown(scope)
-        if shown is not None and not self._is_a_node(shown):
-            self._rates.check_address(address, shown)
+        address, shown = _address(scope), [value for name, value in scope["headers"] if name == b"authorization"]
+        if shown:
+            self._rates.check_address(address, shown[0], self._is_a_node)
         try:
-            caller = await self._admit(route, scope, known)
+            caller = await self._admit(route, scope, shown, known)
         except Unauthenticated:
-            if shown is not None:
+            if shown:
                 self._rates.failed(address)
             raise
         key = caller.token_id or (caller.token.node_id if caller.token is not None else network_of(address))
         key = f"{caller.kind.value}:{key}"
-        self._rates.enter(key, shown if caller.kind in {CallerKind.CLIENT, CallerKind.NODE} else None)
+        self._rates.enter(key, shown[0] if shown and caller.kind in _CHECKED else None)
         return caller, key
 
-    def _is_a_node(self, shown: str) -> bool:
+    def _is_a_node(self, shown: bytes) -> bool:
         """Whether one of our nodes calls, good or not: nobody guesses a signature, and a node whose token was just renewed must not lose
         its jobs because somebody else at its address guesses."""
-        token = shown.partition(" ")[2].strip()
-        return len(token) <= MAX_TOKEN and self._credentials.made(token)
+        token = shown.partition(b" ")[2].strip()
+        return len(token) <= MAX_TOKEN and token.isascii() and self._credentials.made(token.decode())
 
     def leave(self, key: str) -> None:
         """The call is over."""
@@ -150,7 +151,7 @@ class Doorkeeper:
         """A credential that only the endpoint can check is not good."""
         self._rates.failed(_address(scope))
 
-    async def _admit(self, route: Route, scope: Scope, known: list[Caller]) -> Caller:
+    async def _admit(self, route: Route, scope: Scope, shown: list[bytes], known: list[Caller]) -> Caller:
         audience = route.audience
         if route.name in LOCAL_ROUTES:
             if _is_local(scope):
@@ -158,7 +159,7 @@ class Doorkeeper:
             audience = Audience.CLIENT
         elif audience is Audience.PUBLIC:
             return NOBODY
-        token = _bearer(scope)
+        token = _bearer(shown)
         if token is None:
             if audience is Audience.ENROL:
                 return NOBODY
@@ -177,7 +178,7 @@ class Doorkeeper:
     async def readmit(self, caller: Caller) -> None:
         """Check again who has a call open: raises Unauthenticated once the token is revoked or over, or its node's session."""
         if caller.kind is CallerKind.CLIENT and caller.secret is not None:
-            await self._api_token(caller.secret)
+            await self._client(caller.secret)
         elif caller.token is not None:
             await self._check_session(caller.token)
 
@@ -187,11 +188,7 @@ class Doorkeeper:
             await self._check_session(said)
             return Caller(CallerKind.NODE, token=said)
         if token.startswith(API_PREFIX):
-            said_by = await self._api_token(token)
-            return Caller(
-                CallerKind.CLIENT, secret=token, token_id=said_by.token_id, role=said_by.role, principal=said_by.principal,
-                expires_at=said_by.expires_at,
-            )  # fmt: skip
+            return await self._client(token)
         if token.startswith(JOIN_PREFIX):
             return Caller(CallerKind.JOINER, secret=token)
         raise Unauthenticated("the token is of no kind that Ostler makes", hint="see `ostler token list`")
@@ -207,18 +204,22 @@ class Doorkeeper:
         if newest != said.boot_epoch:
             raise Unauthenticated(f"the node {said.node_id} has begun a newer session since", hint="register the node anew")
 
-    async def _api_token(self, token: str) -> ApiToken:
+    async def _client(self, token: str) -> Caller:
         digest = hashlib.sha256(token.encode()).digest()
         known = self._good.get(digest)
         if known is not None and known[1] > self._clock.monotonic():
             return known[0]
         before = self._revocations
         said = await self._check(token)
+        caller = Caller(
+            CallerKind.CLIENT, secret=token, token_id=said.token_id, role=said.role, principal=said.principal,
+            expires_at=said.expires_at,
+        )  # fmt: skip
         if before == self._revocations:
             if len(self._good) >= REMEMBER:
                 self._good.clear()
-            self._good[digest] = (said, self._clock.monotonic() + REMEMBER_S)
-        return said
+            self._good[digest] = (caller, self._clock.monotonic() + REMEMBER_S)
+        return caller
 
 
 def _listed(grants: Grants) -> str:
@@ -226,23 +227,17 @@ def _listed(grants: Grants) -> str:
     return f"{', '.join(most)} and {last}" if most else last
 
 
-def _shown(scope: Scope) -> str | None:
-    """Any Authorization header as it came."""
-    return next((value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"), None)
-
-
 def _address(scope: Scope) -> str:
     client = scope.get("client")
     return "" if client is None else str(client[0])
 
 
-def _bearer(scope: Scope) -> str | None:
-    found = [value for name, value in scope["headers"] if name == b"authorization"]
-    if not found:
+def _bearer(shown: list[bytes]) -> str | None:
+    if not shown:
         return None
-    scheme, _, token = found[0].partition(b" ")
+    scheme, _, token = shown[0].partition(b" ")
     token = token.strip()
-    if len(found) > 1 or scheme.lower() != b"bearer" or not 0 < len(token) <= MAX_TOKEN or not token.isascii():
+    if len(shown) > 1 or scheme.lower() != b"bearer" or not 0 < len(token) <= MAX_TOKEN or not token.isascii():
         raise Unauthenticated("the Authorization header must be one `Bearer TOKEN`")
     return bytes(token).decode("ascii")
 

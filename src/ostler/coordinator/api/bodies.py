@@ -53,16 +53,19 @@ class Body:
         """The body piece by piece; raises TooLarge at the first byte too many."""
         self.check_announced()
         while not self.finished:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                raise ClientGone("the connection was closed in the middle of the request")
-            chunk: bytes = message.get("body", b"")
-            self.finished = not message.get("more_body", False)
-            self._seen += len(chunk)
-            if self._seen > self._limit:
-                raise self._too_large()
-            if chunk:
+            if chunk := await self._next():
                 yield chunk
+
+    async def _next(self) -> bytes:
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone("the connection was closed in the middle of the request")
+        chunk: bytes = message.get("body", b"")
+        self.finished = not message.get("more_body", False)
+        self._seen += len(chunk)
+        if self._seen > self._limit:
+            raise self._too_large()
+        return chunk
 
     async def drop(self) -> bool:
         """Reads on to the end without keeping anything; False where the caller is gone."""
@@ -77,7 +80,10 @@ class Body:
         """All of it at once."""
         if limit is not None:
             self._limit = min(self._limit, limit)
-        parts = [chunk async for chunk in self.chunks()]
+        self.check_announced()
+        parts = [] if self.finished else [await self._next()]  # nearly always this is all
+        while not self.finished:
+            parts.append(await self._next())
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
 

@@ -104,7 +104,7 @@ async def show_job(call: Call) -> m.JobView:
 async def await_job(call: Call) -> m.JobView | Answer:
     """Holds the answer back until the job is over or the time is."""
     job_id = call.path["job_id"]
-    view = await call.until_over(("job", job_id), of_job(call.owner, reads.job_state), job_id)
+    view = await call.until_over(("over", job_id), of_job(call.owner, reads.job_state), job_id)
     if view.state in TERMINAL:
         return await call.read_job(reads.show_job, call.owner)
     return Answer(view, 202, {"Retry-After": "1"})
@@ -117,7 +117,7 @@ async def await_jobs(call: Call) -> m.AwaitResponse:
     store, loop = call.services.store, asyncio.get_running_loop()
     ids = list(dict.fromkeys(asked.job_ids))
     until = loop.time() + min(asked.wait_s, MAX_WAIT_S)
-    async with call.subscribe(*(("job", job_id) for job_id in ids)) as event:
+    async with call.subscribe(*(("over", job_id) for job_id in ids)) as event:
         while True:
             event.clear()
             await call.readmit()
@@ -127,8 +127,8 @@ async def await_jobs(call: Call) -> m.AwaitResponse:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(until):
                     await event.wait()
-                    # Jobs of one caller end in swarms, and each change of each of them wakes us: looked at together they cost little.
-                    await asyncio.sleep(min(len(ids) * LINGER_S, MAX_LINGER_S))
+                    # Jobs of one caller end in swarms, and each end wakes us: looked at together they cost little.
+                    await asyncio.sleep(min((len(ids) - 1) * LINGER_S, MAX_LINGER_S))
 
 
 def _check_await(asked: m.AwaitRequest) -> None:

@@ -1,8 +1,10 @@
 """Manifests as people write them: every mistake at once, with its path, for an unknown key the one probably meant."""
 
 import difflib
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from contextlib import suppress
+from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import datetime
 from functools import lru_cache
 from types import UnionType
@@ -21,6 +23,7 @@ from ostler.protocol.routes import SUBMIT
 MAX_MANIFESTS = 10_000
 MAX_PROBLEMS = 100
 REMEMBERED, REMEMBERED_BYTES = 256, 2048  # manifests, and the longest one
+_ID_FIRST = re.compile(rb'\{"job_id": ?"([A-Za-z0-9._-]+)", ?(?=")')
 _ADAPTER = TypeAdapter(Manifest)
 _LIST = msgspec.json.Decoder(list[msgspec.Raw])
 _OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -133,9 +136,23 @@ def _validated(text: bytes) -> tuple[Manifest, tuple[Problem, ...]]:
 _remembered = lru_cache(maxsize=REMEMBERED)(_validated)
 
 
+def _recalled(text: bytes) -> tuple[Manifest, tuple[Problem, ...]]:
+    """The same by way of what is remembered, where manifests that differ in nothing but the ids in front of them are one."""
+    if len(text) > REMEMBERED_BYTES:
+        return _validated(text)
+    if (found := _ID_FIRST.match(text)) is not None:
+        job_id, rest = found[1].decode(), text[found.end() :]
+        if JOB_ID.fullmatch(job_id) and b"job_id" not in rest and b"\\" not in rest:  # no second one, however it is spelled
+            with suppress(InvalidSpec, ValidationError, msgspec.DecodeError, UnicodeDecodeError):  # told of the text as it came
+                manifest, mistakes = _remembered(b"{" + rest)
+                if not mistakes and manifest.array is None:
+                    return replace(manifest, job_id=job_id), ()
+    return _remembered(text)
+
+
 def _read_one(text: bytes, prefix: str, now: datetime) -> tuple[Manifest, str] | list[Problem]:
     try:
-        manifest, mistakes = _remembered(text) if len(text) <= REMEMBERED_BYTES else _validated(text)
+        manifest, mistakes = _recalled(text)
     except InvalidSpec as exc:
         return [Problem(_join(prefix, problem.path), f"{exc.message}: {problem.message}") for problem in exc.problems]
     except ValidationError as exc:

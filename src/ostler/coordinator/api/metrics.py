@@ -1,12 +1,18 @@
 """What the coordinator counts about itself, in the Prometheus text format; labels come from tables, never from callers."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import accumulate
 from typing import Concatenate, ParamSpec, TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from ostler import __version__
 from ostler.coordinator.store.store import Store
@@ -46,25 +52,70 @@ class MeasuredStore(Store):
                 self.observe(time.perf_counter() - began)
 
 
+class Durations:
+    """A histogram of seconds: what is counted at each call is a list of whole numbers, and becomes text when somebody looks."""
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, seconds: float) -> None:
+        """One more."""
+        self._counts[bisect_left(self._bounds, seconds)] += 1
+        self._sum += seconds
+
+    def add_to(self, family: HistogramMetricFamily, labels: Sequence[str]) -> None:
+        """As Prometheus has it: how many were at most so long."""
+        names = [*map(floatToGoString, self._bounds), "+Inf"]
+        family.add_metric(labels, list(zip(names, accumulate(self._counts), strict=True)), self._sum)
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What is counted of one route."""
+
+    open: int = 0
+    answers: dict[int, int] = field(default_factory=lambda: dict.fromkeys((2, 3, 4, 5), 0))  # by the status's first digit
+    durations: Durations = field(default_factory=lambda: Durations(_DURATIONS))
+
+
+class _Counted(Collector):
+    """What is counted at each call and each write, in the library's terms."""
+
+    def __init__(self, routes: Mapping[str, _Tally], writes: Durations) -> None:
+        self._routes = routes
+        self._writes = writes
+
+    def collect(self) -> Iterator[Metric]:
+        """The numbers as they are now."""
+        took = HistogramMetricFamily(
+            "ostler_request_duration_seconds", "Time to answer a request, long polls included", labels=["route"]
+        )
+        answers = CounterMetricFamily("ostler_requests", "Answered requests", labels=["route", "status"])
+        open_calls = GaugeMetricFamily(
+            "ostler_requests_in_flight", "Requests being answered, long polls included", labels=["route"]
+        )
+        for name, tally in self._routes.items():
+            tally.durations.add_to(took, [name])
+            open_calls.add_metric([name], tally.open)
+            for digit, count in tally.answers.items():
+                answers.add_metric([name, f"{digit}xx"], count)
+        writes = HistogramMetricFamily(
+            "ostler_store_write_seconds", "Time until a write was durable, its wait for the writer included", labels=[]
+        )
+        self._writes.add_to(writes, [])
+        return iter((took, answers, open_calls, writes))
+
+
 class Metrics:
     """Counters of one coordinator, in a registry of its own."""
 
     def __init__(self, routes: Iterable[Route]) -> None:
         self.registry = CollectorRegistry()
-        routes = tuple(routes)
-        durations = Histogram(
-            "ostler_request_duration_seconds", "Time to answer a request, long polls included", ["route"],
-            buckets=_DURATIONS, registry=self.registry,
-        )  # fmt: skip
-        answers = Counter("ostler_requests", "Answered requests", ["route", "status"], registry=self.registry)
-        open_calls = Gauge(
-            "ostler_requests_in_flight", "Requests being answered, long polls included", ["route"], registry=self.registry
-        )
-        self._open = {route.name: open_calls.labels(route.name) for route in routes}
-        self._durations = {route.name: durations.labels(route.name) for route in routes}
-        self._answers = {
-            (route.name, digit): answers.labels(route.name, f"{digit}xx") for route in routes for digit in (2, 3, 4, 5)
-        }
+        self._routes = {route.name: _Tally() for route in routes}
+        self.writes = Durations(_DURATIONS[:10])
+        self.registry.register(_Counted(self._routes, self.writes))
         refused = Counter("ostler_refused_calls", "Calls beyond a limit of their caller", ["reason"], registry=self.registry)
         self._refused = {reason: refused.labels(reason) for reason in REASONS}
         self._jobs = Gauge("ostler_jobs", "Jobs that are not over, by state", ["state"], registry=self.registry)
@@ -78,25 +129,21 @@ class Metrics:
         self._kept = Gauge(
             "ostler_kept_bytes", "Bytes kept, as the last pass of retention found them", ["kind"], registry=self.registry
         )
-        self.writes = Histogram(
-            "ostler_store_write_seconds", "Time until a write was durable, its wait for the writer included",
-            buckets=_DURATIONS[:10], registry=self.registry,
-        )  # fmt: skip
         ProcessCollector(registry=self.registry)  # CPU, memory and descriptors of this process, under their usual names
         self._backups: dict[str, Gauge] = {}
         Gauge("ostler_build_info", "The release", ["version"], registry=self.registry).labels(__version__).set(1)
 
     def begun(self, route: Route) -> None:
         """One request is to be answered."""
-        self._open[route.name].inc()
+        self._routes[route.name].open += 1
 
     def answered(self, route: Route, status: int, seconds: float) -> None:
         """One request was answered."""
-        self._open[route.name].dec()
-        self._durations[route.name].observe(seconds)
-        counter = self._answers.get((route.name, status // 100))
-        if counter is not None:
-            counter.inc()
+        tally = self._routes[route.name]
+        tally.open -= 1
+        tally.durations.observe(seconds)
+        if (kind := status // 100) in tally.answers:
+            tally.answers[kind] += 1
 
     def refused(self, reason: str) -> None:
         """One call, or connection, was too many."""

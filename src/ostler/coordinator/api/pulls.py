@@ -13,6 +13,7 @@ from ostler.model.errors import Unavailable
 from ostler.protocol.messages import Directive
 
 ABREAST = 8  # how many are woken at a time: enough to fill a group commit, few enough to leave the loop to others
+REST_S = 0.005  # between two looks at what waits, which cost a read each
 STRETCH = 512  # how many are looked at together for those who could take anything
 UNKNOWN = frozenset({-1})  # what waits, where the store cannot tell
 
@@ -63,6 +64,7 @@ class PullLine:
         self._line: dict[str, Pull] = {}  # by node, oldest first
         self._hungry: set[str] = set()  # those in line who have a slot free
         self._told: dict[str, set[DirectiveKey]] = {}
+        self._rest_until = 0.0
 
     def __len__(self) -> int:
         return len(self._line)
@@ -133,6 +135,11 @@ class PullLine:
         where something waits that they could take, and that they were not found unfit for before."""
         first = list(islice((pull for pull in self._line.values() if pull.node_id in self._hungry), ABREAST))
         await self._wake(first)
+        if all(pull in first for pull in self._line.values()):
+            return
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(self._rest_until - loop.time())  # what comes in such a moment is asked about together
+        self._rest_until = loop.time() + REST_S
         known = await self._ask(())
         line, hungry = [pull for pull in self._line.values() if pull not in first and not known.queued <= pull.vain], self._hungry
         line = [pull for pull in line if pull.node_id in hungry] + [pull for pull in line if pull.node_id not in hungry]

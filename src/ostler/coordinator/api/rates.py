@@ -68,18 +68,18 @@ class Rates:
         self._known: OrderedDict[bytes, None] = OrderedDict()
         self._open: dict[str, int] = {}
 
-    def check_address(self, address: str, credential: str) -> None:
+    def check_address(self, address: str, credential: bytes, spared: Callable[[bytes], bool] = lambda credential: False) -> None:
         """Before a credential is looked at. An address that failed too often is not heard, but for credentials that were good
-        before: whoever guesses must not lock out those who share the address."""
+        before, or that are spared: whoever guesses must not lock out those who share the address."""
         wait_s = self._failures.wait_s(network_of(address), self._clock.monotonic())
-        if wait_s and _digest(credential) not in self._known:
+        if wait_s and _digest(credential) not in self._known and not spared(credential):
             raise self._no("failures", wait_s, f"too many failed authentications from {address}")
 
     def failed(self, address: str) -> None:
         """A credential that was shown is not good."""
         self._failures.take(network_of(address), self._clock.monotonic())
 
-    def enter(self, key: str, credential: str | None) -> None:
+    def enter(self, key: str, credential: bytes | None) -> None:
         """A call of an admitted caller begins; `leave` follows where this does not raise."""
         if wait_s := self._calls.take(key, self._clock.monotonic()):
             raise self._no("calls", wait_s, f"this caller makes more than {self._limits.calls_per_s:g} calls a second")
@@ -123,5 +123,5 @@ def network_of(address: str) -> str:
     return str(found)
 
 
-def _digest(credential: str) -> bytes:
-    return hashlib.sha256(credential.encode()).digest()
+def _digest(credential: bytes) -> bytes:
+    return hashlib.sha256(credential).digest()

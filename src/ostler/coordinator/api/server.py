@@ -6,13 +6,12 @@ import logging
 import socket
 import ssl
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import uvicorn
-from starlette.types import Scope
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from ostler.coordinator.api.exchanges import Exchange
 from ostler.coordinator.api.rates import network_of
 
 MAX_HEAD = 32 * 1024  # bytes of request line and headers
@@ -33,6 +32,7 @@ def _refusal(status: int, title: str, code: str, *more: str) -> bytes:
     return "\r\n".join([*lines, f"content-length: {len(body)}", "", body]).encode()
 
 
+_OF_A_PROXY = frozenset({b"x-forwarded-for", b"x-forwarded-proto"})
 _TOO_LARGE = _refusal(431, "Request header fields too large", "too_large")
 _TOO_SLOW = _refusal(408, "Request timeout", "timeout")
 _TOO_MANY = _refusal(429, "Too many connections", "no_capacity", "retry-after: 1")
@@ -62,44 +62,11 @@ class Crowd:
             del self._of[address]
 
 
-async def _answer_whole(cycle: RequestResponseCycle, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
-    """A whole answer, head and body, in one piece; `headers` are ours and hold everything but the date and the connection's own."""
-    if cycle.flow.write_paused and not cycle.disconnected:
-        await cycle.flow.drain()
-    if cycle.disconnected:
-        return
-    closes = (b"connection", b"close") in headers
-    headers = [*cycle.default_headers, *headers]
-    if not cycle.keep_alive and not closes:
-        headers.append((b"connection", b"close"))
-    lines = b"".join([b"%s: %s\r\n" % header for header in headers])
-    if lines.count(b"\n") != len(headers) or lines.count(b"\r") != len(headers) or b"\0" in lines:
-        raise RuntimeError("a header of the answer holds a character that cannot be sent")
-    cycle.response_started, cycle.waiting_for_100_continue = True, False
-    cycle.transport.write(b"%s%s\r\n%s" % (STATUS_LINE[status], lines, body))
-    cycle.response_complete = True
-    cycle.message_event.set()
-    if closes or not cycle.keep_alive:
-        cycle.transport.close()
-    cycle.on_response()
-
-
-AnswerWhole = Callable[[int, list[tuple[bytes, bytes]], bytes], Any]
-
-
-def whole_answer(scope: Scope) -> AnswerWhole | None:
-    """How to answer a request in one piece, where its server can: ASGI takes two messages, and each looks at every header anew."""
-    found: AnswerWhole | None = scope.get("extensions", {}).get(_WHOLE)
-    return found
-
-
-_WHOLE = "ostler.whole_answer"
-
-
 class BoundedProtocol(HttpToolsProtocol):
     """The parser collects a head of any size, and waits for it for any time; this counts, and hangs up."""
 
     crowd: Crowd
+    direct: Any  # the application as it is, without what uvicorn puts around it
     _begun = False
     _entered: str | None = None
     _slow: asyncio.TimerHandle | None = None
@@ -146,23 +113,26 @@ class BoundedProtocol(HttpToolsProtocol):
         """The next head begins. What stands in front of it in the same piece of data is not counted again."""
         self._head = self._head or 0
         self._begun = True
-        super().on_message_begin()
+        self.url, self.headers, self.expect_100_continue = b"", [], False
 
     def on_headers_complete(self) -> None:
         """The head is whole; its own size counts, not that of the body that came with it."""
-        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        size, app = len(self.url), self.direct
+        for name, value in self.headers:
+            size += len(name) + len(value) + 4
+            if name in _OF_A_PROXY:
+                app = self.app  # by way of uvicorn, which knows whom to believe
         if size > MAX_HEAD:
             self._hang_up(_TOO_LARGE)
             return
         self._head, self._begun = None, False
-        super().on_headers_complete()
-        if self.cycle.scope["method"] != "HEAD":
-            self.cycle.scope["extensions"] = {_WHOLE: partial(_answer_whole, self.cycle)}  # type: ignore[dict-item]
-
-    def on_response_complete(self) -> None:
-        """What the scope holds of its own request would keep both until the collector of cycles comes, thousands of them."""
-        self.cycle.scope.pop("extensions", None)
-        super().on_response_complete()
+        before = self.cycle
+        self.cycle = Exchange(self)
+        if before is None or before.response_complete:
+            self._start_asgi_task(self.cycle, app)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((self.cycle, app))
 
     def on_body(self, body: bytes) -> None:
         """A body's bytes, unless its head was refused or they come too late.
@@ -247,7 +217,7 @@ class Server(uvicorn.Server):
 
     def _protocol(self) -> BoundedProtocol:
         made = BoundedProtocol(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
-        made.crowd = self._crowd
+        made.crowd, made.direct = self._crowd, self.config.app
         return made
 
     async def main_loop(self) -> None:

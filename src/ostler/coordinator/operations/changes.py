@@ -217,8 +217,10 @@ class Changes:
             case.acked_at = tx.at
         case.attempt = attempt
         self._touched[case.seq] = case
-        if case.group_id is not None and case.job.state in jobs.TERMINAL:
-            self._groups.add(case.group_id)
+        if case.job.state in jobs.TERMINAL:
+            tx.wake(("over", case.job.job_id))
+            if case.group_id is not None:
+                self._groups.add(case.group_id)
         kind = job_event.value if job_event is not None else attempt_event.value if attempt_event is not None else ""
         self.note(kind, case.seq, number, node_id, message)
         tx.wake(("job", case.job.job_id))

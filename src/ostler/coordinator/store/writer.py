@@ -84,7 +84,10 @@ class Writer:
         self._logger = logger
         self._waiting: deque[Pending] = deque()
         self._standing: dict[Topic, dict[Standing, None]] = {}
-        self._some = threading.Condition()
+        self._some = threading.Lock()
+        self._bell = threading.Lock()  # released once for each time that the thread sleeps; a condition costs ten times as much
+        self._bell.acquire()
+        self._asleep = False
         self._closing = False
         self._connection: Connection | None = None
         self._generation = 0
@@ -98,7 +101,7 @@ class Writer:
             if self._closing:
                 raise StoreBusy("the store is closed", hint="the coordinator is shutting down")
             self._waiting.append(pending)
-            self._some.notify()
+            self._ring()
 
     def stand(self, standing: Standing) -> None:
         """Keep an operation for whoever publishes its topic; `withdraw` follows."""
@@ -125,8 +128,13 @@ class Writer:
         """Finish what waits, then end the thread."""
         with self._some:
             self._closing = True
-            self._some.notify()
+            self._ring()
         self._thread.join()
+
+    def _ring(self) -> None:
+        if self._asleep:
+            self._asleep = False
+            self._bell.release()
 
     def _run(self) -> None:
         while (first := self._next()) is not None:
@@ -141,12 +149,14 @@ class Writer:
             connection.close()
 
     def _next(self) -> Pending | None:
-        with self._some:
-            while not self._waiting:
+        while True:
+            with self._some:
+                if self._waiting:
+                    return self._waiting.popleft()
                 if self._closing:
                     return None
-                self._some.wait()
-            return self._waiting.popleft()
+                self._asleep = True
+            self._bell.acquire()
 
     def _commit(self, first: Pending) -> list[Pending]:
         """One transaction: `first` and whatever else of its kind waits meanwhile. Answers all that were taken, with value or error."""
