@@ -481,7 +481,7 @@ class NodeRig:
             Parts(
                 config=self.config, journal=journal, identity=identity, client=self.clients[0], heart=self.clients[1],
                 runners={Runner.CLI: self.runner}, keeper=keeper, tidy=tidy, prepare=prepare, vault=Vault(self.config.state),
-                look=lambda: self.capabilities,
+                look=lambda: self.capabilities, gpus=lambda: self.capabilities.gpu,
                 sample=lambda: Load(load=0.1, free_mb=1, gpu_free=0, disk_free_mb=1, cpu_load=1.0, vram_free_mb=0),
                 first_look=self.capabilities, clock=SystemClock(), logger=LOGGER,
                 no_op=no_op, manager=self.manager, release="0.2.0-test",

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from integration.node_rig import FakeCoordinator, NodeRig, until
 from ostler.model.attempt import AttemptState
-from ostler.model.capabilities import HealthProblem
+from ostler.model.capabilities import Gpu, HealthProblem
 from ostler.model.errors import KeeperUnreachable
 from ostler.model.failures import Failure, FailureCode
 from ostler.model.manifest import InputFile
@@ -136,6 +136,23 @@ async def test_a_gpu_job_for_a_node_without_one_is_handed_back(rig, coordinator)
     await until(lambda: coordinator.declined, "it is declined")
     assert "can never run here" in coordinator.declined[0].decline
     assert rig.runner.started == []
+
+
+async def test_a_gpu_is_looked_at_when_a_job_is_to_begin(tmp_path, coordinator):
+    """Not as it was a minute ago: a program that Ostler does not know, or the job before, took memory or gave it back since."""
+    rig = NodeRig(tmp_path, coordinator)
+    card = Gpu(vendor="nvidia", name="a card", vram_mb=8000, vram_free_mb=7900, uuid="GPU-a")
+    rig.capabilities = replace(rig.capabilities, gpu=(card,))
+    await rig.start()
+    rig.capabilities = replace(rig.capabilities, gpu=(replace(card, vram_free_mb=500),))
+    coordinator.offer("j1", requirements={"vram_mb": 4000})
+    failure = (await until(lambda: rig.over("j1"), "the outcome")).failure
+    assert (failure.code, "has 500 MB free of 8000" in failure.message) == (FailureCode.NOGPU, True)
+    rig.capabilities = replace(rig.capabilities, gpu=(card,))
+    coordinator.offer("j2", requirements={"vram_mb": 4000})
+    await until(lambda: rig.runner.started, "it begins")
+    assert rig.runner.started == ["j2/1"]
+    await rig.stop()
 
 
 @pytest.mark.parametrize(

@@ -289,8 +289,9 @@ async def run(config: NodeConfig, file: Path | None, manager: ServiceManager, *,
     daemon = NodeDaemon(
         Parts(
             config=config, journal=journal, identity=identity, client=client, heart=heart, runners=runners,
-            keeper=keepers.again, tidy=keepers.tidy, prepare=prepare, vault=vault, look=eyes.look, sample=eyes.gauge.load,
-            first_look=await asyncio.to_thread(eyes.look), manager=manager, release=own_release(), clock=clock, logger=logger,
+            keeper=keepers.again, tidy=keepers.tidy, prepare=prepare, vault=vault, look=eyes.look,
+            gpus=lambda: eyes.gpus.read().gpus, sample=eyes.gauge.load, first_look=await asyncio.to_thread(eyes.look),
+            manager=manager, release=own_release(), clock=clock, logger=logger,
             no_op=no_op(processes, folder=state / "self-check", level=config.sandbox.level),
         )
     )  # fmt: skip

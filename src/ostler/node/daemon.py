@@ -4,10 +4,10 @@ keeper."""
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ostler.model.capabilities import Capabilities, Load
+from ostler.model.capabilities import Capabilities, Gpu, Load
 from ostler.model.errors import OstlerError
 from ostler.model.failures import Failure, FailureCode
 from ostler.model.manifest import Runner
@@ -60,8 +60,9 @@ POLL_SILENCE_S = 120.0
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
     """What the daemon is made of; wired together in `assembly`. `prepare` brings an attempt's inputs, `keeper` returns when a
-    keeper answers again, `tidy` ends what the keeper has beside these keys, `look` probes the machine and `sample` its load (both
-    block), `no_op` runs an attempt that does nothing, `manager` started this daemon, `release` is the one it was installed in."""
+    keeper answers again, `tidy` ends what the keeper has beside these keys, `look` probes the machine, `gpus` its GPUs alone and
+    `sample` its load (all three block), `no_op` runs an attempt that does nothing, `manager` started this daemon, `release` is the
+    one it was installed in."""
 
     config: NodeConfig
     journal: Journal
@@ -74,6 +75,7 @@ class Parts:
     prepare: Callable[[Live, Workspace], Awaitable[Failure | None]]
     vault: Vault
     look: Callable[[], Capabilities]
+    gpus: Callable[[], Iterable[Gpu]]
     sample: Callable[[], Load]
     first_look: Capabilities
     no_op: NoOp
@@ -119,6 +121,7 @@ class NodeDaemon:
         }
         self.prober = Prober(
             look=parts.look,
+            gpus=parts.gpus,
             first=parts.first_look,
             vitals=self.vitals,
             readiness=self.readiness,
@@ -131,7 +134,7 @@ class NodeDaemon:
             level=config.sandbox.level,
             grace_s=config.resources.grace_s,
             runners=parts.runners,
-            cards=lambda: self.prober.cards,
+            cards=self.prober.look_at_cards,
             prepare=parts.prepare,
             keeper=parts.keeper,
             table=self.table,

@@ -61,7 +61,7 @@ class Executor:
         level: SandboxLevel,
         grace_s: float,
         runners: Mapping[Runner, RunnerPort],
-        cards: Callable[[], Sequence[Card]],
+        cards: Callable[[], Awaitable[Sequence[Card]]],
         prepare: Callable[[Live, Workspace], Awaitable[Failure | None]],
         keeper: Callable[[], Awaitable[None]],
         table: AttemptTable,
@@ -72,7 +72,7 @@ class Executor:
         clock: Clock,
         logger: logging.Logger,
     ) -> None:
-        """`cards` are the GPUs as last seen, `prepare` brings the inputs, `keeper` returns when a keeper answers again."""
+        """`cards` looks at the GPUs, `prepare` brings the inputs, `keeper` returns when a keeper answers again."""
         self._root = root
         self._level = level
         self._grace_s = grace_s
@@ -217,8 +217,9 @@ class Executor:
             return Ending(failure=failure)
         level = self._level_of(live)
         if live.gpu_count:
+            cards = await self._cards()  # before it is asked who holds which: nothing may come between that and the choice
             taken = {uuid for other in self._table.open() if other is not live for uuid in other.gpus}
-            chosen = choose(self._cards(), manifest.requirements, held=taken)
+            chosen = choose(cards, manifest.requirements, held=taken)
             if isinstance(chosen, Failure):
                 return Ending(failure=chosen)
             live.gpus = chosen

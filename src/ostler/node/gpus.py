@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ostler.model.capabilities import Gpu
 from ostler.model.failures import Failure, FailureCode
 from ostler.model.manifest import Requirements
 
@@ -28,6 +29,20 @@ class Card:
     def free_mb(self) -> int:
         """What nobody uses."""
         return max(0, self.vram_mb - self.used_mb)
+
+
+def cards_of(gpus: Iterable[Gpu]) -> tuple[Card, ...]:
+    """What can be given to attempts: a GPU without a uuid cannot be named to them; one that does not tell counts as unused."""
+    return tuple(
+        Card(
+            uuid=gpu.uuid,
+            vram_mb=gpu.vram_mb,
+            used_mb=gpu.vram_mb - (gpu.vram_free_mb if gpu.vram_free_mb is not None else gpu.vram_mb),
+            fault=gpu.fault or None,
+        )
+        for gpu in gpus
+        if gpu.uuid is not None
+    )
 
 
 def choose(cards: Sequence[Card], need: Requirements, *, held: Collection[str] = ()) -> tuple[str, ...] | Failure:

@@ -2,10 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-from ostler.model.capabilities import Capabilities, quarantined
-from ostler.node.gpus import Card
+from ostler.model.capabilities import Capabilities, Gpu, quarantined
+from ostler.node.gpus import Card, cards_of
 from ostler.node.journal import Journal
 from ostler.node.loops.heart import Vitals
 from ostler.node.readiness import Readiness, Reason
@@ -18,7 +18,7 @@ PATIENCE_S = 30.0
 
 
 class Prober(Loop):
-    """`capabilities` and `cards` are the latest; they are what registration, placement on GPUs and heartbeats use."""
+    """`capabilities` and `cards` are the latest; they are what registration, slots and heartbeats use."""
 
     name = "prober"
 
@@ -26,6 +26,7 @@ class Prober(Loop):
         self,
         *,
         look: Callable[[], Capabilities],
+        gpus: Callable[[], Iterable[Gpu]],
         first: Capabilities,
         vitals: Vitals,
         readiness: Readiness,
@@ -33,9 +34,10 @@ class Prober(Loop):
         clock: Clock,
         logger: logging.Logger,
     ) -> None:
-        """`look` blocks and is called in a thread."""
+        """`look` and `gpus`, which reads the GPUs alone, block and are called in threads."""
         super().__init__(clock=clock, interval_s=EVERY_S, logger=logger)
         self._look = look
+        self._gpus = gpus
         self._vitals = vitals
         self._readiness = readiness
         self._journal = journal
@@ -62,6 +64,11 @@ class Prober(Loop):
             self.logger.warning("probe_hangs", extra={"attrs": {"seconds": PATIENCE_S}})
         return SICK_S if self._readiness.is_held(Reason.HEALTH) else None
 
+    async def look_at_cards(self) -> tuple[Card, ...]:
+        """The cards as they are now: the memory that a program took or gave back a second ago is no minute's matter."""
+        self.cards = cards_of(await asyncio.to_thread(self._gpus))
+        return self.cards
+
     def disk_short(self, short: bool) -> None:
         """The sweeper found the workspaces' disk too full to start anything, or not any more."""
         if short != self._short:
@@ -70,16 +77,7 @@ class Prober(Loop):
 
     def _see(self, found: Capabilities) -> None:
         self.capabilities = found
-        self.cards = tuple(
-            Card(
-                uuid=gpu.uuid,
-                vram_mb=gpu.vram_mb,
-                used_mb=gpu.vram_mb - (gpu.vram_free_mb if gpu.vram_free_mb is not None else gpu.vram_mb),
-                fault=gpu.fault or None,
-            )
-            for gpu in found.gpu
-            if gpu.uuid is not None
-        )
+        self.cards = cards_of(found.gpu)
         self._judge()
 
     def _judge(self) -> None:
