@@ -9,7 +9,7 @@ import threading
 from dataclasses import dataclass
 
 # Where drivers put their tools; not the caller's PATH, which a job's author may have had a hand in.
-SEARCH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/opt/rocm/bin:/usr/lib/wsl/lib"
+SEARCH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/nvidia/bin:/opt/rocm/bin:/usr/lib/wsl/lib"
 PATIENCE_S = 10.0
 
 
