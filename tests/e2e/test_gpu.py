@@ -3,9 +3,11 @@
 Runs where there is a card; there is no double of one here.
 """
 
+import re
 import subprocess
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -17,7 +19,7 @@ from ostler.node.probe.nvml import NvmlFailed
 pytestmark = [pytest.mark.hardware, pytest.mark.xdist_group("card")]
 CARD = TASKS / "card.py"
 HELD_MB = 4096
-NO_DEVICE = "CUresult 100"  # CUDA_ERROR_NO_DEVICE
+NO_DEVICE = re.compile("CUresult (100|304)")  # CUDA_ERROR_NO_DEVICE; where /proc is read-only it does not get that far
 
 
 def no_nvml():
@@ -74,7 +76,7 @@ def test_a_job_that_does_not_ask_sees_none(cards, sandboxed):
     assert not any(line.startswith("/dev/nvidia") for line in told)
     job = sandboxed.submit({"runner": "python", "task": "card", "retries": 0})
     assert sandboxed.wait(job)["failure"]["code"] == "E_TASK"
-    assert NO_DEVICE in sandboxed.log(job, "stderr")
+    assert NO_DEVICE.search(sandboxed.log(job, "stderr"))
 
 
 @pytest.mark.parametrize("level", ["bwrap", "process", "none"])
@@ -86,7 +88,7 @@ def test_cuda_computes_in_the_sandbox(cards, own_fleet, level):
         assert uuid in [gpu.uuid for gpu in cards]
         job = fleet.submit({"runner": "python", "task": "card", "retries": 0})
         assert fleet.wait(job)["state"] == "failed"
-        assert NO_DEVICE in fleet.log(job, "stderr")
+        assert NO_DEVICE.search(fleet.log(job, "stderr"))
 
 
 def test_library_and_command_tell_the_same_of_a_foreign_program(cards):
@@ -101,9 +103,11 @@ def test_library_and_command_tell_the_same_of_a_foreign_program(cards):
             assert process.kind == "compute"
             assert process.used_mb is None or process.used_mb >= HELD_MB
         one, other = seen
-        assert (one.uuid, one.vram_mb, one.vram_free_mb, one.ecc, one.mig) == (
-            other.uuid, other.vram_mb, other.vram_free_mb, other.ecc, other.mig,
-        )  # fmt: skip
+        assert abs(one.vram_free_mb - other.vram_free_mb) <= 1, "one rounds"
+        names = {process.pid: process.name for process in other.processes}  # the library does not tell them
+        named = [replace(process, name=names[process.pid]) for process in one.processes]
+        alike = {"vram_free_mb": 0, "temperature_c": 0, "utilisation_pct": 0}
+        assert replace(one, processes=tuple(named), **alike) == replace(other, **alike)
     finally:
         by_library.close()
 

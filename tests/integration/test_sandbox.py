@@ -188,6 +188,19 @@ def test_the_root_is_read_only_and_tmp_is_private(box: Box) -> None:
     assert Path(name) not in set(Path("/tmp").iterdir()) - before
 
 
+def test_with_devices_processes_name_their_threads_and_write_nothing_else_of_proc(box: Box) -> None:
+    """CUDA does so, and gives up where it may not. Whoever is root there has no capability, but owns the kernel's files."""
+    name = "echo named > /proc/$$/task/$$/comm && read said < /proc/$$/comm && echo $said"
+    others = "find /proc -regex '/proc/[0-9]+' -prune -o -type f -writable -print"
+    assert box.sh(name).returncode != 0
+    assert box.says(name, devices=["/dev/zero"]) == "named"
+    assert box.sh(others, devices=["/dev/zero"]).stdout == ""
+    bare = box.sh(others, devices=["/dev/zero"], host=replace(box.host, kernel=())).stdout.split()
+    assert box.uid is not None or any(path.startswith("/proc/sys/") for path in bare), "the look would have found them"
+    for entry in box.host.kernel:
+        assert box.sh(f"touch {entry}/x || echo x > {entry}", devices=["/dev/zero"]).returncode != 0, entry
+
+
 def test_memory_backed_places_have_a_limit(box: Box) -> None:
     for place in ("/tmp", "/dev/shm"):
         done = box.sh(f"head -c 20M /dev/zero > {place}/big", tmp_mb=8)

@@ -8,6 +8,19 @@ import sys
 import uuid
 
 MB = 2**20
+WILD = b"""
+.version 7.0
+.target sm_50
+.address_size 64
+.visible .entry wild() {
+    .reg .u64 %where;
+    .reg .u32 %what;
+    mov.u64 %where, 4096;
+    mov.u32 %what, 1;
+    st.global.u32 [%where], %what;
+    ret;
+}
+"""
 
 
 class CudaFailed(Exception):
@@ -57,6 +70,17 @@ def take(mb):
     if bytes(back) != b"\xa5" * 4096:
         raise CudaFailed("memory read back", -1)
     return cuda, context, place
+
+
+def fault():
+    """Make the card write where this process has no memory; the driver ends that and tells the kernel's log: Xid 31."""
+    held = take(1)
+    cuda = held[0]
+    module, kernel = ctypes.c_void_p(), ctypes.c_void_p()
+    _do(cuda, "cuModuleLoadData", ctypes.byref(module), WILD)
+    _do(cuda, "cuModuleGetFunction", ctypes.byref(kernel), module, b"wild")
+    _do(cuda, "cuLaunchKernel", kernel, 1, 1, 1, 1, 1, 1, 0, None, None, None)
+    _do(cuda, "cuCtxSynchronize")
 
 
 def run(mb=0):

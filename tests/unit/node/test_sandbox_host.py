@@ -29,6 +29,11 @@ def root(tmp_path: Path) -> Path:
     (root / "etc/ssl/certs/0a.0").symlink_to("ca.pem")
     (root / "etc/alternatives/awk").symlink_to("/usr/bin/mawk")
     (root / "etc/localtime").symlink_to("/usr/share/zoneinfo/Etc/UTC")
+    for folder in ("proc/1", "proc/sys/kernel"):
+        (root / folder).mkdir(parents=True)
+    for name, mode in (("sysrq-trigger", 0o200), ("uptime", 0o444)):
+        (root / "proc" / name).touch(mode)
+    (root / "proc/net").symlink_to("self/net")
     return root
 
 
@@ -36,6 +41,7 @@ def test_the_layout_is_observed(root: Path, tmp_path: Path) -> None:
     host = observe(tmp_path / "state", root=root, search=str(tmp_path))
     assert host.places == ("/usr", "/lib32")
     assert host.links == (("/bin", "usr/bin"), ("/lib", "usr/lib"))
+    assert host.kernel == ("/proc/sys", "/proc/sysrq-trigger"), "neither processes nor what nobody can write"
     assert host.bwrap is None
     assert host.bwrap_version == ()
     assert host.seccomp is not None

@@ -19,6 +19,7 @@ HOST = Host(
     etc="/var/lib/ostler/sandbox/etc-1",
     seccomp="/var/lib/ostler/sandbox/seccomp.bpf",
     resolv_conf="/run/resolv.conf",
+    kernel=("/proc/bus", "/proc/sys"),
 )
 WORKSPACE = "/var/lib/ostler/jobs/j-1"
 
@@ -154,6 +155,14 @@ def test_devices_come_with_the_topology_that_their_libraries_read() -> None:
     assert not any(word.startswith("/sys") for word in made().argv)
     with pytest.raises(InvalidSpec, match="not a device"):
         made(devices=["/etc/shadow"])
+
+
+def test_who_has_devices_may_name_its_threads() -> None:
+    argv = made(devices=["/dev/nvidia0"]).argv
+    assert not has(argv, "--remount-ro", "/proc"), "CUDA writes /proc/self/task/N/comm, and gives up where it may not"
+    for covered in ("/proc/bus", "/proc/sys"):
+        assert place(argv, "--proc", "/proc") < place(argv, "--ro-bind", covered, covered)
+    assert not has(made().argv, "--ro-bind", "/proc/sys", "/proc/sys"), "nobody else pays for these mounts"
 
 
 def test_paths_that_are_shown_anyway_cost_no_mount() -> None:

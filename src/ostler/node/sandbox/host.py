@@ -7,7 +7,9 @@ import os
 import platform
 import re
 import shutil
+import stat
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from ostler.node.sandbox import etc, seccomp
 # Programs and libraries; /nix and /gnu are where NixOS and Guix keep theirs.
 _PROGRAM_PLACES = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store", "/gnu/store")
 _SEARCH = "/usr/local/bin:/usr/bin:/bin"
+_WRITES = 0o222
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +26,7 @@ class Host:
     """The host as plans see it.
 
     `places` are directories that sandboxes see read-only; `links` are (name, target) of top-level symbolic links;
+    `kernel` is what lies in /proc beside the processes and can be written to or holds what can;
     `etc` is the directory shown as /etc and `seccomp` the file with the filter (None on an architecture without one),
     both made by `observe`.
     """
@@ -31,6 +35,7 @@ class Host:
     bwrap_version: tuple[int, ...] = ()
     places: tuple[str, ...] = ("/usr",)
     links: tuple[tuple[str, str], ...] = ()
+    kernel: tuple[str, ...] = ()
     etc: str | None = None
     seccomp: str | None = None
     resolv_conf: str | None = None
@@ -53,10 +58,18 @@ def observe(state: Path, *, root: Path = Path("/"), search: str = _SEARCH, uids:
         bwrap_version=version_of(bwrap) if bwrap else (),
         places=tuple(place for place in places if place not in linked),
         links=tuple(links),
+        kernel=tuple(_kernel(root)),
         etc=str(etc.make(state, root=root, uids=(os.getuid(), *uids))),
         seccomp=str(seccomp.write_filter(state / "seccomp.bpf")) if platform.machine() in seccomp.MACHINES else None,
         resolv_conf=str(resolv.resolve()) if resolv.exists() else None,
     )
+
+
+def _kernel(root: Path) -> Iterator[str]:
+    for path in sorted((root / "proc").glob("[!0-9]*")):
+        mode = path.lstat().st_mode
+        if stat.S_ISDIR(mode) or (stat.S_ISREG(mode) and mode & _WRITES):
+            yield f"/proc/{path.name}"
 
 
 def version_of(bwrap: str) -> tuple[int, ...]:

@@ -124,11 +124,13 @@ def plan(
             f"the sandbox level {level.value} is not set up by wrapping a command",
             hint="use bwrap, or the container runner for containers",
         )
+    nodes = sorted(set(devices))
     inside = {name: value for name, value in env.items() if name.startswith(_LOADER) or name in _RESOLVER}
     options = [
         *_namespaces(network=network, hostname=hostname, userns=userns),
         *_system(host, tmp_mb=tmp_mb, network=network),
-        *_devices(devices),
+        *_proc(host, names_threads=bool(nodes)),
+        *_devices(nodes),
         *_extra("--ro-bind", _worth_showing((*read_only_paths, *(gate.paths if gate else ())), host, workspace)),
         *_extra("--bind", (_permitted(path, workspace) for path in writable_paths)),
         *("--ro-bind", f"{workspace}/input", f"{workspace}/input"),
@@ -174,8 +176,6 @@ def _system(host: Host, *, tmp_mb: int, network: bool) -> list[str]:
         *(part for name, target in host.links for part in ("--symlink", target, name)),
         *("--ro-bind", _made(host.etc), "/etc"),
         *(("--ro-bind", host.resolv_conf, "/etc/resolv.conf") if network and host.resolv_conf else ()),
-        # As root, without any capability, a job could still write /proc/sys (core_pattern: code as root outside).
-        *("--proc", "/proc", "--remount-ro", "/proc"),
         *("--dev", "/dev"),
         *("--perms", "1777", *size, "--tmpfs", "/dev/shm"),  # noqa: S108  # places inside, not files of ours
         *("--perms", "1777", *size, "--tmpfs", "/tmp"),  # noqa: S108
@@ -183,8 +183,16 @@ def _system(host: Host, *, tmp_mb: int, network: bool) -> list[str]:
     ]
 
 
-def _devices(devices: Iterable[str]) -> list[str]:
-    wanted = sorted(set(devices))
+def _proc(host: Host, *, names_threads: bool) -> list[str]:
+    """As root, without any capability, a job could still write /proc/sys (core_pattern: code as root outside).
+
+    CUDA names its threads by /proc/self/task/N/comm and takes a refusal for a broken system (error 304): for its sake what is
+    the processes' own stays writable, and all else is covered one by one.
+    """
+    return ["--proc", "/proc", *(_extra("--ro-bind", host.kernel) if names_threads else ("--remount-ro", "/proc"))]
+
+
+def _devices(wanted: Iterable[str]) -> list[str]:
     for path in wanted:
         if not _plain(path).startswith("/dev/"):
             raise InvalidSpec(f"{path} is not a device below /dev")
