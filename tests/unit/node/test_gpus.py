@@ -1,4 +1,6 @@
-"""Which GPUs an attempt gets; the driver's file is a recording of our own making, from the documented format."""
+"""Which GPUs an attempt gets; one of the driver's files is recorded from a card, the other made from the documented format."""
+
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -100,6 +102,8 @@ def test_a_card_that_went_away_or_got_a_fault():
 
 def test_the_drivers_file_gives_uuid_and_minor():
     assert parse_driver_card(INFORMATION) == ("GPU-0d2f3b5c-1111-2222-3333-444455556666", 3)
+    recorded = Path(__file__).parents[2] / "recordings/gpu-recorded/h100-information.txt"
+    assert parse_driver_card(recorded.read_text()) == ("GPU-00000000-0000-4000-8000-000000000100", 0)
     assert parse_driver_card("Model: x\n") is None
     assert parse_driver_card("GPU UUID: GPU-1\nDevice Minor: ??\n") is None
 

@@ -1,4 +1,4 @@
-"""The parsers of GPU tools, on outputs made from their documented formats (tests/recordings/gpu-made-from-format)."""
+"""The parsers of GPU tools, on recordings from hardware and on outputs made from the documented formats (tests/recordings)."""
 
 import dataclasses
 from pathlib import Path
@@ -11,10 +11,15 @@ from ostler.node.probe.gpus import with_mig
 from ostler.node.probe.pci import bus_id, numa_node
 
 RECORDINGS = Path(__file__).parents[2] / "recordings/gpu-made-from-format"
+RECORDED = RECORDINGS.with_name("gpu-recorded")
 
 
 def made(name: str) -> str:
     return (RECORDINGS / name).read_text()
+
+
+def recorded(name: str) -> str:
+    return (RECORDED / name).read_text()
 
 
 def test_every_recording_is_labelled_as_made() -> None:
@@ -22,6 +27,64 @@ def test_every_recording_is_labelled_as_made() -> None:
     assert "Nothing here came from hardware" in text
     for path in RECORDINGS.glob("*.xml"):
         assert "not recorded from hardware" in path.read_text()
+
+
+# --- nvidia-smi on real cards --------------------------------------------------------------------------------------
+
+H100 = Gpu(
+    vendor="nvidia",
+    name="NVIDIA H100 80GB HBM3",
+    vram_mb=81559,
+    cuda=Cuda(version="13.0", driver="580.159.04"),
+    uuid="GPU-00000000-0000-4000-8000-000000000100",
+    index=0,
+    minor=0,
+    bus_id="0000:41:00.0",
+    driver="580.159.04",
+    vram_free_mb=81079,
+    utilisation_pct=0,
+    temperature_c=35,
+    mig=Mig(enabled=False, pending=False),
+    ecc=Ecc(enabled=True, corrected=0, uncorrected=0),
+)
+
+
+def test_a_real_card_that_is_idle() -> None:
+    (gpu,) = nvidia_smi.parse_query(recorded("h100-idle.xml"))
+    assert gpu == H100
+    assert idle_gpus([gpu]) == (gpu,)
+    assert foreign_mb(gpu, []) == 480, "the driver's reserve"
+
+
+def test_a_real_card_that_a_program_uses() -> None:
+    (gpu,) = nvidia_smi.parse_query(recorded("h100-busy.xml"))
+    process = GpuProcess(pid=4711, used_mb=20518, kind="compute", name="/usr/bin/python3")
+    assert gpu == dataclasses.replace(H100, vram_free_mb=60553, temperature_c=36, processes=(process,))
+    assert idle_gpus([gpu]) == ()
+    assert foreign_mb(gpu, []) == 21006
+    assert foreign_mb(gpu, [4711]) == 488
+
+
+def test_a_real_card_after_a_programs_fault() -> None:
+    (gpu,) = nvidia_smi.parse_query(recorded("h200-after-xid-31.xml"))
+    assert (gpu.name, gpu.vram_mb, gpu.vram_free_mb, gpu.fault) == ("NVIDIA H200", 143771, 143156, "")
+    assert gpu.ecc == Ecc(enabled=True, corrected=0, uncorrected=0)
+
+
+def test_what_a_real_card_could_be_cut_into() -> None:
+    profiles = nvidia_smi.parse_profiles(recorded("h100-mig-lgip.txt"))[0]
+    assert [(one.name, one.vram_mb, one.total, one.free) for one in profiles] == [
+        ("1g.10gb", 9984, 7, 7),
+        ("1g.10gb+me", 9984, 1, 1),
+        ("1g.20gb", 20091, 4, 4),
+        ("2g.20gb", 20091, 3, 3),
+        ("3g.40gb", 40448, 2, 2),
+        ("4g.40gb", 40448, 1, 1),
+        ("7g.80gb", 81152, 1, 1),
+    ]
+    *_, largest = nvidia_smi.parse_profiles(recorded("h200-mig-lgip.txt"))[0]
+    assert (largest.name, largest.vram_mb) == ("7g.141gb", 143360)
+    assert nvidia_smi.parse_list(recorded("h100-L.txt")) == {}, "it is not cut"
 
 
 # --- nvidia-smi ----------------------------------------------------------------------------------------------------
@@ -167,9 +230,11 @@ def test_no_driver_and_no_cards() -> None:
     assert nvidia_smi.parse_query("<nvidia_smi_log><attached_gpus>0</attached_gpus></nvidia_smi_log>") == ()
 
 
-@pytest.mark.parametrize("name", [path.name for path in sorted(RECORDINGS.glob("*.xml"))])
-def test_a_document_cut_anywhere_never_breaks_the_parser(name: str) -> None:
-    text = made(name)
+@pytest.mark.parametrize(
+    "path", [*sorted(RECORDINGS.glob("*.xml")), RECORDED / "h100-busy.xml"], ids=lambda path: f"{path.parent.name}/{path.name}"
+)
+def test_a_document_cut_anywhere_never_breaks_the_parser(path: Path) -> None:
+    text = path.read_text()
     for end in range(0, len(text), 97):
         try:
             nvidia_smi.parse_query(text[:end] + "</nvidia_smi_log>")

@@ -28,6 +28,16 @@ def test_xids_in_the_kernel_log() -> None:
     )
 
 
+def test_a_real_xid_is_the_programs_matter_and_the_card_goes_on() -> None:
+    text = (RECORDINGS.with_name("gpu-recorded") / "h200-kmsg-xid-31.txt").read_text()
+    (xid,) = parse_log(line for one in text.splitlines() if (line := parse_record(one)) is not None)
+    assert xid == Xid("0000:41:00.0", 31, 4711, "python3", 92.06688)
+    card = Gpu(vendor="nvidia", name="NVIDIA H200", vram_mb=143771, bus_id="0000:41:00.0")
+    (told,) = health.with_xids([card], [xid])
+    assert told.xids == (31,)
+    assert health.problems(gpus=[told], disks=[], xids=[xid]) == ()
+
+
 def test_a_program_cannot_forge_an_xid() -> None:
     assert parse_record("12,970,91000000,-;NVRM: Xid (PCI:0000:17:00): 79, pid=1") is None
     assert parse_record("4,970,91000000,-;NVRM: Xid (PCI:0000:17:00): 79") is not None
