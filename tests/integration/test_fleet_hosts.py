@@ -101,7 +101,7 @@ def test_strange_names_on_the_command_line(name: str) -> None:
 def test_files_that_cannot_be_read(here: Path) -> None:
     for path, said in (
         ("nowhere.yml", "No such file"),
-        (".", "Is a directory"),
+        (".", "is a folder; name its files"),
         ("/dev/zero", "is no regular file"),
         ("a\x00b", "null byte"),
     ):

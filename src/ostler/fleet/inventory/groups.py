@@ -1,6 +1,9 @@
 """Groups of hosts that may stand in each other. Pure."""
 
 from ostler.fleet.inventory.host import Place
+from ostler.model.errors import InvalidSpec
+
+MAX_MEMBERSHIPS = 1_000_000  # a few lines can put many hosts into a long chain of groups
 
 
 class Groups:
@@ -10,6 +13,8 @@ class Groups:
         self._parents: dict[str, list[str]] = {}
         self._joined: dict[str, dict[str, Place]] = {}
         self._above: dict[str, tuple[str, ...]] = {}
+        self._depths: dict[str, int] = {}
+        self._memberships = 0
 
     def __contains__(self, group: str) -> bool:
         return group in self._parents
@@ -24,6 +29,7 @@ class Groups:
         if parent not in self._parents.setdefault(child, []):
             self._parents[child].append(parent)
         self._above.clear()
+        self._depths.clear()
 
     def join(self, group: str, host: str, place: Place) -> None:
         """Put a host into a group."""
@@ -37,6 +43,9 @@ class Groups:
         for group, place in own.items():
             for above in self.above(group):
                 found.setdefault(above, place)
+        self._memberships += len(found)
+        if self._memberships > MAX_MEMBERSHIPS:
+            raise InvalidSpec(f"the inventory puts its hosts into groups more than {MAX_MEMBERSHIPS} times")
         return found
 
     def above(self, group: str) -> tuple[str, ...]:
@@ -53,6 +62,18 @@ class Groups:
                     queue += self._parents.get(one, ())
             known = self._above[group] = tuple(found)
         return known
+
+    def depth(self, group: str) -> int:
+        """How many groups the longest way from the top to this one has, itself included; there must be no loops."""
+        way = [group]
+        while way:
+            parents = self._parents.get(way[-1], ())
+            unknown = [one for one in parents if one not in self._depths]
+            if unknown:
+                way += unknown
+            else:
+                self._depths[way.pop()] = 1 + max((self._depths[one] for one in parents), default=0)
+        return self._depths[group]
 
     def inside(self, child: str, parent: str) -> bool:
         """Whether a group is in another."""

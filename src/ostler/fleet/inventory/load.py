@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ostler.fleet.inventory.ansible import OPAQUE
+from ostler.fleet.inventory.ansible_ini import looks_like_ini, read_ini
+from ostler.fleet.inventory.ansible_yaml import is_ansible, read_yaml
 from ostler.fleet.inventory.host import Inventory
 from ostler.fleet.inventory.kamal import is_kamal, read_kamal
 from ostler.fleet.inventory.merge import merge
@@ -16,11 +19,12 @@ from ostler.fleet.inventory.ssh_config import SshConfig, read_ssh_config
 from ostler.model.errors import Problem, Rejected
 from ostler.runtime.documents import Document, read_documents
 
+YAML = (".yml", ".yaml", ".json")
 MAX_BYTES = 4 * 2**20
 MAX_VALUES = 500_000
 COMMAND_LINE = "--inventory"
 
-_SSH = re.compile(r"\A(?:\s*(?:#.*)?\n)*\s*(?:Host|Match|Include|[A-Z][A-Za-z]+)[ \t=]+\S", re.IGNORECASE)
+_SSH = re.compile(r"^[ \t]*(?:Host|Match)[ \t]+[^=\n]+$", re.IGNORECASE | re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +66,9 @@ def read(inventory: str, sources: Sources) -> Reading:
         return read_kamal(
             file, text, destination=sources.destination, accessories=sources.accessories, env=sources.env, text_in=text_in, most=MAX_VALUES,
         )  # fmt: skip
-    documents, problems = read_documents(text, str(file), most=MAX_VALUES)
+    if file.suffix not in YAML and looks_like_ini(text):
+        return read_ini(text, str(file)).settle(file, text_in)
+    documents, problems = read_documents(text, str(file), most=MAX_VALUES, opaque=OPAQUE)
     if problems:
         return Reading(problems=problems)
     return _read_document(documents, file)
@@ -76,6 +82,8 @@ def text_in(file: Path) -> str | Problem:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 return Problem("", "is no regular file", str(file))
             content = stream.read(MAX_BYTES + 1)
+    except IsADirectoryError:
+        return Problem("", "is a folder; name its files, each by an --inventory", str(file))
     except OSError as exc:
         return Problem("", f"cannot be read: {exc.strerror or exc}", str(file))
     except ValueError as exc:
@@ -96,7 +104,11 @@ def _read_document(documents: Sequence[Document], file: Path) -> Reading:
         return Reading(problems=[Problem("", problem, str(file), documents[1].line if documents else None)])
     document = documents[0]
     if not isinstance(document.value, dict):
-        return Reading(problems=[Problem("", "must be a mapping, such as `hosts: {…}`", str(file), document.line)])
+        playbook = isinstance(document.value, list) and any(isinstance(one, dict) and "hosts" in one for one in document.value)
+        problem = "is a playbook, which names hosts of an inventory" if playbook else "must be a mapping, such as `hosts: {…}`"
+        return Reading(problems=[Problem("", problem, str(file), document.line)])
+    if not {"hosts", "groups"} & document.value.keys() and is_ansible(document.value):
+        return read_yaml(document).settle(file, text_in)
     return read_own(document)
 
 
@@ -105,7 +117,7 @@ def _ssh_config(file: Path, sources: Sources) -> SshConfig:
 
 
 def _is_ssh_config(file: Path, text: str) -> bool:
-    return file.parent.name == ".ssh" or bool(file.suffix not in {".yml", ".yaml", ".json", ".ini"} and _SSH.match(text))
+    return file.parent.name == ".ssh" or bool(file.suffix not in {*YAML, ".ini"} and _SSH.search(text))
 
 
 def _aliases(config: SshConfig) -> Reading:
@@ -114,6 +126,6 @@ def _aliases(config: SshConfig) -> Reading:
     for alias, place in config.aliases.items():
         for name in reading.hosts(alias, place):
             entry = reading.entry(name, place)
-            for fact, said in config.lookup(alias, None, reading).items():
+            for fact, said in config.lookup(alias, None, None, reading).items():
                 reading.say(entry, fact, said)
     return reading

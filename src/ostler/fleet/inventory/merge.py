@@ -13,6 +13,7 @@ from ostler.model.errors import Problem
 from ostler.runtime.settings import invalid
 
 MAX_HOPS = 8
+MAX_SHOWN = 100  # mistakes; their number is told
 
 
 def merge(readings: Iterable[Reading], ssh: SshConfig, home: Path) -> Inventory:
@@ -28,7 +29,9 @@ def merge(readings: Iterable[Reading], ssh: SshConfig, home: Path) -> Inventory:
     hosts = [host for entry in whole.entries.values() if (host := settler.settle(entry)) is not None]
     whole.problems += _twice(hosts, whole.entries)
     if whole.problems:
-        raise invalid("the inventory", whole.problems)
+        found = invalid("the inventory", whole.problems)
+        found.problems = found.problems[:MAX_SHOWN]
+        raise found
     return Inventory(tuple(hosts), tuple(dict.fromkeys(whole.notes)))
 
 
@@ -70,7 +73,7 @@ class _Settler:
     def settle(self, entry: Entry) -> Host | None:
         facts = dict(entry.facts)
         typed = facts["address"].value if "address" in facts else entry.name
-        known = self.ssh.lookup(typed, _value(facts, "user"), self.reading) if entry.ssh_config else {}
+        known = self.ssh.lookup(typed, _value(facts, "user"), _value(facts, "port"), self.reading) if entry.ssh_config else {}
         for fact, said in known.items():
             if fact == "address" or fact not in facts:
                 facts[fact] = said
@@ -111,7 +114,7 @@ class _Settler:
         if hop.host in trail or len(trail) >= MAX_HOPS:
             self.reading.wrong(hop, f"is reached by way of itself: {' → '.join((*trail, hop.host))}", said.place, "proxy_jump")
             return []
-        facts = self.ssh.lookup(hop.host, hop.user, self.reading)
+        facts = self.ssh.lookup(hop.host, hop.user, hop.port, self.reading)
         before: list[Jump] = []
         if first and "proxy_jump" in facts:
             for i, one in enumerate(facts["proxy_jump"].value):

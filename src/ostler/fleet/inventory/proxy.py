@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from ostler.fleet import names
 from ostler.fleet.inventory.reading import Hop, read_jumps
 
-_FLAGS = frozenset("ATaqxnkNv46C")  # options of `ssh` without a value that change nothing about the way
+_FLAGS = frozenset("46AaCfGgKkMNnqsTtVvXxYy")  # options of `ssh` that have no value, and change nothing about the way
 _FORWARD = {"%h:%p", "[%h]:%p"}
 _ASIDE = frozenset({  # what may stand beside, in `-o`: nothing about the way either
     "batchmode", "connecttimeout", "controlmaster", "controlpath", "controlpersist", "forwardagent", "identitiesonly", "loglevel",

@@ -7,7 +7,10 @@ from typing import Any
 from ostler.fleet import names
 from ostler.fleet.inventory.host import Place
 from ostler.fleet.inventory.ranges import expand
-from ostler.model.errors import Problem
+from ostler.model.errors import InvalidSpec, Problem
+
+MAX_HOSTS = 20_000
+MAX_NAMED = 1_000_000  # ranges make many names of a few characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,18 +53,28 @@ class Reading:
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     has_destinations: bool = False
+    named: int = 0
 
     def entry(self, name: str, place: Place) -> Entry:
         """The entry of a host, a new one where it is named for the first time."""
-        return self.entries.setdefault(name, Entry(name, place))
+        found = self.entries.get(name)
+        if found is None:
+            if len(self.entries) >= MAX_HOSTS:
+                raise InvalidSpec(f"{place} brings the inventory to more than {MAX_HOSTS} hosts")
+            found = self.entries[name] = Entry(name, place)
+        return found
 
     def hosts(self, pattern: Any, place: Place, path: str = "") -> list[str]:
         """The names that a pattern of a file stands for; mistakes are noted."""
         try:
-            return [read(names.read_host, name) for name in expand(text_of(pattern))]
+            found = [read(names.read_host, name) for name in expand(text_of(pattern))]
         except ValueError as exc:
             self.wrong(pattern, exc, place, path)
             return []
+        self.named += len(found)
+        if self.named > MAX_NAMED:
+            raise InvalidSpec(f"{place} is where the inventory has named hosts {MAX_NAMED} times")
+        return found
 
     def target(self, text: Any, place: Place, path: str = "") -> Entry | None:
         """The entry that `[USER@]HOST[:PORT]` names, with user and port in it."""
@@ -166,6 +179,8 @@ def read_paused(value: Any) -> str | None:
     if isinstance(value, bool):
         return "paused" if value else None
     text = text_of(value).strip()
+    if text.lower() in {"true", "yes", "false", "no"}:
+        return read_paused(text.lower() in {"true", "yes"})
     if not text or not text.isprintable():
         raise ValueError("says no reason; write true, false or one line that says why")
     return text

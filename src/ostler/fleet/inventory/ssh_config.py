@@ -48,7 +48,7 @@ class SshConfig:
     env: Mapping[str, str] = field(default_factory=dict)
     local_user: str = ""
 
-    def lookup(self, host: str, user: str | None, reading: Reading) -> dict[str, Said]:
+    def lookup(self, host: str, user: str | None, port: int | None, reading: Reading) -> dict[str, Said]:
         """Facts about what would be typed behind `ssh`. The first value counts, of identity files all. Mistakes go to `reading`."""
         found: dict[str, Line] = {}
         keys: list[Line] = []
@@ -66,8 +66,8 @@ class SshConfig:
             else:
                 found.setdefault(line.keyword, line)
         facts = self._facts(host, found, reading)
-        self._identity(facts, keys, {"n": host, "h": _text(facts, "address") or host, "r": user or _text(facts, "user"),
-                                     "p": _text(facts, "port") or "22"}, reading)  # fmt: skip
+        tokens = {"n": host, "h": _text(facts, "address") or host, "r": user or _text(facts, "user") or self.local_user}
+        self._identity(facts, keys, {**tokens, "p": str(port or _text(facts, "port") or 22)}, reading)
         return facts
 
     def _holds(self, line: Line, known: Mapping[str, str], reading: Reading) -> bool:
