@@ -18,7 +18,7 @@ help:  ## list the targets
 	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Ostler needs Python 3.11 or newer; python3 is $$(python3 -V)"; exit 1; }
 	@python3 -m venv .venv || { echo "python3 cannot make a venv here; on Debian: apt-get install python3-venv"; exit 1; }
 
-$(RUN_STAMP): lock/run.txt pyproject.toml hatch_build.py src/ostler/node/keeper/_spawn.c | .venv/bin/python
+$(RUN_STAMP): lock/run.txt pyproject.toml hatch_build.py src/ostler/node/keeper/_spawn.c src/ostler/node/sandbox/_enter.c | .venv/bin/python
 	@echo "==> installing what Ostler needs (pinned by hash in lock/run.txt)"
 	@$(INSTALL) --require-hashes -r lock/run.txt
 	@$(INSTALL) --no-deps --no-build-isolation -e .

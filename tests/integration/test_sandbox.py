@@ -100,9 +100,9 @@ def host() -> Iterator[Host]:
         shutil.rmtree(state)
 
 
-@pytest.fixture(params=["root", "ordinary"])
+@pytest.fixture(params=["root", "ordinary", "bubblewrap"])
 def box(request: pytest.FixtureRequest, host: Host) -> Iterator[Box]:
-    """A workspace in a world-readable place; for each kind of user that this run can be."""
+    """A workspace in a world-readable place; for each kind of user that this run can be, and with bubblewrap where our own program is."""
     root = os.getuid() == 0
     if request.param == "root" and not root:
         pytest.skip("not root")
@@ -110,7 +110,7 @@ def box(request: pytest.FixtureRequest, host: Host) -> Iterator[Box]:
     base = Path(tempfile.mkdtemp(prefix="ostler-sandbox-test-"))
     base.chmod(0o755)
     try:
-        made = Box(host, base, uid)
+        made = Box(host if request.param != "bubblewrap" else replace(host, own=None), base, uid)
         for job in ("j-1", "j-2"):
             for name in ("input", "work", "output", "logs"):
                 (base / "jobs" / job / name).mkdir(parents=True)
@@ -535,11 +535,39 @@ def test_abilities_are_tried_on_this_host(box: Box) -> None:
     assert found.bwrap is not None
 
 
+def test_our_own_program_is_used_where_it_was_built(host: Host) -> None:
+    assert (host.own is not None) == (Path(sandbox.__file__).with_name("_enter").exists())
+    assert host.wrapper == (host.own or host.bwrap)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--share-net",), "unknown option --share-net"),
+        (("--bind", "/usr"), "a value is missing after --bind"),
+        (("--tmpfs", "/tmp"), "no command was given"),
+        (("--ro-bind", "/nowhere", "/usr", "--", "/usr/bin/true"), "cannot find /nowhere: No such file or directory"),
+        (("--ro-bind", "/usr", "/usr", "--", "/usr/bin/none"), "execvp /usr/bin/none: No such file or directory"),
+    ],
+)
+def test_our_own_program_says_what_it_cannot_do(host: Host, options: tuple[str, ...], said: str) -> None:
+    if host.own is None:
+        pytest.skip("it was not built (no C compiler)")
+    done = subprocess.run([host.own, "--unshare-pid", *options], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, f"bwrap: {said}\n")
+
+
+def test_a_first_process_keeps_its_file_and_its_words_to_itself(box: Box) -> None:
+    if box.host.own is None:
+        pytest.skip("bubblewrap does not")
+    assert box.sh("cat /proc/1/environ /proc/1/exe; readlink /proc/1/exe").returncode == 1
+
+
 def fake_bwrap(box: Box, script: str) -> Host:
     path = box.base / "bwrap"
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
-    return replace(box.host, bwrap=str(path))
+    return replace(box.host, bwrap=str(path), own=None)
 
 
 def test_a_bwrap_that_fails_or_hangs_is_reported_in_time(box: Box) -> None:
@@ -552,4 +580,4 @@ def test_a_bwrap_that_fails_or_hangs_is_reported_in_time(box: Box) -> None:
     hanging = sandbox.abilities(fake_bwrap(box, "exec sleep 1000"))
     assert "bwrap" not in hanging.levels
     assert any("did not end within" in one.reason for one in hanging.missing)
-    assert "bwrap" not in sandbox.abilities(replace(box.host, bwrap="/nonexistent")).levels
+    assert "bwrap" not in sandbox.abilities(replace(box.host, bwrap="/nonexistent", own=None)).levels

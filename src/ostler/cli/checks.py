@@ -15,7 +15,7 @@ from pathlib import Path
 from ostler.assembly.endpoint import HINT, Endpoint, look_for_endpoint
 from ostler.cli import output
 from ostler.model.errors import OstlerError
-from ostler.model.sandbox import SandboxAbilities
+from ostler.model.sandbox import BUILT_IN, SandboxAbilities
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 LOW_DISK_MB, NO_DISK_MB = 2048, 256
@@ -66,7 +66,7 @@ def judge_sandbox(found: SandboxAbilities) -> Iterator[Finding]:
     """Findings about sandboxes, namespaces and control groups."""
     lacking = {one.level: one for one in found.missing}
     if "bwrap" in found.levels:
-        yield Finding("bwrap", OK, f"bubblewrap {found.bwrap} works")
+        yield Finding("bwrap", OK, "namespaces work" if found.bwrap == BUILT_IN else f"bubblewrap {found.bwrap} works")
     else:
         why = lacking.get("bwrap")
         text = (why.reason if why else "does not work") + "; nodes here need `sandbox: {level: process}`, a weaker one"

@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
+BUILT_IN = "built in"
+
 
 class SandboxLevel(StrEnum):
     """How far an attempt is kept from the host. They are ordered by `rank`, never by their spelling.
@@ -46,8 +48,8 @@ class SandboxAbilities:
     """What a host's kernel and tools offer to sandboxes; each level stands in `levels` or in `missing`.
 
     Levels are plain strings here: a node one release newer may name one that this release does not know.
-    `bwrap_userns`: as root, bwrap works only with a user namespace. `landlock_abi` is 0 without Landlock; `cgroup` is
-    v1, v2, hybrid or none.
+    `bwrap`: the version of bubblewrap, or BUILT_IN where the node makes those sandboxes by itself. `bwrap_userns`: as root, bwrap
+    works only with a user namespace. `landlock_abi` is 0 without Landlock; `cgroup` is v1, v2, hybrid or none.
     """
 
     levels: tuple[str, ...] = ()

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from ostler.cli import checks
-from ostler.model.sandbox import MissingLevel, SandboxAbilities
+from ostler.model.sandbox import BUILT_IN, MissingLevel, SandboxAbilities
 
 
 def states(found: SandboxAbilities) -> dict[str, str]:
@@ -14,6 +14,11 @@ def states(found: SandboxAbilities) -> dict[str, str]:
 def test_a_host_with_everything() -> None:
     found = SandboxAbilities(levels=("none", "process", "bwrap"), bwrap="0.8.0", userns=True, seccomp=True, cgroup="v2")
     assert {"bwrap": "ok", "seccomp": "ok", "user namespaces": "ok"}.items() <= states(found).items()
+
+
+def test_a_host_without_bubblewrap_whose_sandboxes_are_our_own() -> None:
+    found = SandboxAbilities(levels=("none", "process", "bwrap"), bwrap=BUILT_IN, seccomp=True)
+    assert [one.text for one in checks.judge_sandbox(found) if one.name == "bwrap"] == ["namespaces work"]
 
 
 def test_a_host_with_little_says_what_mends_it() -> None:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from ostler.model.sandbox import SandboxLevel
+from ostler.model.sandbox import BUILT_IN, SandboxLevel
 from ostler.node.sandbox.abilities import Evidence, Trial, judge, parse_cgroup
 
 GOOD = Evidence(
@@ -32,6 +32,12 @@ def test_a_good_host() -> None:
     assert found.bwrap == "0.8.0"
     assert not found.bwrap_userns
     assert (found.userns, found.seccomp, found.landlock_abi, found.cgroup) == (True, True, 4, "v2")
+
+
+def test_sandboxes_of_our_own_need_no_bubblewrap() -> None:
+    found = judge(replace(GOOD, own=True, bwrap_version=None))
+    assert SandboxLevel.BWRAP in found.known_levels()
+    assert found.bwrap == BUILT_IN
 
 
 def test_every_level_is_either_there_or_missing_with_a_mend() -> None:

@@ -238,7 +238,7 @@ class Processes:
             gid=sandbox.gid,
             record=f"{root}/{RECORD}",
             wipe=task.confidence.files if task.confidence is not None else None,
-            wrapper=True if gate else None,
+            wrapper=task.sandbox is SandboxLevel.BWRAP,
             room=task.room,
             first=task.first,
             limits=self.limits(task, file_mb=command.file_mb),

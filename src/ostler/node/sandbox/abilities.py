@@ -9,12 +9,13 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from ostler.model.errors import OstlerError
-from ostler.model.sandbox import MissingLevel, SandboxAbilities, SandboxLevel
-from ostler.node.sandbox.host import Host
+from ostler.model.sandbox import BUILT_IN, MissingLevel, SandboxAbilities, SandboxLevel
+from ostler.node.sandbox.host import Host, look
 from ostler.node.sandbox.plans import SandboxPlan, plan
 
 _PATIENCE_S = 2.0
@@ -37,7 +38,8 @@ class Trial:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """All that `judge` decides from. `bwrap` is the trial as plans are run; `in_userns` one with a namespace of its own."""
+    """All that `judge` decides from. `bwrap` is the trial as plans are run; `in_userns` one with a namespace of its own; `own` whether
+    they were made with this release's program."""
 
     root: bool
     machine_known: bool
@@ -48,7 +50,16 @@ class Evidence:
     bwrap_version: tuple[int, ...] | None
     bwrap: Trial | None = None
     in_userns: Trial | None = None
+    own: bool = False
     sysctls: Mapping[str, str] = field(default_factory=dict)
+
+
+def observe(state: Path, **more: Any) -> Host:
+    """Look at the host (see `host.look`), and try this release's own program; where it does not do, plans use bwrap."""
+    host = look(state, **more)
+    if host.own is None or _try(host, userns=False).code == 0 or (os.geteuid() == 0 and _try(host, userns=True).code == 0):
+        return host
+    return replace(host, own=None)
 
 
 def abilities(host: Host) -> SandboxAbilities:
@@ -60,7 +71,7 @@ def gather(host: Host, *, proc: Path = Path("/proc")) -> Evidence:
     """Make the trials."""
     libc = ctypes.CDLL(None, use_errno=True)
     root = os.geteuid() == 0
-    direct = _try_bwrap(host, userns=False) if host.bwrap else None
+    direct = _try(host, userns=False) if host.wrapper else None
     retry = root and direct is not None and direct.code != 0
     return Evidence(
         root=root,
@@ -71,7 +82,8 @@ def gather(host: Host, *, proc: Path = Path("/proc")) -> Evidence:
         cgroup=parse_cgroup((proc / "self/mountinfo").read_text(errors="replace")),
         bwrap_version=host.bwrap_version if host.bwrap else None,
         bwrap=direct,
-        in_userns=_try_bwrap(host, userns=True) if retry else None,
+        in_userns=_try(host, userns=True) if retry else None,
+        own=host.own is not None,
         sysctls={name: text.read_text().strip() for name in _SYSCTLS if (text := proc / "sys" / name).exists()},
     )
 
@@ -100,7 +112,7 @@ def judge(seen: Evidence) -> SandboxAbilities:
     return SandboxAbilities(
         levels=tuple(level.value for level in levels),
         missing=tuple(missing),
-        bwrap=".".join(map(str, seen.bwrap_version)) if seen.bwrap_version is not None else None,
+        bwrap=BUILT_IN if seen.own else ".".join(map(str, seen.bwrap_version)) if seen.bwrap_version is not None else None,
         bwrap_userns=seen.in_userns is not None and seen.in_userns.code == 0,
         userns=seen.userns,
         seccomp=seen.seccomp,
@@ -110,7 +122,7 @@ def judge(seen: Evidence) -> SandboxAbilities:
 
 
 def _why_no_bwrap(seen: Evidence) -> tuple[str, str]:
-    if seen.bwrap_version is None or seen.bwrap is None:
+    if seen.bwrap is None:
         return "bubblewrap is not installed", "apt-get install bubblewrap"
     if seen.bwrap.code is None:
         return f"bwrap did not end within {_PATIENCE_S:g} s", "run `bwrap --ro-bind / / true` by hand"
@@ -158,7 +170,7 @@ def _has_userns() -> bool:
     return done.returncode == 0
 
 
-def _try_bwrap(host: Host, *, userns: bool) -> Trial:
+def _try(host: Host, *, userns: bool) -> Trial:
     with tempfile.TemporaryDirectory(prefix="ostler-sandbox-") as workspace:
         for name in ("input", "work", "output"):
             Path(workspace, name).mkdir()

@@ -1,6 +1,6 @@
 """How an attempt's command is wrapped: a level, a workspace and a command in, a plan out, and nothing is run here.
 
-The node's keeper carries plans out. Of bwrap it must know three things:
+The node's keeper carries plans out. Of bwrap, and of `_enter.c` in its place (ADR 31), it must know three things:
 
 - It ends with the command's exit code, and with 128 + n when the command died of signal n.
 - It is two processes around the command (a monitor outside, a reaper as pid 1 inside). A signal to the monitor does
@@ -145,7 +145,7 @@ def plan(
     outer, inner = (gate.outer, gate.inner) if gate else ((), ())
     return SandboxPlan(
         level=level,
-        argv=(*outer, _made(host.bwrap), *options, "--", *inner, *argv),
+        argv=(*outer, _made(host.wrapper), *options, "--", *inner, *argv),
         env={name: value for name, value in env.items() if name not in inside},
         cwd="/",
         open_fds={str(_FILTER_FD): _made(host.seccomp)},
@@ -170,7 +170,7 @@ def _namespaces(*, network: bool, hostname: str, userns: bool) -> list[str]:
 
 
 def _system(host: Host, *, tmp_mb: int, network: bool) -> list[str]:
-    size = ("--size", str(tmp_mb * 2**20)) if host.bwrap_version >= (0, 7) else ()
+    size = ("--size", str(tmp_mb * 2**20)) if host.own or host.bwrap_version >= (0, 7) else ()
     return [
         *_extra("--ro-bind", host.places),
         *(part for name, target in host.links for part in ("--symlink", target, name)),
