@@ -353,7 +353,7 @@ def test_the_kernel_log_of_this_machine() -> None:
 
 @pytest.mark.hardware
 def test_a_real_card() -> None:
-    """Runs where there is one; nothing else in this suite claims to have seen hardware."""
+    """Runs where there is one, as tests/e2e/test_gpu.py does; what two of them printed lies in tests/recordings/gpu-recorded."""
     reading = GpuReader().read()
     if not reading.gpus:
         pytest.skip("no GPU in this machine")

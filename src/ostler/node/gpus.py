@@ -63,18 +63,6 @@ def choose(cards: Sequence[Card], need: Requirements, *, held: Collection[str] =
     return Failure(FailureCode.NOGPU, f"needs {wanted}, {len(fitting)} can be had" + (f" ({reasons})" if reasons else ""))
 
 
-def gone(cards: Iterable[Card], uuids: Iterable[str]) -> Failure | None:
-    """E_NOGPU where a card that was chosen is no longer there or has a fault; None when all are well."""
-    present = {card.uuid: card for card in cards}
-    for uuid in uuids:
-        card = present.get(uuid)
-        if card is None:
-            return Failure(FailureCode.NOGPU, f"the GPU {uuid} is no longer there")
-        if card.fault:
-            return Failure(FailureCode.NOGPU, f"the GPU {uuid} has a fault: {card.fault}")
-    return None
-
-
 def gpu_environment(uuids: Sequence[str]) -> dict[str, str]:
     """The variables by which CUDA and the container toolkit see these cards alone; for none, that they see none.
 

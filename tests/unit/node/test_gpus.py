@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ostler.model.failures import Failure, FailureCode
 from ostler.model.manifest import Requirements
-from ostler.node.gpus import Card, choose, device_nodes, device_paths, gone, gpu_environment, parse_driver_card
+from ostler.node.gpus import Card, choose, device_nodes, device_paths, gpu_environment, parse_driver_card
 
 SMALL = Card(uuid="GPU-a", vram_mb=8000, used_mb=10)
 LARGE = Card(uuid="GPU-b", vram_mb=24000, used_mb=10)
@@ -92,12 +92,6 @@ def test_a_choice_is_exact_fitting_and_independent_of_the_order(some, count, vra
 def test_a_job_sees_its_own_cards_alone(uuids, cuda, toolkit):
     env = gpu_environment(uuids)
     assert (env["CUDA_VISIBLE_DEVICES"], env["NVIDIA_VISIBLE_DEVICES"]) == (cuda, toolkit)
-
-
-def test_a_card_that_went_away_or_got_a_fault():
-    assert gone(CARDS, ("GPU-a", "GPU-b")) is None
-    assert "no longer there" in gone(CARDS, ("GPU-x",)).message
-    assert "Xid 79" in gone(CARDS, ("GPU-a", "GPU-d")).message
 
 
 def test_the_drivers_file_gives_uuid_and_minor():
