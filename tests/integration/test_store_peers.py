@@ -1,7 +1,9 @@
 """Coordinators on one PostgreSQL: what one publishes wakes the other, and each duty is one's at a time."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +12,7 @@ from ostler.coordinator.loops.on_duty import run_on_duty
 from ostler.coordinator.operations import installation, jobs
 from ostler.coordinator.store.peers import CHANNEL, MAX_BYTES, _pieces
 from ostler.coordinator.store.store import Store
-from ostler.model.errors import Rejected
+from ostler.model.errors import Rejected, StoreBusy
 from ostler.runtime.clock import SystemClock
 from ostler.runtime.loop import Loop
 from postgres import Server
@@ -207,3 +209,67 @@ async def test_who_has_other_keys_or_artifacts_is_refused(database, two, key):
         assert caught.value.hint
     finally:
         server.execute("DELETE FROM meta WHERE key IN ('keys', 'secrets', 'artifacts')", database=name)
+
+
+# --- lines on which nothing comes any more -----------------------------------------------------------------------------------
+
+
+class Deaf:
+    """Stands between a store and its server; from the moment that somebody asks for `LOST`, nothing comes back on that connection."""
+
+    LOST = b"lost on the way"
+
+    def __init__(self, folder: Path, server: Server) -> None:
+        self.url_of = lambda name: f"postgresql://postgres@/{name}?host={folder}"
+        self._there = str(server.home / ".s.PGSQL.5432")
+        self._folder = str(folder)
+
+    async def __aenter__(self) -> "Deaf":
+        self._server = await asyncio.start_unix_server(self._carry, f"{self._folder}/.s.PGSQL.5432")
+        return self
+
+    async def __aexit__(self, *_) -> None:
+        self._server.close()
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        back, far = await asyncio.open_unix_connection(self._there)
+        deaf = asyncio.Event()
+
+        async def up() -> None:
+            while data := await reader.read(1 << 16):
+                if self.LOST in data:
+                    deaf.set()
+                far.write(data)
+            far.close()
+
+        async def down() -> None:
+            while data := await back.read(1 << 16):
+                if not deaf.is_set():
+                    writer.write(data)
+
+        with contextlib.suppress(OSError):
+            await asyncio.gather(up(), down())
+        writer.close()
+
+
+@pytest.mark.parametrize("working", [False, True], ids=["lost", "working"])
+async def test_whoever_waits_for_an_answer_that_was_lost_is_told_and_who_waits_for_work_is_left_alone(
+    database, tmp_path, monkeypatch, working
+):
+    monkeypatch.setattr("ostler.coordinator.store.silent.SILENT_S", 1.0)
+    server, name = database
+    async with Deaf(tmp_path, server) as between:
+        store = await asyncio.to_thread(Store.open, between.url_of(name), logger=LOGGER)
+        try:
+            store.join()
+            if working:  # for longer than anybody who is silent is waited for
+                query = "SELECT pg_sleep(2.5)"
+                assert await store.write(lambda tx: len(tx.rows(query))) == 1
+            else:
+                query = f"SELECT '{between.LOST.decode()}'"
+                for act in (store.write, store.read):
+                    with pytest.raises(StoreBusy):
+                        await asyncio.wait_for(act(lambda tx: tx.rows(query)), PATIENCE_S)
+            assert await submit(store), "it goes on"
+        finally:
+            await asyncio.to_thread(store.close)

@@ -58,10 +58,18 @@ class _Peer:
 class Peers:
     """This process among the others. Two threads, each with a connection of its own: one listens, one speaks and holds the duties."""
 
-    def __init__(self, connect: Callable[[], "psycopg.Connection[Any]"], wakeups: Wakeups, *, logger: logging.Logger) -> None:
+    def __init__(
+        self,
+        connect: Callable[[], "psycopg.Connection[Any]"],
+        wakeups: Wakeups,
+        *,
+        cut_silent: Callable[["psycopg.Connection[Any]"], int],
+        logger: logging.Logger,
+    ) -> None:
+        """`cut_silent` ends this process's sessions whose answer never comes (`store.silent`)."""
         self.me = secrets.token_hex(6)
         self.listening = False
-        self._connect, self._wakeups, self._logger = connect, wakeups, logger
+        self._connect, self._wakeups, self._cut_silent, self._logger = connect, wakeups, cut_silent, logger
         self._some = threading.Condition()
         self._topics: set[Topic] = set()
         self._all = True  # whoever was there before us may have published while nobody listened here
@@ -125,6 +133,8 @@ class Peers:
                     break
                 if time.monotonic() >= beat_at:
                     self._hold(connection)
+                    if count := self._cut_silent(connection):
+                        self._logger.warning("silent_sessions_cut", extra={"attrs": {"count": count}})
                     beat_at = time.monotonic() + BEAT_S
             except (psycopg.Error, OstlerError) as exc:
                 self._lose(exc)

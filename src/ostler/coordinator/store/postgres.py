@@ -23,6 +23,7 @@ from sqlalchemy.pool import NullPool
 from ostler.coordinator.store.locks import Lock, key_of, parts_of
 from ostler.coordinator.store.peers import Peers
 from ostler.coordinator.store.schema import JOB_NUMBERS, metadata
+from ostler.coordinator.store.silent import Sessions
 from ostler.coordinator.store.wakeups import Wakeups
 from ostler.model.errors import InvalidSpec, OstlerError, Rejected, StoreBusy
 
@@ -117,6 +118,7 @@ class PostgresDatabase:
         self.where = describe(url)
         self._url = url
         self._name = name  # of its sessions, as the server shows them
+        self._sessions = Sessions()
         # Isolation is ours: Core must not begin a transaction of its own, nor undo one on a connection that is closed or lost.
         self.engine = create_engine(
             "postgresql+psycopg://",
@@ -134,10 +136,17 @@ class PostgresDatabase:
                 self._url, autocommit=True, application_name=self._name, connect_timeout=CONNECT_S, keepalives_idle=5,
                 keepalives_interval=2, keepalives_count=3, tcp_user_timeout=10_000,
             )  # fmt: skip
-            connection.execute("; ".join([*(f"SET {name} = '{value}'" for name, value in SETTINGS.items()), _DURABLE]))
+            told = "; ".join(
+                [*(f"SET {name} = '{value}'" for name, value in SETTINGS.items()), _DURABLE, "SELECT pg_backend_pid()"]
+            )
+            cursor = connection.execute(told)
+            while cursor.nextset():
+                pass
+            (pid,) = cursor.fetchone() or (0,)
         except psycopg.Error as exc:
             raise _unreachable(exc, self.where) from exc
         _adapt(connection)
+        self._sessions.add(connection, pid)
         return connection
 
     def connect(self, *, write: bool) -> Connection:
@@ -270,7 +279,7 @@ class PostgresDatabase:
 
     def join(self, wakeups: Wakeups, *, logger: logging.Logger) -> Peers:
         """Two threads and connections of their own."""
-        return Peers(self._open, wakeups, logger=logger)
+        return Peers(self._open, wakeups, cut_silent=self._sessions.cut_silent, logger=logger)
 
     def translate(self, exc: BaseException) -> OstlerError | None:
         """A server that is away, busy or full as StoreBusy, a value that no column holds as InvalidSpec; None for the rest."""
