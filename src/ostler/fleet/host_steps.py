@@ -1,0 +1,102 @@
+"""What is asked of the host program, as steps; and its answers as values."""
+
+import json
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+
+from ostler.fleet.host import bundle
+from ostler.fleet.rollout.preflight import Facts
+from ostler.fleet.ssh.step import Outcome, Step
+from ostler.model.errors import Rejected
+
+ANSWERS = (0, 1)
+
+
+class HostRefused(Rejected):
+    """The host program does not do it, and changed nothing. `code` is its own: locked, busy, missing, unfit, disk, unit or usage."""
+
+    code = "host_refused"
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class HostSteps:
+    """Builds steps around one copy of the host program."""
+
+    def __init__(self) -> None:
+        self._program = bundle.program()
+
+    def ask(
+        self, title: str, verb: str, *arguments: str, stdin: bytes = b"", timeout_s: float = 30.0, secret: bool = False
+    ) -> Step:
+        """One verb as a step; `stdin` is what the verb reads."""
+        return Step(
+            title=title,
+            argv=tuple(bundle.command(len(self._program), verb, *arguments)),
+            stdin=self._program + stdin,
+            timeout=timedelta(seconds=timeout_s),
+            codes=ANSWERS,
+            secret=secret,
+        )
+
+    def facts(self, services: list[dict[str, Any]]) -> Step:
+        """What the host is like; changes nothing."""
+        return self.ask("look at the host", "facts", "--services", json.dumps(services))
+
+    def lock(self, rollout: str, owner: str, message: str) -> Step:
+        """Take the host's deploy lock, or take it again."""
+        return self.ask("take the lock", "lock", "--rollout", rollout, "--owner", owner, "--message", message)
+
+    def unlock(self, rollout: str) -> Step:
+        """Give it back."""
+        return self.ask("give the lock back", "unlock", "--rollout", rollout)
+
+    def switch(self, rollout: str, release: str, *, window_s: float, config: str | None, services: list[dict[str, Any]]) -> Step:
+        """Drain, switch, restart; the host's watcher is armed before."""
+        words = ["--rollout", rollout, "--release", release, "--window", f"{window_s:g}", "--services", json.dumps(services)]
+        if config is not None:
+            words += ["--config", "-"]
+        return self.ask("switch and restart", "switch", *words, stdin=(config or "").encode(), timeout_s=180.0)
+
+    def receive(self, release: str, digest: str, content: bytes) -> Step:
+        """Verify a bundle and unpack it beside the others."""
+        words = ("--release", release, "--sha256", digest)
+        return self.ask("upload and verify", "receive", *words, stdin=content, timeout_s=300.0)
+
+    def prune(self, *, keep: int) -> Step:
+        """Remove old releases, never one that runs or could be gone back to."""
+        return self.ask("remove old releases", "prune", "--keep", str(keep))
+
+    def observe(self, rollout: str) -> Step:
+        """How the watcher judges."""
+        return self.ask("watch", "observe", "--rollout", rollout)
+
+    def go_back(self, reason: str) -> Step:
+        """Put back what was in force before."""
+        return self.ask("go back", "go-back", "--reason", reason, timeout_s=180.0)
+
+
+def answer(outcome: Outcome) -> dict[str, Any]:
+    """The host program's answer. Raises HostRefused."""
+    try:
+        said = json.loads(outcome.stdout)
+    except ValueError:
+        words = (outcome.stderr or outcome.stdout).decode(errors="replace").strip()[-400:]
+        raise HostRefused("usage", f"the host program did not answer: {words or f'exit code {outcome.code}'}") from None
+    if not isinstance(said, dict):
+        raise HostRefused("usage", "the host program answered with something else than an object")
+    if "error" in said:
+        raise HostRefused(str(said["error"]), str(said.get("message", "no reason given")))
+    return said
+
+
+def read_facts(outcome: Outcome) -> Facts:
+    """The answer of `facts`. Raises HostRefused."""
+    try:
+        return msgspec.convert(answer(outcome), Facts)
+    except msgspec.ValidationError as exc:
+        raise HostRefused("usage", f"the host's facts are not understood: {exc}") from exc

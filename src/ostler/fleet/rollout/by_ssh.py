@@ -1,0 +1,244 @@
+"""The steps of a rollout over SSH: one connection for each host, opened when it is first needed and again when it was lost."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from ostler.fleet.host_steps import HostRefused, HostSteps, answer, read_facts
+from ostler.fleet.inventory.host import Host
+from ostler.fleet.rollout.engine import Result
+from ostler.fleet.rollout.plan import Plan
+from ostler.fleet.rollout.preflight import Facts, Verdict, Wanted, judge
+from ostler.fleet.rollout.progress import Event, Phase
+from ostler.fleet.ssh.line import Line, StepFailed, connected
+from ostler.fleet.ssh.step import Outcome, Step
+from ostler.fleet.ssh.trust import Trust
+from ostler.model.errors import MachineUnreachable, Rejected
+
+LOOK_S = 1.0
+AGAIN_S = 2.0
+AT_ONCE = 64
+
+Gate = Callable[[Host, Facts | None], Awaitable[str | None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Content:
+    """What a rollout brings to each host: the release's bundle, its digest, and each host's configuration (None: it keeps its own)."""
+
+    bundle: bytes
+    digest: str
+    config: Mapping[str, str | None]
+    services: Mapping[str, list[dict[str, Any]]]
+
+
+class Lines:
+    """Connections by host. Use as an async context manager: all of them end with it."""
+
+    def __init__(
+        self, trust: Trust, *, local_user: str, told: Callable[[Host, str, Step], None] = lambda host, user, step: None
+    ) -> None:
+        """`told` hears of each step before it is carried out."""
+        self._trust = trust
+        self._local_user = local_user
+        self._told = told
+        self._open: dict[str, tuple[Line, contextlib.AsyncExitStack]] = {}
+        self._gates: dict[str, asyncio.Lock] = {}
+        self._width = asyncio.Semaphore(AT_ONCE)
+
+    async def __aenter__(self) -> "Lines":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for name in list(self._open):
+            await self.drop(name)
+
+    async def run(self, host: Host, step: Step) -> Outcome:
+        """Carry out a step on a host. Raises MachineUnreachable, StepFailed."""
+        async with self._gates.setdefault(host.name, asyncio.Lock()):
+            line = await self._line(host)
+            self._told(host, line.user, step)
+            try:
+                return await line.run(step)
+            except MachineUnreachable:
+                await self.drop(host.name)
+                raise
+
+    async def drop(self, name: str) -> None:
+        """End a host's connection; the next step opens another."""
+        if (there := self._open.pop(name, None)) is not None:
+            await there[1].aclose()
+
+    async def _line(self, host: Host) -> Line:
+        if host.name not in self._open:
+            async with self._width, _opening() as stack:
+                line = await stack.enter_async_context(connected(host, self._trust, local_user=self._local_user))
+                self._open[host.name] = (line, stack.pop_all())
+        return self._open[host.name][0]
+
+
+@contextlib.asynccontextmanager
+async def _opening() -> AsyncIterator[contextlib.AsyncExitStack]:
+    async with contextlib.AsyncExitStack() as stack:
+        yield stack
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Looked:
+    """What preflight found on a host: facts and verdict, or why it cannot be reached."""
+
+    facts: Facts | None = None
+    verdict: Verdict | None = None
+    unreachable: str | None = None
+
+
+class SshCarrier:
+    """The `Carrier` over SSH. `gate` asks the coordinator of a host whose daemon is good in itself; it answers what is wrong."""
+
+    def __init__(
+        self,
+        lines: Lines,
+        hosts: Mapping[str, Host],
+        *,
+        plan: Plan,
+        content: Content,
+        owner: str,
+        message: str,
+        gate: Gate | None,
+    ) -> None:
+        self._lines = lines
+        self._hosts = hosts
+        self._plan = plan
+        self._content = content
+        self._owner = owner
+        self._message = message
+        self._gate = gate
+        self._steps = HostSteps()
+        self._facts: dict[str, Facts] = {}
+
+    async def look(self, host: str, wanted: Wanted) -> Looked:
+        """Preflight of one host; changes nothing."""
+        asked = datetime.now(UTC)
+        try:
+            facts = read_facts(await self._lines.run(self._hosts[host], self._steps.facts(self._content.services.get(host, []))))
+        except MachineUnreachable as exc:
+            return Looked(unreachable=_line(exc))
+        except Rejected as exc:
+            return Looked(verdict=Verdict(refusal=_line(exc)))
+        self._facts[host] = facts
+        return Looked(facts=facts, verdict=judge(facts, wanted, asked_at=asked, answered_at=datetime.now(UTC)))
+
+    async def carry(self, host: str, phase: Phase, reason: str | None) -> Result:
+        """One step; what a host does becomes an event."""
+        act = {
+            Phase.LOCKING: self._lock,
+            Phase.UPLOADING: self._upload,
+            Phase.SWITCHING: self._switch,
+            Phase.GATING: self._watch,
+            Phase.CONFIRMING: self._confirm,
+            Phase.GOING_BACK: lambda host: self._go_back(host, reason),
+            Phase.UNLOCKING: self._unlock,
+        }[phase]
+        try:
+            return await act(self._hosts[host])
+        except MachineUnreachable as exc:
+            return Result(event=Event.LOST, reason=_line(exc))
+        except (HostRefused, StepFailed) as exc:
+            return Result(event=Event.REFUSED, reason=_line(exc))
+
+    async def _lock(self, host: Host) -> Result:
+        await self._ask(host, self._steps.lock(self._plan.rollout_id, self._owner, self._message))
+        return Result(event=Event.DONE)
+
+    async def _upload(self, host: Host) -> Result:
+        facts = self._facts.get(host.name)
+        if facts is None or self._plan.release not in facts.releases:
+            content = self._content
+            await self._ask(host, self._steps.receive(self._plan.release, content.digest, content.bundle))
+        return Result(event=Event.DONE)
+
+    async def _switch(self, host: Host) -> Result:
+        try:
+            said = await self._ask(
+                host,
+                self._steps.switch(
+                    self._plan.rollout_id,
+                    self._plan.release,
+                    window_s=self._plan.window_for(host.name).total_seconds(),
+                    config=self._content.config.get(host.name),
+                    services=self._content.services.get(host.name, []),
+                ),
+            )
+        except HostRefused as exc:
+            if exc.code in ("disk", "unit"):  # it had begun: the release before is put back
+                return Result(event=Event.SICK, reason=exc.message)
+            raise
+        warnings = "\n".join(said.get("warnings") or [])
+        if said.get("failure"):
+            first, _, rest = str(said["failure"]).partition("\n")
+            return Result(event=Event.SICK, reason=first, detail=rest or None)
+        return Result(event=Event.DONE, detail=warnings or None)
+
+    async def _watch(self, host: Host) -> Result:
+        """Until the host's watcher and the coordinator agree, or the time is over. A line that breaks is opened again."""
+        asking: asyncio.Task[str | None] | None = None
+        said: dict[str, Any] = {}
+        try:
+            async with asyncio.timeout(self._plan.timeout.total_seconds()):
+                while True:
+                    try:
+                        said = await self._ask(host, self._steps.observe(self._plan.rollout_id))
+                    except MachineUnreachable:
+                        await asyncio.sleep(AGAIN_S)
+                        continue
+                    if (result := _judged(said)) is not None:
+                        return result
+                    good = said.get("state") == "good"
+                    if self._gate is not None and asking is None and (said.get("resumed") or good):
+                        asking = asyncio.ensure_future(self._gate(host, self._facts.get(host.name)))
+                    if asking is not None and asking.done() and (wrong := asking.result()) is not None:
+                        return Result(event=Event.SICK, reason=wrong)
+                    if good and (asking is None or asking.done()):
+                        return Result(event=Event.DONE, reason=said.get("reason"))
+                    await asyncio.sleep(LOOK_S)
+        except TimeoutError:
+            state = said.get("reason") or said.get("state") or "it does not answer"
+            return Result(event=Event.LOST, reason=f"not decided in {self._plan.timeout}: {state}; its watcher goes on by itself")
+        finally:
+            if asking is not None:
+                asking.cancel()
+
+    async def _confirm(self, host: Host) -> Result:
+        with contextlib.suppress(HostRefused):
+            await self._ask(host, self._steps.prune(keep=3))
+        return Result(event=Event.DONE)
+
+    async def _go_back(self, host: Host, reason: str | None) -> Result:
+        said = await self._ask(host, self._steps.go_back(reason or "asked to"))
+        if said.get("state") == "went_back":
+            return Result(event=Event.DONE, detail=said.get("journal"))
+        return Result(event=Event.REFUSED, reason=said.get("reason"), detail=said.get("journal"))
+
+    async def _unlock(self, host: Host) -> Result:
+        await self._ask(host, self._steps.unlock(self._plan.rollout_id))
+        return Result(event=Event.DONE)
+
+    async def _ask(self, host: Host, step: Step) -> dict[str, Any]:
+        return answer(await self._lines.run(host, step))
+
+
+def _judged(said: Mapping[str, Any]) -> Result | None:
+    """What the host's watcher has decided against the release."""
+    match said.get("state"):
+        case "went_back":
+            return Result(event=Event.WENT_BACK, reason=said.get("reason"), detail=said.get("journal"))
+        case "stuck" | "missing":
+            return Result(event=Event.SICK, reason=said.get("reason"), detail=said.get("journal"))
+    return None
+
+
+def _line(exc: Rejected | MachineUnreachable) -> str:
+    return exc.message if exc.hint is None else f"{exc.message} ({exc.hint})"

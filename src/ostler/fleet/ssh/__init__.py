@@ -1,0 +1,1 @@
+"""Steps on hosts: values that say what is to be executed there, and the connections that carry them out."""

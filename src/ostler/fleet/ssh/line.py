@@ -1,0 +1,151 @@
+"""A connection to one host: opened within seconds, its key verified always, steps carried out one after another."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
+
+import asyncssh
+
+from ostler.fleet.inventory.host import Host, Jump
+from ostler.fleet.ssh.step import OUTPUT_BYTES, Outcome, Step
+from ostler.fleet.ssh.trust import Trust, fingerprints, offered_key
+from ostler.model.errors import MachineUnreachable, Rejected
+
+CONNECT = timedelta(seconds=5)
+_KEEPALIVE_S = 5.0
+_BLOCK = 1 << 18
+_SAID = 600
+
+
+class StepFailed(Rejected):
+    """A step ended with an exit code that is no answer; the message says what it wrote."""
+
+    code = "step_failed"
+
+    def __init__(self, message: str, outcome: Outcome, *, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.outcome = outcome
+
+
+class Line:
+    """An open connection. After MachineUnreachable it is of no more use."""
+
+    def __init__(self, connection: asyncssh.SSHClientConnection, host: Host, user: str) -> None:
+        self._connection = connection
+        self.host = host
+        self.user = user
+
+    async def run(self, step: Step) -> Outcome:
+        """Carry out a step. Raises StepFailed, or MachineUnreachable where the line breaks or the time is over."""
+        try:
+            async with asyncio.timeout(step.timeout.total_seconds()):
+                outcome = await self._execute(step)
+        except TimeoutError:
+            raise MachineUnreachable(f"{step.title}: no end in {step.timeout.total_seconds():g} s") from None
+        except (OSError, asyncssh.Error) as exc:
+            raise MachineUnreachable(f"{step.title}: the connection was lost ({exc or type(exc).__name__})") from exc
+        if outcome.code not in step.codes:
+            raise _failure(step, outcome, self.user)
+        return outcome
+
+    async def _execute(self, step: Step) -> Outcome:
+        process: asyncssh.SSHClientProcess[bytes] = await self._connection.create_process(step.command(self.user), encoding=None)
+        async with process:
+            _, stdout, stderr = await asyncio.gather(_feed(process, step.stdin), _read(process.stdout), _read(process.stderr))
+            await process.wait_closed()
+        if process.returncode is None:
+            raise asyncssh.ConnectionLost("it ended without an exit code")
+        return Outcome(code=process.returncode, stdout=stdout, stderr=stderr)
+
+
+@contextlib.asynccontextmanager
+async def connected(host: Host, trust: Trust, *, local_user: str, connect: timedelta = CONNECT) -> AsyncIterator[Line]:
+    """Connect to a host, by way of its jump hosts. Raises MachineUnreachable with one line that says what to do."""
+    async with contextlib.AsyncExitStack() as stack:
+        tunnel: asyncssh.SSHClientConnection | None = None
+        for hop in host.proxy_jump:
+            tunnel = await stack.enter_async_context(await _connect(hop, trust, local_user, connect, tunnel))
+        user = host.user or local_user
+        connection = await stack.enter_async_context(await _connect(host, trust, local_user, connect, tunnel))
+        try:
+            yield Line(connection, host, user)
+        finally:
+            connection.abort()  # what runs there is not waited for
+
+
+async def _connect(
+    hop: Host | Jump, trust: Trust, local_user: str, connect: timedelta, tunnel: asyncssh.SSHClientConnection | None
+) -> asyncssh.SSHClientConnection:
+    user, seconds = hop.user or local_user, connect.total_seconds()
+    options: dict[str, Any] = {"client_keys": list(hop.identity_files)} if hop.identity_files else {}
+    try:
+        async with asyncio.timeout(2 * seconds):
+            if trust.accept_new and not any(trust.keys(hop.address, hop.port)):
+                trust.keep(hop.address, hop.port, await offered_key(hop.address, hop.port, via=tunnel))
+            return await asyncssh.connect(
+                hop.address, hop.port, username=user, known_hosts=trust.known(), tunnel=tunnel or (), config=None,
+                connect_timeout=seconds, login_timeout=seconds, keepalive_interval=_KEEPALIVE_S, agent_forwarding=False, **options,
+            )  # fmt: skip
+    except (TimeoutError, asyncssh.TimeoutError):
+        raise MachineUnreachable(f"no SSH at {hop.address}:{hop.port} within {seconds:g} s") from None
+    except asyncssh.HostKeyNotVerifiable as exc:
+        raise MachineUnreachable(await _about_key(hop, trust, tunnel), hint=f"ostler fleet trust {hop.address}") from exc
+    except asyncssh.PermissionDenied as exc:
+        raise MachineUnreachable(
+            f"{hop.address} does not let {user} in: {exc.reason}",
+            hint="see `ssh-add -l`, or name a key: `identity_file` in the inventory",
+        ) from exc
+    except (asyncssh.KeyImportError, asyncssh.KeyEncryptionError) as exc:
+        raise MachineUnreachable(
+            f"the key for {hop.address} cannot be used: {exc}", hint="unlock it into an agent: ssh-add FILE"
+        ) from exc
+    except (OSError, asyncssh.Error) as exc:
+        raise MachineUnreachable(f"cannot connect to {hop.address}:{hop.port}: {_words(exc)}") from exc
+
+
+async def _about_key(hop: Host | Jump, trust: Trust, tunnel: asyncssh.SSHClientConnection | None) -> str:
+    """Whether the host is not known, or shows another key than the one that is."""
+    known, revoked = trust.keys(hop.address, hop.port)
+    with contextlib.suppress(MachineUnreachable):
+        shown = await offered_key(hop.address, hop.port, via=tunnel)
+        if shown in revoked:
+            return f"{hop.address} shows a revoked host key ({fingerprints([shown])[0]})"
+        if known:
+            return (
+                f"the host key of {hop.address} is not the known one: it shows {fingerprints([shown])[0]}, "
+                f"known is {', '.join(fingerprints(known))}; somebody may be in between"
+            )
+        return f"the host key of {hop.address} is not known: {fingerprints([shown])[0]}"
+    return f"the host key of {hop.address} cannot be verified"
+
+
+async def _feed(process: "asyncssh.SSHClientProcess[bytes]", content: bytes) -> None:
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it ended without reading all of it: its exit code tells
+        for at in range(0, len(content), _BLOCK):
+            process.stdin.write(content[at : at + _BLOCK])
+            await process.stdin.drain()
+        process.stdin.write_eof()
+
+
+async def _read(stream: "asyncssh.SSHReader[bytes]") -> bytes:
+    """Up to OUTPUT_BYTES; what is more is taken and dropped."""
+    kept = bytearray()
+    while block := await stream.read(_BLOCK):
+        kept += block[: OUTPUT_BYTES - len(kept)]
+    return bytes(kept)
+
+
+def _failure(step: Step, outcome: Outcome, user: str) -> StepFailed:
+    said = outcome.stderr.decode(errors="replace").strip()
+    if step.sudo and said.startswith("sudo:"):
+        why = "it asks for a password" if "password" in said else said.removeprefix("sudo:").strip()
+        hint = f"as root on the host: echo '{user} ALL=(ALL) NOPASSWD: ALL' > /etc/sudoers.d/{user}"
+        return StepFailed(f"{user} cannot use sudo there: {why}", outcome, hint=hint)
+    said = said or outcome.stdout.decode(errors="replace").strip()
+    return StepFailed(f"{step.title}: exit code {outcome.code}" + (f": {said[-_SAID:]}" if said else ""), outcome)
+
+
+def _words(exc: Exception) -> str:
+    return getattr(exc, "strerror", None) or getattr(exc, "reason", None) or str(exc) or type(exc).__name__

@@ -1,0 +1,53 @@
+"""One thing to be executed on a host, as a value: built by pure code, shown by `--dry-run`, carried out by a connection."""
+
+import hashlib
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+OUTPUT_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """`argv` with `stdin`, as root where `sudo` is set, for at most `timeout`. `title` is what a person reads; `codes` are the exit codes
+    that are answers, any other one is a failure. `secret`: nobody is shown its standard input, not even its hash."""
+
+    title: str
+    argv: tuple[str, ...]
+    stdin: bytes = field(default=b"", repr=False)
+    sudo: bool = True
+    timeout: timedelta = timedelta(seconds=60)
+    codes: tuple[int, ...] = (0,)
+    secret: bool = False
+
+    def command(self, user: str) -> str:
+        """What the host's shell is given: the one place where an argument list becomes text. Raises ValueError on a NUL."""
+        argv = ("sudo", "-n", "--", *self.argv) if self.sudo and user != "root" else self.argv
+        return quoted(argv)
+
+    def shown(self, user: str) -> str:
+        """For people: the command, and what its standard input is."""
+        if not self.stdin:
+            return self.command(user)
+        if self.secret:
+            return f"{self.command(user)} < ({len(self.stdin)} bytes, not shown)"
+        return f"{self.command(user)} < ({len(self.stdin)} bytes, sha256 {hashlib.sha256(self.stdin).hexdigest()[:16]}…)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a step ended; both outputs are cut at OUTPUT_BYTES."""
+
+    code: int
+    stdout: bytes
+    stderr: bytes
+
+
+def quoted(argv: Sequence[str]) -> str:
+    """An argument list for a POSIX shell."""
+    for argument in argv:
+        if "\0" in argument:
+            raise ValueError(f"an argument holds a NUL: {argument!r}")
+    return shlex.join(argv)
