@@ -10,7 +10,7 @@ LEGAL: dict[str, dict[str, str]] = {
     "": {"submit": "queued"},
     "queued": {"lease": "leased", "cancel": "cancelled", "expire": "expired", "fail": "failed"},
     "leased": {"return": "queued", "ack": "acked", "cancel": "cancelled"},
-    "acked": {"prepare": "preparing", "start": "running", "upload": "uploading", **_ENDS},
+    "acked": {"return": "queued", "prepare": "preparing", "start": "running", "upload": "uploading", **_ENDS},
     "preparing": {"start": "running", "upload": "uploading", **_ENDS},
     "running": {"upload": "uploading", **_ENDS},
     "uploading": _ENDS,
@@ -67,6 +67,8 @@ def _life(evidence: Evidence, job_id: str, job: Row) -> Iterator[str]:
             yield f"{where} is not of attempt {attempt} on {node}"
         if kind == "ack":
             tries += 1
+        elif kind == "return" and state == "acked":
+            tries -= 1
         if state in HELD and kind in LEFT:
             left[attempt] = kind
         state = following

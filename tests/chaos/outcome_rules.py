@@ -18,7 +18,7 @@ def executions_belong_to_attempts(evidence: Evidence) -> Iterator[str]:
     """What ran was an attempt of the node on which it ran, which was acknowledged before; and no attempt ran twice."""
     acks: defaultdict[tuple[str, int], list[float]] = defaultdict(list)
     for one in evidence.heard:
-        if one["call"] == "ack" and one["ok"] and one["declined"] is None:
+        if one["call"] in {"ack", "pull"} and one["ok"] and one["declined"] is None:  # some pulls acknowledge what they bring
             acks[one["job_id"], one["attempt"]].append(one["t"])
     for key, runs in evidence.ran.items():
         name = f"{key[0]}/{key[1]}"

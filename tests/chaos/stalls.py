@@ -28,7 +28,7 @@ def stalls(evidence: Evidence) -> dict[str, float]:
     for one in evidence.heard:
         if one["ok"]:
             heard[one["node"]].append(one["t"])
-            over += [one["t"]] if one["call"] != "ack" else []
+            over += [one["t"]] if one["call"] not in {"ack", "pull"} else []
     for node, times in heard.items():
         plenty = [(a, b) for a, b in pairwise(times) if bisect_left(told, a) - bisect_left(over, a) >= PLENTY]
         found[node] = max((b - a for a, b in plenty), default=0.0)

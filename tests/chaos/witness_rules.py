@@ -73,7 +73,7 @@ def what_was_seen_stays(evidence: Evidence) -> Iterator[str]:
 def what_nodes_were_promised_stands(evidence: Evidence) -> Iterator[str]:
     """An outcome that the coordinator took from a node is the attempt's outcome, and an acknowledged attempt was begun."""
     for one in evidence.heard:
-        if not one["ok"]:
+        if not one["ok"] or one["call"] == "pull":  # the answer to a pull may be lost: what it acknowledged is undone then
             continue
         key = (one["job_id"], one["attempt"])
         row = evidence.attempts.get(key)

@@ -375,7 +375,13 @@ class World:
         if path.endswith("/jobs/pull"):
             with contextlib.suppress(ValueError, KeyError):
                 said, told = json.loads(asked), json.loads(answered)
-                self.pulls.write(node=node, slots=said["slots"], held=len(said.get("held") or ()), brought=_leases(told))
+                brought = _leases(told)
+                self.pulls.write(node=node, slots=said["slots"], held=len(said.get("held") or ()), brought=len(brought))
+                for one in brought:
+                    if one.get("acked"):
+                        self.heard.write(
+                            node=node, call="pull", job_id=one["job_id"], attempt=one["attempt"], ok=True, declined=None
+                        )  # fmt: skip
             return
         with contextlib.suppress(ValueError, KeyError, TypeError):
             told = json.loads(answered)["items"]
@@ -402,15 +408,13 @@ class World:
 KEEPER_STOP = "import sys, pathlib; from ostler.assembly.keeper_stop import shut_down; shut_down(pathlib.Path(sys.argv[1]))"
 
 
-def _leases(answer: dict[str, Any]) -> int:
-    """How many jobs a pull brought, whichever way this release signs them."""
-    count = 0
+def _leases(answer: dict[str, Any]) -> list[dict[str, Any]]:
+    """The assignments that a pull brought, whichever way this release signs them."""
+    found = []
     for envelope in answer.get("jobs") or ():
         payload = json.loads(base64.b64decode(envelope["payload"]))
-        count += (
-            len(payload.get("items") or payload.get("assignments") or [payload]) if isinstance(payload, dict) else len(payload)
-        )
-    return count
+        found += payload if isinstance(payload, list) else [payload]
+    return found
 
 
 def _metadata(form: bytes) -> dict[str, Any]:

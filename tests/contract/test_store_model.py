@@ -47,7 +47,9 @@ SITUATIONS: dict[str, tuple[int, tuple[Any, ...]]] = {  # name: (how often, what
     "submit": (3, (st.integers(1, 3),)),
     "submit_after": (2, (WHICH, st.sampled_from(["success", "done"]))),
     "pull": (6, (st.sampled_from(NODES), st.integers(1, 3))),
-    "pull_that_forgot_its_offers": (1, (st.sampled_from(NODES),)),
+    "pull_that_begins": (4, (st.sampled_from(NODES), st.integers(1, 3), st.integers(1, 3))),
+    "pull_that_forgot_its_offers": (1, (st.sampled_from(NODES), st.sampled_from(["newest", "newest", "late", "unnumbered"]))),
+    "heartbeat": (1, (st.sampled_from(NODES), st.booleans())),
     "ack": (9, (WHICH, WRONG)),
     "decline": (1, (WHICH, WRONG)),
     "progress": (4, (WHICH, WRONG, st.sampled_from(BEGUN[1:]))),
@@ -73,10 +75,12 @@ EVENTS = st.sampled_from(NAMES).flatmap(lambda name: st.tuples(st.just(name), *S
 
 @dataclass
 class Attempt:
-    """`how` is what its node said at its end, None where the coordinator ended it."""
+    """`how` is what its node said at its end, None where the coordinator ended it; `pull` which pull acknowledged it, until its node
+    names it."""
 
     node: str
     state: str = "leased"
+    pull: int | None = None
     how: str | None = None
     log: bytes = b""
     result: bytes | None = None
@@ -84,6 +88,10 @@ class Attempt:
     @property
     def live(self) -> bool:
         return self.state in {"leased", *BEGUN}
+
+    @property
+    def unheard(self) -> bool:
+        return self.state == "acked" and self.pull is not None
 
 
 @dataclass
@@ -112,7 +120,8 @@ class Job:
     def lost(self) -> None:
         """Its node does not have it any more."""
         last = self.attempts[-1]
-        if last.state == "leased":
+        if last.state == "leased" or (last.unheard and not self.cancel):
+            self.tries -= last.unheard
             last.state, self.state = "returned", "queued"
         else:
             last.state = "cancelled" if self.cancel else "failed"
@@ -140,6 +149,7 @@ class Life(RuleBasedStateMachine):
         self.jobs: dict[str, Job] = {}
         self.given: list[tuple[str, Any]] = []
         self.epochs = dict.fromkeys(NODES, 1)
+        self.pulls = dict.fromkeys(NODES, 1)
         self.draining: set[str] = set()
         random.seed(0)
 
@@ -162,8 +172,14 @@ class Life(RuleBasedStateMachine):
         return [
             m.Held(job_id, job.number)
             for job_id, job in self.jobs.items()
-            if job.live_on(node, job.number) and (offers or job.state != "leased")
+            if job.live_on(node, job.number) and (offers or not (job.state == "leased" or job.attempts[-1].unheard))
         ]
+
+    def hear(self, node: str) -> None:
+        """The node has named all that it holds."""
+        for job in self.jobs.values():
+            if job.live_on(node, job.number):
+                job.attempts[-1].pull = None
 
     @initialize()
     def join(self) -> None:
@@ -243,29 +259,50 @@ class Life(RuleBasedStateMachine):
 
     # --- nodes ---
 
-    def pull(self, node: str, slots: int) -> None:
+    def pull(self, node: str, slots: int, begins: int = 0) -> None:
         """Names all that it holds, offers included."""
-        some = self.do(self.rig.pull(node, slots=slots, held=self.held(node)))
+        self.pulls[node] += 1
+        some = self.do(self.rig.pull(node, slots=slots, held=self.held(node), begins=begins, number=self.pulls[node]))
+        self.hear(node)
         free = [job_id for job_id, job in self.jobs.items() if job.state == "queued" and not job.held and job.after is None]
         assert [one.job_id for one in some] == ([] if node in self.draining else free[:slots])
-        for one in some:
+        for place, one in enumerate(some):
             job = self.jobs[one.job_id]
             job.attempts.append(Attempt(node))
             job.state = "leased"
-            assert (one.attempt, one.tries) == (job.number, job.tries)
+            assert (one.attempt, one.tries, one.acked) == (job.number, job.tries, place < begins)
             self.given.append((node, one))
+            if one.acked:
+                job.state = job.attempts[-1].state = "acked"
+                job.attempts[-1].pull = self.pulls[node]
+                job.tries += 1
 
-    def pull_that_forgot_its_offers(self, node: str) -> None:
-        assert self.do(self.rig.pull(node, slots=0, held=self.held(node, offers=False))) == []
+    def pull_that_begins(self, node: str, slots: int, begins: int) -> None:
+        self.pull(node, slots, begins)
+
+    def pull_that_forgot_its_offers(self, node: str, how: str) -> None:
+        """Answers did not reach the node. A call that comes late takes back nothing that a later one has acknowledged."""
+        self.pulls[node] += 1
+        number = {"newest": self.pulls[node], "late": 1, "unnumbered": 0}[how]
+        assert self.do(self.rig.pull(node, slots=0, held=self.held(node, offers=False), number=number)) == []
         for job in self.jobs.values():
-            if job.state == "leased" and job.attempts[-1].node == node:
+            if job.live_on(node, job.number) and (job.state == "leased" or (job.attempts[-1].unheard and how == "newest")):
                 job.lost()
+
+    def heartbeat(self, node: str, early: bool) -> None:
+        """One that was sent before what is held had come asks for nothing of it; another one names it."""
+        said = self.do(self.rig.beat(node, self.held(node, offers=not early)))
+        assert m.DirectiveKind.RECONCILE not in {one.kind for one in said}
+        if not early:
+            self.hear(node)
 
     def ack(self, which: int, wrong: bool) -> None:
         node, lease, job = self.caller(which, wrong)
         live = job.live_on(node, lease.attempt)
         (result,) = self.do(self.rig.ack(node, [lease]))
         assert (result.ok, result.code) == ((True, None) if live else (False, "stale_attempt"))
+        if live:
+            live.pull = None
         if live and live.state == "leased":
             job.state = live.state = "acked"
             job.tries += 1
@@ -275,7 +312,7 @@ class Life(RuleBasedStateMachine):
         node, lease, job = self.caller(which, wrong)
         live = job.live_on(node, lease.attempt)
         (result,) = self.do(self.rig.ack(node, [lease], decline="no room"))
-        if live and live.state == "leased":
+        if live and (live.state == "leased" or live.unheard):
             assert result.ok
             job.lost()
             self.rig.clock.advance(60)
@@ -391,8 +428,10 @@ class Life(RuleBasedStateMachine):
         self.epochs[node] += 1
         some = [] if forgets else self.held(node)
         self.do(self.rig.register(node, f"boot:{self.epochs[node]}", slots=8, held=some))
+        self.pulls[node] = 1
         if forgets:
             self.all_lost(node)
+        self.hear(node)
 
     def let_waits_pass(self) -> None:
         self.rig.clock.advance(400)

@@ -79,13 +79,12 @@ class Node:
     async def call(self, route, message=None, **more):
         return await self.rig.nobody.call(route, message, token=self.token, **more)
 
-    async def pull(self, slots: int = 8, wait_s: float = 0.0, held: tuple = ()) -> list[m.Assignment]:
-        return self.open(await self.pull_raw(slots, wait_s, held))
+    async def pull(self, slots: int = 8, wait_s: float = 0.0, held: tuple = (), **more) -> list[m.Assignment]:
+        return self.open(await self.pull_raw(slots, wait_s, held, **more))
 
-    async def pull_raw(self, slots: int = 8, wait_s: float = 0.0, held: tuple = ()) -> m.PullResponse:
-        return await self.call(
-            routes.PULL, m.PullRequest(node_id=self.node_id, slots=slots, wait_s=wait_s, held=held, protocol=m.PROTOCOL)
-        )
+    async def pull_raw(self, slots: int = 8, wait_s: float = 0.0, held: tuple = (), **more) -> m.PullResponse:
+        request = m.PullRequest(node_id=self.node_id, slots=slots, wait_s=wait_s, held=held, protocol=m.PROTOCOL, **more)
+        return await self.call(routes.PULL, request)
 
     def open(self, answer: m.PullResponse) -> list[m.Assignment]:
         trusted = Ed25519PublicKey.from_public_bytes(self.coordinator_key)

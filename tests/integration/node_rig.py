@@ -95,6 +95,9 @@ class FakeCoordinator:
         self.most_pulls = 0
         self.forget: tuple[m.Held, ...] = ()
         self.stale: set[tuple[str, int]] = set()
+        self.begun: set[tuple[str, int]] = set()  # acknowledged by the pull that brought it
+        self.acks_ahead = False  # whether a pull's own word counts as the ack of what it brings
+        self.crossing: list[tuple[m.Assignment, None]] = []  # what an older poll has claimed when a newer one comes
         self._news = asyncio.Event()
         self._newest: object | None = None
         self.port = 0
@@ -233,11 +236,16 @@ class FakeCoordinator:
         finally:
             self.open_pulls -= 1
         if self._newest is not mark:
-            return _json(m.PullResponse())
-        taken, self.queue = self.queue[: body.slots], self.queue[body.slots :]
+            taken, self.crossing = self.crossing, []
+        else:
+            taken, self.queue = self.queue[: body.slots], self.queue[body.slots :]
         jobs = []
-        for assignment, signer in taken:
+        for place, (assignment, signer) in enumerate(taken):
             one = assignment if assignment.node_id else replace(assignment, node_id=body.node_id)
+            if self.acks_ahead and (place < body.begins or self._newest is not mark):
+                one = replace(one, acked=True)
+                if self._newest is mark:
+                    self.begun.add((one.job_id, one.attempt))
             self.leased[one.job_id, one.attempt] = one
             jobs.append((one, signer))
         if body.together and len(jobs) > 1 and not any(signer for _, signer in jobs):
@@ -283,7 +291,7 @@ class FakeCoordinator:
         self.deliveries.append(key)
         if key in self.stale:
             return m.ItemResult(job_id=key[0], attempt=key[1], ok=False, code="stale_attempt", message="not yours")
-        if key not in self.acked:
+        if key not in self.begun and key not in self.acked:
             return m.ItemResult(job_id=key[0], attempt=key[1], ok=False, code="invalid_transition", message="never acknowledged")
         for end in outcome.logs:
             have = self.logs[*key, end.stream]

@@ -10,6 +10,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from integration.api_rig import coordinator
+from ostler.coordinator.api import pulls
 from ostler.model import errors
 from ostler.model.attempt import AttemptState
 from ostler.model.failures import Failure, FailureCode
@@ -103,6 +104,96 @@ async def test_an_offer_that_a_later_pull_does_not_hold_is_offered_anew(rig):
     assert (second.job_id, second.attempt, second.tries) == (first.job_id, 2, 0)
     [stale] = await node.ack(m.Held(first.job_id, first.attempt))
     assert (stale.ok, stale.code) == (False, "stale_attempt")
+
+
+async def test_a_pull_acknowledges_as_many_as_it_says(rig):
+    node = await rig.enrolled()
+    first, second = await rig.submit(), await rig.submit()
+    leases = await node.pull(begins=1, number=1)
+    assert [(one.job_id, one.attempt, one.acked) for one in leases] == [(first, 1, True), (second, 1, False)]
+    assert [(await rig.show(one)).state for one in (first, second)] == [JobState.ACKED, JobState.LEASED]
+    assert [one.kind for one in (await rig.show(first)).timeline] == ["submit", "lease", "ack"]
+    assert [one.ok for one in await node.finish(outcome(m.Held(first, 1)))] == [True], "without another word"
+    assert [one.ok for one in await node.ack(m.Held(second, 1))] == [True]
+
+
+async def test_so_does_one_that_waits(rig):
+    node = await rig.enrolled()
+    pulling = asyncio.create_task(node.pull(wait_s=30, begins=1, number=1))
+    await rig.open_calls(routes.PULL)
+    job_id = await rig.submit()
+    [lease] = await asyncio.wait_for(pulling, 5)
+    assert (lease.job_id, lease.acked) == (job_id, True)
+    assert (await rig.show(job_id)).tries == 1
+
+
+async def test_what_a_pull_acknowledged_and_did_not_bring_costs_no_try(rig):
+    node = await rig.enrolled()
+    job_id = await rig.submit(retries=0)
+    assert [one.acked for one in await node.pull(begins=1, number=1)] == [True]
+    early = await node.call(routes.HEARTBEAT, m.HeartbeatRequest(node_id=node.node_id, held=()))
+    assert early.directives == (), "it was sent before what it does not name had come"
+    [again] = await node.pull(begins=1, number=2)
+    assert (again.job_id, again.attempt, again.tries) == (job_id, 2, 0)
+    [stale] = await node.finish(outcome(m.Held(job_id, 1)))
+    assert stale.code == "stale_attempt"
+
+
+async def test_what_the_node_has_named_once_is_asked_about(rig):
+    node = await rig.enrolled()
+    job_id = await rig.submit(retries=0)
+    held = m.Held(job_id, 1)
+    assert [one.acked for one in await node.pull(begins=1, number=1)] == [True]
+    assert await node.pull(begins=1, number=2, held=(held,)) == []
+    answer = await node.call(routes.PULL, m.PullRequest(node_id=node.node_id, protocol=m.PROTOCOL, number=3))
+    assert [(one.kind, one.job_id) for one in answer.directives] == [(m.DirectiveKind.RECONCILE, job_id)]
+
+
+async def test_a_pull_that_comes_late_takes_nothing_back(rig):
+    node = await rig.enrolled()
+    job_id = await rig.submit()
+    assert [one.acked for one in await node.pull(begins=1, number=7)] == [True]
+    assert await node.pull(begins=1, number=6) == []
+    assert (await rig.show(job_id)).state is JobState.ACKED
+
+
+async def test_a_pull_with_numbers_that_are_none_is_refused(rig):
+    node = await rig.enrolled()
+    for wrong in ({"begins": -1}, {"number": -1}, {"number": 2**60}):
+        with pytest.raises(errors.InvalidSpec):
+            await node.pull(**wrong)
+
+
+async def test_a_node_that_was_just_given_work_is_given_urgent_work_alone_for_a_moment(rig, monkeypatch):
+    monkeypatch.setattr(pulls, "GATHER_S", 20.0)
+    node, other = await rig.enrolled(), await rig.enrolled()
+    await rig.submit()
+    [first] = await node.pull(wait_s=30)
+    pulling = asyncio.create_task(node.pull(wait_s=30, held=(m.Held(first.job_id, 1),)))
+    await rig.open_calls(routes.PULL)
+    later = await rig.submit()
+    urgent = await rig.submit(queue="interactive")
+    assert {one.job_id for one in await asyncio.wait_for(pulling, 5)} == {later, urgent}, "what has gathered comes with it"
+    pulling = asyncio.create_task(node.pull(wait_s=30, held=(m.Held(first.job_id, 1), m.Held(later, 1), m.Held(urgent, 1))))
+    await rig.open_calls(routes.PULL)
+    last = await rig.submit()
+    assert [one.job_id for one in await other.pull(wait_s=30)] == [last], "somebody else need not wait"
+    pulling.cancel()
+
+
+async def test_what_gathers_is_given_when_the_moment_is_over(rig, monkeypatch):
+    monkeypatch.setattr(pulls, "GATHER_S", 0.3)
+    node = await rig.enrolled()
+    await rig.submit()
+    [first] = await node.pull(wait_s=30)
+    held = [m.Held(first.job_id, 1)]
+    pulling = asyncio.create_task(node.pull(wait_s=30, held=tuple(held)))
+    await rig.open_calls(routes.PULL)
+    some = [await rig.submit() for _ in range(3)]
+    held += [m.Held(one.job_id, 1) for one in await asyncio.wait_for(pulling, 20)]
+    while len(held) < 4:  # here it took longer than that to submit them
+        held += [m.Held(one.job_id, 1) for one in await node.pull(wait_s=30, held=tuple(held))]
+    assert {one.job_id for one in held} == {first.job_id, *some}
 
 
 async def test_a_pull_whose_caller_went_away_claims_nothing(rig):

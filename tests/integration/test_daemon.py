@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import socket
 import sqlite3
 import tarfile
@@ -93,6 +94,64 @@ async def test_a_job_that_an_old_poll_brought_is_not_given_up(tmp_path):
     finally:
         await rig.stop()
         await coordinator.stop()
+
+
+async def test_what_its_poll_acknowledged_begins_without_another_word(rig, coordinator):
+    coordinator.acks_ahead = True
+    for name in ("w0", "w1", "w2"):
+        coordinator.offer(name, command="wait")
+    await until(lambda: {"w0/1", "w1/1"} <= rig.runner.living.keys(), "both slots are taken")
+    polls = [body for name, body in coordinator.calls if name == "pull"]
+    assert polls[0].begins == 2
+    assert [one.number for one in polls] == list(range(1, len(polls) + 1))
+    with contextlib.closing(sqlite3.connect(rig.config.state_dir / "journal.db")) as journal:
+        assert {("w0", 1), ("w1", 1)} <= set(journal.execute("SELECT job_id, attempt FROM attempts")), "a next daemon finds them"
+    await until(lambda: any(m.Held("w0", 1) in body.held for name, body in coordinator.calls if name == "pull"), "it is named")
+    for name in ("w0", "w1"):
+        rig.runner.end(f"{name}/1")
+        await until(lambda name=name: rig.over(name), "the outcome")
+    assert not {("w0", 1), ("w1", 1)} & set(coordinator.acked)
+
+
+async def test_what_an_older_poll_acknowledged_is_asked_about(rig, coordinator):
+    """The newer one may have taken it back."""
+    for name in ("w0", "w1"):
+        coordinator.offer(name, command="wait")
+    await until(lambda: {"w0/1", "w1/1"} <= rig.runner.living.keys(), "both slots are taken")
+    await until(lambda: coordinator.open_pulls == 1 and coordinator.calls[-1][0] == "pull", "a poll that asks for nothing")
+    coordinator.acks_ahead = True
+    for name in ("good", "gone"):
+        coordinator.offer(name)
+    coordinator.stale.add(("gone", 1))
+    coordinator.crossing, coordinator.queue = coordinator.queue, []
+    rig.runner.end("w0/1")  # a slot is free: a newer poll takes the place of the one that asks for nothing
+    await until(lambda: rig.over("good"), "the outcome")
+    assert ("good", 1) in coordinator.acked
+    await until(lambda: rig.daemon.table.get("gone", 1) is None, "it is let go")
+    assert "gone/1" not in rig.runner.started
+    rig.runner.end("w1/1")
+
+
+async def test_what_cannot_be_written_down_is_handed_back_though_its_poll_acknowledged_it(rig, coordinator):
+    coordinator.acks_ahead = True
+    await until(lambda: coordinator.open_pulls == 1, "a poll")
+    with contextlib.closing(sqlite3.connect(rig.config.state_dir / "journal.db", isolation_level=None)) as journal:
+        journal.execute("ALTER TABLE attempts RENAME TO lost")
+        coordinator.offer("j1")
+        await until(lambda: coordinator.declined, "it is handed back")
+        journal.execute("ALTER TABLE lost RENAME TO attempts")
+    assert rig.runner.started == []
+    coordinator.offer("j2")
+    await until(lambda: rig.over("j2"), "the outcome of a later one")
+
+
+async def test_what_is_not_believed_is_reported_though_its_poll_acknowledged_it(rig, coordinator):
+    coordinator.acks_ahead = True
+    coordinator.offer("bad", signer=Ed25519PrivateKey.generate())
+    outcome = await until(lambda: rig.over("bad"), "the outcome")
+    assert outcome.failure.code is FailureCode.SIGNATURE
+    assert ("bad", 1) in coordinator.acked
+    assert rig.runner.started == []
 
 
 async def test_a_stale_ack_is_never_run(rig, coordinator):
@@ -1019,6 +1078,23 @@ async def test_what_was_accepted_before_a_crash_is_not_handed_back(tmp_path, coo
     for name in ("w1", "next"):
         rig.runner.end(f"{name}/1")
     assert (await until(lambda: rig.over("next"), "the outcome")).failure is None
+    await rig.stop()
+
+
+async def test_after_a_start_of_the_machine_nobody_says_that_an_attempt_had_not_begun(tmp_path, coordinator, monkeypatch):
+    rig = NodeRig(tmp_path, coordinator)
+    await rig.start()
+    folder = await furnished(rig, coordinator)
+    await rig.crash()
+    for name in ("w0", "w1"):
+        rig.runner.end(f"{name}/1")
+    shutil.rmtree(folder)  # it was not flushed to the disk
+    (tmp_path / "boot").write_text("another")
+    monkeypatch.setattr("ostler.node.journal.BOOT_ID", tmp_path / "boot")
+    await rig.start()
+    outcome = await until(lambda: rig.over("next"), "the outcome")
+    assert outcome.failure.code is FailureCode.LOST
+    assert "next/1" not in rig.runner.started
     await rig.stop()
 
 

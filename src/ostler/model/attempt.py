@@ -41,6 +41,7 @@ TRANSITIONS: dict[tuple[AttemptState, AttemptEvent], AttemptState] = {
     (_S.LEASED, _E.ACK): _S.ACKED,  # the node accepted; its work may start
     (_S.LEASED, _E.RETURN): _S.RETURNED,  # handed back unbegun, or never arrived at the node
     (_S.LEASED, _E.CANCEL): _S.CANCELLED,  # its job was cancelled before it began
+    (_S.ACKED, _E.RETURN): _S.RETURNED,  # acknowledged by the pull that was to bring it, and it never arrived
     (_S.ACKED, _E.PREPARE): _S.PREPARING,  # workspace and inputs are being made
     (_S.ACKED, _E.START): _S.RUNNING,  # reported together
     (_S.ACKED, _E.UPLOAD): _S.UPLOADING,  # reported together

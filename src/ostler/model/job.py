@@ -51,6 +51,7 @@ TRANSITIONS: dict[tuple[JobState, JobEvent], JobState] = {
     (_S.LEASED, _E.RETURN): _S.QUEUED,  # handed back, or offered and not held: costs no retry
     (_S.LEASED, _E.ACK): _S.ACKED,  # the node wrote it down and takes it
     (_S.LEASED, _E.CANCEL): _S.CANCELLED,  # not begun: the ack will find a stale attempt
+    (_S.ACKED, _E.RETURN): _S.QUEUED,  # acknowledged by the pull that was to bring it, and it never arrived: costs no retry
     (_S.ACKED, _E.PREPARE): _S.PREPARING,  # workspace and inputs are being made
     (_S.ACKED, _E.START): _S.RUNNING,  # nothing to prepare, or reported together
     (_S.ACKED, _E.UPLOAD): _S.UPLOADING,  # reports may be coalesced
@@ -121,7 +122,7 @@ def advance(
     elif event is JobEvent.ACK:
         tries += 1
     elif event is JobEvent.RETURN:
-        node = None
+        node, tries = None, tries - (job.state is JobState.ACKED)
     elif event is JobEvent.RETRY:
         failed, due, node = failure, due_at, None
     elif event is JobEvent.DUE:

@@ -39,6 +39,8 @@ class Live:
     inputs: tuple[InputFile, ...] = ()  # what the coordinator found for the artifacts that `spec` names
     tries: int = 0
     latency: bool = False  # begins before all that was leased ahead
+    ordered: bool = False  # the poll that brought it acknowledged it: it begins once it is written down,
+    noted: bool = False  # which is under way
     state: AttemptState = AttemptState.LEASED
     started_at: float | None = None
     unrenewed: bool = False

@@ -117,6 +117,14 @@ def startable(
     return chosen
 
 
+def acceptable(limits: Slots, used: Slots, pace_s: float | None, prefetch: int) -> int:
+    """How many attempts without a GPU are accepted beside those that take the slots `used`."""
+    spare = ahead(pace_s, limits.cpu, prefetch, ACK_AHEAD_S)
+    if spare >= FEW and used.cpu - limits.cpu >= spare // 2:
+        return 0  # enough is accepted: a later one takes more at once
+    return max(0, limits.cpu - used.cpu + spare)
+
+
 @dataclass(frozen=True, slots=True)
 class AckPlan:
     """What becomes of the offers: accepted, or handed back with the reason."""
@@ -143,10 +151,7 @@ def plan_acks(
         return AckPlan(bad, [(live, refusal) for live in offers if live.refusal is None])
     asked = set(map(id, offers))
     used = taken(live for live in open_ if id(live) not in asked)
-    spare = ahead(pace_s, limits.cpu, prefetch, ACK_AHEAD_S)
-    cpu = limits.cpu - used.cpu + spare
-    if spare >= FEW and used.cpu - limits.cpu >= spare // 2:
-        cpu = 0  # enough is accepted: a later ack takes more at once
+    cpu = acceptable(limits, used, pace_s, prefetch)
     gpu = limits.gpu - used.gpu
     # One of a latency queue gets the next slot that is free, whatever was accepted before it.
     hasty = limits.cpu - taken(live for live in open_ if id(live) not in asked and live.latency).cpu

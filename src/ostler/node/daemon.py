@@ -412,9 +412,10 @@ class NodeDaemon:
         self.acker.wake()
         self.heart.wake()
 
-    def _take(self, pulled: Pulled, sent_at: float) -> None:
-        if self.offers.take(pulled, sent_at):
-            self.acker.wake()
+    def _take(self, pulled: Pulled, sent_at: float, newest: bool) -> None:
+        if self.offers.take(pulled, sent_at, newest=newest):
+            self.acker.begin_ordered()
+            self.acker.wake_for_offers()
             if worth_renewing(sent_at, self._clock.monotonic(), self.session.terms.lease_s):
                 self.heart.wake()
         if pulled.directives:

@@ -66,11 +66,12 @@ class Entry:
 
 @dataclass(slots=True)
 class _Write:
-    """Rows for one statement; `done` resolves after their commit."""
+    """Rows for one statement; `done` resolves after their commit, which waits for the disk where one of those in it must be `durable`."""
 
     sql: str
     rows: Sequence[tuple[Any, ...]]
     done: asyncio.Future[None] | None = None
+    durable: bool = False
 
 
 class Journal:
@@ -85,6 +86,7 @@ class Journal:
         self._writes: SimpleQueue[_Write | None] = SimpleQueue()
         self._lazy: deque[tuple[str, int]] = deque()
         self._lock = threading.Lock()
+        self._durable = True
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._thread: threading.Thread | None = None
@@ -131,6 +133,7 @@ class Journal:
         """Keep a fact; durable on return."""
         try:
             with self._lock:
+                self._sync(durable=True)
                 self._db.execute(_FACT, (name, value))
         except sqlite3.Error as exc:
             raise StoreBusy(f"the journal {self.path} cannot be written: {exc}") from exc
@@ -139,6 +142,7 @@ class Journal:
         """The number of one more attempt of a job that a coordinator hands out without any; blocks for one commit."""
         try:
             with self._lock:
+                self._sync(durable=True)
                 return int(self._db.execute(_NUMBER, (job_id,)).fetchone()[0])
         except sqlite3.Error as exc:
             raise StoreBusy(f"the journal {self.path} cannot be written: {exc}") from exc
@@ -155,16 +159,21 @@ class Journal:
         boot_id, sent_at, lease_s = codec.decode(kept, tuple[str, float, float])
         return Lease(sent_at, lease_s) if boot_id == self._boot_id else None
 
+    @property
+    def rebooted(self) -> bool:
+        """Whether an earlier daemon noted a renewal, and the machine was started anew since."""
+        return self.fact("renewal") is not None and self.last_renewal() is None
+
     def start(self) -> None:
         """Begin to write; called in the event loop's thread."""
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._write, name="journal", daemon=True)
         self._thread.start()
 
-    def accept(self, entries: Iterable[Entry]) -> asyncio.Future[None]:
-        """Resolves when they are durable; raises StoreBusy when they cannot be."""
+    def accept(self, entries: Iterable[Entry], *, durable: bool = True) -> asyncio.Future[None]:
+        """Resolves when they are durable, or at least outlive this process; raises StoreBusy when they cannot."""
         rows = [(e.job_id, e.attempt, e.spec, e.tries, e.lease_s, codec.encode(e.inputs) if e.inputs else None) for e in entries]
-        return self._submit(_ACCEPT, rows)
+        return self._submit(_ACCEPT, rows, durable=durable)
 
     def finish(self, outcome: Outcome) -> asyncio.Future[None]:
         """Resolves when the outcome is durable, the first one of its attempt; raises StoreBusy when it cannot be."""
@@ -199,11 +208,11 @@ class Journal:
         if self._lazy:
             self._writes.put(_Write("", ()))
 
-    def _submit(self, sql: str, rows: Sequence[tuple[Any, ...]]) -> asyncio.Future[None]:
+    def _submit(self, sql: str, rows: Sequence[tuple[Any, ...]], *, durable: bool = True) -> asyncio.Future[None]:
         if self._loop is None:
             raise RuntimeError("the journal is not started")
         done: asyncio.Future[None] = self._loop.create_future()
-        self._writes.put(_Write(sql, rows, done))
+        self._writes.put(_Write(sql, rows, done, durable))
         return done
 
     def _write(self) -> None:
@@ -229,9 +238,10 @@ class Journal:
                     self._loop.call_soon_threadsafe(_answer, batch, failure)
 
     def _commit(self, batch: Sequence[_Write], gone: Sequence[tuple[str, int]]) -> str | None:
-        db = self._db
+        db, durable = self._db, any(one.durable for one in batch)
         try:
             with self._lock:
+                self._sync(durable=durable)
                 db.execute("BEGIN IMMEDIATE")
                 for one in batch:
                     if one.rows:
@@ -251,6 +261,12 @@ class Journal:
             self._logger.info("journal_mended", extra={"attrs": {"path": str(self.path)}})
             self.failure = None
         return None
+
+    def _sync(self, *, durable: bool) -> None:
+        """Whether the next commit waits for the disk; what it did not wait for is there with the next one that does."""
+        if durable is not self._durable:
+            self._db.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+            self._durable = durable
 
 
 def _answer(batch: Sequence[_Write], failure: str | None) -> None:

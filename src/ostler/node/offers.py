@@ -38,22 +38,26 @@ class Offers:
         self._clock = clock
         self._logger = logger
 
-    def take(self, pulled: Pulled, sent_at: float) -> bool:
-        """Add what was pulled by a call sent at `sent_at` (monotonic seconds); whether there was anything."""
+    def take(self, pulled: Pulled, sent_at: float, *, newest: bool) -> bool:
+        """Add what was pulled by a call sent at `sent_at` (monotonic seconds); whether there was anything.
+
+        The `newest` call's own word counts as the ack of what it named. What an older one brings may have been taken back meanwhile, and
+        is acknowledged like any other offer.
+        """
         for envelope in pulled.signed:
-            self._signed(envelope, sent_at)
+            self._signed(envelope, sent_at, newest=newest)
         for offer in pulled.plain:
             self._plain(offer, sent_at)
         return bool(pulled.signed or pulled.plain)
 
-    def _signed(self, envelope: Envelope, sent_at: float) -> None:
+    def _signed(self, envelope: Envelope, sent_at: float, *, newest: bool) -> None:
         key = self._identity.coordinator_key
         if key is None:
             return
         for verdict in judge(envelope, key, self._identity.node_id):
-            self._judged(verdict, sent_at)
+            self._judged(verdict, sent_at, newest=newest)
 
-    def _judged(self, verdict: Verdict, sent_at: float) -> None:
+    def _judged(self, verdict: Verdict, sent_at: float, *, newest: bool) -> None:
         assignment, refusal = verdict.assignment, verdict.failure
         if refusal is not None:
             job_id = assignment.job_id if assignment is not None else None
@@ -74,6 +78,7 @@ class Offers:
                 inputs=assignment.inputs,
                 tries=assignment.tries,
                 latency=assignment.latency,
+                ordered=assignment.acked and newest and refusal is None,
                 refusal=refusal,
             )
         )

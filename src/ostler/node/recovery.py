@@ -74,7 +74,8 @@ class Recovery:
             if live.outcome is not None:
                 waiting.append(live)
             else:
-                await self._decide(live, begun=found is not None)
+                # A machine that lost its power may have forgotten the workspace of what it had begun.
+                await self._decide(live, begun=found is not None or self._journal.rebooted)
         return waiting
 
     def _live(self, entry: Entry) -> Live:

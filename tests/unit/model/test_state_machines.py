@@ -71,7 +71,8 @@ def test_any_walk_of_a_job_keeps_its_invariants(events):
             assert job is before
             continue
         assert job.attempt - before.attempt == (event is jobs.JobEvent.LEASE)
-        assert job.tries - before.tries == (event is jobs.JobEvent.ACK)
+        undone = event is jobs.JobEvent.RETURN and before.state is jobs.JobState.ACKED
+        assert job.tries - before.tries == (event is jobs.JobEvent.ACK) - undone
         assert job.tries <= job.attempt
         assert (job.finished_at is not None) == (job.state in jobs.TERMINAL)
         assert (job.due_at is not None) == (job.state is jobs.JobState.RETRY_WAIT)
@@ -85,6 +86,14 @@ def test_a_returned_lease_costs_no_try():
         job = jobs.advance(job, jobs.JobEvent.LEASE, now=NOW, node_id="n")
         job = jobs.advance(job, jobs.JobEvent.RETURN, now=NOW)
     assert (job.attempt, job.tries, job.node_id) == (3, 0, None)
+
+
+def test_nor_does_one_that_was_acknowledged_before_it_arrived_and_never_did():
+    job = jobs.advance(jobs.Job(job_id="j"), jobs.JobEvent.LEASE, now=NOW, node_id="n")
+    job = jobs.advance(job, jobs.JobEvent.ACK, now=NOW)
+    assert job.tries == 1
+    job = jobs.advance(job, jobs.JobEvent.RETURN, now=NOW)
+    assert (job.state, job.attempt, job.tries, job.node_id) == (jobs.JobState.QUEUED, 1, 0, None)
 
 
 def test_a_failed_job_tells_since_when():

@@ -1,8 +1,8 @@
 """The hot endpoints: pull, ack, progress, result and fail. Each takes a batch, or one item in the source's form."""
 
 import asyncio
-import contextlib
 import hashlib
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -30,6 +30,7 @@ from ostler.protocol.problems import CLASSES
 B = TypeVar("B", m.AckBatch, m.ProgressBatch, m.OutcomeBatch)
 S = TypeVar("S", section8.Ack, section8.Progress, section8.Fail, section8.Result)
 Claim = tuple[list[ops.Lease], list[m.Directive]]
+MAX_NUMBER = 2**53  # of a session's pulls
 
 
 class _Apply(Protocol):
@@ -48,48 +49,69 @@ async def pull_jobs(call: Call) -> m.PullResponse | dict[str, Any]:
     node_id, epoch = call.own_node(request.node_id), call.node.boot_epoch
     if request.boot_epoch not in {None, epoch}:
         raise StaleAttempt(f"the token of {node_id} is for another session than the pull", hint="register the node anew")
-    if request.slots < 0 or request.gpu_slots < 0 or len(request.held) > services.config.max_batch:
-        raise InvalidSpec("the pull is not valid", [Problem("slots", "slots are 0 or more, `held` lists at most 10000")])
+    if min(request.slots, request.gpu_slots, request.begins, request.number) < 0 or request.number > MAX_NUMBER:
+        raise InvalidSpec("the pull is not valid", [Problem("slots", "slots, `begins` and `number` are 0 or more")])
+    if len(request.held) > services.config.max_batch:
+        raise InvalidSpec("the pull is not valid", [Problem("held", f"lists at most {services.config.max_batch}")])
     request = replace(request, boot_epoch=epoch)
-    wakeups = services.store.wakeups
-    loop = asyncio.get_running_loop()
-    until = loop.time() + max(0.0, min(request.wait_s, services.config.longest_poll.total_seconds()))
-    watch: asyncio.Task[None] | None = None
-    leases: list[ops.Lease] = []
-    news: list[m.Directive] = []
-    fresh, latency = True, services.config.latency
-    async with wakeups.subscribe(("node", node_id)) as wake:
-        with services.pulls.join(node_id, wake, request.slots, request.gpu_slots) as pull:
-            try:
-                while True:
-                    wake.clear()
-                    if pull.slots != request.slots:
-                        request = replace(request, slots=pull.slots)
-                    # A lease that a power cut takes away was never run: an ack that names it is refused.
-                    how = _How(fresh, latency, spread=services.pulls.others_ask(node_id), pull=pull)
-                    leases, directives = await services.store.write_lazily(_claim, request, how)
-                    pull.turned()
-                    if pull.over:
-                        break
-                    news = services.pulls.news(node_id, directives)
-                    if leases or news or wakeups.closed or loop.time() >= until:
-                        break
-                    fresh = False
-                    watch = watch or asyncio.create_task(_watch(call.receive, pull))
-                    leases = await _wait(services, pull, request, until)
-                    # Nothing is claimed for a caller that is gone, superseded, or about to be told that time is up.
-                    if leases or pull.over or wakeups.closed or not wake.is_set():
-                        break
-            finally:
-                if watch is not None:
-                    watch.cancel()
+    async with services.store.wakeups.subscribe(("node", node_id)) as wake:
+        with services.pulls.join(node_id, wake, request.slots, request.gpu_slots, patience_s=request.wait_s) as pull:
+            leases, news = await _poll(call, request, pull)
             if pull.over:  # what was claimed in its last moment goes back with the newer poll, which does not hold it
                 leases, news = [], []
+            if leases:
+                services.pulls.given(node_id)
     if request.protocol is None:
         return {"job": section8.plain_job(leases[0].job_id, leases[0].spec) if leases else None}
     lease_s = services.config.lease.total_seconds()
     assignments = [_assignment(lease, node_id, lease_s) for lease in leases]
     return m.PullResponse(jobs=_sealed(assignments, services.keys, together=request.together), directives=tuple(news))
+
+
+async def _poll(call: Call, request: m.PullRequest, pull: Pull) -> Claim:
+    """Turns of one long poll, until one brings something or there is no time left."""
+    services, node_id = call.services, request.node_id
+    wakeups, loop = services.store.wakeups, asyncio.get_running_loop()
+    until = loop.time() + max(0.0, min(request.wait_s, services.config.longest_poll.total_seconds()))
+    watch: asyncio.Task[None] | None = None
+    fresh = True
+    try:
+        while True:
+            pull.wake.clear()
+            if pull.slots != request.slots:
+                request = replace(request, slots=pull.slots)
+            leases, directives = await _turn(services, request, pull, fresh=fresh)
+            if pull.over:
+                return leases, []
+            news = services.pulls.news(node_id, directives)
+            if leases or news or wakeups.closed or loop.time() >= until:
+                return leases, news
+            fresh = False
+            watch = watch or asyncio.create_task(_watch(call.receive, pull))
+            leases = await _wait(services, pull, request, until)
+            # Nothing is claimed for a caller that is gone, superseded, or about to be told that time is up.
+            if leases or pull.over or wakeups.closed or not pull.wake.is_set():
+                return leases, []
+    finally:
+        if watch is not None:
+            watch.cancel()
+
+
+async def _turn(services: Services, request: m.PullRequest, pull: Pull, *, fresh: bool) -> Claim:
+    """One look at what there is."""
+    store, pulls, latency = services.store, services.pulls, services.config.latency
+    how = _How(fresh, latency, spread=pulls.others_ask(request.node_id), pull=pull, urgent=fresh and pull.rests)
+    # A lease that a power cut takes away was never run: an ack that names it is refused. One that this very call acknowledges must
+    # not be forgotten; but where nothing is known to wait, nobody waits for the disk.
+    sure = request.begins > 0 and pulls.work_waits
+    leases, directives = await (store.write if sure else store.write_lazily)(_claim, request, how)
+    pull.turned()
+    if not leases and request.slots and not how.urgent:
+        pulls.work_waits = False
+    if not leases and not fresh and pull.passed_over:  # perhaps others can take what this one was to look at
+        pull.passed_over = False
+        store.wakeups.publish(("queue",))
+    return leases, directives
 
 
 def _sealed(assignments: Sequence[m.Assignment], keys: Keys, *, together: bool) -> tuple[dsse.Envelope, ...]:
@@ -109,6 +131,7 @@ def _assignment(lease: ops.Lease, node_id: str, lease_s: float) -> m.Assignment:
         tries=lease.tries,
         inputs=lease.inputs,
         latency=lease.latency,
+        acked=lease.acked,
     )
 
 
@@ -117,10 +140,13 @@ class _How(NamedTuple):
     latency: frozenset[str]
     spread: bool
     pull: Pull | None = None
+    urgent: bool = False  # work of the latency queues alone
 
 
 def _leases(tx: Tx, request: m.PullRequest, how: _How) -> list[ops.Lease]:
     """A caller of section 8 gets one job, on a GPU where it has one that is free."""
+    if how.urgent:
+        request = _urgent(request, how.latency)
     if request.protocol is None:
         leases = ops.lease_jobs(tx, replace(request, slots=0, gpu_slots=1), fresh=how.fresh, latency=how.latency)
         return leases or ops.lease_jobs(tx, replace(request, slots=1, gpu_slots=0), fresh=False, latency=how.latency)
@@ -135,32 +161,52 @@ def _claim(tx: Tx, request: m.PullRequest, how: _How) -> Claim:
         return [], []
     if request.protocol is None:
         return _leases(tx, request, how), []
-    pulled = ops.pull(tx, request, fresh=how.fresh, latency=how.latency, spread=how.spread)
+    asked = _urgent(request, how.latency) if how.urgent else request
+    pulled = ops.pull(tx, asked, fresh=how.fresh, latency=how.latency, spread=how.spread)
     if pulled.live is not None:
         return pulled.leases, nodes.derive(tx, pulled.node, pulled.live, request.held)
     # `held` is how things were when the poll came: later in its life it proves nothing any more.
     return pulled.leases, nodes.directives(tx, request.node_id)
 
 
+def _urgent(request: m.PullRequest, latency: frozenset[str]) -> m.PullRequest:
+    """The same for nothing but jobs of the latency queues."""
+    filters = request.filters or {}
+    named = filters.get("queues")
+    queues = latency & frozenset(map(str, named)) if isinstance(named, list) else latency
+    return replace(request, filters={**filters, "queues": sorted(queues)})
+
+
 async def _wait(services: Services, pull: Pull, request: m.PullRequest, until: float) -> list[ops.Lease]:
     """Until the poll is woken or its time is over. Work that comes meanwhile is claimed in the very transaction that brings it."""
-    store, latency = services.store, services.config.latency
-    standing = store.stand(("queue",), _claim_at_once, request, latency, services.pulls)
-    standing.future.add_done_callback(pull.found)
+    store, loop = services.store, asyncio.get_running_loop()
+    standing = store.stand(("queue",), _claim_at_once, request, services.config.latency, services.pulls, pull)
     pull.withdraw = partial(store.withdraw, standing)
+    timers = [loop.call_at(until, pull.withdraw)]
+    if pull.rests_until:
+        timers.append(loop.call_later(max(0.0, pull.rests_until - time.monotonic()), pull.rested))
+    woken = loop.create_task(_withdraw_when_woken(pull))
     try:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout_at(until):
-                await pull.wake.wait()
+        return await standing.future or []  # itself, with nothing between: whoever waits for work is the first to go on
     finally:
-        standing.future.remove_done_callback(pull.found)
+        woken.cancel()
+        for timer in timers:
+            timer.cancel()
         pull.withdraw()
         pull.withdraw = None
-    return await standing.future or []
+
+
+async def _withdraw_when_woken(pull: Pull) -> None:
+    await pull.wake.wait()
+    if pull.withdraw is not None:
+        pull.withdraw()
 
 
 @beside_others
-def _claim_at_once(tx: Tx, request: m.PullRequest, latency: frozenset[str], line: PullLine) -> list[ops.Lease] | None:
+def _claim_at_once(tx: Tx, request: m.PullRequest, latency: frozenset[str], line: PullLine, pull: Pull) -> list[ops.Lease] | None:
+    if pull.rests and not (latency and any_queued(tx, latency)):
+        tx.hush(("queue",))
+        return None
     asks = request.slots or request.gpu_slots or request.protocol is None or any_queued(tx, latency)
     leases = _leases(tx, request, _How(fresh=False, latency=latency, spread=len(line) > 1)) if asks else []
     if not work_waits(tx):

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from ostler.protocol.messages import Directive
 ABREAST = 8  # how many are woken at a time: enough to fill a group commit, few enough to leave the loop to others
 REST_S = 0.005  # between two looks at what waits, which cost a read each
 STRETCH = 512  # how many are looked at together for those who could take anything
+GATHER_S = 0.005  # after it was given work a node is given more, urgent work apart, no sooner than this
 UNKNOWN = frozenset({-1})  # what waits, where the store cannot tell
 
 DirectiveKey = tuple[str, str | None, int | None, float | None]
@@ -32,6 +34,8 @@ class Pull:
     turn: asyncio.Future[None] | None = None
     vain: frozenset[int] = frozenset()  # shapes of jobs that its node cannot run: nobody looks again for the sake of those
     withdraw: Callable[[], None] | None = None  # what stands for it in the store
+    rests_until: float = 0.0  # in the meantime work gathers for it, instead of a call for each job (monotonic seconds)
+    passed_over: bool = False  # some may have come in that time
 
     def end(self) -> None:
         """Make it answer at once with nothing."""
@@ -40,9 +44,19 @@ class Pull:
         if self.withdraw is not None:
             self.withdraw()
 
-    def found(self, _claim: object) -> None:
-        """What stands for it in the store has got something."""
-        self.wake.set()
+    @property
+    def rests(self) -> bool:
+        """Whether this is that time. From any thread; work that is let pass is looked for at its end."""
+        if not self.rests_until:
+            return False
+        self.passed_over = True  # in front of the look at the clock: `rested` looks the other way around, so one of both notices
+        return time.monotonic() < self.rests_until
+
+    def rested(self) -> None:
+        """That time is over."""
+        self.rests_until = 0.0
+        if self.passed_over:
+            self.wake.set()
 
     def turned(self) -> None:
         """It has tried to claim: the next in line may."""
@@ -65,14 +79,20 @@ class PullLine:
         self._hungry: set[str] = set()  # those in line who have a slot free
         self._told: dict[str, set[DirectiveKey]] = {}
         self._rest_until = 0.0
+        self._given: dict[str, float] = {}  # when a node was given work, for as long as it matters
+        self.work_waits = True  # as far as is known; who believes it wrongly is only slower
 
     def __len__(self) -> int:
         return len(self._line)
 
     @contextmanager
-    def join(self, node_id: str, wake: asyncio.Event, slots: int, gpu_slots: int = 0) -> Iterator[Pull]:
-        """Stand in line. An older poll of the same node is answered empty at once."""
+    def join(
+        self, node_id: str, wake: asyncio.Event, slots: int, gpu_slots: int = 0, *, patience_s: float = 0.0
+    ) -> Iterator[Pull]:
+        """Stand in line. An older poll of the same node is answered empty at once. Who has no patience is kept waiting for nothing."""
         pull = Pull(node_id, wake, slots, gpu_slots)
+        if (given := self._given.pop(node_id, None)) is not None and patience_s > GATHER_S:
+            pull.rests_until, pull.passed_over = given + GATHER_S, self.work_waits
         older = self._line.pop(node_id, None)
         if older is not None:
             older.end()
@@ -92,6 +112,10 @@ class PullLine:
     def others_ask(self, node_id: str) -> bool:
         """Whether another node waits for work."""
         return len(self._hungry) > (node_id in self._hungry)
+
+    def given(self, node_id: str) -> None:
+        """It gets work now."""
+        self._given[node_id] = time.monotonic()
 
     def credit(self, node_id: str, slots: int) -> None:
         """A heartbeat told how many more jobs its node takes now."""
@@ -133,6 +157,7 @@ class PullLine:
     async def _round(self) -> None:
         """The first few who have a slot free at once, so that an idle node begins at once; further ones, and those who have none, only
         where something waits that they could take, and that they were not found unfit for before."""
+        self.work_waits = True
         first = list(islice((pull for pull in self._line.values() if pull.node_id in self._hungry), ABREAST))
         await self._wake(first)
         if all(pull in first for pull in self._line.values()):
@@ -141,6 +166,7 @@ class PullLine:
         await asyncio.sleep(self._rest_until - loop.time())  # what comes in such a moment is asked about together
         self._rest_until = loop.time() + REST_S
         known = await self._ask(())
+        self.work_waits = bool(known.queued)
         line, hungry = [pull for pull in self._line.values() if pull not in first and not known.queued <= pull.vain], self._hungry
         line = [pull for pull in line if pull.node_id in hungry] + [pull for pull in line if pull.node_id not in hungry]
         for begin in range(0, len(line), STRETCH):

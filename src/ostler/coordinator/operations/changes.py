@@ -61,6 +61,19 @@ class Case:
         """Whether its latest attempt is not over."""
         return self.attempt is not None and self.attempt.state in attempts.LIVE
 
+    @property
+    def unheard(self) -> bool:
+        """Whether it was acknowledged by the pull that was to bring it, and its node has not named it yet: it may not have arrived.
+
+        `missing` holds that pull's number then, less than nothing.
+        """
+        return (
+            self.missing is not None
+            and self.missing < 0
+            and self.attempt is not None
+            and self.attempt.state is AttemptState.ACKED
+        )
+
     def is_held_by(self, node_id: str, attempt: int) -> bool:
         """Whether that attempt is this job's live one and the node's own."""
         return self.attempt is not None and self.live and self.attempt.attempt == attempt and self.attempt.node_id == node_id
@@ -215,6 +228,8 @@ class Changes:
             case.job = jobs.advance(case.job, job_event, now=tx.now, failure=failure, due_at=due_at)
         if attempt_event is AttemptEvent.ACK:
             case.acked_at = tx.at
+        elif attempt_event is AttemptEvent.RETURN:
+            case.acked_at = None
         case.attempt = attempt
         self._touched[case.seq] = case
         if case.job.state in jobs.TERMINAL:

@@ -35,8 +35,9 @@ from ostler.coordinator.placement.shape import Shape
 from ostler.coordinator.store.beside import beside_others
 from ostler.coordinator.store.times import span
 from ostler.coordinator.store.tx import Tx
+from ostler.model import attempt as attempt_model
 from ostler.model import job as jobs
-from ostler.model.attempt import BEGUN, AttemptEvent, AttemptState
+from ostler.model.attempt import BEGUN, Attempt, AttemptEvent, AttemptState
 from ostler.model.errors import Conflict, InvalidTransition
 from ostler.model.failures import Failure, FailureCode
 from ostler.model.job import Job, JobEvent, JobState
@@ -70,7 +71,7 @@ _ORDER = {state: place for place, state in enumerate(_STAGES)}
 @dataclass(frozen=True, slots=True)
 class Lease:
     """One job offered to a node under `attempt`; `spec` is the manifest as submitted, `tries` the attempts begun before, `inputs`
-    what it gets of other jobs.
+    what it gets of other jobs. `acked`: the pull acknowledged it.
     """
 
     job_id: str
@@ -79,6 +80,7 @@ class Lease:
     tries: int
     inputs: tuple[InputFile, ...] = ()
     latency: bool = False
+    acked: bool = False
 
 
 class Pulled(NamedTuple):
@@ -95,6 +97,7 @@ def lease_jobs(
 ) -> list[Lease]:
     """Lease at most `request.slots` CPU and `request.gpu_slots` GPU jobs to the node; empty where none fits.
 
+    The first `request.begins` of them are acknowledged by it, where this transaction will be durable before anybody is told.
     `fresh` is True on the first turn of a pull: leases offered earlier that its `held` lacks are then taken back. On later turns
     of the same long poll `held` is a snapshot of its arrival, so pass False. `filters` may hold the lists `runners` and `queues`.
     `latency` names the queues of that class; `spread` tells that other nodes ask for work, too.
@@ -113,7 +116,7 @@ def pull(
     if fresh:
         changes, held = Changes(tx), {(one.job_id, one.attempt) for one in request.held}
         had = load_live(tx, node.node_id)
-        live = [case for case in had if not _take_back(tx, changes, case, held)]
+        live = [case for case in had if not _take_back(tx, changes, case, held, request.number)]
         request = _cautious(request, node, lost=len(had) - len(live))
         changed = bool(sessions.seen(tx, node, held=request.held if request.protocol is not None else None, live=live))
         changes.flush()  # before the claim: what came back may be leased anew
@@ -122,13 +125,14 @@ def pull(
     lives = living(tx, node.node_id) if live is None else [Living(case.shape_id, _runs(case)) for case in live]
     chosen = _choose(tx, request, node, lives, latency, spread=spread) if takes else []
     numbers = [max(one.attempt, _era(tx)) + 1 for one in chosen]
-    specs = _lease(tx, node, chosen, numbers)
+    acked = request.begins if request.number > 0 and tx.is_durable else 0
+    specs = _lease(tx, node, chosen, numbers, acked=acked, pull=request.number)
     aged = node.last_seen_at is None or not 0 <= tx.at - node.last_seen_at < span(RENEW_AFTER)
     if chosen or changed or (fresh and aged):
         tx.run("UPDATE nodes SET renewals = renewals + 1, last_seen_at = ? WHERE node_id = ?", (tx.at, node.node_id))
     leases = [
-        Lease(one.job_id, number, specs[one.seq][0], one.tries, specs[one.seq][1], one.latency)
-        for one, number in zip(chosen, numbers, strict=True)
+        Lease(one.job_id, number, specs[one.seq][0], one.tries, specs[one.seq][1], one.latency, place < acked)
+        for place, (one, number) in enumerate(zip(chosen, numbers, strict=True))
     ]
     return Pulled(leases, node, live)
 
@@ -142,13 +146,18 @@ def _cautious(request: PullRequest, node: NodeRow, *, lost: int) -> PullRequest:
     return replace(request, slots=min(request.slots, max(node.cpu_slots, lost // 2))) if lost else request
 
 
-def _take_back(tx: Tx, changes: Changes, case: Case, held: Collection[tuple[str, int]]) -> bool:
-    """An offer that the node's newest pull does not name never arrived: back to the queue, at no cost."""
+def _take_back(tx: Tx, changes: Changes, case: Case, held: Collection[tuple[str, int]], pull: int) -> bool:
+    """An offer that the node's newest pull does not name never arrived: back to the queue, at no cost.
+
+    One that an earlier pull acknowledged likewise: its node begins nothing that comes with the answer to an older pull than its
+    newest. An older one that comes late takes nothing back.
+    """
     attempt = case.attempt
-    if attempt is None or attempt.state is not AttemptState.LEASED or (attempt.job_id, attempt.attempt) in held:
+    if attempt is None or (attempt.job_id, attempt.attempt) in held:
         return False
-    changes.apply(case, JobEvent.RETURN, AttemptEvent.RETURN, message="the offer did not reach the node")
-    tx.wake(("queue",))
+    if attempt.state is not AttemptState.LEASED and not (case.unheard and -(case.missing or 0) < pull):
+        return False
+    lose(tx, changes, case, "the offer did not reach the node")
     return True
 
 
@@ -220,32 +229,45 @@ def _era(tx: Tx) -> int:
 
 
 def _lease(
-    tx: Tx, node: NodeRow, chosen: Sequence[Candidate], numbers: Sequence[int]
+    tx: Tx, node: NodeRow, chosen: Sequence[Candidate], numbers: Sequence[int], *, acked: int, pull: int
 ) -> dict[int, tuple[str, tuple[InputFile, ...]]]:
-    """Write the leases: job, attempt and event together; answers by seq the specs, and what the jobs get of others."""
+    """Write the leases: job, attempt and events together; answers by seq the specs, and what the jobs get of others.
+
+    The first `acked` were acknowledged by the pull of this number.
+    """
     if not chosen:
         return {}
     updates, attempts, events = [], [], []
-    for one, number in zip(chosen, numbers, strict=True):
+    for place, (one, number) in enumerate(zip(chosen, numbers, strict=True)):
         job = jobs.advance(
             Job(job_id=one.job_id, state=JobState.QUEUED, attempt=number - 1, tries=one.tries),
             JobEvent.LEASE, now=tx.now, node_id=node.node_id,
         )  # fmt: skip
-        updates.append((job.attempt, node.node_id, one.seq, one.attempt))
-        attempts.append((one.seq, job.attempt, node.node_id, node.boot_epoch, tx.at))
-        events.append((tx.at, one.seq, job.attempt, node.node_id))
+        attempt = Attempt(job_id=one.job_id, attempt=number, node_id=node.node_id)
+        events.append((tx.at, JobEvent.LEASE.value, one.seq, number, node.node_id))
+        note: tuple[int | None, int | None] = (None, None)
+        if place < acked:
+            job = jobs.advance(job, JobEvent.ACK, now=tx.now)
+            attempt = attempt_model.advance(attempt, AttemptEvent.ACK, now=tx.now)
+            events.append((tx.at, JobEvent.ACK.value, one.seq, number, node.node_id))
+            note = (tx.at, -pull)
+        updates.append((job.state.value, number, job.tries, node.node_id, one.seq, one.attempt))
+        attempts.append((one.seq, number, node.node_id, node.boot_epoch, attempt.state.value, tx.at, *note))
         tx.wake(("job", one.job_id))
+    if acked:
+        tx.bind()
     write(
         tx,
-        "UPDATE jobs SET state = 'leased', attempt = ?, node_id = ?, due_at = NULL "
+        "UPDATE jobs SET state = ?, attempt = ?, tries = ?, node_id = ?, due_at = NULL "
         "WHERE seq = ? AND state = 'queued' AND attempt = ?",
         updates,
     )
     tx.many(
-        "INSERT INTO attempts (job_seq, attempt, node_id, boot_epoch, state, leased_at) VALUES (?, ?, ?, ?, 'leased', ?)",
+        "INSERT INTO attempts (job_seq, attempt, node_id, boot_epoch, state, leased_at, acked_at, missing) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         attempts,
     )
-    tx.many("INSERT INTO events (at, kind, job_seq, attempt, node_id) VALUES (?, 'lease', ?, ?, ?)", events)
+    tx.many("INSERT INTO events (at, kind, job_seq, attempt, node_id) VALUES (?, ?, ?, ?, ?)", events)
     tx.wake(("events",))
     found = tx.rows(
         "SELECT job_seq, body, EXISTS (SELECT 1 FROM handed h WHERE h.job_seq = specs.job_seq) "  # noqa: S608 - a fragment of ours
@@ -262,14 +284,17 @@ def ack_jobs(tx: Tx, node_id: str, items: Sequence[AckItem], *, boot_epoch: str 
     """Accept leases, or hand them back (`decline`); one answer per item, in order. Doubled acks are ok."""
     sessions.current(tx, node_id, boot_epoch)
     cases = load(tx, [item.job_id for item in items])
-    changes, results = Changes(tx), []
+    changes, results, heard = Changes(tx), [], []
     for item in items:
         case = cases.get(item.job_id)
         if case is None or not case.is_held_by(node_id, item.attempt):
             results.append(stale(item.job_id, item.attempt, node_id))
             continue
+        if case.unheard and item.decline is None:
+            heard.append((case.seq, item.attempt))
         results.append(_ack(tx, changes, case, item))
     changes.flush()
+    write(tx, "UPDATE attempts SET missing = NULL WHERE job_seq = ? AND attempt = ?", heard)
     return results
 
 
@@ -279,12 +304,10 @@ def _ack(tx: Tx, changes: Changes, case: Case, item: AckItem) -> ItemResult:
         if not accepted:
             changes.apply(case, JobEvent.ACK, AttemptEvent.ACK)
         return ItemResult(job_id=item.job_id, attempt=item.attempt)
-    if accepted:
+    if accepted and not case.unheard:
         return refused(item, f"attempt {item.attempt} of job {item.job_id} was acknowledged: it cannot be handed back")
-    node_id = case.job.node_id or ""
-    changes.apply(case, JobEvent.RETURN, AttemptEvent.RETURN, message=shortened(item.decline))
-    tx.memo(Placements).rest((node_id, case.boot_epoch, case.seq), tx.at + DECLINE_REST_US)
-    tx.wake(("queue",))
+    tx.memo(Placements).rest((case.job.node_id or "", case.boot_epoch, case.seq), tx.at + DECLINE_REST_US)
+    lose(tx, changes, case, shortened(item.decline) or "")
     return ItemResult(job_id=item.job_id, attempt=item.attempt)
 
 
@@ -361,8 +384,8 @@ def expire_attempts(
 
 
 def lose(tx: Tx, changes: Changes, case: Case, reason: str) -> None:
-    """End a live attempt whose node does not have it any more."""
-    if case.job.state is JobState.LEASED:
+    """End a live attempt whose node does not have it any more, or never had it."""
+    if case.job.state is JobState.LEASED or (case.unheard and case.cancel_at is None):
         changes.apply(case, JobEvent.RETURN, AttemptEvent.RETURN, message=reason)
         tx.wake(("queue",))
         return

@@ -192,7 +192,7 @@ def derive(tx: Tx, node: NodeRow, live: Sequence[Case], held: Sequence[Held] | N
         begun = case.attempt is not None and case.attempt.state in BEGUN
         if begun and case.cancel_at is not None:
             found.append(Directive(kind=DirectiveKind.CANCEL, job_id=job_id, attempt=attempt, reason=_cancel_reason(tx, case)))
-        if begun and names is not None and (job_id, attempt) not in names:
+        if begun and names is not None and (job_id, attempt) not in names and not case.unheard:
             found.append(Directive(kind=DirectiveKind.RECONCILE, job_id=job_id, attempt=attempt))
     for one in _over(held or (), live):
         found.append(Directive(kind=DirectiveKind.FORGET, job_id=one.job_id, attempt=one.attempt))

@@ -130,7 +130,8 @@ def seen(tx: Tx, node: NodeRow, *, held: Sequence[Held] | None, live: Collection
     The rescuer expires what stays missing for a whole lease *that it watched itself*; it remembers when it first saw a note and
     starts anew when the note is another one. A note changes only when the report does, so a healthy node costs no write. It is
     the renewal counter at that moment, which grows with each note (`lease_jobs` and `heartbeat` see to that): the same attempt
-    missing a second time has a new one. `held=None` is the source's form of a report, which renews everything.
+    missing a second time has a new one. `held=None` is the source's form of a report, which renews everything. One that a pull
+    acknowledged is missing from the beginning, until it is named for the first time.
     """
     names = None if held is None else {(one.job_id, one.attempt) for one in held}
     notes: list[tuple[int | None, int, int]] = []

@@ -343,7 +343,9 @@ attempts = Table(
     Column("sandbox", Text),
     Column("pct", Real),
     Column("note", Text),
-    Column("missing", Int),  # the node's renewal counter when its report first lacked this attempt; null while it has it
+    # The node's renewal counter when its report first lacked this attempt; less than nothing: the number of the pull that acknowledged it
+    # and was to bring it, until the node names it; null while it has it.
+    Column("missing", Int),
     Column("debug_at", Int),
     Column("workspace", Text),  # sha256 of the uploaded workspace
     _in("state", AttemptState),

@@ -93,7 +93,7 @@ class Store:
     def stand(self, topic: Topic, operation: Callable[..., object | None], *args: object) -> Standing:
         """Have an operation run behind whatever publishes this topic, in its transaction, until it answers something (or raises).
 
-        `withdraw` follows in any case. Its answer does not wait for the disk (`Standing`). It is a short cut: who waits is woken by the
+        `withdraw` follows in any case. Its answer need not wait for the disk (`Standing`). It is a short cut: who waits is woken by the
         topic as well, unless the operation has hushed it.
         """
         standing = Standing(topic, operation, args, asyncio.get_running_loop().create_future())

@@ -34,10 +34,12 @@ class Tx:
         "_memo",
         "_settled",
         "at",
+        "binding",
         "callbacks",
         "connection",
         "hushed",
         "is_alone",
+        "is_durable",
         "late",
         "now",
         "topics",
@@ -45,7 +47,7 @@ class Tx:
 
     def __init__(
         self, connection: Connection, database: Database, now: datetime, memo: dict[type, Any], *,
-        alone: bool = True, settled: bool | None = None,
+        alone: bool = True, durable: bool = True, settled: bool | None = None,
     ) -> None:  # fmt: skip
         self.connection = connection
         self.now = now
@@ -54,6 +56,8 @@ class Tx:
         self.topics: set[Topic] = set()
         self.hushed: set[Topic] = set()
         self.is_alone = alone
+        self.is_durable = durable  # whether the disk has it before anybody is told
+        self.binding = False
         self.late: list[tuple[Late, Any]] = []
         self._settled = settled  # None: this transaction writes, and finds out by itself
         self._database = database
@@ -150,6 +154,10 @@ class Tx:
     def hush(self, topic: Topic) -> None:
         """Of an operation that stands for a topic (`Store.stand`): it has left nothing that anybody need be woken for."""
         self.hushed.add(topic)
+
+    def bind(self) -> None:
+        """Of an operation that stands for a topic (`Store.stand`): what it answers must not be forgotten, so it waits for the disk."""
+        self.binding = True
 
     def after_commit(self, callback: Callable[[], None]) -> None:
         """Call this in the event loop's thread once this operation is durable."""

@@ -52,8 +52,9 @@ class Standing:
     """An operation that waits for a topic: it is run behind the operations that publish it, in their transaction, until it answers
     something else than None. So what it does costs no transaction and no way through the event loop of its own.
 
-    `future` is its answer: None once it was withdrawn without one. It does not wait for the disk, so it must be something that may be
-    forgotten: whatever is asked for because of it comes through the same writer, behind the commit, and learns whether that was done.
+    `future` is its answer: None once it was withdrawn without one. It does not wait for the disk, unless the operation has said so
+    (`Tx.bind`), so it must be something that may be forgotten: whatever is asked for because of it comes through the same writer, behind
+    the commit, and learns whether that was done.
     """
 
     topic: Topic
@@ -210,7 +211,8 @@ class Writer:
     def _run_standing(
         self, connection: Connection, batch: list[Pending], late: list[tuple[Late, Any]], *, durable: bool, alone: bool
     ) -> None:
-        """Run what stands for the topics of this transaction; what has answered joins the batch, in front of one that is run again."""
+        """Run what stands for the topics of this transaction; what has answered joins the batch, as the first: somebody's work waits
+        for it."""
         hushed: set[Topic] = set()
         for topic in {topic for pending in batch if pending.error is None for topic in pending.topics} & self._standing.keys():
             for standing in list(self._standing.get(topic, ()))[:ABREAST]:
@@ -219,19 +221,18 @@ class Writer:
                         continue
                     standing.running = True
                 pending = Pending(standing.operation, standing.args, {}, standing.future, early=True)
-                place = len(batch) - (batch[-1].error is _AGAIN)
-                batch.insert(place, pending)
+                batch.insert(0, pending)
                 self._execute(connection, pending, late, first=False, durable=durable, alone=alone)
                 if pending.error is _AGAIN:  # its caller is woken by the topic, and asks anew
                     pending.error = None
                 with self._some:
                     if pending.value is None and pending.error is None and not standing.withdrawn:
                         standing.running = False
-                        del batch[place]
+                        del batch[0]
                     else:  # its answer is on its way, behind the commit, whoever withdraws it meanwhile
                         self._forget(standing)
                 hushed |= pending.hushed
-                if topic in hushed:
+                if pending.value is not None and topic in hushed:
                     break
         for pending in batch:
             pending.topics -= hushed
@@ -274,7 +275,7 @@ class Writer:
         database = self._database
         if not first:
             database.savepoint(connection)
-        tx = Tx(connection, database, self._clock.now(), self._memo, alone=alone)
+        tx = Tx(connection, database, self._clock.now(), self._memo, alone=alone, durable=durable)
         try:
             pending.value = pending.operation(tx, *pending.args, **pending.kwargs)
         except BaseException as exc:
@@ -291,6 +292,7 @@ class Writer:
             database.release(connection)
         late += tx.late
         pending.topics, pending.callbacks, pending.hushed = tx.topics, tx.callbacks, tx.hushed
+        pending.early = pending.early and not tx.binding
         return True
 
     def _answer(self, batch: list[Pending], settle: Callable[[list[Pending]], None] | None = None) -> None:

@@ -1,7 +1,8 @@
 """Acker: accepts offers (journal first, then the coordinator), hands back what cannot run, and starts what may."""
 
+import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ostler.model.errors import StoreBusy
 from ostler.node.attempts import AttemptTable, Live, Slots
@@ -54,11 +55,11 @@ class Acker(Loop):
     async def turn(self) -> float | None:
         """Start what may start, then settle the offers."""
         self.start_waiting()
-        if not self._table.has_offers:
+        if not self._offers():
             return None
         if not await self._session.opened(SESSION_S):
             return 0.0
-        offers = self._table.offered()  # looked at now: a session that opens takes away what is over for the coordinator
+        offers = self._offers()  # looked at now: a session that opens takes away what is over for the coordinator
         plan = plan_acks(
             self._limits(),
             self._table.open(),
@@ -71,7 +72,45 @@ class Acker(Loop):
         if not plan.accept and not plan.decline:
             return WAITING_S
         await self._settle(plan)
-        return 0.0 if self._table.offered() else None
+        return 0.0 if self._table.has_offers else None
+
+    def _offers(self) -> list[Live]:
+        """Those that await a word."""
+        return [live for live in self._table.offered() if not live.ordered]
+
+    def begin_ordered(self) -> None:
+        """What the poll that brought it acknowledged needs no further word: it begins once it is written down.
+
+        What must be known is that this machine may have begun it: to the next daemon, so the row is there before the start. A power cut
+        may take it, as it takes the attempt, which the coordinator then knows to be lost.
+        """
+        ordered = [live for live in self._table.offered() if live.ordered and not live.noted]
+        if not ordered:
+            return
+        for live in ordered:
+            live.noted = True
+        written = self._journal.accept(map(_entry, ordered), durable=False)
+        written.add_done_callback(lambda done: self._written(ordered, done))
+        for live in ordered[: max(0, self._limits().cpu - len(self._table.working()))]:
+            self._executor.furnish(live)  # meanwhile
+
+    def wake_for_offers(self) -> None:
+        """Turn, where there is anything to acknowledge."""
+        if self._offers():
+            self.wake()
+
+    def _written(self, ordered: Sequence[Live], done: asyncio.Future[None]) -> None:
+        if done.cancelled():
+            return
+        if done.exception() is not None:  # an ack will tell, or hand them back
+            for live in ordered:
+                live.ordered = False
+            self.wake()
+            return
+        for live in ordered:
+            if not _is_settled(live):
+                self._table.accept(live)
+        self.start_waiting()
 
     def start_waiting(self) -> None:
         """Give free slots to accepted attempts, first come first served."""
@@ -102,9 +141,7 @@ class Acker(Loop):
         accept, decline = plan.accept, plan.decline
         if accept:
             try:
-                await self._journal.accept(
-                    [Entry(one.job_id, one.attempt, one.spec, one.tries, inputs=one.inputs) for one in accept]
-                )
+                await self._journal.accept(map(_entry, accept))
             except StoreBusy as exc:
                 decline = [*decline, *((live, str(exc)) for live in accept)]
                 accept = []
@@ -119,11 +156,20 @@ class Acker(Loop):
         self.start_waiting()
 
     def _accepted(self, live: Live, result: ItemResult | None) -> None:
-        if live.outcome is not None or live.forgotten or live.work is not None:
-            return  # cancelled or taken away while the ack was under way
+        if _is_settled(live):
+            return
         if result is None or not result.ok:
             self._discard(live, "the ack was not answered" if result is None else f"{result.code}: {result.message}")
             return
         self._table.accept(live)
         if live.refusal is not None:
             self._executor.refuse(live, live.refusal)
+
+
+def _is_settled(live: Live) -> bool:
+    """Whether it was cancelled or taken away while its acceptance was under way."""
+    return live.outcome is not None or live.forgotten or live.work is not None
+
+
+def _entry(live: Live) -> Entry:
+    return Entry(live.job_id, live.attempt, live.spec, live.tries, inputs=live.inputs)

@@ -28,6 +28,8 @@ LOGS = 4  # attempts whose last logs are shipped at the same time
 MAX_BATCH = 256
 GATHER_S = 0.1  # while short jobs queue up here, outcomes go this far apart, or when so many wait:
 GATHERED = 64
+SOON_S = 0.01  # the same while others only run, whose end may come any moment,
+AT_ONCE_S = 0.005  # and while none does: whoever waits for each before it gives the next one seldom notices
 MAX_BATCH_BYTES = 4 * 2**20
 LOG_TRIES = 6  # after so many disagreements about its log an outcome goes without
 REFUSED_TRIES = 2
@@ -86,7 +88,7 @@ class Outbox(Loop):
         """An outcome waits."""
         if id(live) not in self._parcels:
             self._parcels[id(live)] = _Parcel(live, Backoff(min_s=0.5, max_s=60.0))
-            if not self._gathering or len(self._parcels) >= GATHERED or not self._table.queued():
+            if not self._gathering or len(self._parcels) >= GATHERED or live.latency:
                 self.wake()
 
     def retry_now(self) -> None:
@@ -116,10 +118,10 @@ class Outbox(Loop):
         if not await self._session.opened(self.interval_s):
             return 0.0
         now = self.clock.monotonic()
-        early_s = self._sent_at + GATHER_S - now
-        self._gathering = early_s > 0 and len(self._parcels) < GATHERED and self._table.queued() > 0
+        early_s = self._early_s(now)
+        self._gathering = early_s > 0
         if self._gathering:
-            return early_s  # more ends any moment, and nothing waits for a slot that this outcome holds
+            return early_s
         batch: _Batch = []
         size = 0
         for parcel in list(self._parcels.values()):
@@ -141,6 +143,14 @@ class Outbox(Loop):
             await self._deliver(await self._with_contents(batch))
         waits = [parcel.retry_at for parcel in self._parcels.values() if not parcel.under_way]
         return max(0.0, min(waits) - self.clock.monotonic()) if waits else None
+
+    def _early_s(self, now: float) -> float:
+        """For how long more outcomes gather: under load a call for each costs more than the job, and nothing waits for a slot that an
+        outcome holds."""
+        if len(self._parcels) >= GATHERED or any(parcel.live.latency for parcel in self._parcels.values()):
+            return 0.0
+        gather_s = GATHER_S if self._table.queued() else SOON_S if self._table.working() else AT_ONCE_S
+        return self._sent_at + gather_s - now
 
     # --- small ones ---
 

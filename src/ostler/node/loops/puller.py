@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable
 
 from ostler.node.attempts import AttemptTable, Slots
-from ostler.node.credit import Pace, asking, credit, should_replace
+from ostler.node.credit import Pace, acceptable, asking, credit, should_replace, taken
 from ostler.node.links.link import Pulled
 from ostler.node.readiness import Readiness
 from ostler.node.session import Dialect, Session
@@ -34,12 +34,13 @@ class Puller(Loop):
         prefetch: Callable[[], int],
         pace: Pace,
         readiness: Readiness,
-        take: Callable[[Pulled, float], None],
+        take: Callable[[Pulled, float, bool], None],
         renew: Callable[[tuple[m.Held, ...], float, float], None],
         clock: Clock,
         logger: logging.Logger,
     ) -> None:
-        """`take` is given what a pull brought and when it was sent; `renew` what that pull renewed."""
+        """`take` is given what a pull brought, when it was sent, and whether no other one was sent since; `renew` what that pull
+        renewed."""
         super().__init__(clock=clock, interval_s=SESSION_S, logger=logger)
         self._backoff = Backoff(min_s=0.2, max_s=10.0)
         self._session = session
@@ -54,6 +55,7 @@ class Puller(Loop):
         self._newest: asyncio.Task[None] | None = None
         self._calls: set[asyncio.Task[None]] = set()
         self._answered = asyncio.Event()
+        self._sent = 0
 
     def reconsider(self) -> None:
         """Replace the open poll where its credit is no longer right."""
@@ -96,6 +98,12 @@ class Puller(Loop):
         lives = self._table.open()
         return asking(credit(limits, lives, pace_s, prefetch), self._table.queued(), limits, pace_s, prefetch)
 
+    def _begins(self) -> int:
+        """How many of what a poll brings are accepted by it."""
+        if self._readiness.refusal is not None:
+            return 0
+        return acceptable(self._limits(), taken(self._table.open()), self._pace.median_s, self._prefetch())
+
     def _call(self) -> "asyncio.Task[None]":
         call = asyncio.get_running_loop().create_task(self._poll(), name="pull")
         self._calls.add(call)
@@ -111,6 +119,8 @@ class Puller(Loop):
     async def _poll(self) -> None:
         """An older poll that was replaced is answered at once, and may still have brought something."""
         asked = self._asked = self._credit()
+        self._sent += 1
+        number = self._sent
         held, sent_at = self._table.held(), self.clock.monotonic()
         session = self._session
         wait_s = session.terms.pull_wait_s
@@ -123,10 +133,12 @@ class Puller(Loop):
             protocol=m.PROTOCOL,
             boot_epoch=session.identity.boot_epoch,
             together=True,
+            begins=self._begins(),
+            number=number,
         )
         pulled = await session.link.pull(request)
         self._renew(held, sent_at, session.terms.lease_s)
-        self._take(pulled, sent_at)
+        self._take(pulled, sent_at, number == self._sent)
         if not pulled.signed and self.clock.monotonic() - sent_at < QUICK_S:
             await asyncio.sleep(QUICK_S)  # an empty answer at once: replaced, told something, or a coordinator in trouble
 
@@ -138,5 +150,5 @@ class Puller(Loop):
         sent_at = self.clock.monotonic()
         request = m.PullRequest(node_id=self._session.identity.node_id)
         pulled = await self._session.link.pull(request)
-        self._take(pulled, sent_at)
+        self._take(pulled, sent_at, True)
         return 0.0 if pulled.plain else SOURCE_IDLE_S

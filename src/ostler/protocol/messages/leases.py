@@ -138,7 +138,8 @@ class PullRequest:
 
     `held` are all attempts that the node has or was offered: a lease offered earlier and missing here is taken back at once.
     Without `protocol` the caller speaks the source's section 8 and gets one plain manifest. `together`: it reads an envelope that
-    holds a list of assignments.
+    holds a list of assignments. `begins`: the first so many of what it is given are acknowledged by this very call; for that a
+    session numbers its pulls, upwards from 1, and takes such a word from the newest one alone.
     """
 
     node_id: str
@@ -150,13 +151,15 @@ class PullRequest:
     protocol: int | None = None
     boot_epoch: str | None = None
     together: bool = False
+    begins: int = 0
+    number: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:
     """The signed payload: `spec` is the manifest, byte for byte as it was submitted; the rest is what the coordinator adds.
 
-    One of a `latency` queue begins before all that was leased ahead.
+    One of a `latency` queue begins before all that was leased ahead. One that is `acked` was acknowledged by the pull that brought it.
     """
 
     job_id: str
@@ -167,6 +170,7 @@ class Assignment:
     tries: int = 0
     inputs: tuple[InputFile, ...] = ()  # artifacts of other jobs that `spec` names as inputs, as they are
     latency: bool = False
+    acked: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
