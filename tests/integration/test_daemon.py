@@ -725,6 +725,21 @@ async def test_the_open_poll_is_one_and_carries_what_is_held(rig, coordinator):
     assert coordinator.most_pulls <= 2
 
 
+async def test_slots_that_become_free_together_replace_the_open_poll_once(rig, coordinator):
+    """What the first of two polls was given would be taken back by the second, which does not hold it."""
+    coordinator.offer("j1", command="wait")
+    coordinator.offer("j2", command="wait")
+    await until(lambda: len(rig.runner.started) == 2, "both run")
+    await until(lambda: coordinator.open_pulls == 1, "a poll is open without a free slot")
+    before = len(coordinator.calls)
+    config = replace(rig.daemon.config, resources=replace(rig.daemon.config.resources, max_concurrent_cpu=4))
+    rig.daemon.reload(config)
+    rig.daemon.reload(config)
+    coordinator.offer("j3", command="wait")
+    await until(lambda: len(rig.runner.started) == 3, "the new slot is used")
+    assert [body.slots for kind, body in coordinator.calls[before:] if kind == "pull"].count(2) == 1
+
+
 async def test_an_attempt_goes_on_beyond_its_lease_and_is_given_up_after_the_ride_out(tmp_path, monkeypatch):
     monkeypatch.setattr(leases, "RIDE_OUT_S", 3.5)
     coordinator = await FakeCoordinator(lease_s=1.0, heartbeat_s=0.2).start()

@@ -105,7 +105,8 @@ class Puller(Loop):
         return acceptable(self._limits(), taken(self._table.open()), self._pace.median_s, self._prefetch())
 
     def _call(self) -> "asyncio.Task[None]":
-        call = asyncio.get_running_loop().create_task(self._poll(), name="pull")
+        asked = self._asked = self._credit()  # at once: who reconsiders before it is sent need not send another
+        call = asyncio.get_running_loop().create_task(self._poll(asked), name="pull")
         self._calls.add(call)
         call.add_done_callback(self._end_call)
         return call
@@ -116,9 +117,8 @@ class Puller(Loop):
         if not call.cancelled():
             call.exception()  # that of a replaced poll is nobody's trouble
 
-    async def _poll(self) -> None:
+    async def _poll(self, asked: Slots) -> None:
         """An older poll that was replaced is answered at once, and may still have brought something."""
-        asked = self._asked = self._credit()
         self._sent += 1
         number = self._sent
         held, sent_at = self._table.held(), self.clock.monotonic()
