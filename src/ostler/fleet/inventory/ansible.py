@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ostler.fleet import names
-from ostler.fleet.inventory.groups import Groups
+from ostler.fleet.inventory.groups import Groups, way
 from ostler.fleet.inventory.host import Place
 from ostler.fleet.inventory.proxy import hops_of_command, options
 from ostler.fleet.inventory.reading import Entry, Hop, Reading, Said, read, read_jumps, shown, text_of
@@ -81,7 +81,7 @@ class Tree:
     def settle(self, file: Path, text_in: Callable[[Path], str | Problem]) -> Reading:
         """All facts: variables of the file and of `group_vars/` and `host_vars/` beside it."""
         for loop in self.groups.loops():
-            self.reading.problems.append(Problem("", f"group {loop[0]} contains itself: {' → '.join(loop)}", str(file)))
+            self.reading.problems.append(Problem("", f"group {loop[0]} contains itself: {way(loop)}", str(file)))
         if self.reading.problems:
             return self.reading
         beside = _Beside(file.parent, text_in, self.reading)

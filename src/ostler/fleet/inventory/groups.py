@@ -3,7 +3,8 @@
 from ostler.fleet.inventory.host import Place
 from ostler.model.errors import InvalidSpec
 
-MAX_MEMBERSHIPS = 1_000_000  # a few lines can put many hosts into a long chain of groups
+MAX_SHOWN = 10
+MAX_MEMBERSHIPS = 500_000  # a few lines can put many hosts into a long chain of groups
 
 
 class Groups:
@@ -97,3 +98,8 @@ class Groups:
                     seen.append(group)
                     way.append(iter(self._parents.get(group, ())))
         return found
+
+
+def way(loop: list[str]) -> str:
+    """A loop for a message."""
+    return " → ".join(loop if len(loop) <= MAX_SHOWN else [*loop[: MAX_SHOWN - 1], "…", loop[-1]])

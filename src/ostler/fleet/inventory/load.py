@@ -24,7 +24,7 @@ MAX_BYTES = 4 * 2**20
 MAX_VALUES = 500_000
 COMMAND_LINE = "--inventory"
 
-_SSH = re.compile(r"^[ \t]*(?:Host|Match)[ \t]+[^=\n]+$", re.IGNORECASE | re.MULTILINE)
+_SSH = re.compile(r"^[ \t]*(?:Host|Match)[ \t]+[^=\s][^=\n]*$", re.IGNORECASE | re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

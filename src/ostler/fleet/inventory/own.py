@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ostler.fleet import names
-from ostler.fleet.inventory.groups import Groups
+from ostler.fleet.inventory.groups import Groups, way
 from ostler.fleet.inventory.host import Place
 from ostler.fleet.inventory.reading import Reading, Said, contradiction, read
 from ostler.runtime.documents import Document, join
@@ -86,7 +86,7 @@ class _Reader:
                 self.reading.wrong(name, "is no host of this file; write it under `hosts`", self._place(path), join(path))
         for problem in self.groups.loops():
             place = self._place(("groups", problem[0], "children"))
-            self.reading.wrong(problem[0], f"contains itself: {' → '.join(problem)}", place, f"groups.{problem[0]}.children")
+            self.reading.wrong(problem[0], f"contains itself: {way(problem)}", place, f"groups.{problem[0]}.children")
         if not self.reading.problems:
             for name, layer in own.items():
                 self._settle(name, layer, layers)

@@ -13,10 +13,12 @@ from pathlib import Path
 from ostler.fleet.inventory.host import Place
 from ostler.fleet.inventory.proxy import hops_of_command
 from ostler.fleet.inventory.reading import READERS, Reading, Said, text_of
-from ostler.model.errors import Problem
+from ostler.model.errors import InvalidSpec, Problem
 
 MAX_INCLUDES = 16  # as OpenSSH
 MAX_LINES = 100_000
+MAX_LOOKED_AT = 1_000_000
+MAX_PATTERN = 1000
 
 _LINE = re.compile(r"\s*([A-Za-z0-9]+)(?:\s*=\s*|\s+)(.*)", re.DOTALL)
 _TOKEN = re.compile(r"%(.)|\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
@@ -47,12 +49,28 @@ class SshConfig:
     home: Path = Path("~")
     env: Mapping[str, str] = field(default_factory=dict)
     local_user: str = ""
+    _named: dict[str, list[int]] = field(default_factory=dict)
+    _others: list[int] = field(default_factory=list)
+    _looked_at: int = 0
+
+    def add(self, line: Line) -> None:
+        """The next line. Those of blocks that name their hosts without wildcards are found by name: there may be thousands."""
+        if len(self.lines) >= MAX_LINES:
+            raise ValueError(f"more than {MAX_LINES} lines count here")
+        plain = [
+            words
+            for criterion, words in line.conditions
+            if criterion == "originalhost" and not any(c in "".join(words) for c in "*?!")
+        ]
+        for held in [self._named.setdefault(word.lower(), []) for word in set(plain[0])] if plain else [self._others]:
+            held.append(len(self.lines))
+        self.lines.append(line)
 
     def lookup(self, host: str, user: str | None, port: int | None, reading: Reading) -> dict[str, Said]:
         """Facts about what would be typed behind `ssh`. The first value counts, of identity files all. Mistakes go to `reading`."""
         found: dict[str, Line] = {}
         keys: list[Line] = []
-        for line in self.lines:
+        for line in self._near(host):
             named = found["hostname"].value.replace("%h", host) if "hostname" in found else host
             as_user = user or (found["user"].value if "user" in found else self.local_user)
             if not self._holds(
@@ -69,6 +87,13 @@ class SshConfig:
         tokens = {"n": host, "h": _text(facts, "address") or host, "r": user or _text(facts, "user") or self.local_user}
         self._identity(facts, keys, {**tokens, "p": str(port or _text(facts, "port") or 22)}, reading)
         return facts
+
+    def _near(self, host: str) -> Iterator[Line]:
+        places = sorted([*self._named.get(host.lower(), ()), *self._others])
+        self._looked_at += len(places)
+        if self._looked_at > MAX_LOOKED_AT:
+            raise InvalidSpec("SSH's configuration has too many blocks with wildcards for so many hosts")
+        return (self.lines[i] for i in places)
 
     def _holds(self, line: Line, known: Mapping[str, str], reading: Reading) -> bool:
         unknown = ""
@@ -166,6 +191,8 @@ def _read(
         place, keyword = Place(str(file), number), found[1].lower()
         try:
             words = shlex.split(found[2], comments=True)
+            if any(len(word) > MAX_PATTERN for word in words):
+                raise ValueError(f"a word has more than {MAX_PATTERN} characters")  # noqa: TRY301
             if keyword == "host":
                 here = (("originalhost", tuple(words)),)
                 for word in words:
@@ -178,12 +205,9 @@ def _read(
                     _read(path, config, outer + here, depth + 1, text_in)
             elif keyword in _USED:
                 value = found[2].strip() if keyword == "proxycommand" else _one(words)
-                config.lines.append(Line(outer + here, keyword, text_of(value), place))
+                config.add(Line(outer + here, keyword, text_of(value), place))
         except ValueError as exc:
             config.problems.append(Problem(found[1], f"cannot be read: {exc}", str(file), number))
-        if len(config.lines) > MAX_LINES:
-            config.problems.append(Problem("", f"has more than {MAX_LINES} lines with what it includes", str(file), number))
-            return
 
 
 def _one(words: Sequence[str]) -> str:
