@@ -13,6 +13,7 @@ import typer.main
 
 from ostler.cli.main import app
 from ostler.coordinator.config import CoordinatorConfig
+from ostler.fleet.inventory.own import FleetFile
 from ostler.model import errors
 from ostler.model.access import RUNNERS, Role
 from ostler.model.events import JOB_KINDS, NODE_KINDS
@@ -80,6 +81,13 @@ def absence(field: dataclasses.Field[object], section: type) -> str:
     return f" Without this section: {settings}." if settings else ""
 
 
+def within(hint: object) -> typing.Iterator[object]:
+    """A type and all that it is made of."""
+    yield hint
+    for arg in typing.get_args(hint):
+        yield from within(arg)
+
+
 def keys(shape: type, prefix: str = "", absent: str = "") -> typing.Iterator[tuple[str, str, str, str]]:
     """(key, type, default, docstring of its section) for each key, sections flattened."""
     hints = typing.get_type_hints(shape)
@@ -88,10 +96,11 @@ def keys(shape: type, prefix: str = "", absent: str = "") -> typing.Iterator[tup
     nested = []
     for field in dataclasses.fields(shape):
         hint = hints[field.name]
-        inner = next((arg for arg in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(arg)), None)
+        inner = next((arg for arg in within(hint) if dataclasses.is_dataclass(arg)), None)
         if inner is not None:
             many = typing.get_origin(hint) is tuple
-            nested.append((inner, f"{prefix}{field.name}{'[]' if many else ''}.", absence(field, inner)))
+            named = any(typing.get_origin(arg) is dict for arg in within(hint))
+            nested.append((inner, f"{prefix}{field.name}{'[]' if many else '.NAME' if named else ''}.", absence(field, inner)))
             if not many and inner is hint:
                 continue
         yield f"{prefix}{field.name}", type_name(hint), default_text(field), ""
@@ -231,6 +240,7 @@ def pages() -> dict[str, str]:
     return {
         "node-config.md": keys_page("Node configuration", sources.format("NODE"), NodeConfig),
         "coordinator-config.md": keys_page("Coordinator configuration", sources.format("COORDINATOR"), CoordinatorConfig),
+        "inventory.md": keys_page("Inventory of hosts", "YAML or JSON, `ostler-fleet.yml`. Unknown keys are refused.", FleetFile),
         "manifest.md": keys_page("Job manifest", "YAML or JSON. Unknown keys are refused.", Manifest),
         "cli.md": cli_page(),
         "api.md": api_page(),

@@ -37,6 +37,7 @@ RUN = [
             "let-a-job-reach-the-network",
             "give-a-job-a-secret",
             "back-up-and-restore",
+            "describe-your-hosts",
         )
     ),
 ]
