@@ -151,3 +151,29 @@ def test_files_that_are_none(tmp_path: Path, text: str, message: str | None) -> 
         assert [one.name for one in read(tmp_path, text).hosts] == ["a"]
     else:
         assert message in str(mistakes(tmp_path, text))
+
+
+def test_a_hop_that_is_a_host_itself_is_reached_as_it_says(tmp_path: Path) -> None:
+    text = """\
+proxy_jump: gate
+user: deploy
+hosts:
+  inner: {address: 10.0.0.2, proxy_jump: "gate,step"}
+  far:
+  step: {address: 10.0.0.1, port: 2201}
+  gate: {address: gate.example.com, user: jump, identity_file: /k/gate}
+"""
+    gate = Jump(address="gate.example.com", user="jump", identity_files=("/k/gate",))
+    assert {name: one.proxy_jump for name, one in hosts(tmp_path, text).items()} == {
+        "inner": (gate, Jump(address="10.0.0.1", user="deploy", port=2201)),
+        "far": (gate,),
+        "step": (gate,),
+        "gate": (),
+    }
+    two = text.replace("proxy_jump: gate\n", "proxy_jump: gate,step\n").replace(', proxy_jump: "gate,step"', "")
+    assert [len(one.proxy_jump) for one in hosts(tmp_path, two).values()] == [2, 2, 1, 0]
+
+
+def test_variables_are_what_json_can_say(tmp_path: Path) -> None:
+    text = "hosts: {a: {vars: {x: .inf, y: [-.inf, 1.5], z: {n: .nan}, t: 2020-01-01}}}\n"
+    assert hosts(tmp_path, text)["a"].vars == {"x": "inf", "y": ["-inf", 1.5], "z": {"n": "nan"}, "t": "2020-01-01"}

@@ -1,5 +1,6 @@
 """Several readings become one list of hosts: what somebody wrote in an inventory, then SSH's configuration, then defaults."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from ostler.fleet.inventory.host import DEFAULT, SSH_PORT, Host, Inventory, Jump
 from ostler.fleet.inventory.reading import Entry, Hop, Reading, Said, contradiction
 from ostler.fleet.inventory.ssh_config import SshConfig
 from ostler.model.errors import Problem
+from ostler.runtime.documents import Opaque
 from ostler.runtime.settings import invalid
 
 MAX_HOPS = 8
@@ -71,12 +73,7 @@ class _Settler:
     reading: Reading
 
     def settle(self, entry: Entry) -> Host | None:
-        facts = dict(entry.facts)
-        typed = facts["address"].value if "address" in facts else entry.name
-        known = self.ssh.lookup(typed, _value(facts, "user"), _value(facts, "port"), self.reading) if entry.ssh_config else {}
-        for fact, said in known.items():
-            if fact == "address" or fact not in facts:
-                facts[fact] = said
+        facts = self._facts(entry.name, _value(entry.facts, "user"), _value(entry.facts, "port"), ssh=entry.ssh_config)
         origin = {"name": str(entry.place), "user": DEFAULT, "port": DEFAULT}
         if "address" not in facts:
             named = self.reading.read("address", entry.name, entry.place)
@@ -93,9 +90,9 @@ class _Settler:
             user=_value(facts, "user"),
             port=_value(facts, "port") or SSH_PORT,
             identity_files=self._files(_value(facts, "identity_files") or ()),
-            proxy_jump=self._way(facts["proxy_jump"]) if "proxy_jump" in facts else (),
+            proxy_jump=self._way(entry, facts["proxy_jump"]) if "proxy_jump" in facts else (),
             groups=tuple(entry.groups),
-            vars={key: said.value for key, said in entry.vars.items()},
+            vars={key: _plain(said.value) for key, said in entry.vars.items()},
             region=_value(facts, "region"),
             pool=_value(facts, "pool"),
             labels={key: said.value for key, said in entry.labels.items()},
@@ -103,22 +100,31 @@ class _Settler:
             origin=origin,
         )
 
-    def _way(self, said: Said) -> tuple[Jump, ...]:
+    def _facts(self, name: str, user: str | None, port: int | None, *, ssh: bool) -> dict[str, Said]:
+        """What the inventory says of a host, and SSH's configuration of the name that would be typed behind `ssh`."""
+        facts = dict(self.reading.entries[name].facts) if name in self.reading.entries else {}
+        typed = facts["address"].value if "address" in facts else name
+        for fact, said in (self.ssh.lookup(typed, user, port, self.reading) if ssh else {}).items():
+            if fact == "address" or fact not in facts:
+                facts[fact] = said
+        return facts
+
+    def _way(self, entry: Entry, said: Said) -> tuple[Jump, ...]:
         jumps: list[Jump] = []
-        for i, hop in enumerate(said.value):
-            jumps += self._hop(hop, said, first=i == 0, trail=())
+        for i, hop in enumerate(_before(entry.name, said.value)):
+            jumps += self._hop(hop, said, first=i == 0, trail=(), ssh=entry.ssh_config)
         return tuple(jumps)
 
-    def _hop(self, hop: Hop, said: Said, *, first: bool, trail: tuple[str, ...]) -> list[Jump]:
-        """A hop as SSH's configuration has it, with the way to it where it is the first."""
+    def _hop(self, hop: Hop, said: Said, *, first: bool, trail: tuple[str, ...], ssh: bool) -> list[Jump]:
+        """A hop as the inventory and SSH's configuration have it, with the way to it where it is the first."""
         if hop.host in trail or len(trail) >= MAX_HOPS:
             self.reading.wrong(hop, f"is reached by way of itself: {' → '.join((*trail, hop.host))}", said.place, "proxy_jump")
             return []
-        facts = self.ssh.lookup(hop.host, hop.user, hop.port, self.reading)
+        facts = self._facts(hop.host, hop.user, hop.port, ssh=ssh)
         before: list[Jump] = []
         if first and "proxy_jump" in facts:
-            for i, one in enumerate(facts["proxy_jump"].value):
-                before += self._hop(one, facts["proxy_jump"], first=i == 0, trail=(*trail, hop.host))
+            for i, one in enumerate(_before(hop.host, facts["proxy_jump"].value)):
+                before += self._hop(one, facts["proxy_jump"], first=i == 0, trail=(*trail, hop.host), ssh=ssh)
         address = _value(facts, "address")
         if address is None:
             try:
@@ -142,3 +148,19 @@ class _Settler:
 
 def _value(facts: Mapping[str, Said], fact: str) -> Any:
     return facts[fact].value if fact in facts else None
+
+
+def _before(name: str, hops: tuple[Hop, ...]) -> tuple[Hop, ...]:
+    """The way to a host: what is said of all hosts holds for those on the way too, up to themselves."""
+    return next((hops[:i] for i, hop in enumerate(hops) if hop.host == name), hops)
+
+
+def _plain(value: Any) -> Any:
+    """A variable as JSON can say it."""
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return None if isinstance(value, Opaque) else value
