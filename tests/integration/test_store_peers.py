@@ -5,12 +5,14 @@ import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 
 import postgres
 from ostler.coordinator.loops.on_duty import run_on_duty
 from ostler.coordinator.operations import installation, jobs
 from ostler.coordinator.store.peers import CHANNEL, MAX_BYTES, _pieces
+from ostler.coordinator.store.silent import Sessions
 from ostler.coordinator.store.store import Store
 from ostler.model.errors import Rejected, StoreBusy
 from ostler.runtime.clock import SystemClock
@@ -252,24 +254,34 @@ class Deaf:
         writer.close()
 
 
-@pytest.mark.parametrize("working", [False, True], ids=["lost", "working"])
-async def test_whoever_waits_for_an_answer_that_was_lost_is_told_and_who_waits_for_work_is_left_alone(
-    database, tmp_path, monkeypatch, working
-):
+async def test_whoever_waits_for_an_answer_that_was_lost_is_told(database, tmp_path, monkeypatch):
     monkeypatch.setattr("ostler.coordinator.store.silent.SILENT_S", 1.0)
     server, name = database
     async with Deaf(tmp_path, server) as between:
         store = await asyncio.to_thread(Store.open, between.url_of(name), logger=LOGGER)
         try:
             store.join()
-            if working:  # for longer than anybody who is silent is waited for
-                query = "SELECT pg_sleep(2.5)"
-                assert await store.write(lambda tx: len(tx.rows(query))) == 1
-            else:
-                query = f"SELECT '{between.LOST.decode()}'"
-                for act in (store.write, store.read):
-                    with pytest.raises(StoreBusy):
-                        await asyncio.wait_for(act(lambda tx: tx.rows(query)), PATIENCE_S)
+            query = f"SELECT '{between.LOST.decode()}'"
+            for act in (store.write, store.read):
+                with pytest.raises(StoreBusy):
+                    await asyncio.wait_for(act(lambda tx: tx.rows(query)), PATIENCE_S)
             assert await submit(store), "it goes on"
         finally:
             await asyncio.to_thread(store.close)
+
+
+async def test_whoever_waits_for_work_is_left_alone(database, monkeypatch):
+    monkeypatch.setattr("ostler.coordinator.store.silent.SILENT_S", 0.0)
+    server, name = database
+    sessions = Sessions()
+    with contextlib.ExitStack() as stack:
+        working, by, other = (stack.enter_context(psycopg.connect(server.url(name), autocommit=True)) for _ in range(3))
+        sessions.add(working, working.info.backend_pid)
+        other.execute("SELECT pg_advisory_lock(7)")
+        work = asyncio.create_task(asyncio.to_thread(working.execute, "SELECT pg_advisory_lock(7)"))
+        state = "SELECT state = 'active' AND wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = %s"
+        await until(lambda: by.execute(state, [working.info.backend_pid]).fetchone() == (True,))
+        assert [sessions.cut_silent(by) for _ in range(2)] == [0, 0]
+        other.execute("SELECT pg_advisory_unlock(7)")
+        await work
+        assert sessions.cut_silent(by) == 0, "nor is one that waits for nothing"
