@@ -70,7 +70,7 @@ class Daemon:
         line = self.lines.readline()
         return json.loads(line) if line else None
 
-    def send(self, task, params=None, *, env=None, kill_s=60.0, key=None):
+    def send(self, task, params=None, *, env=None, kill_s=60.0, key=None, logs=None):
         self.count += 1
         self.root = self.folder / f"job-{self.count}"
         for name in ("input", "work", "output", "logs"):
@@ -83,8 +83,8 @@ class Daemon:
             "output": str(self.root / "output"),
             "record": str(self.root / "task.json"),
             "env": {"PATH": "/usr/bin:/bin", "OSTLER_OUTPUT_DIR": str(self.root / "output"), **(env or {})},
-            "stdout": str(self.root / "logs/stdout.log"),
-            "stderr": str(self.root / "logs/stderr.log"),
+            "stdout": logs or str(self.root / "logs/stdout.log"),
+            "stderr": logs or str(self.root / "logs/stderr.log"),
             "kill_s": kill_s,
         }
         self.socket.sendall(json.dumps({"run": order}).encode() + b"\n")
@@ -175,6 +175,13 @@ def test_a_task_gets_its_parameters_and_leaves_its_result(daemon):
     assert json.loads((daemon.root / "output/counts.json").read_text()) == {"B": 2, "A": 1}
     assert daemon.out() == "3 words\n"
     assert json.loads((daemon.root / "task.json").read_text()) == record
+
+
+@pytest.mark.parametrize("words", [{"do": "say", "out": "theirs", "err": "theirs"}, {"do": "c_say", "text": "theirs"}])
+def test_what_a_full_disk_did_not_take_is_in_no_other_tasks_log(daemon, words):
+    daemon.run("behave", words, logs="/dev/full")
+    assert daemon.behave("say", out="mine", err="mine")["outcome"] == "done"
+    assert (daemon.out(), daemon.err()) == ("mine\n", "mine\n")
 
 
 def test_each_task_has_its_own_streams_folder_and_environment_and_leaves_nothing(daemon):

@@ -223,7 +223,10 @@ class Runner:
 
     def _undress(self) -> None:
         sys.stdout, sys.stderr = self._streams = _good_streams(self._streams)
-        _flush()
+        if not _flush():  # what a full disk did not take must not end up in the next task's log
+            for number in (1, 2):
+                redirect(os.devnull, number)
+            _flush()
         os.umask(self._umask)
         sys.path[:] = self._path
 
@@ -271,11 +274,15 @@ def _good_streams(streams: tuple[io.TextIOWrapper, io.TextIOWrapper]) -> tuple[i
     return streams if not any(stream.closed for stream in streams) else _open_streams()
 
 
-def _flush() -> None:
+def _flush() -> bool:
+    """Whether nothing is left that was printed and not written."""
+    whole = True
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # a full disk; the evidence is the disk's, not ours
+        try:
             stream.flush()
-    system.flush_c_buffers()
+        except (OSError, ValueError):  # a full disk; the evidence is the disk's, not ours
+            whole = False
+    return system.flush_c_buffers() and whole
 
 
 def _json(result: Any) -> bytes | None:

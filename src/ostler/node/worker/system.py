@@ -57,9 +57,9 @@ def become_subreaper() -> None:
         raise _failed()
 
 
-def flush_c_buffers() -> None:
-    """Write out what C code printed and `stdio` still holds: it would end up in the next task's log."""
-    _libc.fflush(None)
+def flush_c_buffers() -> bool:
+    """Write out what C code printed and `stdio` still holds: it would end up in the next task's log. False where some of it is left."""
+    return bool(_libc.fflush(None) == 0)
 
 
 def end_children() -> None:
