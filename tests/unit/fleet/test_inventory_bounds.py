@@ -1,5 +1,6 @@
 """Whatever a file holds, it is read or refused: without a crash, in time and memory that its size explains."""
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -52,7 +53,9 @@ def test_any_text_is_read_or_refused(tmp_path: Path, form: str, text: str) -> No
         return
     for host in found.hosts:
         assert host.origin["name"]
-        assert not host.name.startswith("-")
+        words = [host.name, host.address, *host.groups, *(one.address for one in host.proxy_jump)]
+        words += [one for one in (host.user, host.pool, host.region, *(one.user for one in host.proxy_jump)) if one is not None]
+        assert not [word for word in words if word.startswith("-") or shlex.quote(word) != word]
 
 
 def doubled(name: str, separator: str) -> str:

@@ -96,7 +96,7 @@ def test_all_mistakes_at_once_with_their_lines(tmp_path: Path) -> None:
 hosts:
   "mini 1":
   a: {port: 70000, user: "x y", address: -oProxyCommand=id}
-  b: {proxy_jump: "u@h;id", identity_file: "-i", region: "../x", labels: {"a b": c}}
+  b: {proxy_jump: "u@h;id", identity_file: "-i", region: "../x", labels: {"a b": c, d: "x\\ny"}}
   c: {groups: ["$(id)", all]}
   "x[2:1]": {paused: ""}
 groups:
@@ -105,9 +105,10 @@ groups:
   "a;b": {}
 """
     found = mistakes(tmp_path, text)
-    assert [line for line, _ in found] == [2, 3, 3, 3, 4, 4, 4, 4, 5, 5, 6, 6, 8, 8, 8, 10]
+    assert [line for line, _ in found] == [2, 3, 3, 3, 4, 4, 4, 4, 4, 5, 5, 6, 6, 8, 8, 8, 10]
     whole = "\n".join(message for _, message in found)
     for part in ("a space", "is no port", "as an option does", "';' (character 2)", "'../x' is a path", "no key of a label",
+                 "no value of a label",
                  "is every host",
                  "says no reason", "ends (1) before it begins (2)", "'nobody' is no host of this file", "'nothing' is no group",
                  "contains itself: g → h → g", "'$' (character 1)"):  # fmt: skip

@@ -13,6 +13,7 @@ from ostler.runtime.settings import check
 from ostler.runtime.shapes import FieldPath
 
 ALL = "all"
+MAX_LABEL_VALUE = 255  # as in manifests
 _FACTS = {"address": "address", "user": "user", "port": "port", "identity_file": "identity_files", "proxy_jump": "proxy_jump",
           "region": "region", "pool": "pool", "paused": "paused"}  # fmt: skip
 
@@ -157,15 +158,19 @@ class _Reader:
                     layer["facts", _FACTS[key]] = said
             elif key in {"labels", "vars"}:
                 for name, one in (value or {}).items():
-                    if key == "vars" or self._is_label(name, (*at, name)):
+                    if key == "vars" or self._is_label(name, one, (*at, name)):
                         layer[key, name] = Said(one, self._place((*at, name)))
         return layer
 
-    def _is_label(self, name: str, path: FieldPath) -> bool:
+    def _is_label(self, name: str, value: str, path: FieldPath) -> bool:
         try:
             names.read_label(name)
         except ValueError as exc:
             self.reading.wrong(name, exc, self._place(path), join(path[:-1]))
+            return False
+        if len(value) > MAX_LABEL_VALUE or not value.isprintable():
+            why = f"is no value of a label; one has up to {MAX_LABEL_VALUE} characters on one line"
+            self.reading.wrong(value, why, self._place(path), join(path))
             return False
         return True
 
