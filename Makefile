@@ -77,9 +77,10 @@ bench-quick: $(DEV_STAMP)  ## the same with few jobs and the peers that matter m
 	@$(PY) bench/run.py --quick $(ARGS)
 
 lock: $(DEV_STAMP)  ## pin the dependencies anew
-	@for set in run dev; do \
-	  extras="--extra demo --extra build"; [ $$set = dev ] && extras="$$extras --extra dev"; \
-	  .venv/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+	@for set in run dev release; do \
+	  case $$set in run) extras="--extra demo --extra build --upgrade" ;; \
+	    dev) extras="--extra demo --extra build --extra dev --upgrade" ;; release) extras="-c lock/run.txt" ;; esac; \
+	  .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	    --no-strip-extras --no-emit-index-url --no-header --no-annotate $$extras -o lock/$$set.txt pyproject.toml; done
 
 clean:  ## remove what the targets made (not your data)

@@ -1,5 +1,5 @@
 """Builds what is in C where a compiler is. Without it the keeper forks in Python, which takes a millisecond more for a start, and
-sandboxes are made by bwrap, which takes three.
+sandboxes are made by bwrap, which takes three. A wheel also has the lock file of its libraries, from which releases for hosts are made.
 """
 
 import os
@@ -22,13 +22,16 @@ PROGRAMS = {
     NODE / "keeper/_spawn.so": (NODE / "keeper/_spawn.c", ("-shared", "-fPIC")),
     NODE / "sandbox/_enter": (NODE / "sandbox/_enter.c", ALONE),
 }
+LOCK, IN_WHEEL = "lock/release.txt", "ostler/fleet/releases/dependencies.txt"
 
 
 class HelperHook(BuildHookInterface):
     """Compiles each source beside itself, for a wheel and for an editable install alike."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Called before the build."""
+        """Called before the build; `version` is standard, or editable."""
+        if version == "standard":
+            build_data["force_include"][LOCK] = IN_WHEEL
         named = shlex.split(os.environ.get("CC", "")) or [next(filter(shutil.which, ("cc", "gcc", "clang")), "")]
         for target, (source, options) in PROGRAMS.items():
             if self.compiled([*named, "-O2", "-Wall", "-Wextra", *options], Path(self.root) / source, Path(self.root) / target):

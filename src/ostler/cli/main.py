@@ -18,6 +18,7 @@ from ostler.cli import (
     jobs,
     nodes,
     quota,
+    release,
     retention,
     run,
     secrets,
@@ -56,6 +57,7 @@ app.add_typer(ca.app, name="ca")
 app.add_typer(db.app, name="db")
 app.add_typer(backup.app, name="backup")
 app.command()(backup.restore)
+app.add_typer(release.app, name="release")
 app.add_typer(config.app, name="config")
 app.add_typer(sim.app, name="sim")
 app.command()(doctor.doctor)

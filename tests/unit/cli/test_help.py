@@ -10,7 +10,7 @@ NAMES = {
     "job submit", "job list", "job show", "job logs", "job wait", "job cancel", "job retry", "job explain", "job artifacts",
     "job debug", "job hold", "job release",
     "node", "node probe", "node list", "node show", "node drain", "node resume", "node cordon", "node uncordon",
-    "node pool", "node retire", "top",
+    "node pool", "node retire", "node keeper", "top",
     "fleet hosts",
     "token create", "token list", "token revoke",
     "secret set", "secret list", "secret rm",
@@ -20,10 +20,20 @@ NAMES = {
     "db status", "db upgrade", "db copy",
     "backup create", "backup list", "backup verify", "backup prune", "restore",
     "audit list", "audit verify",
+    "release build", "release list", "release show", "release verify", "release prune",
+    "release key new", "release key list", "release key retire",
     "webhook add", "webhook list", "webhook rm", "webhook test", "webhook enable",
     "sim nodes", "allowlist test", "config check", "config show", "config schema",
 }  # fmt: skip
-RAW = {"up", "run", "coordinator", "node", "job logs", "config schema"}  # a daemon, bytes as they are, or JSON anyway
+RAW = {
+    "up",
+    "run",
+    "coordinator",
+    "node",
+    "node keeper",
+    "job logs",
+    "config schema",
+}  # a daemon, bytes as they are, or JSON anyway
 
 
 def commands(command, words=()):

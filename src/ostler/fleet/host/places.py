@@ -52,6 +52,11 @@ class Places:
         return self.updates / "host.pyz"
 
     @property
+    def keys(self) -> Path:
+        """The release keys that this host trusts."""
+        return self.updates / "release-keys.json"
+
+    @property
     def lock(self) -> Path:
         """Who deploys."""
         return self.updates / "lock.json"

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ostler.fleet.host import facts, lock, switching, systemd, watcher
+from ostler.fleet.host import facts, installing, lock, switching, systemd, watcher
 from ostler.fleet.host.places import NODE_UNIT, Places, read_json
 from ostler.fleet.host.refusals import Refused
 
@@ -39,6 +39,17 @@ def _unlock(places: Places, given: argparse.Namespace) -> Answer:
 
 def _break_lock(places: Places, given: argparse.Namespace) -> Answer:
     return {"broken": lock.break_(places, why=given.why, owner=given.owner)}
+
+
+def _install(places: Places, given: argparse.Namespace) -> Answer:
+    if given.bundle == "-":
+        return installing.install(places, sys.stdin.buffer, digest=given.digest)
+    with open(given.bundle, "rb") as bundle:  # noqa: PTH123
+        return installing.install(places, bundle, digest=given.digest)
+
+
+def _prune(places: Places, given: argparse.Namespace) -> Answer:
+    return installing.prune(places, given.keep)
 
 
 def _switch(places: Places, given: argparse.Namespace) -> Answer:
@@ -87,6 +98,14 @@ VERBS: dict[str, tuple[Callable[[Places, argparse.Namespace], Answer], tuple[tup
     "beat": (_beat, (_ROLLOUT,)),
     "unlock": (_unlock, (_ROLLOUT,)),
     "break-lock": (_break_lock, (("--why", {"required": True}), ("--owner", {"required": True}))),
+    "install": (
+        _install,
+        (
+            ("--bundle", {"default": "-", "help": "its file; left out, the bundle is on standard input"}),
+            ("--digest", {"help": "of its manifest, sha256 in hex; a host's first release needs it"}),
+        ),
+    ),
+    "prune": (_prune, (("--keep", {"type": int, "required": True}),)),
     "switch": (
         _switch,
         (

@@ -2,7 +2,7 @@
 
 
 class Refused(Exception):
-    """The host stays as it is. `code` is for the updater: locked, busy, missing, unfit, disk, unit or usage."""
+    """The host stays as it is. `code` is for the updater: locked, busy, missing, unfit, untrusted, disk, unit or usage."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)

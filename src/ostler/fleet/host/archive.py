@@ -1,0 +1,185 @@
+"""A release as one file: a tar archive of a signed manifest (`release.json`, a DSSE envelope) and of the files that it names.
+
+Nothing is believed before it is checked: the signature first, then each file's name, size and hash while it is read. For a host
+of one platform the files that others need may be left out.
+"""
+
+import base64
+import binascii
+import hashlib
+import json
+import re
+import tarfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, Any
+
+from ostler.fleet.host import ed25519
+from ostler.fleet.host.refusals import Refused
+
+FORMAT = 1
+TYPE = "application/vnd.ostler.release+json"
+MANIFEST = "release.json"
+MAX_MANIFEST = 4 << 20
+MAX_FILE = 1 << 30
+BLOCK = 1 << 20
+
+_PART = re.compile(r"(?a)[A-Za-z0-9_][A-Za-z0-9._+@!-]{0,199}")
+_VERSION = re.compile(r"(?a)[0-9][A-Za-z0-9.+!-]{0,62}")
+_PLATFORM = re.compile(r"(?a)cp3[0-9]{1,2}-[a-z0-9_]{1,20}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class File:
+    """One file of a release; `platforms` are those that need it (`cp311-x86_64`), none: all."""
+
+    path: str
+    sha256: str
+    size: int
+    platforms: tuple[str, ...] = ()
+
+    def serves(self, platform: str) -> bool:
+        """Whether a host of this platform needs it."""
+        return not self.platforms or platform in self.platforms
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What a release is. `keys` are the release keys, raw, by their ids, to be trusted from this release on, where `generation` is
+    newer than what a host has; `protocol` is the oldest and the newest that it speaks, `schema` the newest that it knows.
+    """
+
+    version: str
+    commit: str | None
+    protocol: tuple[int, int]
+    schema: int
+    platforms: tuple[str, ...]
+    files: Mapping[str, File]
+    generation: int
+    keys: Mapping[str, bytes]
+    digest: str  # sha256 of the manifest's bytes
+    signed_by: tuple[str, ...]  # the keys of those above that signed it
+
+    @property
+    def release(self) -> str:
+        """The id: by the content, so that the same id is the same release everywhere."""
+        return f"{self.version}-{self.digest[:12]}"
+
+
+def pae(payload: bytes) -> bytes:
+    """What is signed of a manifest (source: the DSSE specification, pre-authentication encoding)."""
+    return b"DSSEv1 %d %b %d %b" % (len(TYPE), TYPE.encode(), len(payload), payload)
+
+
+def key_id(public: bytes) -> str:
+    """A short name of a raw public key."""
+    return hashlib.sha256(public).hexdigest()[:16]
+
+
+def read_manifest(envelope: bytes, trusted: Mapping[str, bytes] | None) -> Manifest:
+    """The manifest of an envelope that one of the `trusted` keys signed (None: one of those that it brings). Raises Refused."""
+    try:
+        outer = json.loads(envelope)
+        payload = base64.b64decode(outer["payload"], validate=True)
+        signatures = [base64.b64decode(one["sig"], validate=True) for one in outer["signatures"][:8]]
+        inner = json.loads(payload)
+        if outer["payloadType"] != TYPE:
+            raise Refused("unfit", f"the bundle's manifest is of the type {outer['payloadType']!r}, not {TYPE}")
+        if inner["format"] != FORMAT:
+            raise Refused("unfit", f"the bundle has format {inner['format']}; this program reads {FORMAT}")
+        manifest = _manifest(inner, hashlib.sha256(payload).hexdigest())
+    except (ValueError, KeyError, TypeError, AttributeError, binascii.Error) as exc:
+        raise Refused("unfit", f"the bundle's manifest is damaged: {exc!r}") from None
+    message = pae(payload)
+    keys = manifest.keys if trusted is None else trusted
+    signed = [name for name, key in keys.items() if any(ed25519.verify(key, message, one) for one in signatures)]
+    if not signed:
+        known = ", ".join(sorted(keys)) or "none"
+        raise Refused("untrusted", f"release {manifest.release} is signed by no key that is trusted here (trusted: {known})")
+    return Manifest(**{**{name: getattr(manifest, name) for name in Manifest.__slots__}, "signed_by": tuple(signed)})
+
+
+def _manifest(inner: dict[str, Any], digest: str) -> Manifest:
+    files: dict[str, File] = {}
+    for one in inner["files"]:
+        file = File(path=one["path"], sha256=one["sha256"], size=one["size"], platforms=tuple(one.get("platforms", ())))
+        if file.path in files or not _plain(file.path) or not 0 <= file.size <= MAX_FILE:
+            raise ValueError(f"the file {file.path!r} cannot be part of a release")
+        files[file.path] = file
+    if _VERSION.fullmatch(inner["version"]) is None or not all(_PLATFORM.fullmatch(one) for one in inner["platforms"]):
+        raise ValueError("version or platforms are not such")
+    keys = {one["id"]: base64.b64decode(one["public"], validate=True) for one in inner["keys"]["trusted"]}
+    if any(name != key_id(key) for name, key in keys.items()):
+        raise ValueError("a key has another one's id")
+    low, high = inner["protocol"]
+    return Manifest(
+        version=inner["version"], commit=inner["commit"], protocol=(int(low), int(high)), schema=int(inner["schema"]),
+        platforms=tuple(inner["platforms"]), files=files, generation=int(inner["keys"]["generation"]), keys=keys, digest=digest,
+        signed_by=(),
+    )  # fmt: skip
+
+
+def _plain(path: str) -> bool:
+    """Whether a path is relative, and of ordinary names alone."""
+    parts = path.split("/")
+    return path != MANIFEST and len(parts) <= 8 and all(_PART.fullmatch(one) for one in parts)
+
+
+@contextmanager
+def opened(bundle: IO[bytes], trusted: Mapping[str, bytes] | None) -> Iterator[tuple[Manifest, bytes, "Contents"]]:
+    """A bundle's manifest, the envelope it stood in, and its files, to be read once as they come. Raises Refused."""
+    try:
+        with tarfile.open(fileobj=bundle, mode="r|") as archive:
+            first = archive.next()
+            content = archive.extractfile(first) if first is not None and first.isreg() else None
+            if first is None or content is None or first.name != MANIFEST or first.size > MAX_MANIFEST:
+                raise Refused("unfit", f"this is not the bundle of a release: it does not begin with {MANIFEST}")
+            envelope = content.read()
+            manifest = read_manifest(envelope, trusted)
+            yield manifest, envelope, Contents(archive, manifest)
+    except (tarfile.TarError, EOFError) as exc:
+        raise Refused("unfit", f"this is not a whole bundle: {exc}") from None
+
+
+class Contents:
+    """The files of an open bundle, in the archive's order."""
+
+    def __init__(self, archive: tarfile.TarFile, manifest: Manifest) -> None:
+        self._archive, self._manifest = archive, manifest
+
+    def read(self, platform: str | None = None) -> Iterator[tuple[File, "Checked"]]:
+        """Each file, to be read whole before the next. After the last one all were there that the platform needs (None: all files of
+        the manifest), and nothing that the manifest does not name. Raises Refused.
+        """
+        left = dict(self._manifest.files)
+        while (member := self._archive.next()) is not None:
+            file = left.pop(member.name, None)
+            content = self._archive.extractfile(member) if member.isreg() else None
+            if file is None or content is None or member.size != file.size:
+                raise Refused("unfit", f"the bundle has {member.name!r}, which its manifest does not name so")
+            checked = Checked(file, content)
+            yield file, checked
+            checked.finish()
+        if lacking := sorted(one.path for one in left.values() if platform is None or one.serves(platform)):
+            raise Refused("unfit", f"the bundle lacks {', '.join(lacking[:3])}")
+
+
+class Checked:
+    """One file's bytes, hashed as they are read."""
+
+    def __init__(self, file: File, content: IO[bytes]) -> None:
+        self._file, self._content, self._hash = file, content, hashlib.sha256()
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Its bytes in blocks."""
+        while block := self._content.read(BLOCK):
+            self._hash.update(block)
+            yield block
+
+    def finish(self) -> None:
+        """Read what is left; raises Refused where it is not what the manifest names."""
+        for _ in self:
+            pass
+        if self._hash.hexdigest() != self._file.sha256:
+            raise Refused("unfit", f"{self._file.path} in the bundle is damaged: its hash is not the manifest's")

@@ -1,0 +1,165 @@
+"""A bundle becomes `releases/ID`: checked, unpacked beside, tried, brought to the disk, and then named, in one step.
+
+What has its name is whole. Whatever else a crash left is taken away by the next install.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ostler.fleet.host import archive, trust, wheels
+from ostler.fleet.host.places import Places, read_json, sync
+from ostler.fleet.host.refusals import Refused
+
+PARTIAL = ".partial"
+APPLICATION = "ostler"
+PACKAGES = f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
+_TRIAL = "ostler.assembly.trial"
+_TRIAL_S = 60
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+def own_platform() -> str:
+    """This host's, as releases name them: `cp311-x86_64`."""
+    return f"cp{sys.version_info.major}{sys.version_info.minor}-{platform.machine()}"
+
+
+def install(places: Places, bundle: BinaryIO, *, digest: str | None = None) -> dict[str, Any]:
+    """Install a bundle as it is read, unless its release is there; answers the id and whether it was there.
+
+    `digest` is the manifest's sha256 in hex as the operator knows it: a host that trusts no key yet installs nothing without it, and
+    takes the release keys from that release. A host that trusts keys installs what one of them signed. Raises Refused.
+    """
+    trusted = trust.read(places.keys)
+    if not trusted.keys and digest is None:
+        raise Refused("untrusted", "this host trusts no release key yet, so its first release needs the digest of its manifest")
+    with _readable(), _alone(places), archive.opened(bundle, trusted.keys or None) as (manifest, envelope, contents):
+        if digest is not None and manifest.digest != digest:
+            raise Refused("untrusted", f"release {manifest.release} is not the one that was announced: its digest is another")
+        home = places.release(manifest.release)
+        answer = {"release": manifest.release, "version": manifest.version, "was_there": home.is_dir()}
+        if answer["was_there"]:
+            for _ in contents.read(own_platform()):  # who sends it is not cut off
+                pass
+        else:
+            _make(home, manifest, envelope, contents)
+        trust.adopt(places.keys, manifest)
+    return answer
+
+
+def prune(places: Places, keep: int) -> dict[str, Any]:
+    """Remove all but the `keep` newest releases, the one in force, and those that an open or the last update names."""
+    named = {places.in_force()}
+    for update in (read_json(places.update), read_json(places.last)):
+        named |= {update.get("release"), update.get("previous")} if update else set()
+    if not places.releases.is_dir():
+        return {"removed": []}
+    with _alone(places):
+        found = sorted((one for one in _releases(places)), key=lambda one: one.stat().st_mtime, reverse=True)
+        gone = [one for one in found[keep:] if one.name not in named]
+        for one in gone:
+            aside = one.with_name(f"{one.name}{PARTIAL}")  # half of a release must not bear its name
+            one.rename(aside)
+            shutil.rmtree(aside)
+    return {"removed": [one.name for one in gone]}
+
+
+def _releases(places: Places) -> Iterator[Path]:
+    return (one for one in places.releases.iterdir() if one.is_dir() and one.suffix != PARTIAL and not one.name.startswith("."))
+
+
+@contextlib.contextmanager
+def _readable() -> Iterator[None]:
+    """What is made meanwhile is root's, and everybody may read it."""
+    before = os.umask(0o022)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+@contextlib.contextmanager
+def _alone(places: Places) -> Iterator[None]:
+    """One process at a time changes the releases; what an earlier one left half done is gone."""
+    places.releases.mkdir(parents=True, exist_ok=True)
+    with (places.releases / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for left in places.releases.glob(f"*{PARTIAL}"):
+            shutil.rmtree(left)
+        yield
+
+
+def _make(home: Path, manifest: archive.Manifest, envelope: bytes, contents: archive.Contents) -> None:
+    if (ours := own_platform()) not in manifest.platforms:
+        raise Refused("unfit", f"release {manifest.release} is for {', '.join(manifest.platforms)}; this host is {ours}")
+    half = home.with_name(f"{home.name}{PARTIAL}")
+    try:
+        half.mkdir()
+        _unpack(half, home, contents)
+        (half / archive.MANIFEST).write_bytes(envelope)
+        _try(half, manifest)
+        _to_disk(half)
+    except BaseException as exc:
+        shutil.rmtree(half, ignore_errors=True)
+        if isinstance(exc, OSError) and exc.errno in _FULL:
+            raise Refused("disk", f"no space left for release {manifest.release} in {home.parent}") from None
+        raise
+    half.rename(home)
+    sync(home.parent)
+
+
+def _unpack(half: Path, home: Path, contents: archive.Contents) -> None:
+    """Files and wheels into a directory that is a virtual environment (source: PEP 405) of the system's Python."""
+    packages, commands, ours = half / PACKAGES, half / "bin", own_platform()
+    packages.mkdir(parents=True)
+    commands.mkdir()
+    base = Path(sys.executable).resolve()
+    (commands / "python").symlink_to(base)
+    (half / "pyvenv.cfg").write_text(f"home = {base.parent}\ninclude-system-site-packages = false\n")
+    for file, checked in contents.read(ours):
+        if not file.serves(ours):
+            continue
+        target = half / file.path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("xb") as out:
+            out.writelines(checked)
+        checked.finish()  # before anything is made of it
+        if target.suffix == ".whl":
+            wheels.unpack(target, packages)
+            if target.name.split("-")[0] == APPLICATION:
+                wheels.scripts(target.name, packages, commands, f"{home}/bin/python -I")
+            target.unlink()
+    shutil.rmtree(half / "wheels", ignore_errors=True)
+
+
+def _try(half: Path, manifest: archive.Manifest) -> None:
+    """What a host runs loads here, in this Python, and is what the manifest says. Python writes the byte code of it meanwhile."""
+    trial = subprocess.run(
+        [str(half / "bin/python"), "-I", "-m", _TRIAL],
+        capture_output=True,
+        text=True,
+        timeout=_TRIAL_S,
+        check=False,
+        env={"HOME": "/nonexistent", "LC_ALL": "C.UTF-8"},
+    )
+    try:
+        said = json.loads(trial.stdout)["version"]
+    except (ValueError, KeyError, TypeError):
+        said = (trial.stderr.strip() or "nothing").splitlines()[-1]
+    if trial.returncode or said != manifest.version:
+        raise Refused("unfit", f"release {manifest.release} does not start on this host: it says {said}")
+
+
+def _to_disk(half: Path) -> None:
+    """The whole file system's pages: a file at a time would take many times as long."""
+    if shutil.which("sync") is None or subprocess.run(["sync", "--file-system", str(half)], check=False).returncode:
+        os.sync()

@@ -1,0 +1,56 @@
+"""Releases of our own making: an application of three files that starts, signed by a real key."""
+
+import hashlib
+import io
+import platform
+import sys
+import zipfile
+from pathlib import Path
+
+from ostler.fleet.releases.application import Application
+from ostler.fleet.releases.build import Part, write_bundle
+from ostler.fleet.releases.dependencies import Platform
+from ostler.fleet.releases.keys import ReleaseKeys, open_keys
+from ostler.fleet.releases.store import Release, ReleaseStore
+
+HERE = Platform(sys.version_info.minor, platform.machine())
+OTHER = Platform(sys.version_info.minor + 1, platform.machine())
+TRIAL = 'import json\nimport ostler\nprint(json.dumps({"version": ostler.__version__}))\n'
+ENTRY = "def main():\n    import ostler\n    print(ostler.__version__)\n"
+
+
+def wheel(version: str, *, trial: str = TRIAL, more: dict[str, bytes] | None = None) -> bytes:
+    """A wheel of an application that can be tried, as the host program does it."""
+    files = {
+        "ostler/__init__.py": f"__version__ = {version!r}\n".encode(),
+        "ostler/assembly/__init__.py": b"",
+        "ostler/assembly/trial.py": trial.encode(),
+        "ostler/cli/__init__.py": b"",
+        "ostler/cli/entry.py": ENTRY.encode(),
+        f"ostler-{version}.dist-info/METADATA": f"Metadata-Version: 2.1\nName: ostler\nVersion: {version}\n".encode(),
+        f"ostler-{version}.dist-info/entry_points.txt": b"[console_scripts]\nostler = ostler.cli.entry:main\n",
+        **(more or {}),
+    }
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(zipfile.ZipInfo(name), data)
+    return content.getvalue()
+
+
+def new_keys(directory: Path) -> ReleaseKeys:
+    """A directory of release keys with one in it."""
+    return open_keys(directory).with_new()
+
+
+def make(
+    store: Path, keys: ReleaseKeys, version: str = "1.0", *, platforms: tuple[Platform, ...] = (HERE, OTHER), **options: object
+) -> Release:
+    """A release in the store: an application, a unit, and a file that another platform needs alone."""
+    parts = {
+        f"wheels/ostler-{version}-py3-none-any.whl": Part(wheel(version, **options)),
+        "units/ostler-node.service": Part(b"[Service]\nExecStart=/bin/true\n"),
+        "wheels/other-1-py3-none-any.whl": Part(hashlib.sha512(b"x").digest() * 99, (str(OTHER),)),
+    }
+    application = Application({}, version, (1, 1), 4, None)
+    return ReleaseStore(store).add(lambda into: write_bundle(into, parts, application, platforms, keys))

@@ -1,0 +1,188 @@
+"""A bundle is what was signed, or it is refused: by its maker and by the host alike."""
+
+import base64
+import contextlib
+import io
+import json
+import tarfile
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ostler.fleet.host import archive
+from ostler.fleet.host.refusals import Refused
+from ostler.fleet.releases.sources import copy_tree, regular_bytes
+from ostler.fleet.releases.store import ReleaseStore, for_platform, pack, verify
+from ostler.model.errors import InvalidSpec, NotFound
+from release_rig import HERE, OTHER, make, new_keys
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory):
+    return new_keys(tmp_path_factory.mktemp("made") / "keys")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, keys):
+    return make(tmp_path_factory.mktemp("store"), keys)
+
+
+def read(data, trusted, platform=None):
+    """All that is in a bundle, as a host reads it."""
+    with archive.opened(io.BytesIO(data), trusted) as (manifest, _, contents):
+        return manifest, {file.path: b"".join(checked) for file, checked in contents.read(platform)}
+
+
+def unpacked(data):
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        return [(one.name, tar.extractfile(one).read()) for one in tar.getmembers()]
+
+
+def test_the_same_input_is_the_same_release(tmp_path, keys, made):
+    again = make(tmp_path, keys)
+    assert again.release == made.release == f"1.0-{made.manifest.digest[:12]}"
+    assert again.bundle.read_bytes() == made.bundle.read_bytes()
+    assert make(tmp_path, keys, "1.1").release != made.release
+
+
+def test_what_was_signed_is_read(keys, made):
+    manifest, files = read(made.bundle.read_bytes(), keys.trusted)
+    assert files.keys() == manifest.files.keys()
+    assert verify(made.bundle, keys.trusted) == manifest
+
+
+def test_a_host_is_sent_what_its_platform_needs(keys, made):
+    data = for_platform(made.bundle, str(HERE))
+    manifest, files = read(data, keys.trusted, str(HERE))
+    assert manifest.release == made.release
+    assert manifest.files.keys() - files.keys() == {"wheels/other-1-py3-none-any.whl"}
+    for platform in (None, str(OTHER)):
+        with pytest.raises(Refused, match="lacks wheels/other-1"):
+            read(data, keys.trusted, platform)
+
+
+CHANGES = {
+    "a file more": lambda files: [*files, ("more", b"")],
+    "a file twice": lambda files: [*files, files[1]],
+    "a file less": lambda files: files[:-1],
+    "another file": lambda files: [*files[:1], (files[1][0], files[1][1][:-1] + b"!"), *files[2:]],
+    "a longer file": lambda files: [*files[:1], (files[1][0], files[1][1] + b"!"), *files[2:]],
+    "a path out of it": lambda files: [*files[:1], ("../" + files[1][0], files[1][1]), *files[2:]],
+    "an absolute path": lambda files: [*files[:1], ("/" + files[1][0], files[1][1]), *files[2:]],
+    "no manifest": lambda files: files[1:],
+    "the manifest last": lambda files: [*files[1:], files[0]],
+    "nothing": lambda files: [],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_is_not_what_was_signed_is_refused(tmp_path, keys, made, change):
+    data = pack(CHANGES[change](unpacked(made.bundle.read_bytes())))
+    with pytest.raises(Refused):
+        read(data, keys.trusted)
+    changed = tmp_path / made.bundle.name
+    changed.write_bytes(data)
+    with pytest.raises(InvalidSpec, match="bundle"):
+        verify(changed, keys.trusted)
+
+
+def test_a_link_in_an_archive_is_refused(keys, made):
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as tar:
+        for name, data in unpacked(made.bundle.read_bytes()):
+            member = tarfile.TarInfo(name)
+            if name.startswith("units/"):
+                member.type, member.linkname = tarfile.SYMTYPE, "/etc/shadow"
+                tar.addfile(member)
+            else:
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    with pytest.raises(Refused, match="does not name so"):
+        read(content.getvalue(), keys.trusted)
+
+
+@settings(max_examples=60)
+@given(data=st.data())
+def test_no_flipped_bit_is_read_as_what_was_signed(keys, made, data):
+    good = made.bundle.read_bytes()
+    manifest, files = read(good, keys.trusted)
+    place = data.draw(st.integers(0, len(good) - 1))
+    bad = good[:place] + bytes([good[place] ^ (1 << data.draw(st.integers(0, 7)))]) + good[place + 1 :]
+    with contextlib.suppress(Refused):
+        assert read(bad, keys.trusted) == (manifest, files)  # the bit is one that nobody reads
+
+
+@settings(max_examples=20)
+@given(data=st.data())
+def test_a_bundle_that_was_cut_off_is_refused(keys, made, data):
+    good = made.bundle.read_bytes()
+    end = len(good.rstrip(b"\0"))
+    with pytest.raises(Refused):
+        read(good[: data.draw(st.integers(0, end - 1))], keys.trusted)
+
+
+def signed(keys, made, /, **changes):
+    """The release's manifest with changes, signed again by a key that is trusted."""
+    envelope = json.loads(unpacked(made.bundle.read_bytes())[0][1])
+    inner = json.loads(base64.b64decode(envelope["payload"])) | changes
+    return keys.envelope(json.dumps(inner).encode())
+
+
+@pytest.mark.parametrize(
+    "path", ["../x", "/x", "a//b", "a/../b", ".hidden", "a/", "", "release.json", "a\0b", "a/" * 9 + "b", "x" * 300, "a b", "-x"]
+)
+def test_a_signed_path_that_leaves_is_refused_nevertheless(keys, made, path):
+    files = [{"path": path, "sha256": "0" * 64, "size": 0}]
+    with pytest.raises(Refused, match="cannot be part of a release"):
+        archive.read_manifest(signed(keys, made, files=files), keys.trusted)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [({"format": 2}, "has format 2; this program reads 1"), ({"version": "../../x"}, "damaged"), ({"platforms": ["x;y"]}, "damaged"),
+     ({"protocol": [1]}, "damaged"), ({"files": 3}, "damaged"),
+     ({"keys": {"generation": 1, "trusted": [{"id": "a", "public": "AAAA"}]}}, "damaged"),
+     ({"files": [{"path": "a", "sha256": "", "size": -1}]}, "cannot be part")],
+)  # fmt: skip
+def test_a_manifest_that_is_none_is_refused(keys, made, changes, why):
+    with pytest.raises(Refused, match=why):
+        archive.read_manifest(signed(keys, made, **changes), keys.trusted)
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"{}", b'{"payload": "", "payloadType": "x", "signatures": []}', b"\xff"])
+def test_an_envelope_that_is_none_is_refused(keys, text):
+    with pytest.raises(Refused):
+        archive.read_manifest(text, keys.trusted)
+
+
+def test_a_release_is_found_by_the_beginning_of_its_id_and_pruned(tmp_path, keys):
+    store = ReleaseStore(tmp_path)
+    with pytest.raises(NotFound, match="no releases"):
+        store.find(None)
+    made = [make(tmp_path, keys, version) for version in ("1.0", "1.1", "2.0")]
+    assert store.find("2").release == made[2].release
+    with pytest.raises(NotFound, match="2 releases begin with 1"):
+        store.find("1.")
+    with pytest.raises(NotFound, match="no release 3"):
+        store.find("3")
+    assert len(store.prune(1)) == 2
+    assert len(store.releases()[0]) == 1
+    (tmp_path / "damaged.tar").write_bytes(b"x")
+    found, wrong = store.releases()
+    assert (len(found), len(wrong)) == (1, 1)
+
+
+def test_a_release_is_made_of_regular_files(tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "file").write_text("text")
+    copy_tree(source, tmp_path / "good", without=())
+    assert (tmp_path / "good" / "file").read_text() == "text"
+    (source / "link").symlink_to("file")
+    with pytest.raises(InvalidSpec, match="is a symbolic link"):
+        copy_tree(source, tmp_path / "bad", without=())
+    with pytest.raises(InvalidSpec, match="cannot be read"):
+        regular_bytes(tmp_path / "missing")
+    with pytest.raises(InvalidSpec, match="not a regular file"):
+        regular_bytes(tmp_path)
