@@ -61,6 +61,8 @@ async def pull_jobs(call: Call) -> m.PullResponse | dict[str, Any]:
                 leases, news = [], []
             if leases:
                 services.pulls.given(node_id)
+            if pull.passed_over:  # somebody else looks at it
+                services.store.wakeups.publish(("queue",))
     if request.protocol is None:
         return {"job": section8.plain_job(leases[0].job_id, leases[0].spec) if leases else None}
     lease_s = services.config.lease.total_seconds()
@@ -100,7 +102,8 @@ async def _poll(call: Call, request: m.PullRequest, pull: Pull) -> Claim:
 async def _turn(services: Services, request: m.PullRequest, pull: Pull, *, fresh: bool) -> Claim:
     """One look at what there is."""
     store, pulls, latency = services.store, services.pulls, services.config.latency
-    how = _How(fresh, latency, spread=pulls.others_ask(request.node_id), pull=pull, urgent=fresh and pull.rests)
+    urgent = fresh and pull.rests
+    how = _How(fresh, latency, spread=pulls.others_ask(request.node_id), pull=pull, urgent=urgent, late=pull.looks_again(urgent))
     # A lease that a power cut takes away was never run: an ack that names it is refused. One that this very call acknowledges must
     # not be forgotten; but where nothing is known to wait, nobody waits for the disk.
     sure = request.begins > 0 and pulls.work_waits
@@ -108,9 +111,6 @@ async def _turn(services: Services, request: m.PullRequest, pull: Pull, *, fresh
     pull.turned()
     if not leases and request.slots and not how.urgent:
         pulls.work_waits = False
-    if not leases and not fresh and pull.passed_over:  # perhaps others can take what this one was to look at
-        pull.passed_over = False
-        store.wakeups.publish(("queue",))
     return leases, directives
 
 
@@ -141,6 +141,7 @@ class _How(NamedTuple):
     spread: bool
     pull: Pull | None = None
     urgent: bool = False  # work of the latency queues alone
+    late: bool = False  # nobody else was told of what is looked at now
 
 
 def _leases(tx: Tx, request: m.PullRequest, how: _How) -> list[ops.Lease]:
@@ -163,6 +164,8 @@ def _claim(tx: Tx, request: m.PullRequest, how: _How) -> Claim:
         return _leases(tx, request, how), []
     asked = _urgent(request, how.latency) if how.urgent else request
     pulled = ops.pull(tx, asked, fresh=how.fresh, latency=how.latency, spread=how.spread)
+    if how.late and work_waits(tx):
+        tx.wake(("queue",))
     if pulled.live is not None:
         return pulled.leases, nodes.derive(tx, pulled.node, pulled.live, request.held)
     # `held` is how things were when the poll came: later in its life it proves nothing any more.
@@ -207,6 +210,7 @@ def _claim_at_once(tx: Tx, request: m.PullRequest, latency: frozenset[str], line
     if pull.rests and not (latency and any_queued(tx, latency)):
         tx.hush(("queue",))
         return None
+    pull.passed_over = False
     asks = request.slots or request.gpu_slots or request.protocol is None or any_queued(tx, latency)
     leases = _leases(tx, request, _How(fresh=False, latency=latency, spread=len(line) > 1)) if asks else []
     if not work_waits(tx):

@@ -52,6 +52,12 @@ class Pull:
         self.passed_over = True  # in front of the look at the clock: `rested` looks the other way around, so one of both notices
         return time.monotonic() < self.rests_until
 
+    def looks_again(self, urgent: bool) -> bool:
+        """Whether it looks now at what was let pass."""
+        passed_over = self.passed_over
+        self.passed_over = passed_over and urgent
+        return passed_over and not urgent
+
     def rested(self) -> None:
         """That time is over."""
         self.rests_until = 0.0

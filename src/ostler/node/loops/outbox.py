@@ -114,6 +114,7 @@ class Outbox(Loop):
     async def turn(self) -> float | None:
         """Deliver what is due."""
         if not self._parcels:
+            self._gathering = False
             return None
         if not await self._session.opened(self.interval_s):
             return 0.0
