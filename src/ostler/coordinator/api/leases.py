@@ -14,7 +14,7 @@ from ostler.coordinator.api import section8
 from ostler.coordinator.api.bodies import JSON_LIMIT, decode_json, decode_query
 from ostler.coordinator.api.calls import Call, Services
 from ostler.coordinator.api.deliveries import receive_delivery
-from ostler.coordinator.api.pulls import Pull, PullLine
+from ostler.coordinator.api.pulls import SLACK_S, Pull, PullLine
 from ostler.coordinator.keys import Keys
 from ostler.coordinator.operations import leases as ops
 from ostler.coordinator.operations import nodes
@@ -105,8 +105,8 @@ async def _turn(services: Services, request: m.PullRequest, pull: Pull, *, fresh
     urgent = fresh and pull.rests
     how = _How(fresh, latency, spread=pulls.others_ask(request.node_id), pull=pull, urgent=urgent, late=pull.looks_again(urgent))
     # A lease that a power cut takes away was never run: an ack that names it is refused. One that this very call acknowledges must
-    # not be forgotten; but where nothing is known to wait, nobody waits for the disk.
-    sure = request.begins > 0 and pulls.work_waits
+    # not be forgotten; but where nothing is known to wait, or is to be had yet, nobody waits for the disk.
+    sure = request.begins > 0 and pulls.work_waits and not urgent
     leases, directives = await (store.write if sure else store.write_lazily)(_claim, request, how)
     pull.turned()
     if not leases and request.slots and not how.urgent:
@@ -187,7 +187,7 @@ async def _wait(services: Services, pull: Pull, request: m.PullRequest, until: f
     pull.withdraw = partial(store.withdraw, standing)
     timers = [loop.call_at(until, pull.withdraw)]
     if pull.rests_until:
-        timers.append(loop.call_later(max(0.0, pull.rests_until - time.monotonic()), pull.rested))
+        timers.append(loop.call_later(max(0.0, pull.rests_until + SLACK_S - time.monotonic()), pull.rested))
     woken = loop.create_task(_withdraw_when_woken(pull))
     try:
         return await standing.future or []  # itself, with nothing between: whoever waits for work is the first to go on

@@ -17,6 +17,7 @@ ABREAST = 8  # how many are woken at a time: enough to fill a group commit, few 
 REST_S = 0.005  # between two looks at what waits, which cost a read each
 STRETCH = 512  # how many are looked at together for those who could take anything
 GATHER_S = 0.005  # after it was given work a node is given more, urgent work apart, no sooner than this
+SLACK_S = 0.005  # for so long after that it waits for a submission that carries its claim along, and saves it a sync of its own
 UNKNOWN = frozenset({-1})  # what waits, where the store cannot tell
 
 DirectiveKey = tuple[str, str | None, int | None, float | None]
@@ -59,7 +60,7 @@ class Pull:
         return passed_over and not urgent
 
     def rested(self) -> None:
-        """That time is over."""
+        """That time is over, and nothing came since that would have told."""
         self.rests_until = 0.0
         if self.passed_over:
             self.wake.set()
