@@ -1,8 +1,8 @@
 """One simulated node: everything that a daemon says to its coordinator, and nothing that it does.
 
-It follows the daemon's rules where they matter to the coordinator: one long poll open at any time, heartbeats apart from it, an
-acknowledgement before anything begins, an outcome that is told until somebody has it, a new session when the old one is refused.
-It takes nothing ahead of a free slot.
+It follows the daemon's rules where they matter to the coordinator: one long poll open at any time, which acknowledges what it brings,
+heartbeats apart from it, an outcome that is told until somebody has it, a new session when the old one is refused. It takes nothing
+ahead of a free slot.
 """
 
 import asyncio
@@ -93,6 +93,7 @@ class SimNode:
         self._terms: m.RegisterResponse | None = None
         self._held: dict[tuple[str, int], Attempt] = {}
         self._asked = 0
+        self._sent = 0
         self._newest: asyncio.Task[None] | None = None
         self._polls: set[asyncio.Task[None]] = set()
         self._answered = asyncio.Event()
@@ -326,21 +327,31 @@ class SimNode:
         assert self._terms is not None  # noqa: S101 - registered
         wait_s = self._terms.pull_wait_s
         self._asked = self._free()
+        self._sent += 1
+        number = self._sent
         sent_at, held = time.monotonic(), self._names()
         request = m.PullRequest(
             node_id=self.node_id, slots=self._asked, wait_s=wait_s, held=held, protocol=m.PROTOCOL, boot_epoch=self._epoch,
-            together=True,
+            together=True, begins=self._asked, number=number,
         )  # fmt: skip
         answer: m.PullResponse = await self._poll_client.call(routes.PULL, request, token=self._token)
         took = time.monotonic() - sent_at
         self._renew(sent_at, held)
         if took >= wait_s and not answer.jobs:
             self._figures.took("pull, beyond its wait", took - wait_s)
-        got = [one for envelope in answer.jobs for said in self._believed(envelope) if (one := self._take(said, sent_at))]
+        offered: list[Attempt] = []
+        for said in [one for envelope in answer.jobs for one in self._believed(envelope)]:
+            if (one := self._take(said, sent_at)) is None:
+                continue
+            if said.acked and number == self._sent:
+                one.accepted = True
+                self._begin(one)
+            else:
+                offered.append(one)
         self._obey(answer.directives)
-        if got:
-            await self._ack(got)
-        elif took < QUICK_S:
+        if offered:
+            await self._ack(offered)
+        elif not answer.jobs and took < QUICK_S:
             await asyncio.sleep(QUICK_S)
 
     def _believed(self, envelope: dsse.Envelope) -> Sequence[m.Assignment]:
