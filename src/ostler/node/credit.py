@@ -14,8 +14,7 @@ from ostler.model.attempt import AttemptState
 from ostler.node.attempts import AttemptTable, Live, Slots
 
 LEASE_AHEAD_S = 1.0  # so much work, in seconds of all slots, is leased ahead
-START_AHEAD_S = 0.02  # so much is handed to the keeper ahead of a free slot,
-START_AHEAD_PER_SLOT = 2  # and never more than so many attempts
+START_AHEAD_S = 0.02  # so much is handed to the keeper or to workers ahead of a free slot, if they take as many
 ACK_AHEAD_S = 0.25  # and so much is acknowledged ahead: it cannot be handed back for free any more
 OFFER_PATIENCE_S = 2.0  # an offer that found no slot for so long is handed back
 SETTLING_PER_SLOT = 8
@@ -62,13 +61,13 @@ def credit(limits: Slots, open_: Sequence[Live], pace_s: float | None, prefetch:
 
 
 def start_ahead(limits: Slots, pace_s: float | None, prefetch: int) -> int:
-    """How many attempts wait at the keeper for the end of those that run."""
-    return min(START_AHEAD_PER_SLOT * limits.cpu, ahead(pace_s, limits.cpu, prefetch, START_AHEAD_S))
+    """How many attempts wait at their runner for the end of those that run, at the most."""
+    return ahead(pace_s, limits.cpu, prefetch, START_AHEAD_S)
 
 
 def _is_there(live: Live) -> bool:
-    """Whether the keeper counts it, and nobody that is handed over now could overtake it."""
-    return live.room is not None and (live.furnished is not None or live.state is AttemptState.RUNNING)
+    """Whether its runner counts it, and nobody that is handed over now could overtake it."""
+    return live.room is not None and (live.furnished is not None or bool(live.lends) or live.state is AttemptState.RUNNING)
 
 
 def startable(
@@ -77,12 +76,12 @@ def startable(
     waiting: Sequence[Live],
     *,
     ahead: int = 0,
-    may_wait: Callable[[Live], bool] = lambda _: False,
+    may_wait: Callable[[Live], int] = lambda _: 0,
 ) -> list[Live]:
     """Which of the waiting ones start now, in their order. One that needs a GPU does not hold up one that needs none.
 
-    So many as `ahead` may be handed to the keeper before a CPU slot is free, where all that takes one is there; those of latency
-    queues come before them, as many as there are slots.
+    So many as `ahead` may be handed to their runner before a CPU slot is free, at most `may_wait` for each slot, where all that takes
+    one is counted by this runner; those of latency queues come before them, as many as there are slots.
     """
     used = taken(working)
     ended = sum(live.settling and not live.gpu_count for live in working)
@@ -90,7 +89,9 @@ def startable(
     used = Slots(used.cpu - min(ended, SETTLING_PER_SLOT * limits.cpu), used.gpu)
     cpu, gpu = limits.cpu - used.cpu, limits.gpu - used.gpu
     hasty = 0
-    if all(live.settling or live.gpu_count or _is_there(live) for live in working):
+    counted = [live for live in working if not (live.settling or live.gpu_count)]
+    counting = {live.manifest.runner for live in counted}
+    if len(counting) <= 1 and all(map(_is_there, counted)):
         hasty = limits.cpu - sum(live.latency and not live.settling for live in working)
     else:
         ahead = 0
@@ -101,13 +102,15 @@ def startable(
             break
         count = live.gpu_count
         if not count:
-            waits = may_wait(live)
-            room = cpu > 0 or (waits and (cpu > -ahead or (live.latency and hasty > 0)))
+            runner = live.manifest.runner
+            waits = may_wait(live) * limits.cpu if counting <= {runner} else 0
+            room = cpu > 0 or (waits and (cpu > -min(ahead, waits) or (live.latency and hasty > 0)))
             if cpu_blocked or not room:
                 cpu_blocked = True  # nor is one that cannot wait there held up by others that can
                 continue
             cpu, hasty = cpu - 1, hasty - live.latency
-            ahead, hasty = (ahead, hasty) if waits else (0, 0)  # the keeper does not count it
+            ahead, hasty = (ahead, hasty) if waits else (0, 0)  # nobody counts it with the others
+            counting.add(runner)
             chosen.append(live)
         elif count <= gpu and not gpu_blocked:
             gpu -= count

@@ -88,17 +88,18 @@ class Executor:
         self._clock = clock
         self._logger = logger
 
-    def may_wait(self, live: Live) -> bool:
-        """Whether it may be handed to the keeper before there is room: nothing but its start is left to do, and that can be undone."""
-        return live.furnished is not None and self._is_counted(live)
+    def may_wait(self, live: Live) -> int:
+        """How many like it for each slot may be handed to its runner before there is room: nothing but its start is left to do, and that
+        can be undone."""
+        return self._waits(live) if live.furnished is not None or self._is_lent(live) else 0
 
-    def _is_counted(self, live: Live) -> bool:
+    def _waits(self, live: Live) -> int:
         runner = self._runners.get(live.manifest.runner)
-        return runner is not None and _is_plain(live) and runner.waits(live.manifest)
+        return runner.waits(live.manifest, lent=self._is_lent(live)) if runner is not None and _is_plain(live) else 0
 
     def start(self, live: Live, slots: int) -> None:
         """Begin the work on an acknowledged attempt; one that may wait begins once fewer than `slots` of its kind run."""
-        live.room = slots if self._is_counted(live) else None
+        live.room = slots if self._waits(live) else None
         live.started_at = self._clock.monotonic()
         self._work(live, self._run(live, adopted=False))
 
@@ -189,8 +190,11 @@ class Executor:
         try:
             ending = await (self._follow(live) if adopted else self._begin(live))
         except Withdrawn:
+            live.state = AttemptState.ACKED
             if not _to_end(live):
                 live.work, live.task, live.unnoted = None, None, False
+                if live.lent:
+                    live.forsake_workspace()
                 self._table.put_back(live)
                 self._watchers.freed()
                 return
@@ -248,10 +252,10 @@ class Executor:
         live.state = AttemptState.RUNNING
         if live.room is not None:
             live.started_at = self._clock.monotonic()
-            if live.furnished is None:  # others may be handed over ahead now
+            if live.furnished is None and not live.lent:  # others may be handed over ahead now
                 self._watchers.freed()
         if live.unnoted and live.note is None:
-            self._note_later(live, workspace, level)
+            self._note_later(live, workspace, level, after_s=NOTE_LENT_AFTER_S if live.lent else NOTE_AFTER_S)
         self._watchers.stage(live)
         if _to_end(live):  # asked for while it was being started
             self._stop(live, "cancel" if live.cancelled else "lost")
@@ -331,8 +335,7 @@ class Executor:
         if live.furnished is None and self._is_lent(live):
             lent = Workspace.lent(self._root, live.job_id, live.attempt)
             if lent is not None:
-                live.lent = True
-                self._note_later(live, lent, level, after_s=NOTE_LENT_AFTER_S)
+                live.lent = live.unnoted = True
                 return lent
         if live.furnished is None:
             return await self._disk.do(self._make, live, state, level)
@@ -356,7 +359,7 @@ class Executor:
             **_origin(live, level),
         )
 
-    def _note_later(self, live: Live, workspace: Workspace, level: SandboxLevel, *, after_s: float = NOTE_AFTER_S) -> None:
+    def _note_later(self, live: Live, workspace: Workspace, level: SandboxLevel, *, after_s: float) -> None:
         """A job of milliseconds gets its `state.json` once, at its end: until then the keeper has a record of its start."""
 
         def note() -> None:

@@ -86,8 +86,9 @@ class RunnerPort(Protocol):
 
     runner: Runner
 
-    def waits(self, manifest: Manifest) -> bool:
-        """Whether `start` may be asked to wait for room with such a job. Until then `kill` and `withdraw` take it back."""
+    def waits(self, manifest: Manifest, *, lent: bool) -> int:
+        """How many such jobs for each slot `start` may be asked to have wait for room (0: none). Until then `kill` and `withdraw` take
+        them back. `lent`: its workspace would be."""
         ...
 
     def refuse(self, manifest: Manifest) -> Failure | None:

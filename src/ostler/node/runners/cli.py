@@ -24,6 +24,7 @@ from ostler.node.sandbox import needed
 from ostler.protocol.ports import AttemptTask, Ending, Progress
 
 MAX_GRANTS = 4096
+WAITING = 2  # starts for each slot that may wait at the keeper
 MAX_KNOWN = 256
 _INLINE_COPY_BYTES = 1 << 20
 
@@ -79,10 +80,11 @@ class CliRunner:
         self._needed, self._known = {}, {}
         self._granted = (allowlist, {})
 
-    def waits(self, manifest: Manifest) -> bool:
+    def waits(self, manifest: Manifest, *, lent: bool) -> int:
         """The keeper lets starts wait, where it is of this release; but not those of programs that must be what they were."""
         terms = self._terms(manifest)
-        return self._processes.keeper.hello.waits and not isinstance(terms, Failure) and terms.entry.sha256 is None
+        may = self._processes.keeper.hello.waits and not isinstance(terms, Failure) and terms.entry.sha256 is None
+        return WAITING if may else 0
 
     def commands(self) -> tuple[str, ...]:
         """What this node runs, by name."""

@@ -26,7 +26,7 @@ from ostler.node.runners.environment import dangerous, environment, secret_varia
 from ostler.node.runners.processes import Command, Processes, tmp_folder
 from ostler.node.runners.task_ending import TaskRecord, parse_task_record, read_task_record, task_ending
 from ostler.node.runners.watch import Watched, free_mb
-from ostler.node.runners.workers import PROGRAM, Died, WorkerPool, interpreter
+from ostler.node.runners.workers import AHEAD, PROGRAM, Died, WorkerPool, interpreter
 from ostler.node.sandbox import needed
 from ostler.protocol.ports import AttemptTask, Ending, Progress
 
@@ -50,13 +50,6 @@ class PythonRunner:
 
     runner = Runner.PYTHON
 
-    def waits(self, manifest: Manifest) -> bool:
-        """A warm worker takes one call at a time."""
-        return False
-
-    async def withdraw(self, task: AttemptTask) -> None:
-        """Nothing waits."""
-
     def __init__(self, processes: Processes) -> None:
         self._processes = processes
         self._config = processes.config.runners.python
@@ -71,6 +64,14 @@ class PythonRunner:
         self._killing: set[asyncio.Task[None]] = set()
         self._shown: tuple[str, ...] | None = None
         self._found: dict[str, tuple[bool, float]] = {}
+
+    def waits(self, manifest: Manifest, *, lent: bool) -> int:
+        """What is lent its workspace leaves no trace until it begins, so a few may lie at each worker."""
+        return AHEAD if lent else 0
+
+    async def withdraw(self, task: AttemptTask) -> None:
+        """Take back what lies at a worker and has not begun."""
+        self._pool.withdraw(task.key)
 
     def refuse(self, manifest: Manifest) -> Failure | None:
         """Why this manifest will not be run here, or None."""
@@ -117,8 +118,9 @@ class PythonRunner:
             return refused
         if task.gpus or not self._is_warm(task.manifest, task.sandbox):
             return await self._start_cold(task)
-        failure = await self._pool.start(task.key, self._order(task))
-        if failure is None:
+        room = task.room if task.lent else None
+        failure = await self._pool.start(task.key, self._order(task), room=room, first=task.first)
+        if failure is None and not self._pool.is_over(task.key):
             loop = asyncio.get_running_loop()
             self._timers[task.key] = loop.call_later(task.timeout_s, self._time_is_over, task)
         return failure
@@ -211,22 +213,13 @@ class PythonRunner:
         }
 
     async def _wait_warm(self, task: AttemptTask, progress: Callable[[Progress], None]) -> Ending:
-        async def end(reason: str) -> None:
-            await self._pool.kill(task.key, reason=reason, grace_s=1.0)
-
-        self._processes.watch.add(
-            Watched(
-                key=task.key,
-                root=task.root,
-                quota_mb=limits.disk_mb(task.manifest, self._processes.config.resources),
-                kill=end,
-                log_mb=limits.log_mb(task.manifest, self._processes.config.resources),
-            )
-        )
+        if watched := not self._pool.is_over(task.key):
+            self._watch(task)
         try:
             outcome = await self._pool.wait(task.key, lambda pct, note: progress(Progress(pct=pct, note=note)))
         finally:
-            self._processes.watch.remove(task.key)
+            if watched:
+                self._processes.watch.remove(task.key)
         if (timer := self._timers.pop(task.key, None)) is not None:
             timer.cancel()
         if isinstance(outcome, Failure):
@@ -240,6 +233,20 @@ class PythonRunner:
             return ending
         wanted = {one.path for one in task.manifest.artifacts}
         return replace(ending, bare=True, contents={name: text.encode() for name, text in told.files.items() if name in wanted})
+
+    def _watch(self, task: AttemptTask) -> None:
+        async def end(reason: str) -> None:
+            await self._pool.kill(task.key, reason=reason, grace_s=1.0)
+
+        self._processes.watch.add(
+            Watched(
+                key=task.key,
+                root=task.root,
+                quota_mb=limits.disk_mb(task.manifest, self._processes.config.resources),
+                kill=end,
+                log_mb=limits.log_mb(task.manifest, self._processes.config.resources),
+            )
+        )
 
     def _time_is_over(self, task: AttemptTask) -> None:
         grace_s = limits.grace_s(task.manifest, self._processes.config.resources)

@@ -33,10 +33,10 @@ class WorkerLink(asyncio.Protocol):
             os.close(folder)
         return link
 
-    def send(self, message: dict[str, Any]) -> None:
-        """Send a message; on a connection that is gone nothing happens: the worker's end tells what became of it."""
+    def send(self, *messages: dict[str, Any]) -> None:
+        """Send them in one piece; on a connection that is gone nothing happens: the worker's end tells what became of them."""
         if self._transport is not None and not self.closed:
-            self._transport.write(msgspec.json.encode(message) + b"\n")
+            self._transport.write(b"".join([msgspec.json.encode(one) + b"\n" for one in messages]))
 
     def close(self) -> None:
         """Hang up."""

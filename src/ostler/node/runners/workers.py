@@ -1,9 +1,11 @@
-"""The warm workers of a node: started under the keeper, handed one task after another, taken over by the next daemon.
+"""The warm workers of a node: started under the keeper, handed tasks, taken over by the next daemon.
 
 A worker's key is `worker/<name>`; its socket, status file, ledger and log lie in `STATE/workers/<name>.*`, its spare workspace among
-the others. The daemon learns of a
-task's end from the worker's message, and of a worker's end from the keeper. Which task a worker had when it ended tells the
-status file; how those ended that left no workspace tells the ledger.
+the others. The daemon learns of a task's end from the worker's message, and of a worker's end from the keeper. Which task a worker had
+when it ended tells the status file; how those ended that left no workspace tells the ledger.
+
+Tasks that may wait are handed to a worker a few at a time. What lies behind one that takes long, or whose worker ends, was not begun
+and goes to another: the status file and the number behind it tell that for certain (see `worker/serve.py`).
 """
 
 import asyncio
@@ -11,8 +13,9 @@ import contextlib
 import logging
 import secrets
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +29,34 @@ from ostler.node.config import NodeConfig
 from ostler.node.keeper_client import ExitRecord, KeeperClient, KeeperRefused, Limits, StartSpec
 from ostler.node.runners.environment import PATH
 from ostler.node.runners.task_ending import died_of_backstop
+from ostler.node.runners.warm_worker import (
+    Died,
+    Finished,
+    Outcome,
+    Run,
+    Status,
+    Worker,
+    begin,
+    last_line,
+    reopen,
+    resolve,
+    share,
+    unreachable,
+    unseen,
+)
 from ostler.node.runners.worker_link import WorkerLink
 from ostler.node.sandbox import Host, plan
 from ostler.node.trees import remove_tree
 from ostler.node.workspace import NO_ROOM, SPARE
+from ostler.protocol.ports import Withdrawn
 
 PREFIX = "worker/"
 PROGRAM = Path(worker_package.__file__).parent
 IDLE_S = 60.0
 START_S = 30.0
 HELLO_S = 2.0
+AHEAD = 8  # tasks that lie at a worker behind the one that it works on
+LOOK_S = 0.05  # nothing lies longer behind one task, and no end is waited for longer
 _POLL_S = 0.002
 _LONGEST_POLL_S = 0.05
 _NEXT_KEEPER_S = 0.5
@@ -45,107 +66,8 @@ LASTING_S = 0.25  # a task that took so long has a workspace to look into
 LEDGER_S = 60.0  # how long a ledger outlives its worker: then what it tells is in the journal
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Status:
-    """What a worker's status file says: the attempt's key, and where clock and counters of the process stood when it began."""
-
-    key: str | None = None
-    age_s: float = 0.0
-    kill_s: float = 0.0
-    cpu_user_s: float = 0.0
-    cpu_system_s: float = 0.0
-    read_bytes: int = 0
-    written_bytes: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """A task came to its end, and its worker lived on; `record` is what the worker says of it (None: look at the disk)."""
-
-    record: dict[str, Any] | None
-
-
-@dataclass(frozen=True, slots=True)
-class Died:
-    """A task's process ended under it; the record's figures are the task's own share."""
-
-    record: ExitRecord
-
-
-Outcome = Finished | Died | Failure
-
-
-@dataclass(slots=True, eq=False)
-class Run:
-    """One attempt in a worker. `outcome` resolves once; KeeperUnreachable in it means: ask again when there is a keeper."""
-
-    key: str
-    order: dict[str, Any]
-    worker: "Worker"
-    outcome: asyncio.Future[Outcome]
-    progress: Callable[[float | None, str | None], None] | None = None
-    tries: int = 1
-    adopted: bool = False
-
-
-@dataclass(slots=True, eq=False)
-class Worker:
-    """One process, as this daemon knows it."""
-
-    key: str
-    files: Path
-    link: WorkerLink | None = None
-    hello: asyncio.Event = field(default_factory=asyncio.Event)
-    run: Run | None = None
-    leaving: bool = False
-    watch: asyncio.Task[None] | None = None
-    ended: ExitRecord | None = None
-
-    @property
-    def socket(self) -> Path:
-        """Where it listens."""
-        return self.files.with_name(f"{self.files.name}.sock")
-
-    @property
-    def status(self) -> Path:
-        """What it is doing."""
-        return self.files.with_name(f"{self.files.name}.status")
-
-    @property
-    def ledger(self) -> Path:
-        """How tasks ended that left nothing else behind."""
-        return self.files.with_name(f"{self.files.name}.ledger")
-
-    def read_ledger(self) -> dict[str, dict[str, Any]]:
-        """Records by the keys of their attempts; what is torn is left out."""
-        found = {}
-        with contextlib.suppress(OSError):
-            for line in self.ledger.read_bytes().splitlines():
-                with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError):
-                    record = msgspec.json.decode(line)
-                    found[str(record["key"])] = record
-        return found
-
-    @property
-    def log(self) -> Path:
-        """What it says outside of tasks: why it could not start."""
-        return self.files.with_name(f"{self.files.name}.log")
-
-    def read_status(self) -> Status:
-        """The status; an empty one where the file is missing or being overwritten."""
-        try:
-            return msgspec.json.decode(self.status.read_bytes(), type=Status)
-        except (OSError, msgspec.DecodeError):
-            return Status()
-
-    @property
-    def usable(self) -> bool:
-        """Whether it can be given a task."""
-        return self.run is None and not self.leaving and self.link is not None and not self.link.closed
-
-
 class WorkerPool:
-    """Gives tasks to workers; there are as many as tasks at one time, so the caller's slots bound them."""
+    """Gives tasks to workers; there are as many as tasks at work at one time, so the caller's slots bound them."""
 
     def __init__(
         self, *, keeper: Callable[[], KeeperClient], config: NodeConfig, host: Host, limits: Limits, logger: logging.Logger
@@ -161,6 +83,9 @@ class WorkerPool:
         self._root = config.workspace.root
         self._workers: dict[str, Worker] = {}
         self._idle: list[Worker] = []
+        self._line: deque[Run] = deque()  # which no worker has
+        self._dispatching = False
+        self._births: set[asyncio.Task[None]] = set()
         self._runs: dict[str, Run] = {}
         self._dead: dict[str, tuple[str, ExitRecord]] = {}
         self._ended: dict[str, dict[str, Any]] = {}  # what the ledgers told that were found
@@ -176,9 +101,12 @@ class WorkerPool:
             if self._adopted:
                 return
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            found = [child for child in await self._keeper().list() if child.key.startswith(PREFIX)]
+            for child in found:
+                if child.running:
+                    self._worker(child.key).revoke()  # what lies there is given out anew
             for path in self._folder.glob("*.ledger"):
                 self._ended |= self._worker(PREFIX + path.stem).read_ledger()
-            found = [child for child in await self._keeper().list() if child.key.startswith(PREFIX)]
             await asyncio.gather(*(self._adopt_living(child.key) for child in found if child.running))
             for child in found:
                 if child.record is not None:
@@ -190,16 +118,32 @@ class WorkerPool:
         """Whether an attempt is here: in a worker, or in one that died with it."""
         return key in self._runs or key in self._dead or key in self._ended
 
-    async def start(self, key: str, order: dict[str, Any]) -> Failure | None:
-        """Give a task to a worker; None once it has it. Raises KeeperUnreachable."""
+    async def start(self, key: str, order: dict[str, Any], *, room: int | None = None, first: bool = False) -> Failure | None:
+        """Give a task to a worker; None once it is its turn. With a `room` it may lie behind another until then, and be taken back; so
+        many tasks are at work at one time. Raises KeeperUnreachable, Withdrawn.
+        """
         await self.adopt()
-        worker = await self._take()
-        if isinstance(worker, Failure):
-            return worker
-        run = Run(key, order, worker, asyncio.get_running_loop().create_future())
-        self._runs[key] = run
-        self._hand_over(run, worker)
-        return None
+        loop = asyncio.get_running_loop()
+        if room is None:
+            worker = await self._take()
+            if isinstance(worker, Failure):
+                return worker
+            run = self._runs[key] = Run(key, order, loop.create_future())
+            self._hand_over(run, worker)
+            worker.flush()
+            return None
+        run = self._runs[key] = Run(key, order, loop.create_future(), room=room, first=first, begun=loop.create_future())
+        if first:
+            self._put_back([run])
+        else:
+            self._line.append(run)
+            self._dispatch_soon()
+        return None if run.begun is None else await run.begun
+
+    def is_over(self, key: str) -> bool:
+        """Whether its end is known."""
+        run = self._runs.get(key)
+        return run is None or run.outcome.done()
 
     async def wait(self, key: str, progress: Callable[[float | None, str | None], None]) -> Outcome:
         """Until the task is over. Raises KeeperUnreachable; then it may be waited for again."""
@@ -209,17 +153,37 @@ class WorkerPool:
         if (record := self._ended.get(key)) is not None:
             return Finished(record)
         run = self._runs[key]
+        if run.outcome.done() and run.outcome.exception() is None:
+            return run.outcome.result()
         run.progress = progress
-        _reopen(run)
-        return await asyncio.shield(run.outcome)
+        reopen(run)
+        try:
+            return await asyncio.shield(run.outcome)
+        except Withdrawn:
+            self._runs.pop(key, None)
+            raise
 
     async def kill(self, key: str, *, reason: str, grace_s: float) -> None:
-        """End a task, and its worker with it; nothing happens to one that is over."""
+        """End a task, and its worker with it; nothing happens to one that is over. One that was not begun is taken back."""
         run = self._runs.get(key)
-        if run is None or run.outcome.done() or run.worker.run is not run:
+        if run is None or run.outcome.done():
             return
-        run.worker.leaving = True
-        await self._keeper().kill(run.worker.key, reason=reason, grace_s=grace_s)
+        if not self._has_begun(run):
+            self._withdraw(run)
+            return
+        worker = run.worker
+        if worker is not None and run.at:
+            self._catch_up(worker)
+        if worker is None or run not in worker.runs:
+            return
+        worker.leaving = True
+        await self._keeper().kill(worker.key, reason=reason, grace_s=grace_s)
+
+    def withdraw(self, key: str) -> None:
+        """Take back a task that waits for its turn."""
+        run = self._runs.get(key)
+        if run is not None and run.begun is not None and not run.begun.done() and not self._has_begun(run):
+            self._withdraw(run)
 
     async def forget(self, key: str) -> None:
         """The task's outcome is safe elsewhere."""
@@ -231,13 +195,16 @@ class WorkerPool:
 
     async def close(self) -> None:
         """The daemon ends. Workers finish what they have, and wait for the next one for a while."""
+        self._line.clear()
         for timer in self._shelf.values():
             timer.cancel()
         watches = [worker.watch for worker in self._workers.values() if worker.watch is not None]
-        for watch in watches:
-            watch.cancel()
-        await asyncio.gather(*watches, return_exceptions=True)
+        for task in (*watches, *self._births):
+            task.cancel()
+        await asyncio.gather(*watches, *self._births, return_exceptions=True)
         for worker in self._workers.values():
+            if worker.look is not None:
+                worker.look.cancel()
             if worker.link is not None:
                 worker.link.close()
 
@@ -250,14 +217,145 @@ class WorkerPool:
                 return worker
         return await self._begin()
 
+    def _dispatch_soon(self) -> None:
+        """Once for all that come in one turn of the event loop."""
+        if not self._dispatching:
+            self._dispatching = True
+            asyncio.get_running_loop().call_soon(self._dispatch)
+
+    def _dispatch(self) -> None:
+        self._dispatching = False
+        while self._line:
+            run = self._line.popleft()
+            worker = self._free_for(run) or self._busy_for(run)
+            if worker is None:
+                self._line.appendleft(run)
+                break
+            self._hand_over(run, worker)
+        for worker in self._workers.values():
+            worker.flush()
+
+    def _free_for(self, run: Run) -> Worker | None:
+        """One that has nothing to do, if there is room; more are started where there is and none has nothing to do."""
+        room = (run.room or 1) - sum(bool(worker.runs) for worker in self._workers.values())
+        while room > 0 and self._idle:
+            worker = self._idle.pop()
+            if worker.usable:
+                return worker
+        for _ in range(min(room, len(self._line) + 1) - len(self._births)):
+            birth = asyncio.get_running_loop().create_task(self._bear())
+            self._births.add(birth)
+            birth.add_done_callback(self._births.discard)
+        return None
+
+    def _busy_for(self, run: Run) -> Worker | None:
+        """The one with the least before it. A task that is to come first goes before all that was not begun."""
+        able = [worker for worker in self._workers.values() if worker.takes_more(2 * AHEAD if run.first else AHEAD)]
+        if not able:
+            return None
+        worker = min(able, key=lambda one: len(one.runs))
+        if run.first and not all(one.first for one in list(worker.runs)[1:]):
+            self._put_back(worker.take_back())
+        return worker
+
     def _hand_over(self, run: Run, worker: Worker) -> None:
-        run.worker, worker.run = worker, run
-        if worker.link is not None:
-            worker.link.send({"run": run.order})
+        if not worker.runs:
+            worker.heard_at = asyncio.get_running_loop().time()
+        worker.hand(run)
+        if len(worker.runs) > 1 and worker.look is None:
+            self._look_later(worker, LOOK_S)
+
+    def _put_back(self, runs: Iterable[Run]) -> None:
+        """To the head of the line, those first that are to come first."""
+        self._line = deque(sorted([*runs, *self._line], key=lambda run: not run.first))
+        self._dispatch_soon()
+
+    def _take_back(self, worker: Worker) -> None:
+        self._put_back(worker.take_back())
+        if worker.usable:
+            self._rest(worker)
+
+    def _has_begun(self, run: Run) -> bool:
+        """For certain; what lies behind others is back in the line then."""
+        if run.worker is not None and run in run.worker.runs and run.at:
+            self._take_back(run.worker)
+        return run not in self._line
+
+    def _withdraw(self, run: Run) -> None:
+        self._line.remove(run)
+        told = Withdrawn(f"{run.key} was taken back")
+        if run.begun is not None and not run.begun.done():
+            self._runs.pop(run.key, None)
+            run.begun.set_exception(told)
+        else:
+            run.outcome.set_exception(told)
+            run.outcome.exception()  # nobody may be waiting, and that is no mistake
+
+    def _look_later(self, worker: Worker, after_s: float) -> None:
+        worker.look = asyncio.get_running_loop().call_later(after_s, self._look, worker)
+
+    def _look(self, worker: Worker) -> None:
+        """Whoever has said nothing for a while keeps no end for itself, and nothing that another could begin."""
+        worker.look = None
+        if len(worker.runs) < 2 or worker.leaving:
+            return
+        quiet_s = asyncio.get_running_loop().time() - worker.heard_at
+        if quiet_s < LOOK_S:
+            self._look_later(worker, LOOK_S - quiet_s)
+            return
+        self._catch_up(worker)
+        if len(worker.runs) > 1:
+            worker.hangs = True
+            self._take_back(worker)
+
+    def _catch_up(self, worker: Worker) -> None:
+        """Learn of ends from the disk that were not told yet."""
+        status = worker.read_status()
+        if status is None:
+            return
+        ledger = worker.read_ledger()
+        for run in list(worker.runs):
+            before = 0 < run.at < status.begun or (run.at == status.begun and status.key is None)
+            if run.key in ledger or (run.at and before):
+                self._over(worker, run, last=False, outcome=Finished(ledger.get(run.key)))
+
+    async def _bear(self) -> None:
+        """Start a worker for the line; whoever has been waiting longest is told if there is none to be had."""
+        try:
+            worker = await self._begin()
+        except KeeperUnreachable:
+            await asyncio.sleep(_NEXT_KEEPER_S)  # nothing was begun, so nothing is lost
+        else:
+            if isinstance(worker, Worker):
+                self._rest(worker)
+            elif self._line:
+                run = self._line.popleft()
+                if run.begun is None or run.begun.done():
+                    resolve(run, worker)
+                else:
+                    self._runs.pop(run.key, None)
+                    run.begun.set_result(worker)
+        asyncio.get_running_loop().call_soon(self._dispatch_soon)  # when this task is over
 
     async def _begin(self) -> Worker | Failure:
         """Start a worker, and wait until it listens."""
         worker = self._worker(PREFIX + secrets.token_hex(6))
+        try:
+            await self._keeper().start(self._spec(worker))
+        except KeeperRefused as exc:
+            code = FailureCode.DISK if exc.errno in NO_ROOM else FailureCode.START
+            return Failure(code, f"no worker for Python tasks: {exc.message}")
+        self._workers[worker.key] = worker
+        self._watch(worker)
+        if await self._connect(worker, START_S):
+            return worker
+        if worker.ended is not None and worker.ended.killed == "keeper-lost":  # it fell with its keeper, and no task with it
+            return await self._take()
+        said = last_line(worker.log)
+        await self._keeper().kill(worker.key, reason="unused", grace_s=0)
+        return Failure(FailureCode.START, f"the worker for Python tasks did not start: {said or 'it does not listen'}")
+
+    def _spec(self, worker: Worker) -> StartSpec:
         settings = {
             "socket": str(worker.socket),
             "status": str(worker.status),
@@ -277,7 +375,7 @@ class WorkerPool:
             argv=argv,
             env={"PATH": PATH, "LANG": "C.UTF-8", "HOME": str(self._folder)},
         )
-        spec = StartSpec(
+        return StartSpec(
             key=worker.key,
             argv=sandbox.argv,
             env=dict(sandbox.env),
@@ -288,20 +386,6 @@ class WorkerPool:
             seccomp=sandbox.seccomp,
             limits=self._limits,
         )
-        try:
-            await self._keeper().start(spec)
-        except KeeperRefused as exc:
-            code = FailureCode.DISK if exc.errno in NO_ROOM else FailureCode.START
-            return Failure(code, f"no worker for Python tasks: {exc.message}")
-        self._workers[worker.key] = worker
-        self._watch(worker)
-        if await self._connect(worker, START_S):
-            return worker
-        if worker.ended is not None and worker.ended.killed == "keeper-lost":  # it fell with its keeper, and no task with it
-            return await self._take()
-        said = _last_line(worker.log)
-        await self._keeper().kill(worker.key, reason="unused", grace_s=0)
-        return Failure(FailureCode.START, f"the worker for Python tasks did not start: {said or 'it does not listen'}")
 
     async def _connect(self, worker: Worker, patience_s: float) -> bool:
         """True once it has said hello; False when it ended or the time is over."""
@@ -322,34 +406,62 @@ class WorkerPool:
     # --- what workers say ---
 
     def _receive(self, worker: Worker, message: dict[str, Any]) -> None:
-        run = worker.run
-        if "hello" in message:
+        worker.heard_at, worker.hangs = asyncio.get_running_loop().time(), False
+        if "done" in message:
+            key = message["done"].get("key")
+            run = next((one for one in worker.runs if one.key == key), None)
+            if run is not None:
+                self._over(worker, run, last=bool(message.get("last")), outcome=Finished(message["done"]))
+        elif "hello" in message:
             worker.hello.set()
-            if run is not None and run.adopted and message["hello"].get("busy") != run.key:
-                self._over(
-                    worker, run, last=False, outcome=Finished(worker.read_ledger().get(run.key))
-                )  # while nobody was connected
-            return
-        if run is None:
-            return
-        if "progress" in message:
+            self._greeted(worker, message["hello"])
+        elif "progress" in message:
             news = message["progress"]
-            if news.get("key") == run.key and run.progress is not None:
-                run.progress(news.get("pct"), news.get("note"))
-        elif "done" in message and message["done"].get("key") == run.key:
-            self._over(worker, run, last=bool(message.get("last")), outcome=Finished(message["done"]))
-        elif "stale" in message:  # it ends by itself, and the watch gives the task to another
+            for run in worker.runs:
+                if run.key == news.get("key") and run.progress is not None:
+                    run.progress(news.get("pct"), news.get("note"))
+        elif "void" in message:
+            self._not_begun(worker, message["void"])
+        elif "stale" in message:  # it ends by itself, and the watch gives its tasks to others
             worker.leaving = True
+
+    def _greeted(self, worker: Worker, hello: dict[str, Any]) -> None:
+        """By one that may have had a task from an earlier daemon."""
+        run = worker.runs[0] if worker.runs else None
+        if run is None or not run.adopted or hello.get("busy") == run.key:
+            return
+        if run.at and hello.get("void") == run.at:
+            self._not_begun(worker, run.at)
+        else:  # it ended while nobody was connected
+            self._over(worker, run, last=False, outcome=Finished(worker.read_ledger().get(run.key)))
+
+    def _not_begun(self, worker: Worker, number: int) -> None:
+        """The worker saw that a task was taken back, when that was not known here."""
+        for run in [one for one in worker.runs if one.at == number]:
+            worker.runs.remove(run)
+            if worker.usable:
+                self._rest(worker)
+            self._put_back([run])
+            if run.adopted:
+                self._withdraw(run)
 
     def _over(self, worker: Worker, run: Run, *, last: bool, outcome: Outcome) -> None:
-        worker.run = None
+        worker.runs.remove(run)
         if last:
             worker.leaving = True
+            self._put_back(worker.runs)
+            worker.runs = deque()
+        elif worker.runs:
+            begin(worker.runs[0])
         elif not worker.leaving:
             self._rest(worker)
-        _resolve(run, outcome)
+        resolve(run, outcome)
+        if self._line:
+            self._dispatch_soon()
 
     def _rest(self, worker: Worker) -> None:
+        if worker in self._idle:
+            return
         if len(self._idle) < self._most:
             self._idle.append(worker)
         elif worker.link is not None:
@@ -366,51 +478,76 @@ class WorkerPool:
             try:
                 record = await self._keeper().wait(worker.key)
             except NotFound:  # a keeper that has lost its memory, and its children with it
-                record = _unseen(worker.key)
+                record = unseen(worker.key)
                 await self._bury(worker, record)
                 return
             except KeeperUnreachable as exc:
                 worker.leaving = True  # its keeper is gone, and it with it; the next keeper has a record of that
-                if worker.run is not None:
-                    _unreachable(worker.run, exc)
+                for run in worker.runs:
+                    if run.begun is None or run.begun.done():
+                        unreachable(run, exc)
                 await asyncio.sleep(_NEXT_KEEPER_S)
             else:
                 await self._bury(worker, record)
                 return
 
     async def _bury(self, worker: Worker, record: ExitRecord) -> None:
-        """A worker ended: its task, if it had begun one, ended with it; one that it had not begun goes to another."""
+        """A worker ended: its task, if it had begun one, ended with it; what it had not begun goes to another."""
         worker.leaving, worker.ended = True, record
         self._workers.pop(worker.key, None)
-        run, worker.run = worker.run, None
-        status = worker.read_status()
+        if worker.look is not None:
+            worker.look.cancel()
+        runs, worker.runs = worker.runs, deque()
+        status, ledger = worker.read_status() or Status(), worker.read_ledger()
         if worker.link is not None:
             worker.link.close()
-        if status.key is not None:
-            share = died_of_backstop(_share(record, status), kill_s=status.kill_s)
-            self._dead[status.key] = (worker.key, share)
-            if run is not None:
-                _resolve(run, Died(share))
-            return
-        if run is not None:
-            _reopen(run)
-            if record.killed is not None or run.tries >= _TRIES:
-                _resolve(run, Died(replace(record, wall_s=0.0)))
+        dead = status.key if status.key not in ledger else None
+        if dead is not None:
+            own = died_of_backstop(share(record, status), kill_s=status.kill_s)
+            self._dead[dead] = (worker.key, own)
+        back = []
+        for run in runs:
+            if dead is not None and run.key == dead:
+                resolve(run, Died(own))
+            elif run.key in ledger or 0 < run.at <= status.begun:
+                resolve(run, Finished(ledger.get(run.key)))
             else:
-                await self._again(run)
-        await self._discard(worker.key)
+                back.append(run)
+        if dead is None:
+            await self._discard(worker.key)
+            if back:
+                back = self._try_again(back, record)
+        await self._give_anew(back)
 
-    async def _again(self, run: Run) -> None:
+    @staticmethod
+    def _try_again(runs: list[Run], record: ExitRecord) -> list[Run]:
+        """Those that have not met too many workers that began nothing; it is the first one that is counted."""
+        run = runs[0]
         run.tries += 1
-        try:
-            worker = await self._take()
-        except KeeperUnreachable as exc:
-            _unreachable(run, exc)
-            return
-        if isinstance(worker, Failure):
-            _resolve(run, worker)
-        else:
-            self._hand_over(run, worker)
+        if record.killed is None and run.tries <= _TRIES:
+            return runs
+        reopen(run)
+        begin(run)
+        resolve(run, Died(replace(record, wall_s=0.0)))
+        return runs[1:]
+
+    async def _give_anew(self, runs: list[Run]) -> None:
+        for run in runs:
+            reopen(run)
+        self._put_back([run for run in runs if run.room is not None])
+        for run in runs:
+            if run.room is not None:
+                continue
+            try:
+                worker = await self._take()
+            except KeeperUnreachable as exc:
+                unreachable(run, exc)
+                continue
+            if isinstance(worker, Failure):
+                resolve(run, worker)
+            else:
+                self._hand_over(run, worker)
+                worker.flush()
 
     async def _discard(self, key: str) -> None:
         with contextlib.suppress(KeeperUnreachable):  # then it is listed once more, and forgotten by whoever adopts
@@ -442,19 +579,26 @@ class WorkerPool:
         worker = self._workers[key] = self._worker(key)
         self._watch(worker)
         connecting = asyncio.create_task(self._connect(worker, HELLO_S))
-        status = worker.read_status()
+        status = self._status_of(worker)
         while status.key is None and not connecting.done():
             await asyncio.wait({connecting}, timeout=_LONGEST_POLL_S)
-            status = worker.read_status()
+            status = self._status_of(worker)
         connected = await connecting if status.key is None or connecting.done() else False
         if status.key is not None:
-            run = Run(status.key, {}, worker, asyncio.get_running_loop().create_future(), tries=_TRIES, adopted=True)
-            self._runs[status.key] = worker.run = run
+            run = Run(status.key, {}, asyncio.get_running_loop().create_future(), worker, at=status.begun, tries=_TRIES, adopted=True)
+            self._runs[status.key] = run
+            worker.runs.append(run)
         elif connected:
             self._rest(worker)
         else:
             worker.leaving = True
             await self._keeper().kill(key, reason="unused", grace_s=0)
+
+    def _status_of(self, worker: Worker) -> Status:
+        """With a key only while that task is at work; the ends of those before it are known then."""
+        status = worker.read_status() or Status()
+        self._ended |= worker.read_ledger()
+        return replace(status, key=None) if status.key in self._ended else status
 
     def _sweep(self) -> None:
         """Files of workers that nobody knows any more."""
@@ -478,46 +622,3 @@ def interpreter(venv: Path | None) -> Path:
     return venv / "bin" / "python" if venv is not None else Path(sys.executable)
 
 
-def _reopen(run: Run) -> None:
-    """A run whose keeper went away can be waited for again."""
-    if run.outcome.done() and run.outcome.exception() is not None:
-        run.outcome = asyncio.get_running_loop().create_future()
-
-
-def _unreachable(run: Run, exc: KeeperUnreachable) -> None:
-    if not run.outcome.done():
-        run.outcome.set_exception(exc)
-        run.outcome.exception()  # nobody may be waiting, and that is no mistake
-
-
-def _resolve(run: Run, outcome: Outcome) -> None:
-    if not run.outcome.done():
-        run.outcome.set_result(outcome)
-
-
-def _share(record: ExitRecord, status: Status) -> ExitRecord:
-    """A worker's exit record, less what earlier tasks in it had used."""
-    return replace(
-        record,
-        key=status.key or record.key,
-        wall_s=max(0.0, record.wall_s - status.age_s),
-        cpu_user_s=max(0.0, record.cpu_user_s - status.cpu_user_s),
-        cpu_system_s=max(0.0, record.cpu_system_s - status.cpu_system_s),
-        read_bytes=max(0, record.read_bytes - status.read_bytes),
-        written_bytes=max(0, record.written_bytes - status.written_bytes),
-    )
-
-
-def _unseen(key: str) -> ExitRecord:
-    """For a worker whose end no keeper tells."""
-    nothing: dict[str, Any] = dict.fromkeys(("pid", "start_time", "read_bytes", "written_bytes", "leftovers_killed"), 0)
-    nothing |= dict.fromkeys(("wall_s", "cpu_user_s", "cpu_system_s", "peak_memory_mb", "started_at", "ended_at"), 0.0)
-    return ExitRecord(key=key, boot_id="", exit_code=None, signal=None, killed="keeper-lost", oom=None, **nothing)
-
-
-def _last_line(path: Path) -> str:
-    try:
-        lines = path.read_text(errors="replace")[-4000:].strip().splitlines()
-    except OSError:
-        return ""
-    return lines[-1][:300] if lines else ""
