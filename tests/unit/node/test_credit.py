@@ -89,7 +89,7 @@ def test_a_few_are_handed_over_ahead_of_a_free_slot_where_all_that_runs_allows_i
     working, waiting = [roomed("a"), roomed("b")], [live(f"w{i}") for i in range(6)]
 
     def chosen(working=working, waiting=waiting, ahead=2, cannot=()):
-        return startable(limits, working, waiting, ahead=ahead, may_wait=lambda one: one not in cannot)
+        return startable(limits, working, waiting, ahead=ahead, may_wait=lambda one: 2 * (one not in cannot))
 
     assert chosen() == waiting[:2]
     assert chosen(ahead=0) == []
@@ -108,13 +108,13 @@ def test_a_latency_job_is_handed_over_whatever_waits_and_as_many_as_there_are_sl
         one.latency = True
     full = [roomed(f"r{i}") for i in range(6)]
     for ahead_ in (0, 4):
-        assert startable(Slots(2, 0), full, hasty, ahead=ahead_, may_wait=lambda _: True) == hasty[:2]
-    assert startable(Slots(2, 0), [*full, roomed("h", latency=True)], hasty, ahead=4, may_wait=lambda _: True) == hasty[:1]
-    assert startable(Slots(2, 0), full, hasty, ahead=4, may_wait=lambda _: False) == []
+        assert startable(Slots(2, 0), full, hasty, ahead=ahead_, may_wait=lambda _: 2) == hasty[:2]
+    assert startable(Slots(2, 0), [*full, roomed("h", latency=True)], hasty, ahead=4, may_wait=lambda _: 2) == hasty[:1]
+    assert startable(Slots(2, 0), full, hasty, ahead=4, may_wait=lambda _: 0) == []
 
 
 def test_how_much_is_handed_over_ahead():
-    assert start_ahead(Slots(2, 0), 0.002, 128) == 4
+    assert start_ahead(Slots(2, 0), 0.002, 128) == 20
     assert start_ahead(Slots(2, 0), 0.02, 128) == 2
     assert start_ahead(Slots(2, 0), 0.002, 0) == 0
     assert start_ahead(Slots(2, 0), 1.0, 128) == 0

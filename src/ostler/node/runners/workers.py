@@ -585,7 +585,9 @@ class WorkerPool:
             status = self._status_of(worker)
         connected = await connecting if status.key is None or connecting.done() else False
         if status.key is not None:
-            run = Run(status.key, {}, asyncio.get_running_loop().create_future(), worker, at=status.begun, tries=_TRIES, adopted=True)
+            run = Run(
+                status.key, {}, asyncio.get_running_loop().create_future(), worker, at=status.begun, tries=_TRIES, adopted=True
+            )
             self._runs[status.key] = run
             worker.runs.append(run)
         elif connected:
@@ -620,5 +622,3 @@ class WorkerPool:
 def interpreter(venv: Path | None) -> Path:
     """The Python that runs tasks: the configured venv's, else this one."""
     return venv / "bin" / "python" if venv is not None else Path(sys.executable)
-
-
