@@ -353,8 +353,8 @@ class TestRunner:
     def lends(self, manifest: Manifest, sandbox: SandboxLevel) -> bool:
         return self.lending
 
-    def waits(self, manifest: Manifest) -> bool:
-        return self.lets_wait
+    def waits(self, manifest: Manifest, *, lent: bool) -> int:
+        return 2 * self.lets_wait
 
     def refuse(self, manifest: Manifest) -> Failure | None:
         return Failure(FailureCode.DENY, "no such command") if manifest.command == "denied" else None

@@ -148,3 +148,8 @@ def _fill(path, mb):
 
 async def _co(value):
     return value
+
+
+def _note(path, word):
+    with open(path, "a") as file:
+        file.write(f"{word}\n")

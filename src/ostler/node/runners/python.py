@@ -25,9 +25,9 @@ from ostler.node.runners.ending import NO_TRACE, Circumstances, lost
 from ostler.node.runners.environment import dangerous, environment, secret_variables
 from ostler.node.runners.processes import Command, Processes, tmp_folder
 from ostler.node.runners.task_ending import TaskRecord, parse_task_record, read_task_record, task_ending
-from ostler.node.runners.warm_worker import Died
+from ostler.node.runners.warm_worker import Died, interpreter
 from ostler.node.runners.watch import Watched, free_mb
-from ostler.node.runners.workers import AHEAD, PROGRAM, WorkerPool, interpreter
+from ostler.node.runners.workers import AHEAD, PROGRAM, WorkerPool
 from ostler.node.sandbox import needed
 from ostler.protocol.ports import AttemptTask, Ending, Progress
 

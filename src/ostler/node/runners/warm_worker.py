@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -14,10 +15,14 @@ import msgspec
 
 from ostler.model.errors import KeeperUnreachable
 from ostler.model.failures import Failure
-from ostler.node.keeper_client import ExitRecord
+from ostler.model.sandbox import SandboxLevel
+from ostler.node.keeper_client import ExitRecord, Limits, StartSpec
+from ostler.node.runners.environment import PATH
 from ostler.node.runners.worker_link import WorkerLink
+from ostler.node.sandbox import Host, plan
 from ostler.node.worker.serve import NUMBER_BYTES, STATUS_BYTES
 
+TRIES = 3
 _READS = 20  # of a status that is being overwritten just then
 
 
@@ -209,6 +214,7 @@ def unreachable(run: Run, exc: KeeperUnreachable) -> None:
 
 def resolve(run: Run, outcome: Outcome) -> None:
     """How it ended; the first word counts."""
+    begin(run)
     if not run.outcome.done():
         run.outcome.set_result(outcome)
 
@@ -240,6 +246,46 @@ def last_line(path: Path) -> str:
     except OSError:
         return ""
     return lines[-1][:300] if lines else ""
+
+
+def count_try(runs: list[Run], record: ExitRecord) -> list[Run]:
+    """Those that were not begun and have not met too many workers that began nothing; it is the first one that is counted."""
+    run = runs[0]
+    run.tries += 1
+    if record.killed is None and run.tries <= TRIES:
+        return runs
+    reopen(run)
+    resolve(run, Died(replace(record, wall_s=0.0)))
+    return runs[1:]
+
+
+def interpreter(venv: Path | None) -> Path:
+    """The Python that runs tasks: the configured venv's, else this one."""
+    return venv / "bin" / "python" if venv is not None else Path(sys.executable)
+
+
+def start_spec(worker: Worker, argv: tuple[str, ...], *, level: SandboxLevel, host: Host, limits: Limits) -> StartSpec:
+    """How the keeper starts it: in the folder of its files, with all limits of the node and no environment of the daemon's."""
+    folder = str(worker.files.parent)
+    sandbox = plan(
+        level if level in (SandboxLevel.NONE, SandboxLevel.PROCESS) else SandboxLevel.PROCESS,
+        host=host,
+        workspace=folder,
+        cwd=folder,
+        argv=argv,
+        env={"PATH": PATH, "LANG": "C.UTF-8", "HOME": folder},
+    )
+    return StartSpec(
+        key=worker.key,
+        argv=sandbox.argv,
+        env=dict(sandbox.env),
+        cwd=sandbox.cwd,
+        stdout=str(worker.log),
+        stderr=str(worker.log),
+        no_new_privs=sandbox.no_new_privs,
+        seccomp=sandbox.seccomp,
+        limits=limits,
+    )
 
 
 _last = 0

@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import logging
 import secrets
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -23,13 +22,12 @@ import msgspec
 
 from ostler.model.errors import KeeperUnreachable, NotFound
 from ostler.model.failures import Failure, FailureCode
-from ostler.model.sandbox import SandboxLevel
 from ostler.node import worker as worker_package
 from ostler.node.config import NodeConfig
 from ostler.node.keeper_client import ExitRecord, KeeperClient, KeeperRefused, Limits, StartSpec
-from ostler.node.runners.environment import PATH
 from ostler.node.runners.task_ending import died_of_backstop
 from ostler.node.runners.warm_worker import (
+    TRIES,
     Died,
     Finished,
     Outcome,
@@ -37,15 +35,18 @@ from ostler.node.runners.warm_worker import (
     Status,
     Worker,
     begin,
+    count_try,
+    interpreter,
     last_line,
     reopen,
     resolve,
     share,
+    start_spec,
     unreachable,
     unseen,
 )
 from ostler.node.runners.worker_link import WorkerLink
-from ostler.node.sandbox import Host, plan
+from ostler.node.sandbox import Host
 from ostler.node.trees import remove_tree
 from ostler.node.workspace import NO_ROOM, SPARE
 from ostler.protocol.ports import Withdrawn
@@ -60,7 +61,6 @@ LOOK_S = 0.05  # nothing lies longer behind one task, and no end is waited for l
 _POLL_S = 0.002
 _LONGEST_POLL_S = 0.05
 _NEXT_KEEPER_S = 0.5
-_TRIES = 3
 _SUFFIXES = ("sock", "status", "log")
 LASTING_S = 0.25  # a task that took so long has a workspace to look into
 LEDGER_S = 60.0  # how long a ledger outlives its worker: then what it tells is in the journal
@@ -367,25 +367,7 @@ class WorkerPool:
             "idle_s": IDLE_S,
         }
         argv = (str(interpreter(self._config.venv)), "-I", str(PROGRAM), msgspec.json.encode(settings).decode())
-        sandbox = plan(
-            self._level if self._level in (SandboxLevel.NONE, SandboxLevel.PROCESS) else SandboxLevel.PROCESS,
-            host=self._host,
-            workspace=str(self._folder),
-            cwd=str(self._folder),
-            argv=argv,
-            env={"PATH": PATH, "LANG": "C.UTF-8", "HOME": str(self._folder)},
-        )
-        return StartSpec(
-            key=worker.key,
-            argv=sandbox.argv,
-            env=dict(sandbox.env),
-            cwd=sandbox.cwd,
-            stdout=str(worker.log),
-            stderr=str(worker.log),
-            no_new_privs=sandbox.no_new_privs,
-            seccomp=sandbox.seccomp,
-            limits=self._limits,
-        )
+        return start_spec(worker, argv, level=self._level, host=self._host, limits=self._limits)
 
     async def _connect(self, worker: Worker, patience_s: float) -> bool:
         """True once it has said hello; False when it ended or the time is over."""
@@ -516,20 +498,8 @@ class WorkerPool:
         if dead is None:
             await self._discard(worker.key)
             if back:
-                back = self._try_again(back, record)
+                back = count_try(back, record)
         await self._give_anew(back)
-
-    @staticmethod
-    def _try_again(runs: list[Run], record: ExitRecord) -> list[Run]:
-        """Those that have not met too many workers that began nothing; it is the first one that is counted."""
-        run = runs[0]
-        run.tries += 1
-        if record.killed is None and run.tries <= _TRIES:
-            return runs
-        reopen(run)
-        begin(run)
-        resolve(run, Died(replace(record, wall_s=0.0)))
-        return runs[1:]
 
     async def _give_anew(self, runs: list[Run]) -> None:
         for run in runs:
@@ -586,7 +556,7 @@ class WorkerPool:
         connected = await connecting if status.key is None or connecting.done() else False
         if status.key is not None:
             run = Run(
-                status.key, {}, asyncio.get_running_loop().create_future(), worker, at=status.begun, tries=_TRIES, adopted=True
+                status.key, {}, asyncio.get_running_loop().create_future(), worker, at=status.begun, tries=TRIES, adopted=True
             )
             self._runs[status.key] = run
             worker.runs.append(run)
@@ -617,8 +587,3 @@ class WorkerPool:
         for path in self._root.glob(f"{SPARE}*"):
             if path.name.removeprefix(SPARE) not in known:
                 remove_tree(path)
-
-
-def interpreter(venv: Path | None) -> Path:
-    """The Python that runs tasks: the configured venv's, else this one."""
-    return venv / "bin" / "python" if venv is not None else Path(sys.executable)

@@ -42,8 +42,8 @@ class Order(NamedTuple):
     """One task to run. Paths are absolute; `kill_s` is when the kernel kills this process (0: never).
 
     With a number `at` it can be taken back until it has begun. With a `root` its workspace is lent: it is made there, and gone again if
-    the task left nothing; the results that it `wants` go with the record then. Without `stdout` and `stderr` the streams stay as they are. `masks` are secrets (base64) that no word of the record
-    may hold.
+    the task left nothing; the results that it `wants` go with the record then. Without `stdout` and `stderr` the streams stay as they
+    are. `masks` are secrets (base64) that no word of the record may hold.
     """
 
     key: str
