@@ -96,7 +96,9 @@ async def hanging(rig, runner, tmp_path, **more):
 
 async def test_many_lie_ahead_and_each_has_its_own_end(rig):
     runner = await runner_of(rig)
-    tasks = [order(rig, "fail" if n % 7 == 3 else "nothing", room=2, **({"message": str(n)} if n % 7 == 3 else {})) for n in range(60)]
+    tasks = [
+        order(rig, "fail" if n % 7 == 3 else "nothing", room=2, **({"message": str(n)} if n % 7 == 3 else {})) for n in range(60)
+    ]
     ends = await over(*(begin(runner, task) for task in tasks))
     for number, end in enumerate(ends):
         assert (end.failure.message if end.failure else None) == (f"ValueError: {number}" if number % 7 == 3 else None)
@@ -118,7 +120,7 @@ async def test_what_lies_behind_a_task_that_hangs_is_run_by_another_worker(rig, 
 
 async def test_an_end_is_told_while_the_next_task_hangs(rig, tmp_path):
     runner = await runner_of(rig)
-    first, held, gate = await hanging(rig, runner, tmp_path)
+    _, held, gate = await hanging(rig, runner, tmp_path)
     second = begin(runner, order(rig, "nothing"))
     other = tmp_path / "other"
     last = order(rig, "wait_for", path=str(other))
