@@ -265,7 +265,11 @@ async def test_whoever_waits_for_an_answer_that_was_lost_is_told(database, tmp_p
             for act in (store.write, store.read):
                 with pytest.raises(StoreBusy):
                     await asyncio.wait_for(act(lambda tx: tx.rows(query)), PATIENCE_S)
-            assert await submit(store), "it goes on"
+            async with asyncio.timeout(PATIENCE_S):
+                while True:  # on a machine that is slower than its patience here, others may be cut, too
+                    with contextlib.suppress(StoreBusy):
+                        assert await submit(store), "it goes on"
+                        break
         finally:
             await asyncio.to_thread(store.close)
 
