@@ -212,14 +212,21 @@ def disk_failure(exc: OSError, doing: str) -> Failure:
 
 def _make(root: Path, job_id: str, attempt: int) -> str:
     job = f"{root}/{job_id}"
-    try:
-        os.mkdir(job, 0o700)
-    except FileExistsError:
-        if not stat.S_ISDIR(os.lstat(job).st_mode):
-            raise
-    else:
-        if attempt == 1:
-            return job
+    while True:
+        try:
+            os.mkdir(job, 0o700)
+        except FileExistsError:
+            with suppress(FileNotFoundError):
+                if not stat.S_ISDIR(os.lstat(job).st_mode):
+                    raise
+        else:
+            if attempt == 1:
+                return job
+        with suppress(FileNotFoundError):  # the sweeper took the last of its attempts, and the folder with it
+            return _make_inside(job, attempt)
+
+
+def _make_inside(job: str, attempt: int) -> str:
     path = f"{job}/attempt-{attempt}"
     again = 1
     while True:

@@ -216,3 +216,20 @@ def test_what_a_disk_says():
         failure = disk_failure(OSError(errno, os.strerror(errno)), "writing x")
         assert failure.code is code
         assert failure.message.startswith("writing x: ")
+
+
+def test_a_folder_that_the_sweeper_takes_away_meanwhile_is_made_again(tmp_path, monkeypatch):
+    """It removes the last attempt of a job, and the job's folder with it, just when the next one is to be made there."""
+    old = Workspace.create(tmp_path, "job", 2)
+    mkdir, swept = os.mkdir, []
+
+    def after_the_sweeper(path, mode=0o777):
+        if str(path).endswith("attempt-3") and not swept:
+            swept.append(old.remove())
+        mkdir(path, mode)
+
+    monkeypatch.setattr("ostler.node.workspace.os.mkdir", after_the_sweeper)
+    made = Workspace.create(tmp_path, "job", 3)
+    assert swept
+    assert made.path == tmp_path / "job" / "attempt-3"
+    assert made.work.is_dir()
