@@ -1,8 +1,9 @@
 """`ostler.Client`: the same for programs that wait, with futures that `concurrent.futures.wait` and `as_completed` take."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -63,23 +64,31 @@ class Client:
         `inputs` maps names in the job's folder to local files (Path or str) or bytes, which are uploaded. All other arguments are the
         manifest's fields. Raises InvalidSpec with every mistake.
         """
-        submitting = self._client.submit(
-            command, task=task, params=params, inputs=inputs, artifacts=artifacts, requirements=requirements, timeout_s=timeout_s,
-            retries=retries, labels=labels, job_id=job_id, **fields,
+        submitting = partial(
+            self._client.submit, command, task=task, params=params, inputs=inputs, artifacts=artifacts, requirements=requirements,
+            timeout_s=timeout_s, retries=retries, labels=labels, job_id=job_id, **fields,
         )  # fmt: skip
-        return JobFuture(self._portal, self._portal.run(submitting))
+        return self._portal.run(self._future(submitting))
 
     def submit_many(self, manifests: Iterable[Manifest | Fields]) -> list["JobFuture"]:
         """Submit many jobs with few calls. What one call carries (1,000) is accepted as a whole or not at all."""
-        return [JobFuture(self._portal, one) for one in self._portal.run(self._client.submit_many(manifests))]
+        return self._portal.run(self._futures(manifests))
 
     def job(self, job_id: str) -> "JobFuture":
         """A job that was submitted before, by whomever. Raises NotFound."""
-        return JobFuture(self._portal, self._portal.run(self._client.job(job_id)))
+        return self._portal.run(self._future(partial(self._client.job, job_id)))
 
     def jobs(self, *, limit: int = 100, **filters: Any) -> list[m.JobView]:
         """The newest jobs; filters are those of `GET /jobs`: state, label (`key=value`), queue, node, group."""
         return self._portal.run(self._client.jobs(limit=limit, **filters))
+
+    # Futures are made in the loop: it would have to be woken once more for each of them.
+
+    async def _future(self, call: Callable[[], Awaitable[AsyncJob]]) -> "JobFuture":
+        return JobFuture(self._portal, await call())
+
+    async def _futures(self, manifests: Iterable[Manifest | Fields]) -> list["JobFuture"]:
+        return [JobFuture(self._portal, one) for one in await self._client.submit_many(manifests)]
 
     def door(self) -> tuple[Portal, Core]:
         """For an executor on this client; no business of others."""
@@ -98,7 +107,7 @@ class JobFuture(Future[m.JobView]):
         self.job_id = job.job_id
         self._portal = portal
         self._job = job
-        portal.soon(job.add_done_callback, lambda _: portal.end(self._over))
+        job.add_done_callback(lambda _: portal.end(self._over))
 
     def __repr__(self) -> str:
         return f"<JobFuture {self.job_id} {self._job.job.state.value if self._job.job is not None else 'submitted'}>"

@@ -10,6 +10,8 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+import uvloop
+
 from ostler.model.errors import Rejected
 
 T = TypeVar("T")
@@ -19,7 +21,7 @@ class Portal:
     """A door into an event loop that runs beside the caller's threads."""
 
     def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
+        self.loop = uvloop.new_event_loop()
         self._ends: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self.closed = False
         self._threads = [

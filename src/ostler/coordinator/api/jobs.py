@@ -30,6 +30,7 @@ MAX_CONTENT = 64 * 1024
 MAX_CONTENTS = 4 * 2**20
 LINGER_S = 0.0005  # for each job that is waited for
 MAX_LINGER_S = 0.1
+PACE_S = 0.005  # who waits for several is not answered more often than this
 
 
 async def submit_jobs(call: Call) -> m.SubmitResponse | Answer:
@@ -116,7 +117,8 @@ async def await_jobs(call: Call) -> m.AwaitResponse:
     _check_await(asked)
     store, loop = call.services.store, asyncio.get_running_loop()
     ids = list(dict.fromkeys(asked.job_ids))
-    until = loop.time() + min(asked.wait_s, MAX_WAIT_S)
+    began = loop.time()
+    until = began + min(asked.wait_s, MAX_WAIT_S)
     async with call.subscribe(*(("over", job_id) for job_id in ids)) as event:
         while True:
             event.clear()
@@ -127,8 +129,8 @@ async def await_jobs(call: Call) -> m.AwaitResponse:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(until):
                     await event.wait()
-                    # Jobs of one caller end in swarms, and each end wakes us: looked at together they cost little.
-                    await asyncio.sleep(min((len(ids) - 1) * LINGER_S, MAX_LINGER_S))
+                    if len(ids) > 1:  # jobs of one caller end in swarms, and looked at together they cost little
+                        await asyncio.sleep(max(min(len(ids) * LINGER_S, MAX_LINGER_S), began + PACE_S - loop.time()))
 
 
 def _check_await(asked: m.AwaitRequest) -> None:

@@ -126,8 +126,9 @@ def _insert(tx: Tx, manifests: Accepted, names: Sequence[Name], owner: str | Non
         inputs += [(sha256, seq) for sha256 in {file.sha256 for file in manifest.input.files}]
         seq += 1
     tx.many("INSERT INTO shapes (shape_id, body) VALUES (?, ?) ON CONFLICT (shape_id) DO NOTHING", list(bodies.items()))
-    tx.many(_INSERT_JOB, rows)
-    tx.many(_INSERT_CHILD, children)
+    for statement, some in ((_INSERT_JOB, rows), (_INSERT_CHILD, children)):
+        if some:
+            tx.many(statement, some)
     tx.many("INSERT INTO specs (job_seq, body) VALUES (?, ?)", specs)
     tx.many("INSERT INTO events (at, kind, job_seq) VALUES (?, 'submit', ?)", events)
     if labels:
@@ -143,6 +144,8 @@ def _insert(tx: Tx, manifests: Accepted, names: Sequence[Name], owner: str | Non
 def _check_free(tx: Tx, asked: Sequence[str]) -> None:
     """Raises AlreadyExists where a chosen id is taken. Jobs and arrays share their names: commands take either."""
     if not asked:
+        return
+    if len(asked) == 1 and tx.row(_TAKEN, (asked[0], asked[0])) is None:  # nearly always; without a list a look costs a third
         return
     seen: set[str] = set()
     for job_id in asked:
@@ -160,6 +163,8 @@ def _check_free(tx: Tx, asked: Sequence[str]) -> None:
                 hint=f"choose another job_id, leave it out, or see `ostler job show {taken[0]}`",
             )
 
+
+_TAKEN = "SELECT 1 FROM jobs WHERE job_id = ? UNION ALL SELECT 1 FROM groups WHERE group_id = ?"
 
 _PAIRS = [one + other for one in "0123456789abcdefghijklmnopqrstuv" for other in "0123456789abcdefghijklmnopqrstuv"]
 
