@@ -54,6 +54,22 @@ async def test_filters_and_totals(rig: Rig):
     assert (await rig.read(reads.list_jobs, m.JobQuery(count=True, label="colour=blue", queue="slow"))).total == 2
 
 
+async def test_who_waits_for_an_end_is_woken_by_that_alone(rig: Rig):
+    done, cancelled = await rig.submit(2)
+    await rig.join()
+    async with rig.store.wakeups.subscribe(("over", done)) as first, rig.store.wakeups.subscribe(("over", cancelled)) as second:
+        [held] = await rig.begin(slots=1)
+        assert held.job_id == done
+        await rig.write(jobs.hold_job, cancelled)
+        assert not first.is_set()
+        assert not second.is_set()
+        await rig.write(jobs.cancel_job, cancelled)
+        assert second.is_set()
+        assert not first.is_set()
+        await rig.finish("n1", held)
+        assert first.is_set()
+
+
 @pytest.mark.parametrize(
     ("query", "path"),
     [
