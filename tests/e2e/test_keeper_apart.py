@@ -1,9 +1,10 @@
-"""A service manager runs keeper and daemon apart: the daemon waits for its keeper, checks itself, and leaves it alone at its end."""
+"""As a service manager runs a node: enrolled first, then keeper and daemon apart; the daemon has no token and makes no sandbox itself."""
 
 import json
 import signal
 import socket
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -13,7 +14,7 @@ from e2e.fleet import OSTLER, until
 
 @pytest.fixture
 def node(own_fleet, tmp_path):
-    """A joined node's configuration, and a way to start its parts; all of them end with the test."""
+    """A node's configuration, a token to join with, and a way to start its parts; all of them end with the test."""
     started = []
     with own_fleet(slots=1) as fleet:
         file = tmp_path / "node.yaml"
@@ -21,22 +22,26 @@ def node(own_fleet, tmp_path):
             yaml.safe_dump(
                 {
                     "node_id": "apart",
-                    "coordinator": {"base_url": f"{fleet.url}/api/v1", "auth_token": "env:JOIN_TOKEN"},
+                    "coordinator": {"base_url": f"{fleet.url}/api/v1"},
                     "runners": {"cli": {"enable": True}},
                     "workspace": {"root": str(tmp_path / "jobs")},
-                    "sandbox": {"level": "process"},
+                    "sandbox": {"level": "bwrap"},
                     "health": {"listen": "off"},
                 }
             )
         )
-        env = {**fleet.env, "JOIN_TOKEN": fleet.cli("token", "create", "--join").stdout.strip()}
+
+        def ostler(*args, stdin=None):
+            return fleet.cli(*args, "--config", file, stdin=stdin)
 
         def start(*args):
-            process = subprocess.Popen([OSTLER, "node", *args, "--config", file], env=env, stderr=subprocess.PIPE, text=True)
+            command = [OSTLER, "node", *args, "--config", file]
+            process = subprocess.Popen(command, env=fleet.env, stderr=subprocess.PIPE, text=True)
             started.append(process)
             return process
 
-        yield start, tmp_path / "node"
+        token = fleet.cli("token", "create", "--join").stdout
+        yield SimpleNamespace(start=start, cli=ostler, token=token, state=tmp_path / "node", fleet=fleet, file=file)
         for process in reversed(started):
             process.send_signal(signal.SIGTERM)
             process.communicate(timeout=40)
@@ -53,15 +58,41 @@ def health(state):
         return None
 
 
-def test_the_daemon_waits_for_its_keeper_and_leaves_it_alone(node):
-    start, state = node
-    daemon = start("--await-keeper")
-    keeper = start("keeper")
-    until(lambda: (health(state) or {}).get("self_check") == "ok", what="a good self-check")
-    assert health(state)["status"] == "ok"
+def test_a_node_is_enrolled_and_its_daemon_has_no_token_and_makes_no_sandbox_itself(node):
+    nobody = node.cli("node", "reach")
+    assert nobody.returncode == 3
+    assert "was never enrolled" in nobody.stderr
+    enrolled = node.cli("node", "enrol", stdin=node.token)
+    assert (enrolled.returncode, enrolled.stdout) == (0, f"apart is enrolled at {node.fleet.url}/api/v1\n")
+    assert node.cli("node", "enrol", stdin=node.token).returncode == 0  # it proves itself by its key; the token had one use
+    assert node.cli("node", "reach").stdout == f"{node.fleet.url}/api/v1 answers apart\n"
+
+    daemon = node.start("--await-keeper")
+    keeper = node.start("keeper")
+    until(lambda: (health(node.state) or {}).get("self_check") == "ok", what="a good self-check")
+    assert health(node.state)["status"] == "ok"
+    assert json.loads((node.state / "sandboxes.json").read_text())["abilities"]["levels"][-1] == "bwrap"
     daemon.send_signal(signal.SIGTERM)
     assert daemon.wait(40) == 0
     assert keeper.poll() is None
-    start("--await-keeper")
-    until(lambda: (health(state) or {}).get("self_check") == "ok", what="the next daemon's")
+    node.start("--await-keeper")
+    until(lambda: (health(node.state) or {}).get("self_check") == "ok", what="the next daemon's")
     assert keeper.poll() is None
+
+
+@pytest.mark.parametrize(
+    ("args", "stdin", "code", "said"),
+    [
+        (("--token", "ostler_join_secret"), "", 2, "env:NAME"),
+        (("--token", "env:NOT_SET_AT_ALL"), "", 3, "NOT_SET_AT_ALL holds no token"),
+        ((), "", 3, "no join token on standard input"),
+        ((), "two words", 3, "is no join token"),
+        ((), "ostler_join_" + "x" * 43, 3, "ostler token create --join"),
+    ],
+)
+def test_a_token_that_is_none_is_refused_and_not_shown(node, args, stdin, code, said):
+    done = node.cli("node", "enrol", *args, stdin=stdin)
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr
+    assert "secret" not in done.stderr
+    assert "xxx" not in done.stderr

@@ -66,12 +66,13 @@ from ostler.node.identity import Identity
 from ostler.node.input_cache import InputCache
 from ostler.node.inputs import InputLimits, materialise
 from ostler.node.journal import Journal
-from ostler.node.keeper_client import ensure_keeper
+from ostler.node.keeper_client import KeeperClient, ensure_keeper
 from ostler.node.probe import GpuReader, KernelLog, LoadGauge, probe
 from ostler.node.runners.cli import CliRunner
 from ostler.node.runners.processes import Processes
 from ostler.node.runners.python import PythonRunner
-from ostler.node.sandbox import abilities, observe
+from ostler.node.sandbox import Host, abilities, observe
+from ostler.node.sandbox.elsewhere import look_through
 from ostler.node.self_check import no_op
 from ostler.node.vault import Vault
 from ostler.node.workspace import Workspace
@@ -253,14 +254,14 @@ async def run(config: NodeConfig, file: Path | None, manager: ServiceManager, *,
     journal = Journal(state / "journal.db", logger=starting)
     identity = Identity.open(state, journal, configured=config.node_id)
     logger = open_log(level=config.logging.level, as_json=config.logging.json, path=config.logging.path, node_id=identity.node_id)
-    host = await asyncio.to_thread(observe, state / "sandbox")
-    able = await asyncio.to_thread(abilities, host)
+    keeper = None if start_keeper else await ensure_keeper(state, start=False)
+    host, able = await _sandboxes(state, keeper)
     _check_sandbox(config, able, logger)
     _check_tls(config, logger)
     eyes = await asyncio.to_thread(_open_eyes, config, able, identity.node_id)
     vault = Vault(state)
     processes = Processes(
-        keeper=await ensure_keeper(state, start=start_keeper),
+        keeper=keeper or await ensure_keeper(state),
         config=config,
         host=host,
         abilities=able,
@@ -311,6 +312,15 @@ async def run(config: NodeConfig, file: Path | None, manager: ServiceManager, *,
         await heart.close()
         processes.keeper.close()
         eyes.kernel.close()
+
+
+async def _sandboxes(state: Path, keeper: KeeperClient | None) -> tuple[Host, SandboxAbilities]:
+    """What attempts can be put into: tried here, or below the keeper, whose unit is as open as that needs where this daemon's is not."""
+    if keeper is not None:
+        found = await look_through(keeper, state)
+        return found.host, found.abilities
+    host = await asyncio.to_thread(observe, state / "sandbox")
+    return host, await asyncio.to_thread(abilities, host)
 
 
 def _attend_signals(daemon: NodeDaemon, again: Callable[[], Awaitable[None]]) -> None:

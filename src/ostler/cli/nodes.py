@@ -6,13 +6,14 @@ from typing import Annotated, Any
 
 import typer
 
-from ostler.cli import output
+from ostler.cli import node_host, output
+from ostler.cli.node_host import SYSTEM_CONFIG
 from ostler.cli.options import JsonOption, LimitOption, seconds
 from ostler.model.node import NodeState
 
-SYSTEM_CONFIG = Path("/etc/ostler/node.yaml")
-
 app = typer.Typer()
+app.command()(node_host.enrol)
+app.command()(node_host.reach)
 
 NodeArgument = Annotated[str, typer.Argument(metavar="NODE", help="The node's id.")]
 OptionalNode = Annotated[
@@ -48,9 +49,7 @@ def node(
             raise typer.BadParameter(f"--config before {ctx.invoked_subcommand} runs the daemon; put it behind")
         return
     if config is None:
-        raise typer.BadParameter(
-            "say --config FILE to run the daemon, or one of: keeper, probe, list, show, drain, resume, cordon, uncordon, pool, retire"
-        )
+        raise typer.BadParameter("say --config FILE to run the daemon, or name a command: `ostler node --help` lists them")
     from ostler.assembly import launch
 
     launch.become_node(config, await_keeper=await_keeper)

@@ -10,7 +10,7 @@ NAMES = {
     "job submit", "job list", "job show", "job logs", "job wait", "job cancel", "job retry", "job explain", "job artifacts",
     "job debug", "job hold", "job release",
     "node", "node probe", "node list", "node show", "node drain", "node resume", "node cordon", "node uncordon",
-    "node pool", "node retire", "node keeper", "top",
+    "node pool", "node retire", "node enrol", "node reach", "node keeper", "top",
     "fleet hosts",
     "token create", "token list", "token revoke",
     "secret set", "secret list", "secret rm",
