@@ -411,9 +411,10 @@ class TestRunner:
         self.killed.append((task.key, reason))
         self.end(task.key, Ending(cancelled=reason == "cancel", signal=15, failure=_killed(reason)))
 
-    async def forget(self, task: AttemptTask) -> None:
-        self.forgotten.append(task.key)
-        self.living.pop(task.key, None)
+    async def forget(self, *tasks: AttemptTask) -> None:
+        for task in tasks:
+            self.forgotten.append(task.key)
+            self.living.pop(task.key, None)
 
     async def close(self) -> None:
         pass

@@ -265,7 +265,7 @@ async def test_a_keeper_that_was_stopped_is_roused_by_who_calls_it(tmp_path, sto
 async def test_a_keeper_that_was_stopped_is_roused_by_its_daemon(stopped, monkeypatch, caplog):
     monkeypatch.setattr(node, "PULSE_S", 0.1)
     processes = SimpleNamespace(keeper=stopped)
-    watch = asyncio.create_task(node.Keepers(Path("/nowhere"), processes, logging.getLogger("ostler.test")).watch())
+    watch = asyncio.create_task(node.Keepers(Path("/nowhere"), processes, logging.getLogger("ostler.test"), start=True).watch())
     async with asyncio.timeout(10):
         await stopped.ping()
     watch.cancel()

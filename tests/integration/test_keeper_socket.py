@@ -38,6 +38,7 @@ def test_it_says_what_it_is(keeper, line):
         "cgroup": "none",
         "cgroup_controllers": [],
         "waits": True,
+        "many": True,
     }
 
 
@@ -146,6 +147,21 @@ def test_events_go_to_all_clients(keeper, line):
     other = keeper.line()
     line.start(**keeper.sh("a", "exit 1"))
     assert line.record("a") == other.record("a")
+
+
+def test_many_are_forgotten_at_once(keeper, line):
+    for key in ("a", "b"):
+        line.start(**keeper.sh(key, "true"))
+        line.record(key)
+    line.start(**keeper.sh("c", "read x < /dev/zero"))
+    answer = line.ask("forget", keys=["a", "c", "b", "unknown"])
+    assert (answer["error"]["code"], "c is still running" in answer["error"]["message"]) == ("exists", True)
+    assert [child["key"] for child in line.ask("list")["children"]] == ["c"]
+    line.ask("kill", key="c", reason="cancel", grace_s=0)
+    line.record("c")
+    assert "error" not in line.ask("forget", keys=["c"])
+    assert line.ask("list")["children"] == []
+    assert line.ask("forget", keys=["a b"])["error"]["code"] == "invalid"
 
 
 def test_a_key_can_be_used_again_once_it_is_over(keeper, line):

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ostler.model.errors import OstlerError, Unavailable
 from ostler.model.manifest import Runner
@@ -45,18 +45,23 @@ class Forgetting:
                 GATHER_S
             )  # short jobs come by the hundred, and one call to the keeper each would cost as much again
             batch = [self._due.popleft() for _ in range(min(len(self._due), BATCH))]
-            answers = await asyncio.gather(*(runner.forget(task) for runner, task in batch), return_exceptions=True)
-            later = [one for one, answer in zip(batch, answers, strict=True) if not self._settled(one[1], answer)]
+            later = False
+            for runner in dict.fromkeys(runner for runner, _ in batch):
+                tasks = [task for one, task in batch if one is runner]
+                if not await self._forgotten(runner, tasks):
+                    self._due.extendleft((runner, task) for task in reversed(tasks))
+                    later = True
             if later:
-                self._due.extendleft(reversed(later))
                 await asyncio.sleep(AGAIN_S)
 
-    def _settled(self, task: AttemptTask, answer: BaseException | None) -> bool:
-        attrs = {"attempt": task.attempt, "error": str(answer)}
-        if isinstance(answer, Unavailable):  # the keeper is being replaced; the next one has the records of the last
+    async def _forgotten(self, runner: RunnerPort, tasks: Sequence[AttemptTask]) -> bool:
+        attrs: dict[str, object] = {"attempts": [task.key for task in tasks]}
+        try:
+            await runner.forget(*tasks)
+        except Unavailable:  # the keeper is being replaced; the next one has the records of the last
             return False
-        if isinstance(answer, OstlerError):
-            self._logger.debug("nothing_to_forget", extra={"job_id": task.job_id, "attrs": attrs})
-        elif answer is not None:
-            self._logger.error("forget_failed", extra={"job_id": task.job_id, "attrs": attrs}, exc_info=answer)
+        except OstlerError as exc:
+            self._logger.debug("nothing_to_forget", extra={"attrs": attrs | {"error": str(exc)}})
+        except Exception as exc:
+            self._logger.exception("forget_failed", extra={"attrs": attrs | {"error": str(exc)}})
         return True

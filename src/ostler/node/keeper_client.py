@@ -215,11 +215,15 @@ class KeeperClient(asyncio.Protocol):
             if not waiters:
                 self._waiting.pop(key, None)
 
-    async def forget(self, key: str) -> None:
-        """Let the keeper drop an attempt that is over."""
-        self._ended.pop(key, None)
-        self._own.discard(key)
-        await self._ask("forget", {"key": key})
+    async def forget(self, *keys: str) -> None:
+        """Let the keeper drop attempts that are over."""
+        for key in keys:
+            self._ended.pop(key, None)
+            self._own.discard(key)
+        if self.hello.many:
+            await self._ask("forget", {"keys": keys})
+        else:
+            await asyncio.gather(*(self._ask("forget", {"key": key}) for key in keys))
 
     async def ping(self) -> None:
         """Return when the keeper has answered."""

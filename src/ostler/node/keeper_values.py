@@ -134,6 +134,7 @@ class Hello:
     cgroup: str
     cgroup_controllers: tuple[str, ...] = ()
     waits: bool = False
+    many: bool = False
 
 
 def read_record(path: Path, key: str) -> ExitRecord | None:

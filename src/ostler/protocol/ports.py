@@ -120,8 +120,8 @@ class RunnerPort(Protocol):
         """Take back a start that waits for room, which is then told as Withdrawn; what has begun goes on."""
         ...
 
-    async def forget(self, task: AttemptTask) -> None:
-        """The attempt is delivered; nothing of it is needed any more."""
+    async def forget(self, *tasks: AttemptTask) -> None:
+        """The attempts are delivered; nothing of them is needed any more."""
         ...
 
     async def close(self) -> None:

@@ -1,5 +1,8 @@
 """Where a keeper's own cgroups are, from what the kernel says of mounts and membership."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 
 from ostler.node.keeper.cgroups import Cgroups, Group, below, find, remove
@@ -87,6 +90,43 @@ def test_limits_as_the_kernel_wants_them(tmp_path):
         "cpu.max": "150000 100000",
         "pids.max": "9",
     }
+
+
+def plain(groups):
+    group = groups.take("a", memory_mb=None, cpu_pct=None, processes=None)
+    (Path(group.directories[0]) / "tasks").touch()
+    return group
+
+
+def test_a_group_without_limits_serves_the_next_attempt(tmp_path):
+    groups = Cgroups("v1", {"pids": str(tmp_path)})
+    group = plain(groups)
+    _, entrance = group.open()
+    assert groups.release(group, empty=True) == []
+    again = groups.take("b", memory_mb=None, cpu_pct=None, processes=None)
+    assert again is group
+    assert again.open() == (None, entrance), "its door stays open"
+    assert groups.take("c", memory_mb=None, cpu_pct=None, processes=None) is not group
+    again.shut()
+
+
+def test_a_group_that_was_limited_or_changed_serves_one_attempt(tmp_path):
+    groups = Cgroups("v1", {"pids": str(tmp_path)})
+    killed, nested, gone = plain(groups), plain(groups), plain(groups)
+    killed.forbid_forks()
+    (Path(nested.directories[0]) / "below").mkdir()
+    for group in (killed, nested):
+        groups.release(group, empty=True)
+    assert groups.release(gone, empty=True) == []
+    shutil.rmtree(gone.directories[0])
+    fresh = groups.take("b", memory_mb=None, cpu_pct=None, processes=None)
+    assert fresh not in (killed, nested, gone)
+    groups.release(fresh, empty=False)
+    assert groups.take("c", memory_mb=None, cpu_pct=None, processes=None) is not fresh, "processes are stuck in it"
+    groups = Cgroups("v1", {"freezer": str(tmp_path / "freezer")})
+    limited = groups.take("a", memory_mb=None, cpu_pct=None, processes=7)
+    groups.release(limited, empty=True)
+    assert groups.take("b", memory_mb=None, cpu_pct=None, processes=7) is not limited
 
 
 def test_removal_takes_what_a_job_made_below(tmp_path):

@@ -5,10 +5,11 @@
  */
 #define _GNU_SOURCE
 #include <errno.h>
-#include <fcntl.h>
-#include <poll.h>
+#include <linux/futex.h>
 #include <sched.h>
 #include <signal.h>
+#include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 enum { ARGUMENTS = 6, STACK_BYTES = 64 * 1024 };
@@ -25,12 +26,12 @@ struct order {
     long count;
     long parent;    /* the parent's pid */
     long deadline_ms;
-    long floor;     /* above all descriptor numbers of the program */
     long failed;    /* answer: the step that failed, or -1 */
     long number;    /* answer: its errno */
 };
 
 static char stack[STACK_BYTES] __attribute__((aligned(64)));
+static volatile int shared; /* until the child lets go of this process's memory, by executing or by its end: then the kernel clears it */
 
 static int carry_out(const struct step *step) {
     const long *a = step->arguments;
@@ -65,35 +66,19 @@ static int child(void *given) {
 
 /* Returns the child's pid once it executes or has failed (see `failed`; it must be killed and reaped), or -errno without one. */
 int ostler_spawn(struct order *order) {
-    int ends[2];
-    if (pipe2(ends, O_CLOEXEC))
-        return -errno;
-    if (ends[1] < order->floor) { /* a file of the program's would take its place, and look like the exec */
-        int moved = fcntl(ends[1], F_DUPFD_CLOEXEC, (int)order->floor);
-        close(ends[1]);
-        ends[1] = moved;
-        if (moved < 0) {
-            int error = errno;
-            close(ends[0]);
-            return -error;
-        }
-    }
+    const struct timespec patience = {.tv_sec = order->deadline_ms / 1000, .tv_nsec = order->deadline_ms % 1000 * 1000000};
     order->failed = -1;
-    int pid = clone(child, stack + STACK_BYTES, CLONE_VM | SIGCHLD, order);
-    int error = errno;
-    close(ends[1]);
-    if (pid > 0) {
-        struct pollfd executed = {.fd = ends[0], .events = POLLIN};
-        int heard;
-        do
-            heard = poll(&executed, 1, (int)order->deadline_ms);
-        while (heard < 0); /* a signal; to return before the child is done would pull its steps from under it */
-        if (heard == 0) {
+    shared = 1;
+    int pid = clone(child, stack + STACK_BYTES, CLONE_VM | CLONE_CHILD_CLEARTID | SIGCHLD, order, NULL, NULL, &shared);
+    if (pid < 0)
+        return -errno;
+    while (shared) { /* a signal may come; to return before the child is done would pull its steps from under it */
+        if (syscall(SYS_futex, &shared, FUTEX_WAIT, 1, &patience, NULL, 0) && errno == ETIMEDOUT) {
             kill(pid, SIGKILL); /* here already: it must not write below after this */
             order->failed = order->exec;
             order->number = ETIMEDOUT;
+            break;
         }
     }
-    close(ends[0]);
-    return pid < 0 ? -error : pid;
+    return pid;
 }

@@ -59,6 +59,7 @@ class Attempt:
         record: str | None,
         wipe: str | None,
         wrapper: bool,
+        hasty: bool,
         group: Group | None,
         tree: GroupTree | WalkedTree,
         log_files: list[int],
@@ -86,7 +87,7 @@ class Attempt:
         self.look_log = began + _FIRST_LOOK_S if log_files else NEVER
         self.look_memory = NEVER if self.memory_limit is None else began + _FIRST_LOOK_S
         self.look_tree = NEVER if isinstance(tree, GroupTree) else began + _FIRST_LOOK_S
-        self.look_inner = began + _FIRST_LOOK_INSIDE_S if wrapper else NEVER
+        self.look_inner = began + _FIRST_LOOK_INSIDE_S if hasty else NEVER
         self.inner: set[int] = set()
         self.look = began
         self.kill_due = NEVER

@@ -13,6 +13,7 @@ _CPU_PERIOD_US = 100_000
 # Which version 1 hierarchy tells the members of a group, best first: only `pids` can also forbid further forks.
 _V1_TRACKING = ("pids", "freezer", "memory")
 _V1_USED = ("pids", "freezer", "memory", "cpu")
+_SPARE = 64
 
 
 class CgroupError(Exception):
@@ -107,6 +108,14 @@ def members(directory: str) -> list[int]:
     return found
 
 
+def _is_bare(directory: str) -> bool:
+    """Whether nobody has made groups below it."""
+    try:
+        return os.stat(directory).st_nlink == 2
+    except OSError:
+        return False
+
+
 def remove(directory: str) -> bool:
     """Remove a group and what is below it; False while processes are in it. A group that is gone is removed."""
     try:
@@ -128,9 +137,12 @@ def remove(directory: str) -> bool:
 
 
 class Group:
-    """The groups of one attempt, one directory per hierarchy; `directories[0]` tells who its members are."""
+    """The groups of one attempt, one directory per hierarchy; `directories[0]` tells who its members are.
 
-    __slots__ = ("_cpu", "_memory", "_pids", "directories", "source", "v2")
+    One that is `plain` limits nothing and counts nothing: the next attempt may have it.
+    """
+
+    __slots__ = ("_cpu", "_entrance", "_memory", "_pids", "directories", "plain", "source", "v2")
 
     def __init__(self, directories: list[str], *, v2: bool, memory: str | None, pids: str | None, cpu: str | None) -> None:
         self.directories = directories
@@ -138,6 +150,8 @@ class Group:
         self._memory = memory
         self._pids = pids
         self._cpu = cpu
+        self.plain = False
+        self._entrance: list[int] = []
         self.source = "cgroup-v2" if v2 else "cgroup-v1"
 
     @property
@@ -155,16 +169,19 @@ class Group:
         """True when the group can count processes."""
         return self._pids is not None
 
-    @property
-    def name(self) -> str:
-        """How its directories are called, in each hierarchy; unique while this keeper lives."""
-        return self.directories[0].rsplit("/", 1)[1]
-
     def open(self) -> tuple[int | None, list[int]]:
-        """Open what a process enters by: a directory to fork into (version 2), or `tasks` files to write "0" to."""
+        """Open what a process enters by: a directory to fork into (version 2), or `tasks` files to write "0" to. `shut` closes it."""
         if self.v2:
-            return os.open(self.directories[0], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), []
-        return None, [os.open(directory + "/tasks", os.O_WRONLY | os.O_CLOEXEC) for directory in self.directories]
+            self._entrance = [os.open(self.directories[0], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)]
+            return self._entrance[0], []
+        if not self._entrance:
+            self._entrance = [os.open(directory + "/tasks", os.O_WRONLY | os.O_CLOEXEC) for directory in self.directories]
+        return None, self._entrance
+
+    def shut(self) -> None:
+        """Let go of what `open` has opened."""
+        while self._entrance:
+            os.close(self._entrance.pop())
 
     def members(self) -> list[int]:
         """The pids in it; zombies have left."""
@@ -196,6 +213,7 @@ class Group:
 
     def forbid_forks(self) -> None:
         """Let no member make another process, so that a kill can be complete."""
+        self.plain = False
         if self._pids is not None:
             _try_write(self._pids + "/pids.max", "0")
 
@@ -219,6 +237,7 @@ class Group:
 
     def remove(self) -> list[str]:
         """Remove the directories; returns those that could not be removed yet."""
+        self.shut()
         return [directory for directory in self.directories if not remove(directory)]
 
 
@@ -232,11 +251,34 @@ class Cgroups:
         self._v2_parent = parents.get("")
         self._tracking = next((name for name in _V1_TRACKING if name in parents), None)
         self._serial = 0
+        self._spare: list[Group] = []
 
     @property
     def parents(self) -> list[str]:
         """The directories below which attempts' groups lie."""
         return sorted(set(self._parents.values()))
+
+    def take(self, key: str, *, memory_mb: float | None, cpu_pct: float | None, processes: int | None) -> Group | None:
+        """An attempt's group: one that is there already where nothing is limited, else a new one (see `create`)."""
+        plain = self.version == "v1" and memory_mb is None and cpu_pct is None and processes is None
+        while plain and self._spare:
+            group = self._spare.pop()
+            if _is_bare(group.directories[0]):
+                return group
+            group.shut()  # somebody tidied up
+        made = self.create("any" if plain else key, memory_mb=memory_mb, cpu_pct=cpu_pct, processes=processes)
+        if made is not None:
+            made.plain = plain
+        return made
+
+    def release(self, group: Group, *, empty: bool) -> list[str]:
+        """Take a group back from an attempt that is over, for the next one; or remove it. Returns what could not be removed yet."""
+        if not group.plain:
+            return group.remove()
+        if empty and len(self._spare) < _SPARE and _is_bare(group.directories[0]):
+            self._spare.append(group)
+            return []
+        return group.remove()
 
     def create(self, key: str, *, memory_mb: float | None, cpu_pct: float | None, processes: int | None) -> Group | None:
         """Make an attempt's group with its limits set; None where there are no cgroups. Raises CgroupError."""
@@ -294,7 +336,9 @@ class Cgroups:
         return found
 
     def close(self) -> None:
-        """Remove the directories that held the groups, where they are empty."""
+        """Remove the spare groups and the directories that held the groups, where they are empty."""
+        for group in self._spare:
+            group.remove()
         for parent in self.parents:
             remove(parent)
 

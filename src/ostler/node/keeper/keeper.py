@@ -83,7 +83,10 @@ class Keeper:
             program.env[MARKER] = request.key.encode()
             program.env[KEEPER_MARKER] = self._keeper_id
             started_at, began = time.time(), time.monotonic()
+            ticks = proc.ticks()
             pid = spawn(program)
+            # it started in between; asking the kernel is only worth it where that leaves a doubt
+            start_time = ticks if proc.ticks() == ticks else proc.start_time(pid)
             logs = files.take_logs() if request.limits.log_mb is not None else []
         except SpawnError as error:
             self._drop_group(group)
@@ -94,7 +97,8 @@ class Keeper:
             raise
         finally:
             files.close()
-        start_time = proc.start_time(pid)
+            if group is not None and not group.plain:
+                group.shut()
         self._orphans.roots.add(pid)
         tree = WalkedTree(request.key, pid, start_time, self._orphans) if group is None else GroupTree(group, pid)
         attempt = Attempt(
@@ -107,6 +111,7 @@ class Keeper:
             record=request.record,
             wipe=request.wipe,
             wrapper=request.wrapper,
+            hasty=request.hasty,
             group=group,
             tree=tree,
             log_files=logs,
@@ -140,11 +145,16 @@ class Keeper:
         running = [child(key, one.pid, one.start_time, one.started_at, None) for key, one in self._running.items()]
         return "[" + ",".join(running + self._archive.children()) + "]"
 
-    def forget(self, key: str) -> dict[str, object]:
-        """Drop an attempt that is over; one that is unknown is forgotten already."""
-        if key in self._running:
-            raise Refusal("exists", f"{key} is still running")
-        self._archive.forget(key)
+    def forget(self, keys: "Iterable[str]") -> dict[str, object]:
+        """Drop attempts that are over; one that is unknown is forgotten already, and one that runs is refused when the others are gone."""
+        running = None
+        for key in keys:
+            if key in self._running:
+                running = key
+            else:
+                self._archive.forget(key)
+        if running is not None:
+            raise Refusal("exists", f"{running} is still running")
         return {}
 
     def stop(self) -> None:
@@ -255,9 +265,7 @@ class Keeper:
     def _make_group(self, request: Start) -> Group | None:
         limits = request.limits
         try:
-            return self._cgroups.create(
-                request.key, memory_mb=limits.memory_mb, cpu_pct=limits.cpu_pct, processes=limits.processes
-            )
+            return self._cgroups.take(request.key, memory_mb=limits.memory_mb, cpu_pct=limits.cpu_pct, processes=limits.processes)
         except CgroupError as error:
             raise Refusal("cgroup", f"{request.key}: {error}") from None
 
@@ -376,7 +384,7 @@ class Keeper:
         wipe(attempt.wipe)
         attempt.tree.end()
         if attempt.group is not None:
-            self._remove_later(attempt.group.remove())
+            self._remove_later(self._cgroups.release(attempt.group, empty=not stuck))
         text = self._archive.add(record, attempt.record, now)
         self._mend_soon()
         self._publish(f'{{"event":"exited","key":{wire.encode(attempt.key)},"record":{text}}}')

@@ -113,6 +113,7 @@ def _run(options: Options) -> int:
         "cgroup": groups.version,
         "cgroup_controllers": groups.controllers,
         "waits": True,  # a start may wait for room
+        "many": True,  # several attempts may be forgotten at once
     }
     server = Server(listener=listener, hello=hello, log=log)
     keeper = Keeper(boot_id=boot_id, keeper_id=keeper_id, journal=journal, cgroups=groups, publish=server.publish, log=log)

@@ -33,10 +33,6 @@ class Files:
             self._open.append(descriptor)
         self.pairs.append((descriptor, number))
 
-    def hold(self, descriptors: list[int]) -> None:
-        """Count descriptors in that the program does not get."""
-        self._open += descriptors
-
     def take_logs(self) -> list[int]:
         """Hand over the descriptors of standard output and error; they are not closed here any more."""
         logs = [descriptor for descriptor, number in self.pairs if number in (1, 2)]
@@ -93,7 +89,6 @@ class Openings:
                 program.cgroup, program.tasks = group.open()
             except OSError as error:
                 raise Refusal("cgroup", f"{error.filename}: {error.strerror}", number=error.errno) from None
-            files.hold(program.tasks if program.cgroup is None else [program.cgroup])
         return program
 
     def _limits(self, limits: Limits, group: Group | None, *, own_user: bool) -> list[tuple[int, int, int]]:

@@ -1,7 +1,9 @@
 """What /proc tells about processes; None, empty or zero for one that is gone."""
 
 import os
+import time
 
+_TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 _CHUNK = 4000  # small enough for Python's own allocator: larger ones would map memory for each read
 _OWN_CHILDREN = "/proc/thread-self/children"  # by name: the keeper is another process once it is in the background
 
@@ -74,6 +76,11 @@ def start_time(pid: int) -> int:
     """Clock ticks since boot at which the process started; 0 when it is gone."""
     found = stat(pid)
     return found.start_time if found else 0
+
+
+def ticks() -> int:
+    """Clock ticks since boot now."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // _TICK_NS
 
 
 def own_children() -> list[int]:

@@ -134,9 +134,19 @@ def checked_text(value: object, path: str) -> str:
     return value
 
 
+def checked_keys(values: Fields) -> list[str]:
+    """The request's `keys`, or its one `key`."""
+    if values.get("keys") is None:
+        return [checked_key(values)]
+    return [_key(checked_text(value, "keys")) for value in values.items("keys")]
+
+
 def checked_key(values: Fields) -> str:
     """The request's key: visible ASCII without '=', at most 200 characters."""
-    key = values.text("key") or ""
+    return _key(values.text("key") or "")
+
+
+def _key(key: str) -> str:
     if not 0 < len(key) <= _KEY_LENGTH or not key.isascii() or not key.isprintable() or " " in key or "=" in key:
         raise _invalid("key", f"must be 1 to {_KEY_LENGTH} visible ASCII characters without '='")
     return key
@@ -185,10 +195,13 @@ def _cpu(value: object) -> int:
 
 
 class Start:
-    """A `start` request. With `room` it waits until fewer than so many run that were started with one; `first` of those that wait."""
+    """A `start` request. With `room` it waits until fewer than so many run that were started with one; `first` of those that wait.
+
+    `hasty` is a wrapper that may end before what it has started.
+    """
 
     __slots__ = (
-        "argv", "cwd", "env", "first", "gid", "key", "limits", "no_new_privs", "open", "record", "room", "seccomp", "stderr",
+        "argv", "cwd", "env", "first", "gid", "hasty", "key", "limits", "no_new_privs", "open", "record", "room", "seccomp", "stderr",
         "stdin", "stdout", "uid", "wipe", "wrapper",
     )  # fmt: skip
 
@@ -218,7 +231,9 @@ class Start:
         self.room = values.integer("room", 1, 1 << 20)
         self.first = values.flag("first") or False
         wrapper = values.flag("wrapper")
-        self.wrapper = self.argv[0].rsplit(b"/", 1)[-1] == b"bwrap" if wrapper is None else wrapper
+        program = self.argv[0].rsplit(b"/", 1)[-1]
+        self.wrapper = program == b"bwrap" if wrapper is None else wrapper
+        self.hasty = self.wrapper and program != b"ostler-sandbox"
 
 
 def _descriptor(number: str) -> int:

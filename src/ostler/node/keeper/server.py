@@ -9,7 +9,7 @@ import time
 from ostler.node.keeper import kernel, wire
 from ostler.node.keeper.attempt import NEVER
 from ostler.node.keeper.keeper import Keeper
-from ostler.node.keeper.requests import Fields, Kill, Refusal, Start, checked_key
+from ostler.node.keeper.requests import Fields, Kill, Refusal, Start, checked_key, checked_keys
 from ostler.node.keeper.waiting import Waiting
 
 TYPE_CHECKING = False
@@ -177,7 +177,7 @@ class Server:
 
     def _carry_out(self, operation: str | None, fields: Fields, keeper: Keeper) -> dict[str, object]:
         if operation == "forget":
-            return keeper.forget(checked_key(fields))
+            return keeper.forget(checked_keys(fields))
         if operation == "kill":
             return self._kill(Kill(fields), keeper)
         if operation == "withdraw":

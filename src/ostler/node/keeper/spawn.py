@@ -202,10 +202,7 @@ def _no_process(number: int) -> SpawnError:
 class _Order(ctypes.Structure):
     """`struct order` of `_spawn.c`."""
 
-    _fields_ = [
-        (name, ctypes.c_long)
-        for name in ("steps", "late", "exec", "count", "parent", "deadline_ms", "floor", "failed", "number")
-    ]  # fmt: skip
+    _fields_ = [(name, ctypes.c_long) for name in ("steps", "late", "exec", "count", "parent", "deadline_ms", "failed", "number")]
 
 
 _order = _Order(deadline_ms=_EXEC_DEADLINE_MS)
@@ -229,7 +226,7 @@ def fork_only() -> None:
     _helper = None
 
 
-def _shared(plan: _Plan, floor: int, _: int | None) -> tuple[int, int, int]:
+def _shared(plan: _Plan, *_: object) -> tuple[int, int, int]:
     """Start the child; returns its pid, and the step that failed (-1: none) with its errno."""
     words = []
     for _name, function, arguments in plan.steps:
@@ -242,7 +239,7 @@ def _shared(plan: _Plan, floor: int, _: int | None) -> tuple[int, int, int]:
     steps = (ctypes.c_long * len(words))(*words)
     _order.steps = ctypes.addressof(steps)
     _order.late, _order.exec, _order.count = plan.late, plan.execute, len(plan.steps)
-    _order.parent, _order.floor = os.getpid(), floor
+    _order.parent = os.getpid()
     assert _helper is not None  # noqa: S101
     pid = _helper(ctypes.byref(_order))
     if pid < 0:

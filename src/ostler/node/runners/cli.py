@@ -168,9 +168,9 @@ class CliRunner:
         """It need not begin yet."""
         await self._processes.withdraw(task)
 
-    async def forget(self, task: AttemptTask) -> None:
-        """Its outcome is delivered."""
-        await self._processes.forget(task)
+    async def forget(self, *tasks: AttemptTask) -> None:
+        """Their outcomes are delivered."""
+        await self._processes.forget(*tasks)
 
     async def close(self) -> None:
         """The daemon ends; programs go on."""

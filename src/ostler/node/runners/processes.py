@@ -163,9 +163,9 @@ class Processes:
             return True
         return any(child.key == task.key for child in await self.keeper.list())
 
-    async def forget(self, task: AttemptTask) -> None:
-        """The keeper may drop its record."""
-        await self.keeper.forget(task.key)
+    async def forget(self, *tasks: AttemptTask) -> None:
+        """The keeper may drop their records."""
+        await self.keeper.forget(*(task.key for task in tasks))
 
     async def close(self) -> None:
         """The daemon ends; the processes go on. Each runner that shares this may say so."""
@@ -238,7 +238,7 @@ class Processes:
             gid=sandbox.gid,
             record=f"{root}/{RECORD}",
             wipe=task.confidence.files if task.confidence is not None else None,
-            wrapper=task.sandbox is SandboxLevel.BWRAP,
+            wrapper=True if task.sandbox is SandboxLevel.BWRAP else None,
             room=task.room,
             first=task.first,
             limits=self.limits(task, file_mb=command.file_mb),

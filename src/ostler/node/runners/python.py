@@ -150,12 +150,14 @@ class PythonRunner:
         else:
             await self._processes.kill(task, reason=reason, grace_s=grace_s)
 
-    async def forget(self, task: AttemptTask) -> None:
-        """Its outcome is delivered."""
-        if self._pool.has(task.key):
-            await self._pool.forget(task.key)
-        else:
-            await self._processes.forget(task)
+    async def forget(self, *tasks: AttemptTask) -> None:
+        """Their outcomes are delivered."""
+        others = [task for task in tasks if not self._pool.has(task.key)]
+        for task in tasks:
+            if task not in others:
+                await self._pool.forget(task.key)
+        if others:
+            await self._processes.forget(*others)
 
     async def close(self) -> None:
         """The daemon ends; tasks go on."""
