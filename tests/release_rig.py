@@ -1,5 +1,6 @@
 """Releases of our own making: an application of three files that starts, signed by a real key."""
 
+import base64
 import hashlib
 import io
 import platform
@@ -29,8 +30,13 @@ def wheel(version: str, *, trial: str = TRIAL, more: dict[str, bytes] | None = N
         "ostler/cli/entry.py": ENTRY.encode(),
         f"ostler-{version}.dist-info/METADATA": f"Metadata-Version: 2.1\nName: ostler\nVersion: {version}\n".encode(),
         f"ostler-{version}.dist-info/entry_points.txt": b"[console_scripts]\nostler = ostler.cli.entry:main\n",
+        f"ostler-{version}.dist-info/WHEEL": b"Wheel-Version: 1.0\nGenerator: rig\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
         **(more or {}),
     }
+    hashes = {name: base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode() for name, data in files.items()}
+    record = f"ostler-{version}.dist-info/RECORD"
+    files[record] = "".join(f"{name},sha256={digest},{len(files[name])}\n" for name, digest in hashes.items()).encode()
+    files[record] += f"{record},,\n".encode()
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
         for name, data in files.items():
