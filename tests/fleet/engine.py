@@ -72,8 +72,8 @@ def flags() -> list[str]:
     return ["--systemd=always", "--cap-add=SYS_ADMIN,NET_ADMIN", "--security-opt=unmask=ALL", *mounts]
 
 
-def watchers_for(hosts: int) -> None:
-    """Each systemd watches many files; above ten hosts the kernel's default number of watchers is too small."""
-    if hosts > 10 and int(INOTIFY_INSTANCES.read_text()) < 1024:
+def make_room_for_watchers() -> None:
+    """Each systemd watches many files; for ten hosts together the kernel's default number of watchers is too small."""
+    if int(INOTIFY_INSTANCES.read_text()) < 1024:
         print("==> setting fs.inotify.max_user_instances to 1024 until the next boot of this machine", flush=True)
         INOTIFY_INSTANCES.write_text("1024\n")

@@ -24,7 +24,7 @@ import asyncssh
 import yaml
 
 from . import image as images
-from .engine import ROOT, Unable, flags, podman, watchers_for
+from .engine import ROOT, Unable, flags, make_room_for_watchers, podman
 
 LABEL = "ostler.testbed"
 OWNER = "ostler.testbed.owner"
@@ -155,9 +155,9 @@ class Testbed:
 
     def up(self, hosts: int, *, newer: bool) -> "Testbed":
         """Boot that many hosts, mini-1 and on, the last one with a Debian whose Python is newer where that can be had. Raises Unable."""
-        watchers_for(hosts)
         releases = [images.own_release()] * hosts
         images.image(releases[0])
+        make_room_for_watchers()
         if newer:
             try:
                 releases[-1] = images.newer_release()
