@@ -65,7 +65,7 @@ static int child(void *given) {
 }
 
 /* Returns the child's pid once it executes or has failed (see `failed`; it must be killed and reaped), or -errno without one. */
-int ostler_spawn(struct order *order) {
+int ostler_start(struct order *order) {
     const struct timespec patience = {.tv_sec = order->deadline_ms / 1000, .tv_nsec = order->deadline_ms % 1000 * 1000000};
     order->failed = -1;
     shared = 1;

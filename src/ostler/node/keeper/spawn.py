@@ -211,7 +211,7 @@ _addresses: dict[int, int] = {}  # of C functions, by the identity of the object
 
 def _load_helper() -> "Callable[..., int] | None":
     try:
-        helper: Callable[..., int] = ctypes.PyDLL(os.path.dirname(__file__) + "/_spawn.so").ostler_spawn
+        helper: Callable[..., int] = ctypes.PyDLL(os.path.dirname(__file__) + "/_spawn.so").ostler_start
     except (OSError, AttributeError):
         return None
     return helper
