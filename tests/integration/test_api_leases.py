@@ -166,6 +166,7 @@ async def test_a_pull_with_numbers_that_are_none_is_refused(rig):
 
 async def test_a_node_that_was_just_given_work_is_given_urgent_work_alone_for_a_moment(rig, monkeypatch):
     monkeypatch.setattr(pulls, "GATHER_S", 20.0)
+    monkeypatch.setattr(pulls, "AT_ONCE", 1)
     node, other = await rig.enrolled(), await rig.enrolled()
     await rig.submit()
     [first] = await node.pull(wait_s=30)
@@ -181,8 +182,26 @@ async def test_a_node_that_was_just_given_work_is_given_urgent_work_alone_for_a_
     pulling.cancel()
 
 
+async def test_what_comes_now_and_then_does_not_wait(rig, monkeypatch):
+    monkeypatch.setattr(pulls, "GATHER_S", 20.0)
+    node, held = await rig.enrolled(), []
+    for _ in range(pulls.AT_ONCE):
+        pulling = asyncio.create_task(node.pull(wait_s=30, held=tuple(held)))
+        await rig.open_calls(routes.PULL)
+        job_id = await rig.submit()
+        assert [one.job_id for one in await asyncio.wait_for(pulling, 5)] == [job_id]
+        held.append(m.Held(job_id, 1))
+    pulling = asyncio.create_task(node.pull(wait_s=30, held=tuple(held)))
+    await rig.open_calls(routes.PULL)
+    await rig.submit()
+    await rig.show(job_id)
+    assert not pulling.done()
+    pulling.cancel()
+
+
 async def test_what_gathers_is_given_when_the_moment_is_over(rig, monkeypatch):
     monkeypatch.setattr(pulls, "GATHER_S", 0.3)
+    monkeypatch.setattr(pulls, "AT_ONCE", 1)
     node = await rig.enrolled()
     await rig.submit()
     [first] = await node.pull(wait_s=30)

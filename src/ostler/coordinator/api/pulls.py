@@ -16,7 +16,10 @@ from ostler.protocol.messages import Directive
 ABREAST = 8  # how many are woken at a time: enough to fill a group commit, few enough to leave the loop to others
 REST_S = 0.005  # between two looks at what waits, which cost a read each
 STRETCH = 512  # how many are looked at together for those who could take anything
-GATHER_S = 0.005  # after it was given work a node is given more, urgent work apart, no sooner than this
+# A node is given work, urgent work apart, so often and no oftener; as many times at once if it was given none for as long. So what comes
+# in a stream gathers, and what comes now and then does not wait.
+GATHER_S = 0.008
+AT_ONCE = 3
 SLACK_S = 0.005  # for so long after that it waits for a submission that carries its claim along, and saves it a sync of its own
 UNKNOWN = frozenset({-1})  # what waits, where the store cannot tell
 
@@ -86,7 +89,7 @@ class PullLine:
         self._hungry: set[str] = set()  # those in line who have a slot free
         self._told: dict[str, set[DirectiveKey]] = {}
         self._rest_until = 0.0
-        self._given: dict[str, float] = {}  # when a node was given work, for as long as it matters
+        self._paid: dict[str, float] = {}  # by node: until when the times that it was given work are the right number of times
         self.work_waits = True  # as far as is known; who believes it wrongly is only slower
 
     def __len__(self) -> int:
@@ -98,8 +101,9 @@ class PullLine:
     ) -> Iterator[Pull]:
         """Stand in line. An older poll of the same node is answered empty at once. Who has no patience is kept waiting for nothing."""
         pull = Pull(node_id, wake, slots, gpu_slots)
-        if (given := self._given.pop(node_id, None)) is not None and patience_s > GATHER_S:
-            pull.rests_until, pull.passed_over = given + GATHER_S, self.work_waits
+        rests_until = self._paid.get(node_id, 0.0) - (AT_ONCE - 1) * GATHER_S
+        if patience_s > GATHER_S and rests_until > time.monotonic():
+            pull.rests_until, pull.passed_over = rests_until, self.work_waits
         older = self._line.pop(node_id, None)
         if older is not None:
             older.end()
@@ -122,7 +126,7 @@ class PullLine:
 
     def given(self, node_id: str) -> None:
         """It gets work now."""
-        self._given[node_id] = time.monotonic()
+        self._paid[node_id] = max(time.monotonic(), self._paid.get(node_id, 0.0)) + GATHER_S
 
     def credit(self, node_id: str, slots: int) -> None:
         """A heartbeat told how many more jobs its node takes now."""
@@ -148,6 +152,7 @@ class PullLine:
     def begin_session(self, node_id: str) -> None:
         """A new daemon knows nothing of what its predecessor was told."""
         self._told.pop(node_id, None)
+        self._paid.pop(node_id, None)
 
     async def run(self) -> None:
         """Wake the line for new work, until cancelled."""
