@@ -42,10 +42,12 @@ def settings() -> dict[str, str]:
     # crun refuses hybrid control groups, and the default number of open files needs a capability that not every machine has
     runtime = '[engine]\nruntime = "runc"\n' if legacy() else "[engine]\n"
     conf = CACHE / "containers.conf"
-    conf.write_text(
+    text = (
         '[containers]\ndefault_ulimits = ["nofile=1024:20000", "nproc=1024:1024"]\n'
         f'{runtime}cgroup_manager = "cgroupfs"\nevents_logger = "file"\n'
     )
+    if not conf.exists() or conf.read_text() != text:  # others may be reading it
+        conf.write_text(text)
     return {**os.environ, "CONTAINERS_CONF": str(conf)}
 
 
