@@ -1285,6 +1285,21 @@ async def test_a_failed_disk_drains_the_node_until_it_is_mended(rig, coordinator
     await until(lambda: coordinator.beats[-1].quarantine is None, "it says so")
 
 
+async def test_a_job_that_fails_for_the_disk_has_the_node_look_at_it_at_once(tmp_path, coordinator, monkeypatch):
+    """A minute later all that waits would have failed there."""
+    monkeypatch.setattr("ostler.node.loops.prober.EVERY_S", 3600.0)
+    rig = NodeRig(tmp_path, coordinator)
+    await rig.start()
+    await until(lambda: coordinator.beats, "a session")
+    problem = HealthProblem(code="disk_read_only", subject="/jobs", message="is read-only", quarantine=True)
+    rig.capabilities = replace(rig.capabilities, health=(problem,))
+    rig.inputs["j1"] = Failure(FailureCode.DISK, "read-only file system")
+    coordinator.offer("j1", input={"inline": {"told": "x"}})
+    await until(lambda: "read-only" in (rig.daemon.readiness.refusal or ""), "it takes no more")
+    assert (await until(lambda: rig.over("j1"), "its outcome")).failure.code is FailureCode.DISK
+    await rig.stop()
+
+
 async def test_a_reload_changes_slots_and_drops_nothing(rig, coordinator):
     for i in range(3):
         coordinator.offer(f"j{i}", command="wait")

@@ -437,6 +437,8 @@ class NodeDaemon:
             self.pace.add(seconds)
             verdict = "cancelled" if outcome.cancelled else outcome.failure.code.value if outcome.failure else "done"
             self.counts.end(verdict, seconds)
+        if _failed_for_the_disk(live):
+            self.prober.doubt()
         self.outbox.add(live)
         self._free()
 
@@ -445,7 +447,7 @@ class NodeDaemon:
         self.table.remove(live)
         self._journal.remove([live.held])
         self.forgetting.add(live)
-        if live.outcome is not None and live.outcome.failure is not None and live.outcome.failure.code is FailureCode.DISK:
+        if _failed_for_the_disk(live):
             self.sweeper.wake()  # what filled the disk may be removed from now on; the next job should not have to wait for it
 
     def _on_forgotten(self, live: Live) -> None:
@@ -468,3 +470,8 @@ class NodeDaemon:
     def _free(self) -> None:
         self.acker.freed()
         self.puller.reconsider()
+
+
+def _failed_for_the_disk(live: Live) -> bool:
+    outcome = live.outcome
+    return outcome is not None and outcome.failure is not None and outcome.failure.code is FailureCode.DISK

@@ -14,6 +14,7 @@ from ostler.runtime.loop import Loop
 
 EVERY_S = 60.0
 SICK_S = 10.0  # looks sooner for the moment at which it is mended
+DOUBT_S = 1.0  # between looks because of jobs that failed
 PATIENCE_S = 30.0
 
 
@@ -43,12 +44,17 @@ class Prober(Loop):
         self._journal = journal
         self._looking: asyncio.Future[Capabilities] | None = None
         self._short = False
+        self._looked_at = float("-inf")
+        self._doubt: asyncio.TimerHandle | None = None
         self.capabilities = first
         self.cards: tuple[Card, ...] = ()
         self._see(first)
 
     async def turn(self) -> float | None:
         """Look; a look that hangs is not repeated beside itself."""
+        self._looked_at, doubt, self._doubt = self.clock.monotonic(), self._doubt, None
+        if doubt is not None:
+            doubt.cancel()
         if self._journal.failure is not None:
             await asyncio.wait({self._journal.check()})
         if self._looking is None:
@@ -68,6 +74,12 @@ class Prober(Loop):
         """The cards as they are now: the memory that a program took or gave back a second ago is no minute's matter."""
         self.cards = cards_of(await asyncio.to_thread(self._gpus))
         return self.cards
+
+    def doubt(self) -> None:
+        """A job failed for the machine's sake: look now, and not in a minute, in which all that waits could fail here one after another."""
+        if self._doubt is None:
+            wait_s = max(0.0, self._looked_at + DOUBT_S - self.clock.monotonic())
+            self._doubt = asyncio.get_running_loop().call_later(wait_s, self.wake)
 
     def disk_short(self, short: bool) -> None:
         """The sweeper found the workspaces' disk too full to start anything, or not any more."""
