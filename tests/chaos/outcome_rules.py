@@ -93,7 +93,12 @@ def _attempt(evidence: Evidence, key: tuple[str, int], row: Row, plan: Row) -> I
     elif state == "failed":
         if any(one.code == 0 for one in runs) and code not in {"E_LOST", "E_DISK"}:
             yield f"failed with {code}, and its execution came to a good end"
-        if code == "E_EXIT" and plan["journal"] and [row["exit_code"]] != [one.code for one in runs]:
+        if (
+            code == "E_EXIT"
+            and plan["journal"]
+            and [row["exit_code"]] != [one.code for one in runs]
+            and not _mute(evidence, row, plan, runs)
+        ):
             yield f"failed with exit code {row['exit_code']}, its executions with {[one.code for one in runs]}"
         if not _excused(evidence, key, row, plan, runs):
             yield f"failed with {code}: {row['failure_message']}"
@@ -109,7 +114,7 @@ def _excused(evidence: Evidence, key: tuple[str, int], row: Row, plan: Row, runs
         return bool(evidence.troubles)
     node = row["node_id"]
     on_node = {one.kind for one in evidence.troubles if one.target.partition(".")[0] in {node, "all"}}
-    if code == "E_EXIT" and row["exit_code"] == NO_DISK:
+    if code == "E_EXIT" and (row["exit_code"] == NO_DISK or _mute(evidence, row, plan, runs)):
         return bool(on_node & DISK)
     if code == "E_DISK":
         return bool(on_node & DISK)
@@ -118,6 +123,14 @@ def _excused(evidence: Evidence, key: tuple[str, int], row: Row, plan: Row, runs
     if code == "E_TASK":
         return bool(on_node & DISK)
     return False
+
+
+def _mute(evidence: Evidence, row: Row, plan: Row, runs: list[Execution]) -> bool:
+    """Whether it is a Python task that began while its disk took neither its lines nor the record of how it ended."""
+    return plan["kind"] == "task" and row["exit_code"] == 1 and any(
+        one.kind in DISK and one.target.partition(".")[0] == row["node_id"] and one.began <= run.began <= one.ended
+        for one in evidence.troubles for run in runs
+    )  # fmt: skip
 
 
 def _job(evidence: Evidence, job_id: str, job: Row, plan: Row) -> Iterator[str]:
