@@ -79,7 +79,7 @@ async def test_a_forged_node_token_opens_nothing(rig):
     said["node_id"] = "another"
     other = base64.urlsafe_b64encode(codec.encode(said)).rstrip(b"=").decode()
     foreign = Credentials(Keys.of(b"1" * 32, b"2" * 32), clock=SystemClock(), token_ttl=timedelta(hours=1))
-    for token in (f"ostler_node_{other}.{mac}", node.token[:-1] + "_", foreign.node_token(node.node_id, node.epoch)):
+    for token in (f"ostler_node_{other}.{mac}", node.token[:-1] + "_", foreign.node_token(node.node_id, node.epoch, m.PROTOCOL)):
         answer = await rig.http.post("/jobs/pull", json={"node_id": node.node_id}, headers=rig.bearer(token))
         assert answer.status_code == 401, answer.text
 
@@ -88,7 +88,7 @@ async def test_a_node_token_ends(tmp_path):
     clock = ManualClock()
     keys = open_keys(tmp_path / "keys")
     credentials = Credentials(keys, clock=clock, token_ttl=timedelta(hours=1))
-    token = credentials.node_token("n", "e")
+    token = credentials.node_token("n", "e", m.PROTOCOL)
     clock.advance(1700)
     assert not credentials.wants_refresh(credentials.read_node_token(token))
     clock.advance(200)
@@ -97,7 +97,7 @@ async def test_a_node_token_ends(tmp_path):
     with pytest.raises(errors.Unauthenticated, match="expired"):
         credentials.read_node_token(token)
     again = Credentials(open_keys(tmp_path / "keys"), clock=clock, token_ttl=timedelta(hours=1))
-    assert again.read_node_token(again.node_token("n", "e")).node_id == "n", "a restart reads the same keys"
+    assert again.read_node_token(again.node_token("n", "e", m.PROTOCOL)).node_id == "n", "a restart reads the same keys"
 
 
 async def test_a_token_is_refreshed_by_heartbeats_in_its_second_half(tmp_path):
@@ -108,7 +108,7 @@ async def test_a_token_is_refreshed_by_heartbeats_in_its_second_half(tmp_path):
     clock = ManualClock(SystemClock().now() - timedelta(minutes=40))
     async with coordinator(tmp_path / "c") as rig:
         older = Credentials(open_keys(tmp_path / "c" / "keys"), clock=clock, token_ttl=timedelta(hours=1))
-        node.rig, node.token = rig, older.node_token(node.node_id, node.epoch)
+        node.rig, node.token = rig, older.node_token(node.node_id, node.epoch, m.PROTOCOL)
         answer = await node.call(routes.HEARTBEAT, m.HeartbeatRequest(node_id=node.node_id, held=()))
         [fresh] = [one.token for one in answer.directives if one.kind is m.DirectiveKind.REFRESH_TOKEN]
         node.token = fresh
@@ -383,3 +383,49 @@ async def test_a_submitter_sees_of_the_fleet_what_is_their_own(rig):
         seen = await a.call(routes.OVERVIEW)
         assert (seen.queues, [one.owner for one in seen.failures]) == ((), ["a", "a"])
         assert sorted(one.owner for one in (await viewer.call(routes.OVERVIEW)).failures) == ["a", "a", "b", "b"]
+
+
+async def told_who(node, protocol, *, held=(), **changes):
+    """A registration of another protocol, with proof: refused, with what it is refused with."""
+    with pytest.raises(errors.UpgradeRequired) as first:
+        await node.register(protocol=protocol)
+    challenge = first.value.challenge
+    about = {"challenge": challenge, **signed(node, challenge), "protocol": protocol, "held": held, **changes}
+    with pytest.raises(errors.UpgradeRequired) as refused:
+        await node.register(**about)
+    return refused.value
+
+
+@pytest.mark.parametrize(("protocol", "side"), [(m.PROTOCOL_MIN - 1, "older"), (m.PROTOCOL + 1, "newer")])
+async def test_a_node_outside_the_window_that_proves_who_it_is_keeps_its_leases(rig, protocol, side):
+    """Also a daemon that was started since, and without a session."""
+    node = await rig.enrolled()
+    held = await node.take()
+
+    node.epoch = "boot:2"
+    refused = await told_who(node, protocol, held=(held,), version="9.9.9")
+    assert refused.lease_s == rig.config.lease.total_seconds()
+    assert f"ostler fleet update --host {node.node_id}" in refused.hint
+    view = await rig.people.call(routes.SHOW_NODE, node_id=node.node_id)
+    assert (view.outside.value, view.protocol, view.version, view.attempts) == (side, protocol, "9.9.9", (held,))
+    await told_who(node, protocol, held=(held,))
+    events = (await rig.http.get("/events", params={"kind": "outside"}, headers=rig.bearer())).json()["items"]
+    assert [one["node_id"] for one in events if one["node_id"] == node.node_id] == [node.node_id]  # once, however often it asks
+    await node.register(**signed(node, await challenge(node)), held=(held,))
+    view = await rig.people.call(routes.SHOW_NODE, node_id=node.node_id)
+    assert (view.outside, view.draining, view.attempts) == (None, False, (held,))
+
+
+async def test_nobody_speaks_for_a_node_outside_the_window_without_its_key(rig):
+    node, other = await rig.enrolled(), rig.node()
+    with pytest.raises(errors.UpgradeRequired) as first:
+        await node.register(protocol=99)
+    for wrong in (signed(node, first.value.challenge, key=other.key), signed(node, "made.up.challenge")):
+        with pytest.raises(errors.Unauthenticated):
+            await node.register(**wrong, protocol=99)
+    old, node.epoch = node.epoch, "boot:next"
+    await node.register(**signed(node, await challenge(node)))
+    node.epoch = old  # a daemon that was left behind, beside the one of the node's newest session
+    with pytest.raises(errors.StaleAttempt):
+        await node.register(**signed(node, await challenge(node)), protocol=99)
+    assert (await rig.people.call(routes.SHOW_NODE, node_id=node.node_id)).outside is None

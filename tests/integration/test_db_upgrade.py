@@ -5,11 +5,13 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+import postgres
 from cli_rig import ostler
 from ostler.coordinator.store.schema import SCHEMA
 from ostler.coordinator.store.sqlite import SqliteDatabase
@@ -121,3 +123,42 @@ def test_the_data_s_own_file_says_where_the_database_is(tmp_path: Path):
     (tmp_path / "coordinator.yaml").write_text(f"store: {tmp_path}/elsewhere/jobs.db\n")
     code, found = status(tmp_path)
     assert (code, found["store"]) == (0, str(tmp_path / "elsewhere" / "jobs.db"))
+
+
+@pytest.mark.parametrize("engine", ["sqlite", "postgresql"])
+async def test_living_nodes_are_left_behind_on_purpose_alone(engine: str, tmp_path: Path):
+    server = postgres.shared() if engine == "postgresql" else None
+    name = server.create() if server is not None else None
+    store = server.url(name) if server is not None else str(tmp_path / "ostler.db")
+    rig = Rig.open(store)
+    for node_id in ("abandoned", "inside", "newer", "older", "retired"):
+        await rig.join(node_id)
+    for sql in (
+        "UPDATE nodes SET last_seen_at = ?, protocol = CASE node_id WHEN 'inside' THEN 1 WHEN 'newer' THEN 99 ELSE 0 END",
+        "UPDATE nodes SET state = 'retired', last_seen_at = ? WHERE node_id = 'retired'",
+        "UPDATE nodes SET last_seen_at = ? - 90000000000 WHERE node_id = 'abandoned'",
+    ):
+        await rig.write(lambda tx, sql=sql: tx.run(sql, (time.time_ns() // 1000,)))
+    rig.close()
+    done = ostler("db", "upgrade", "--store", store)
+    assert done.returncode == 3
+    assert "newer (protocol 99, release " in done.stderr
+    assert "`ostler fleet update --host newer --host older`" in done.stderr
+    assert "abandoned" not in done.stderr
+    assert "`ostler db upgrade --leave-nodes-behind`" in done.stderr
+    found = ostler("db", "status", "--store", store, "--json")
+    assert (found.returncode, [one[0] for one in found.json["behind"]]) == (0, ["newer", "older"])
+    assert "newer (protocol 99), older (protocol 0)" in ostler("db", "status", "--store", store).stdout
+    assert ostler("db", "upgrade", "--store", store, "--leave-nodes-behind").returncode == 0
+    if server is not None:
+        server.drop(name)
+
+
+def test_a_refused_upgrade_leaves_an_old_database_as_it_was(data: Path):
+    with closing(sqlite3.connect(data / "ostler.db")) as connection, connection:
+        connection.execute("UPDATE nodes SET protocol = 0, last_seen_at = ? WHERE node_id = 'ready'", (time.time_ns() // 1000,))
+    before = everything(data / "ostler.db")
+    done = ostler("db", "upgrade", "--data", data)
+    assert (done.returncode, "--host ready`" in done.stderr) == (3, True)
+    assert everything(data / "ostler.db") == before
+    assert ostler("db", "upgrade", "--data", data, "--leave-nodes-behind").returncode == 0

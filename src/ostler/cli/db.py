@@ -36,9 +36,11 @@ def status(data: DataOption = None, store: StoreOption = None, as_json: JsonOpti
     Exits with 0 where this release can use it as it is, with 1 where `ostler db upgrade` is to be run first, and with 3 where it
     cannot be used: there is none, it is newer than this release, or it is not a coordinator's.
     """
+    from datetime import UTC, datetime
+
     from ostler.coordinator.upkeep import standing
 
-    found = standing.standing_of(store_of(data, store))
+    found = standing.standing_of(store_of(data, store), now=datetime.now(UTC))
     if as_json:
         output.print_json(found)
     else:
@@ -67,6 +69,7 @@ def _tell(found: Any) -> None:
             ("coordinator", running or "none runs on it"),
             ("holds", counts),
             ("size", output.size(found.size) if found.size else None),
+            ("left behind", ", ".join(f"{one.node_id} (protocol {one.protocol})" for one in found.behind) or None),
         ]
     )
 
@@ -78,11 +81,20 @@ def upgrade(
     no_backup: Annotated[
         bool, typer.Option("--no-backup", help="Keep no copy of the database as it is now. By default it stands beside it.")
     ] = False,
+    leave_nodes_behind: Annotated[
+        bool,
+        typer.Option(
+            "--leave-nodes-behind",
+            help="Go on although living nodes speak no protocol of this release: they get no new work until they are updated.",
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Bring a coordinator's database to the schema of this release. Nothing happens where it has it.
 
-    All in one transaction: whatever happens in between, the database is as it was, or new. Refused while a coordinator runs on it.
+    All in one transaction: whatever happens in between, the database is as it was, or new. Refused while a coordinator runs on it,
+    and where nodes that were heard of in the last day speak no protocol of this release: they are named, with the command that
+    updates them.
     """
     import logging
     from datetime import UTC, datetime
@@ -90,8 +102,9 @@ def upgrade(
     from ostler.coordinator.upkeep import upgrading
 
     done = upgrading.upgrade(
-        store_of(data, store), keep_copy=not no_backup, now=datetime.now(UTC), logger=logging.getLogger("ostler.upkeep")
-    )
+        store_of(data, store), keep_copy=not no_backup, leave_behind=leave_nodes_behind, now=datetime.now(UTC),
+        logger=logging.getLogger("ostler.upkeep"),
+    )  # fmt: skip
     if as_json:
         output.print_json(done)
     elif done.before == done.after:

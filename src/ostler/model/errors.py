@@ -137,10 +137,21 @@ class TooLarge(Rejected):
 
 
 class UpgradeRequired(Rejected):
-    """A node outside the version window; the message names the command to run."""
+    """A release, schema or node outside the window; the hint names the command to run.
+
+    `challenge`: who signs it in another registration proves to be that node. `lease_s`: so this one did, and what it named is
+    renewed for so many seconds.
+    """
 
     code = "upgrade_required"
     status = 426
+
+    def __init__(
+        self, message: str, *, challenge: str | None = None, lease_s: float | None = None, hint: str | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.challenge = challenge
+        self.lease_s = lease_s
 
 
 class Conflict(Rejected):

@@ -111,6 +111,7 @@ class NodeDaemon:
             describe=self._describe,
             on_open=self._on_session,
             on_return=self._on_return,
+            on_renewal=self._on_renewal,
             on_retired=self._on_retired,
             clock=clock,
             logger=logger,
@@ -395,6 +396,10 @@ class NodeDaemon:
         else:
             self.readiness.release(Reason.COORDINATOR)
         self._on_return()
+
+    def _on_renewal(self, held: tuple[m.Held, ...], sent_at: float, lease_s: float) -> None:
+        """Without a session."""
+        self.warden.renew(held, sent_at, lease_s)
 
     def _on_return(self) -> None:
         """The coordinator answers again: what waits for it need not wait for the end of its backoff."""

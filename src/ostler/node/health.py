@@ -84,12 +84,12 @@ class Health:
         found = self.stalled()
         allowed = 2 * self._session.terms.heartbeat_s
         last = self._session.contact_at
-        if last is None and now - self._began > allowed:
+        if self._session.barred:
+            found.append(self._session.barred)  # and is asked for seldom, so that the last contact says nothing
+        elif last is None and now - self._began > allowed:
             found.append(f"there was no contact with {self._session.address.base_url} yet")
         elif last is not None and now - last > allowed:
             found.append(f"the last contact with {self._session.address.base_url} is {now - last:.0f} s ago")
-        if self._session.barred:
-            found.append(self._session.barred)
         if (word := self._self_check()).startswith("failed"):
             found.append(f"self-check {word}")
         return found
@@ -106,6 +106,7 @@ class Health:
             "version": __version__,
             "release": self._release,
             "protocol": m.PROTOCOL,
+            "outside_window": self._session.outside,
             "node_id": self._identity.node_id,
             "machine_id": self._machine_id(),
             "active_vps": 0,
@@ -189,6 +190,7 @@ class Health:
                 loops={watch.loop.name: now - watch.loop.turned_at for watch in self.watches},
                 contact_age_s=None if self._session.contact_at is None else now - self._session.contact_at,
                 draining=self._readiness.draining,
+                outside=self._session.outside,
                 load=self._vitals.load,
                 memory_mb=_memory_mb(),
             )

@@ -23,6 +23,7 @@ class Facts:
     loops: Mapping[str, float]
     contact_age_s: float | None
     draining: bool
+    outside: bool
     load: Load | None
     memory_mb: float
 
@@ -52,6 +53,11 @@ class _Numbers(Collector):
         yield CounterMetricFamily("ostler_node_attempt_seconds", "Time that ended attempts took", value=counts.seconds)
         yield _gauge("ostler_node_loop_age_seconds", "Time since a loop last came to the end of a turn", ["loop"], facts.loops)
         yield GaugeMetricFamily("ostler_node_draining", "1 while the node takes no new work", value=int(facts.draining))
+        yield GaugeMetricFamily(
+            "ostler_node_outside_window",
+            "1 while the coordinator speaks no protocol that this node does",
+            value=int(facts.outside),
+        )
         yield GaugeMetricFamily("ostler_node_resident_bytes", "Resident memory of the daemon", value=facts.memory_mb * 2**20)
         if facts.contact_age_s is not None:
             yield GaugeMetricFamily(

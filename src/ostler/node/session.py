@@ -80,6 +80,7 @@ class Session:
         describe: Callable[[], SelfDescription],
         on_open: Callable[[m.RegisterResponse], None],
         on_return: Callable[[], None],
+        on_renewal: Callable[[tuple[m.Held, ...], float, float], None],
         on_retired: Callable[[str], None],
         clock: Clock,
         logger: logging.Logger,
@@ -92,16 +93,23 @@ class Session:
         self.links: Mapping[Dialect, Link] = {}
         self.contact_at: float | None = None
         self.barred: str | None = None  # why this coordinator wants no session with this node as it is
+        self.outside = False  # it is that they have no protocol in common
         self.wake_registrar: Callable[[], None] = lambda: None
         self._describe = describe
         self._on_open = on_open
         self._on_return = on_return
+        self._on_renewal = on_renewal
         self._on_retired = on_retired
         self._away = False
         self._clock = clock
         self._logger = logger
         self._token: str | None = None
         self._opened = asyncio.Event()
+
+    @property
+    def holds(self) -> bool:
+        """Whether this node has attempts, which the coordinator keeps for it as long as it is heard of."""
+        return bool(self._describe().held)
 
     @property
     def is_open(self) -> bool:
@@ -162,6 +170,8 @@ class Session:
                     raise Unavailable(f"the coordinator refuses the session: {exc}") from exc
             except (UpgradeRequired, NodeRetired) as exc:
                 self._heard()
+                if self.is_open and isinstance(exc, UpgradeRequired):
+                    self.wake_registrar()  # from now on it is registrations that renew leases
                 self._bar(exc)
                 raise Unavailable(str(exc)) from exc
             except Rejected:
@@ -187,6 +197,7 @@ class Session:
         if self.barred != message:
             self._logger.error(exc.code, extra={"attrs": {"message": message}})
         self.barred = message
+        self.outside = isinstance(exc, UpgradeRequired)
         self._opened.clear()
         if isinstance(exc, NodeRetired):
             self._on_retired(exc.message)
@@ -212,6 +223,21 @@ class Session:
         self._accept(answer)
 
     async def _introduce(self) -> m.RegisterResponse:
+        """A node that the coordinator has no protocol in common with proves who it is all the same: that renews its leases."""
+        try:
+            return await self._present()
+        except UpgradeRequired as refused:
+            if refused.challenge is None or self.identity.coordinator_key is None:
+                raise
+            sent_at, held = self._clock.monotonic(), self._describe().held
+            try:
+                return await self._register(challenge=refused.challenge)
+            except UpgradeRequired as known:
+                if known.lease_s is not None:
+                    self._on_renewal(held, sent_at, known.lease_s)
+                raise
+
+    async def _present(self) -> m.RegisterResponse:
         """With the join token the first time, by signing a challenge later; and by the other way where one is refused."""
         identity, joining = self.identity, self.address.auth_token
         refused: Rejected | None = None
@@ -280,6 +306,7 @@ class Session:
             )
         self.dialect = Dialect.OSTLER
         self.barred = None
+        self.outside = False
         self.terms = Terms(
             heartbeat_s=answer.heartbeat_s,
             lease_s=answer.lease_s,

@@ -47,6 +47,7 @@ def describe(error: OstlerError, *, instance: str | None = None) -> ProblemRepor
         hint=error.hint,
         errors=tuple(ProblemDetail(path=p.path, message=p.message, line=p.line) for p in listed),
         challenge=getattr(error, "challenge", None),
+        lease_s=getattr(error, "lease_s", None),
         offset=getattr(error, "offset", None),
     )
 
@@ -70,6 +71,8 @@ def restore(status: int, content: bytes, *, retry_after: float | None = None) ->
         return kind(message, [Problem(d.path, d.message, line=d.line) for d in report.errors], hint=report.hint)
     if issubclass(kind, errors.Unauthenticated):
         return kind(message, challenge=report.challenge, hint=report.hint)
+    if issubclass(kind, errors.UpgradeRequired):
+        return kind(message, challenge=report.challenge, lease_s=report.lease_s, hint=report.hint)
     if issubclass(kind, errors.OffsetMismatch):
         return kind(message, offset=report.offset or 0, hint=report.hint)
     if issubclass(kind, errors.Unavailable):

@@ -6,10 +6,11 @@ from datetime import UTC, datetime, timedelta
 from enum import IntEnum
 
 from ostler.model.node import NodeState
-from ostler.protocol.messages import NodeView
+from ostler.protocol.messages import NodeView, Outside, mend_outside
 
 LOW_DISK_MB = 2048
 LATE = timedelta(seconds=90)  # a node that is ready is heard of more often than that
+LATE_OUTSIDE = timedelta(minutes=15)  # and one that speaks no protocol of the coordinator's more often than that
 
 
 class Severity(IntEnum):
@@ -40,6 +41,8 @@ class Standing:
 def standing(node: NodeView, *, release: str | None = None, now: datetime | None = None) -> Standing:
     """The worst of what is wrong with a node; `release` is the coordinator's."""
     name, reason = node.node_id, node.reason or "no reason given"
+    if node.outside is not None and node.state is not NodeState.RETIRED:
+        return _outside(node, node.outside, now or datetime.now(UTC))
     match node.state:
         case NodeState.RETIRED:
             return Standing(Severity.GONE, "retired", node.reason)
@@ -58,6 +61,14 @@ def standing(node: NodeView, *, release: str | None = None, now: datetime | None
     if node.cordoned:
         return Standing(Severity.WISHED, "cordoned", node.cordon_reason or "no reason given", f"`ostler node uncordon {name}`")
     return _warning(node, release, now or datetime.now(UTC)) or Standing(Severity.GOOD, node.state.value)
+
+
+def _outside(node: NodeView, side: Outside, now: datetime) -> Standing:
+    """One that has no jobs is heard of so seldom that it counts as lost for the coordinator; it is not."""
+    why = f"speaks protocol {node.protocol}, {side.value} than the coordinator's: what it runs goes on, it gets nothing new"
+    if node.last_seen_at is None or now - node.last_seen_at > LATE_OUTSIDE:
+        why = f"silent, and when last heard of it spoke protocol {node.protocol}, {side.value} than the coordinator's"
+    return Standing(Severity.BAD, "outside", why, mend_outside(side, node.node_id))
 
 
 def _warning(node: NodeView, release: str | None, now: datetime) -> Standing | None:

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from ostler.model.node import NodeState
-from ostler.protocol.messages import NodeView
+from ostler.protocol.messages import NodeView, Outside
 from ostler.protocol.standing import Severity, standing
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -33,6 +33,11 @@ def node(state=NodeState.READY, **facts):
         (node(NodeState.DRAINING), Severity.WISHED, "draining", "no reason given: `ostler node resume n1`"),
         (node(draining=True), Severity.WISHED, "draining", "drained on the machine: `ostler node resume` there"),
         (node(cordoned=True, cordon_reason="odd"), Severity.WISHED, "cordoned", "odd: `ostler node uncordon n1`"),
+        (node(outside=Outside.OLDER), Severity.BAD, "outside", "older than the coordinator's: what it runs goes on"),
+        (node(NodeState.LOST, outside=Outside.OLDER), Severity.BAD, "outside", "nothing new: `ostler fleet update --host n1`"),
+        (node(outside=Outside.NEWER), Severity.BAD, "outside", "upgrade the coordinator, or with its release `ostler fleet"),
+        (node(outside=Outside.OLDER, last_seen_at=NOW - timedelta(hours=1)), Severity.BAD, "outside", "silent, and when last"),
+        (node(NodeState.RETIRED, outside=Outside.OLDER), Severity.GONE, "retired", None),
         (node(last_seen_at=None), Severity.WARN, "ready", "not heard of since"),
         (node(last_seen_at=NOW - timedelta(seconds=100)), Severity.WARN, "ready", "not heard of for 100 s"),
         (node(version="1.1.9"), Severity.WARN, "ready", "runs 1.1.9, the coordinator 1.2.0rc1"),

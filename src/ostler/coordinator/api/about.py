@@ -63,7 +63,11 @@ async def readyz(call: Call) -> Answer:
 
 def _health(checks: dict[str, str]) -> Answer:
     good = all(value in {"ok", ELSEWHERE} for value in checks.values())
-    return Answer(m.HealthView(status="ok" if good else "unhealthy", version=__version__, checks=checks), 200 if good else 503)
+    view = m.HealthView(
+        status="ok" if good else "unhealthy", version=__version__, protocol=m.PROTOCOL, protocol_min=m.PROTOCOL_MIN,
+        schema=SCHEMA, checks=checks,
+    )  # fmt: skip
+    return Answer(view, 200 if good else 503)
 
 
 async def metrics(call: Call) -> Response:
@@ -71,6 +75,7 @@ async def metrics(call: Call) -> Response:
     services = call.services
     counts = await services.store.read(reads.counts)
     services.metrics.set_counts(counts.jobs, counts.nodes, counts.live_attempts)
+    services.metrics.set_running(counts.running)
     if services.pruner.last is not None:
         services.metrics.set_kept(services.pruner.last.used)
     now = services.clock.monotonic()

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from starlette.types import Scope
 
+from ostler.coordinator.api import window
 from ostler.coordinator.api.credentials import NODE_PREFIX, Credentials, NodeToken
 from ostler.coordinator.api.rates import Rates, network_of
 from ostler.coordinator.operations.sessions import retired
@@ -196,6 +197,7 @@ class Doorkeeper:
     async def _check_session(self, said: NodeToken) -> None:
         if said.node_id in self._retired:
             raise retired(said.node_id)
+        window.check(said.protocol, said.node_id)  # it was given by an earlier release of this coordinator
         if self._epochs.get(said.node_id, said.boot_epoch) == said.boot_epoch:
             return
         newest = await self._newest(said.node_id)  # it may have begun at another coordinator

@@ -25,6 +25,7 @@ class NodeToken:
     node_id: str
     boot_epoch: str
     exp: float
+    protocol: int = 1  # that the node speaks; a coordinator of another release may find it outside its window
 
     @property
     def expires_at(self) -> datetime:
@@ -43,10 +44,10 @@ class Credentials:
         self._used: dict[str, float] = {}
         self._verified: dict[str, NodeToken] = {}
 
-    def node_token(self, node_id: str, boot_epoch: str) -> str:
-        """A token for one node in one boot epoch."""
+    def node_token(self, node_id: str, boot_epoch: str, protocol: int) -> str:
+        """A token for one node in one boot epoch, which speaks this protocol."""
         exp = self._clock.now().timestamp() + self._token_ttl.total_seconds()
-        payload = base64.urlsafe_b64encode(codec.encode(NodeToken(node_id, boot_epoch, exp))).rstrip(b"=")
+        payload = base64.urlsafe_b64encode(codec.encode(NodeToken(node_id, boot_epoch, exp, protocol))).rstrip(b"=")
         return f"{NODE_PREFIX}{payload.decode()}.{_mac(self._token_key, payload)}"
 
     def read_node_token(self, token: str) -> NodeToken:

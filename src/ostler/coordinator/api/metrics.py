@@ -1,4 +1,4 @@
-"""What the coordinator counts about itself, in the Prometheus text format; labels come from tables, never from callers."""
+"""What the coordinator counts about itself, in the Prometheus text format; labels come from tables, never from strangers."""
 
 import time
 from bisect import bisect_left
@@ -15,15 +15,18 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from ostler import __version__
+from ostler.coordinator.operations.reads import NodeRelease
 from ostler.coordinator.store.store import Store
 from ostler.coordinator.store.tx import Tx
 from ostler.model.job import JobState
 from ostler.model.node import NodeState
+from ostler.protocol.messages import outside
 from ostler.protocol.routes import Route
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
+MAX_NODES = 1000  # that have a line of their own
 REASONS = ("calls", "open_calls", "failures", "connections")  # why a call was too many
 _DURATIONS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
@@ -120,6 +123,13 @@ class Metrics:
         self._refused = {reason: refused.labels(reason) for reason in REASONS}
         self._jobs = Gauge("ostler_jobs", "Jobs that are not over, by state", ["state"], registry=self.registry)
         self._nodes = Gauge("ostler_nodes", "Nodes by state", ["state"], registry=self.registry)
+        self._outside = Gauge(
+            "ostler_nodes_outside_window", "Nodes that speak no protocol of this coordinator's", registry=self.registry
+        )
+        self._versions = Gauge("ostler_node_versions", "Versions that nodes run", registry=self.registry)
+        self._running = Gauge(
+            "ostler_node_info", "What a node runs and speaks", ["node", "version", "protocol"], registry=self.registry
+        )
         self._attempts = Gauge("ostler_live_attempts", "Attempts that nodes hold", registry=self.registry)
         self._loops = Gauge(
             "ostler_loop_age_seconds", "Time since a loop last came to the end of a turn", ["loop"], registry=self.registry
@@ -156,6 +166,14 @@ class Metrics:
         for node_state in NodeState:
             self._nodes.labels(node_state.value).set(nodes.get(node_state.value, 0))
         self._attempts.set(live_attempts)
+
+    def set_running(self, nodes: Sequence[NodeRelease]) -> None:
+        """What nodes run; of a fleet of more than `MAX_NODES` the sums alone."""
+        self._outside.set(sum(outside(one.protocol) is not None for one in nodes))
+        self._versions.set(len({one.version for one in nodes}))
+        self._running.clear()
+        for one in nodes[:MAX_NODES]:
+            self._running.labels(one.node_id, one.version, str(one.protocol)).set(1)
 
     def pruned(self, kind: str, count: int, size: int) -> None:
         """Retention removed some of a kind."""

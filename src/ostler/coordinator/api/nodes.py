@@ -7,7 +7,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from ostler import __version__
-from ostler.coordinator.api import section8
+from ostler.coordinator.api import section8, window
 from ostler.coordinator.api.bodies import decode_json
 from ostler.coordinator.api.calls import Call
 from ostler.coordinator.operations import nodes as ops
@@ -29,11 +29,27 @@ class _Hello:
     protocol: int | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Outsider:
+    """What of a registration is the same in every protocol: enough to know who it is, and to keep what it holds for it."""
+
+    protocol: int
+    node_id: str
+    version: str
+    boot_epoch: str
+    public_key: bytes
+    held: tuple[m.Held, ...] = ()
+    challenge: str | None = None
+    signature: bytes | None = None
+
+
 async def register_node(call: Call) -> Any:
     """A join token enrols a node; one that is enrolled signs a challenge and needs no token."""
     services = call.services
     raw = await call.body.whole()
-    _check_window(decode_json(raw, _Hello).protocol)
+    protocol = decode_json(raw, _Hello).protocol
+    if protocol is not None and m.outside(protocol) is not None:
+        raise await _refuse_outsider(call, raw, protocol)
     request = section8.read_registration(raw) or decode_json(raw, m.RegisterRequest)
     _check_registration(request)
     if call.caller.secret is not None:
@@ -48,7 +64,7 @@ async def register_node(call: Call) -> Any:
     config = services.config
     return m.RegisterResponse(
         node_id=request.node_id,
-        node_token=services.credentials.node_token(request.node_id, request.boot_epoch),
+        node_token=services.credentials.node_token(request.node_id, request.boot_epoch, request.protocol),
         token_ttl_s=config.token_ttl.total_seconds(),
         heartbeat_s=config.heartbeat.total_seconds(),
         lease_s=config.lease.total_seconds(),
@@ -63,15 +79,26 @@ async def register_node(call: Call) -> Any:
     )
 
 
-def _check_window(protocol: int | None) -> None:
-    if protocol is None or m.PROTOCOL_MIN <= protocol <= m.PROTOCOL:
-        return
-    older = protocol < m.PROTOCOL_MIN
-    raise UpgradeRequired(
-        f"this coordinator ({__version__}) speaks the protocols {m.PROTOCOL_MIN} to {m.PROTOCOL}, the node {protocol}",
-        hint=f"on the {'node' if older else 'coordinator'}: pip install --upgrade ostler; "
-        f"or on the node, for this coordinator's release: pip install ostler=={__version__}",
+async def _refuse_outsider(call: Call, raw: bytes, protocol: int) -> UpgradeRequired:
+    """It opens no session. Where it proves which node it is, its leases are renewed, so that nobody else is given what it runs."""
+    services = call.services
+    try:
+        said = decode_json(raw, _Outsider)
+    except InvalidSpec:
+        return window.refusal(protocol, "NODE")
+    if said.signature is None:
+        return window.refusal(protocol, said.node_id, challenge=services.credentials.challenge())
+    found = [*_check_text("boot_epoch", said.boot_epoch), *_check_text("version", said.version)]
+    if found:
+        raise InvalidSpec("the registration is not valid", found)
+    call.target = said.node_id
+    await _check_signature(call, said)
+    refusal = window.refusal(protocol, said.node_id, lease_s=services.config.lease.total_seconds())
+    await services.store.write(
+        ops.renew_outside, said.node_id, said.boot_epoch, said.held, protocol=protocol, version=said.version, why=refusal.message
     )
+    services.credentials.spend(said.challenge or "")
+    return refusal
 
 
 def _check_registration(request: m.RegisterRequest) -> None:
@@ -108,7 +135,7 @@ def _enrol(tx: Tx, request: m.RegisterRequest, join_token: str, challenge: str) 
     return ops.open_session(tx, request)
 
 
-async def _check_signature(call: Call, request: m.RegisterRequest) -> None:
+async def _check_signature(call: Call, request: m.RegisterRequest | _Outsider) -> None:
     credentials = call.services.credentials
     if request.challenge is None or request.signature is None or not credentials.challenge_is_good(request.challenge):
         raise Unauthenticated(
@@ -153,7 +180,7 @@ async def heartbeat(call: Call) -> m.HeartbeatResponse:
     if request.capabilities is not None:
         services.pulls.changed(node_id)
     if services.credentials.wants_refresh(call.node):
-        fresh = services.credentials.node_token(node_id, epoch)
+        fresh = services.credentials.node_token(node_id, epoch, call.node.protocol)
         directives = [*directives, m.Directive(kind=m.DirectiveKind.REFRESH_TOKEN, token=fresh)]
     return m.HeartbeatResponse(lease_s=services.config.lease.total_seconds(), directives=tuple(directives))
 

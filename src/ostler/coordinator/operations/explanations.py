@@ -12,7 +12,7 @@ from ostler.coordinator.store.schema import LIVE_SQL
 from ostler.coordinator.store.tx import Tx
 from ostler.model.job import JobState
 from ostler.model.node import NodeState
-from ostler.protocol.messages import Explanation, JobView
+from ostler.protocol.messages import Explanation, JobView, outside
 
 MAX_AHEAD = 1000
 
@@ -49,7 +49,7 @@ def _standings(tx: Tx, places: Placements) -> list[Standing]:
         live.setdefault(node_id, []).append(shape_id)
     shapes = places.shapes_of(tx, {shape_id for some in live.values() for shape_id in some})
     rows = tx.rows(
-        """SELECT node_id, state, offer, cpu_slots, gpu_slots, draining, disk_free_mb, cordoned, quarantine FROM nodes
+        """SELECT node_id, state, offer, cpu_slots, gpu_slots, draining, disk_free_mb, cordoned, quarantine, protocol FROM nodes
            WHERE state <> 'retired' ORDER BY node_id"""
     )
     return [
@@ -61,9 +61,10 @@ def _standings(tx: Tx, places: Placements) -> list[Standing]:
             draining=bool(draining),
             cordoned=cordoned is not None,
             quarantined=bool(draining) and quarantine is not None,
+            outside=outside(protocol) is not None,
             disk_free_mb=disk_free_mb,
         )
-        for node_id, state, number, cpu_slots, gpu_slots, draining, disk_free_mb, cordoned, quarantine in rows
+        for node_id, state, number, cpu_slots, gpu_slots, draining, disk_free_mb, cordoned, quarantine, protocol in rows
     ]
 
 

@@ -111,12 +111,36 @@ def open_session(tx: Tx, request: RegisterRequest) -> Session:
     return Session(_over(request.held, live), node.state in {NodeState.DRAINING, NodeState.DRAINED})
 
 
-def _begin_session(tx: Tx, node: NodeRow, request: RegisterRequest) -> None:
-    if tx.row("SELECT 1 FROM sessions WHERE node_id = ? AND boot_epoch = ?", (node.node_id, request.boot_epoch)):
+def renew_outside(tx: Tx, node_id: str, boot_epoch: str, held: Sequence[Held], *, protocol: int, version: str, why: str) -> None:
+    """A node that speaks none of the protocols spoken here proved who it is: it gets no session, and keeps what it holds.
+
+    Raises NotFound, NodeRetired, StaleAttempt (a newer session was opened since).
+    """
+    node = sessions.present(tx, node_id, None)
+    _check_newest(tx, node, boot_epoch)
+    sessions.seen(tx, node, held=held, live=load_live(tx, node_id))
+    why = shortened(why) or ""
+    if tx.run("UPDATE nodes SET quarantine = ? WHERE node_id = ? AND coalesce(quarantine, '') <> ?", (why, node_id, why)):
+        sessions.note(tx, "outside", node_id, why)
+    tx.run(
+        """UPDATE nodes SET version = ?, protocol = ?, draining = 1, last_seen_at = ?, renewals = renewals + 1, offer = offer + 1
+           WHERE node_id = ?""",
+        (version, protocol, tx.at, node_id),
+    )
+
+
+def _check_newest(tx: Tx, node: NodeRow, boot_epoch: str) -> None:
+    if boot_epoch != node.boot_epoch and tx.row(
+        "SELECT 1 FROM sessions WHERE node_id = ? AND boot_epoch = ?", (node.node_id, boot_epoch)
+    ):
         raise StaleAttempt(
-            f"node {node.node_id} has a newer session than {request.boot_epoch}",
+            f"node {node.node_id} has a newer session than {boot_epoch}",
             hint="another daemon runs with this node's key; stop one of them",
         )
+
+
+def _begin_session(tx: Tx, node: NodeRow, request: RegisterRequest) -> None:
+    _check_newest(tx, node, request.boot_epoch)
     tx.run("DELETE FROM sessions WHERE node_id = ? AND opened_at < ?", (node.node_id, tx.at - span(SESSIONS_KEPT)))
     tx.run("INSERT INTO sessions (node_id, boot_epoch, opened_at) VALUES (?, ?, ?)", (node.node_id, request.boot_epoch, tx.at))
 

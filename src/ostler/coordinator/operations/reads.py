@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from ostler.coordinator.operations import logs, waits
 from ostler.coordinator.operations.aging import Part
@@ -72,13 +73,22 @@ class LogFacts:
     sha256: str | None = None
 
 
+class NodeRelease(NamedTuple):
+    """What a node that is not retired runs and speaks."""
+
+    node_id: str
+    version: str
+    protocol: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """Numbers for /metrics: jobs that are not over by state, nodes by state, and the live attempts of all nodes."""
+    """Numbers for /metrics: jobs that are not over by state, nodes by state, the live attempts of all nodes, and which nodes run what."""
 
     jobs: dict[str, int]
     nodes: dict[str, int]
     live_attempts: int
+    running: tuple[NodeRelease, ...] = ()
 
 
 def show_job(tx: Tx, job_id: str, owner: str | None = None) -> JobView:
@@ -272,6 +282,10 @@ def counts(tx: Tx) -> Counts:
         row = tx.row("SELECT count(*) FROM jobs WHERE state = ?", (state.value,))
         if row is not None and row[0]:
             jobs[state.value] = row[0]
+    running = tx.rows("SELECT node_id, version, protocol FROM nodes WHERE state <> 'retired' ORDER BY node_id")
     return Counts(
-        jobs=jobs, nodes=dict(tx.rows("SELECT state, count(*) FROM nodes GROUP BY state")), live_attempts=live[0] if live else 0
+        jobs=jobs,
+        nodes=dict(tx.rows("SELECT state, count(*) FROM nodes GROUP BY state")),
+        live_attempts=live[0] if live else 0,
+        running=tuple(NodeRelease(*row) for row in running),
     )

@@ -16,7 +16,7 @@ from ostler.model.job import JobState
 from ostler.model.manifest import Runner
 from ostler.model.node import NodeState
 from ostler.protocol.codec import decode
-from ostler.protocol.messages import ArtifactEntry, AttemptView, EventView, Held, JobView, NodeView
+from ostler.protocol.messages import ArtifactEntry, AttemptView, EventView, Held, JobView, NodeView, outside
 
 JOB_COLUMNS = """
     j.seq, j.job_id, j.state, j.runner, j.title, j.queue, j.priority, j.labels, j.submitted_at, j.attempt, j.tries, j.node_id,
@@ -135,6 +135,7 @@ def node_of(row: Row, *, attempts: tuple[Held, ...] = (), capabilities: Capabili
         cpu_slots=cpu_slots, gpu_slots=gpu_slots, load=load, free_mb=free_mb, gpu_free=gpu_free, disk_free_mb=disk_free_mb,
         health=decode(health, tuple[str, ...]), attempts=attempts, capabilities=capabilities, pool=pool,
         cordoned=cordoned is not None, cordon_reason=cordoned or None, draining=bool(draining), quarantine=quarantine,
+        outside=outside(protocol),
     )  # fmt: skip
 
 

@@ -23,16 +23,20 @@ class Standing:
     draining: bool = False
     cordoned: bool = False
     quarantined: bool = False
+    outside: bool = False  # it speaks no protocol that is spoken here
     disk_free_mb: int | None = None
 
     @property
     def ready(self) -> bool:
         """Whether it gets new work at all."""
-        return self.state in {NodeState.READY, NodeState.JOINING} and not self.draining and not self.cordoned
+        well = self.state in {NodeState.READY, NodeState.JOINING} and not self.outside
+        return well and not self.draining and not self.cordoned
 
     @property
     def word(self) -> str:
-        """Why it gets no new work, in one word."""
+        """Why it gets no new work, in a few words."""
+        if self.outside:
+            return "outside the protocol window"
         if self.state not in {NodeState.READY, NodeState.JOINING}:
             return self.state.value
         if self.quarantined:

@@ -2,22 +2,36 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import NamedTuple
 
-from sqlalchemy import Connection, inspect
+from sqlalchemy import Connection, inspect, select
 
 from ostler.coordinator.store import migrate
-from ostler.coordinator.store.schema import SCHEMA, meta, metadata
+from ostler.coordinator.store.schema import SCHEMA, meta, metadata, nodes
+from ostler.coordinator.store.times import micros
 from ostler.coordinator.upkeep.reading import coordinators_on, holder_of, reading, sqlite_path
+from ostler.model.node import NodeState
+from ostler.protocol.messages import outside
 
 CURRENT, PENDING, NEWER = "current", "pending", "newer"
+ALIVE = timedelta(days=1)  # whoever was heard of since is expected back
+
+
+class Behind(NamedTuple):
+    """A node, what it runs, and which protocol it speaks."""
+
+    node_id: str
+    version: str
+    protocol: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
     """`schema` is None for an empty database; `known` the newest that this release knows. `state` is `current`, `pending` (an
     upgrade is to be made) or `newer` (than this release). `coordinator` is the process id of whoever runs on it, 0 where that is not
-    known, None where nobody does.
+    known, None where nobody does. `behind` are the nodes, heard of in the last day, that speak no protocol of this release's.
     """
 
     store: str
@@ -28,9 +42,10 @@ class Standing:
     coordinator: int | None = None
     size: int = 0
     counts: Mapping[str, int] = field(default_factory=dict)
+    behind: tuple[Behind, ...] = ()
 
 
-def standing_of(store: str) -> Standing:
+def standing_of(store: str, *, now: datetime) -> Standing:
     """Look. Raises NotFound; Rejected where it is not a coordinator's database."""
     with reading(store) as connection:
         found = migrate.schema_of(connection)
@@ -44,7 +59,18 @@ def standing_of(store: str) -> Standing:
             coordinator=_coordinator(connection) if path is None else holder_of(path),
             size=_shared_size(connection) if path is None else _size(path),
             counts=counts_of(connection),
+            behind=() if found is None else nodes_behind(connection, now=now),
         )
+
+
+def nodes_behind(connection: Connection, *, now: datetime) -> tuple[Behind, ...]:
+    """The nodes that a coordinator of this release would find outside its window, by id; of any schema."""
+    wanted = (
+        select(nodes.c.node_id, nodes.c.version, nodes.c.protocol)
+        .where(nodes.c.state != NodeState.RETIRED.value, nodes.c.last_seen_at >= micros(now - ALIVE))
+        .order_by(nodes.c.node_id)
+    )
+    return tuple(Behind(*row) for row in connection.execute(wanted) if outside(row.protocol) is not None)
 
 
 def counts_of(connection: Connection) -> dict[str, int]:

@@ -58,6 +58,7 @@ from ostler.protocol.messages.leases import (
     LogEnd,
     Outcome,
     OutcomeBatch,
+    Outside,
     ProgressBatch,
     ProgressItem,
     PullRequest,
@@ -66,6 +67,8 @@ from ostler.protocol.messages.leases import (
     RegisterResponse,
     SecretValue,
     SecretValues,
+    mend_outside,
+    outside,
     register_message,
 )
 from ostler.protocol.messages.people import (
@@ -155,6 +158,7 @@ __all__ = [
     "NodeView",
     "Outcome",
     "OutcomeBatch",
+    "Outside",
     "Overview",
     "PageQuery",
     "PlannedRemoval",
@@ -196,5 +200,7 @@ __all__ = [
     "WebhookRequest",
     "WebhookTest",
     "WebhookView",
+    "mend_outside",
+    "outside",
     "register_message",
 ]

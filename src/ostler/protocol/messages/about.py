@@ -19,6 +19,9 @@ class HealthView:
 
     status: str
     version: str
+    protocol: int = 0
+    protocol_min: int = 0
+    schema: int = 0
     checks: dict[str, str] = field(default_factory=dict)
 
 
@@ -45,3 +48,4 @@ class ProblemReport:
     errors: tuple[ProblemDetail, ...] = ()
     challenge: str | None = None
     offset: int | None = None
+    lease_s: float | None = None

@@ -7,7 +7,7 @@ from ostler.model.capabilities import Capabilities
 from ostler.model.manifest import DEFAULT_POOL
 from ostler.model.node import NodeState
 from ostler.protocol.messages.jobs import JobView
-from ostler.protocol.messages.leases import Held
+from ostler.protocol.messages.leases import Held, Outside
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,7 +15,7 @@ class NodeView:
     """One node as clients see it; `attempts` are those that it holds.
 
     `cordoned`: a person wants no new work for it. `draining`: the node itself takes none, by its own word, with `quarantine` because
-    of what it found wrong with itself.
+    of what it found wrong with itself. `outside`: its `protocol` is none that the coordinator speaks.
     """
 
     node_id: str
@@ -32,6 +32,7 @@ class NodeView:
     cordon_reason: str | None = None
     draining: bool = False
     quarantine: str | None = None
+    outside: Outside | None = None
     cpu_slots: int = 0
     gpu_slots: int = 0
     load: float = 0.0

@@ -12,6 +12,26 @@ from ostler.protocol.dsse import Envelope
 
 PROTOCOL = 1  # what this release speaks
 PROTOCOL_MIN = 1  # the oldest that it still understands
+
+
+class Outside(StrEnum):
+    """Where a node stands that speaks no protocol of this release's."""
+
+    OLDER = "older"
+    NEWER = "newer"
+
+
+def outside(protocol: int) -> Outside | None:
+    """Which side of this release's window a protocol is on; None inside."""
+    return Outside.OLDER if protocol < PROTOCOL_MIN else Outside.NEWER if protocol > PROTOCOL else None
+
+
+def mend_outside(side: Outside | None, node_id: str) -> str:
+    """What brings such a node back in."""
+    update = f"`ostler fleet update --host {node_id}`"
+    return f"upgrade the coordinator, or with its release {update}" if side is Outside.NEWER else update
+
+
 LOG_STREAMS = ("stdout", "stderr")
 INLINE_LOG_BYTES = 64 * 1024  # a shorter log tail travels inside the outcome
 INLINE_BYTES = 64 * 1024  # all artifacts of an attempt together, where they travel inside the outcome, to whoever takes that
