@@ -411,6 +411,10 @@ async def test_a_node_outside_the_window_that_proves_who_it_is_keeps_its_leases(
     await told_who(node, protocol, held=(held,))
     events = (await rig.http.get("/events", params={"kind": "outside"}, headers=rig.bearer())).json()["items"]
     assert [one["node_id"] for one in events if one["node_id"] == node.node_id] == [node.node_id]  # once, however often it asks
+    beat = m.HeartbeatRequest(node_id=node.node_id, held=(held,), version="0.1.0")
+    await node.call(routes.HEARTBEAT, beat)  # of the daemon that has a session, beside which the other was tried
+    view = await rig.people.call(routes.SHOW_NODE, node_id=node.node_id)
+    assert (view.outside, view.protocol, view.version, view.draining) == (None, m.PROTOCOL, "0.1.0", False)
     await node.register(**signed(node, await challenge(node)), held=(held,))
     view = await rig.people.call(routes.SHOW_NODE, node_id=node.node_id)
     assert (view.outside, view.draining, view.attempts) == (None, False, (held,))

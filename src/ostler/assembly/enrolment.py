@@ -72,6 +72,7 @@ async def _enrol(config: NodeConfig, token: str) -> Enrolled:
             describe=lambda: SelfDescription(capabilities=looked, cpu_slots=0, gpu_slots=0, held=held),
             on_open=lambda _: None,
             on_return=lambda: None,
+            on_renewal=lambda *_: None,
             on_retired=lambda _: None,
             clock=SystemClock(),
             logger=logger,

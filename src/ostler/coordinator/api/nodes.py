@@ -174,7 +174,7 @@ async def heartbeat(call: Call) -> m.HeartbeatResponse:
         raise InvalidSpec("the heartbeat is not valid", found)
     # What a power cut takes away the next heartbeat says again, but for capabilities, which are told once.
     write = services.store.write_lazily if request.capabilities is None else services.store.write
-    directives = await write(ops.heartbeat, replace(request, boot_epoch=epoch))
+    directives = await write(ops.heartbeat, replace(request, boot_epoch=epoch), call.node.protocol)
     if request.slots is not None:
         services.pulls.credit(node_id, request.slots)
     if request.capabilities is not None:

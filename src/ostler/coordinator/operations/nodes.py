@@ -165,8 +165,11 @@ def _store_capabilities(tx: Tx, node_id: str, body: str) -> None:
 
 
 @beside_others
-def heartbeat(tx: Tx, request: HeartbeatRequest) -> list[Directive]:
-    """Renew the node's leases. An unknown node is told to register; an older boot epoch is StaleAttempt."""
+def heartbeat(tx: Tx, request: HeartbeatRequest, protocol: int | None = None) -> list[Directive]:
+    """Renew the node's leases. An unknown node is told to register; an older boot epoch is StaleAttempt.
+
+    `protocol` is that of its session: another release may have been tried on its machine meanwhile.
+    """
     found = sessions.find(tx, request.node_id)
     if found is None:
         return [Directive(kind=DirectiveKind.REGISTER, reason="this coordinator does not know the node")]
@@ -178,12 +181,12 @@ def heartbeat(tx: Tx, request: HeartbeatRequest) -> list[Directive]:
     node = replace(node, draining=int(request.draining), resume=node.resume if request.draining else 0)
     tx.run(
         """UPDATE nodes SET renewals = renewals + 1, last_seen_at = ?, load = ?, free_mb = ?, gpu_free = ?,
-               disk_free_mb = coalesce(?, disk_free_mb), health = ?, version = coalesce(?, version), draining = ?, resume = ?,
-               quarantine = ?, offer = offer + ? WHERE node_id = ?""",
+               disk_free_mb = coalesce(?, disk_free_mb), health = ?, version = coalesce(?, version), protocol = coalesce(?, protocol),
+               draining = ?, resume = ?, quarantine = ?, offer = offer + ? WHERE node_id = ?""",
         (
             tx.at, request.load, request.free_mb, request.gpu_free, request.disk_free_mb,
             encode([shortened(one) for one in request.health[:MAX_HEALTH]]).decode(),
-            request.version, node.draining, node.resume, shortened(request.quarantine), int(changed), node.node_id,
+            request.version, protocol, node.draining, node.resume, shortened(request.quarantine), int(changed), node.node_id,
         ),
     )  # fmt: skip
     if request.capabilities is not None:
