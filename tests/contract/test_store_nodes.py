@@ -360,3 +360,15 @@ async def test_attempts_of_a_lost_node_are_lost(rig: Rig):
     assert (await rig.job(job_id)).attempts[0].state is AttemptState.FAILED
     await rig.beat()
     assert (await rig.read(reads.show_node, "n1")).state is NodeState.READY
+
+
+async def test_which_release_each_node_was_installed_in(rig):
+    await rig.join("n1")
+    await rig.join("n2")
+    body = '{"node_id": "n2", "release": "1.0.0-ab", "cpu": {"cores": 1, "arch": "x"}, "version": "1", "memory_mb": 1, "disk_free_mb": 1}'
+    await rig.write(lambda tx: tx.run("UPDATE capabilities SET body = ? WHERE node_id = 'n2'", (body,)))
+    page = await rig.read(reads.list_nodes, m.PageQuery())
+    assert [one.release for one in page.items] == [None, "1.0.0-ab"]
+    assert (await rig.read(reads.show_node, "n2")).release == "1.0.0-ab"
+    running = (await rig.read(reads.counts)).running
+    assert running == (("n1", "0.1.0", 1, ""), ("n2", "0.1.0", 1, "1.0.0-ab"))

@@ -144,6 +144,7 @@ def show(name: NodeArgument, as_json: JsonOption = False) -> None:
             ("last seen", view.last_seen_at and f"{output.ago(view.last_seen_at)} ago"),
             ("joined", f"{view.joined_at.astimezone():%Y-%m-%d %H:%M:%S}"),
             ("version", f"{view.version}, protocol {view.protocol}"),
+            ("release", view.release),
             ("slots", f"{view.cpu_slots} CPU, {view.gpu_slots} GPU"),
             ("load", f"{view.load:.2f}"),
             ("free memory", output.size(view.free_mb * 2**20)),

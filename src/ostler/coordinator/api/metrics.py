@@ -126,9 +126,9 @@ class Metrics:
         self._outside = Gauge(
             "ostler_nodes_outside_window", "Nodes that speak no protocol of this coordinator's", registry=self.registry
         )
-        self._versions = Gauge("ostler_node_versions", "Versions that nodes run", registry=self.registry)
+        self._releases = Gauge("ostler_node_releases", "Different releases that nodes run", registry=self.registry)
         self._running = Gauge(
-            "ostler_node_info", "What a node runs and speaks", ["node", "version", "protocol"], registry=self.registry
+            "ostler_node_info", "What a node runs and speaks", ["node", "version", "release", "protocol"], registry=self.registry
         )
         self._attempts = Gauge("ostler_live_attempts", "Attempts that nodes hold", registry=self.registry)
         self._loops = Gauge(
@@ -170,10 +170,10 @@ class Metrics:
     def set_running(self, nodes: Sequence[NodeRelease]) -> None:
         """What nodes run; of a fleet of more than `MAX_NODES` the sums alone."""
         self._outside.set(sum(outside(one.protocol) is not None for one in nodes))
-        self._versions.set(len({one.version for one in nodes}))
+        self._releases.set(len({(one.version, one.release) for one in nodes}))
         self._running.clear()
         for one in nodes[:MAX_NODES]:
-            self._running.labels(one.node_id, one.version, str(one.protocol)).set(1)
+            self._running.labels(one.node_id, one.version, one.release, str(one.protocol)).set(1)
 
     def pruned(self, kind: str, count: int, size: int) -> None:
         """Retention removed some of a kind."""

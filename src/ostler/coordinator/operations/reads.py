@@ -74,11 +74,12 @@ class LogFacts:
 
 
 class NodeRelease(NamedTuple):
-    """What a node that is not retired runs and speaks."""
+    """What a node that is not retired runs and speaks; `release` is empty where it was not installed in one."""
 
     node_id: str
     version: str
     protocol: int
+    release: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,14 +146,16 @@ def list_nodes(tx: Tx, query: PageQuery, owner: str | None = None) -> NodePage:
     check_limit(query.limit)
     place = read_cursor(query.cursor, (str,))
     rows = tx.rows(
-        f"SELECT {NODE_COLUMNS} FROM nodes n WHERE n.node_id > ? ORDER BY n.node_id LIMIT ?",  # noqa: S608 - our own constant
+        f"""SELECT {NODE_COLUMNS}, {tx.json_text("c.body", "release")}
+            FROM nodes n LEFT JOIN capabilities c ON c.node_id = n.node_id
+            WHERE n.node_id > ? ORDER BY n.node_id LIMIT ?""",  # noqa: S608 - fragments of ours
         (place[0] if place else "", query.limit + 1),
     )
     page = rows[: query.limit]
     live = live_of(tx, [row[0] for row in page], owner)
     total = tx.row("SELECT count(*) FROM nodes") if query.count else None
     return NodePage(
-        items=tuple(node_of(row, attempts=live.get(row[0], ())) for row in page),
+        items=tuple(node_of(row[:-1], attempts=live.get(row[0], ()), release=row[-1]) for row in page),
         next_cursor=write_cursor(page[-1][0]) if len(rows) > query.limit else None,
         total=total[0] if total else None,
     )
@@ -282,7 +285,11 @@ def counts(tx: Tx) -> Counts:
         row = tx.row("SELECT count(*) FROM jobs WHERE state = ?", (state.value,))
         if row is not None and row[0]:
             jobs[state.value] = row[0]
-    running = tx.rows("SELECT node_id, version, protocol FROM nodes WHERE state <> 'retired' ORDER BY node_id")
+    running = tx.rows(
+        f"""SELECT n.node_id, n.version, n.protocol, coalesce({tx.json_text("c.body", "release")}, '')
+            FROM nodes n LEFT JOIN capabilities c ON c.node_id = n.node_id
+            WHERE n.state <> 'retired' ORDER BY n.node_id"""  # noqa: S608 - a fragment of ours
+    )
     return Counts(
         jobs=jobs,
         nodes=dict(tx.rows("SELECT state, count(*) FROM nodes GROUP BY state")),

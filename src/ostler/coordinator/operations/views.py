@@ -123,7 +123,9 @@ NODE_COLUMNS = """
     n.gpu_slots, n.load, n.free_mb, n.gpu_free, n.disk_free_mb, n.health, n.pool, n.cordoned, n.draining, n.quarantine"""
 
 
-def node_of(row: Row, *, attempts: tuple[Held, ...] = (), capabilities: Capabilities | None = None) -> NodeView:
+def node_of(
+    row: Row, *, attempts: tuple[Held, ...] = (), capabilities: Capabilities | None = None, release: str | None = None
+) -> NodeView:
     """A row of NODE_COLUMNS."""
     (
         node_id, state, version, protocol, boot_epoch, joined_at, last_seen_at, changed_at, reason, cpu_slots, gpu_slots, load,
@@ -135,20 +137,22 @@ def node_of(row: Row, *, attempts: tuple[Held, ...] = (), capabilities: Capabili
         cpu_slots=cpu_slots, gpu_slots=gpu_slots, load=load, free_mb=free_mb, gpu_free=gpu_free, disk_free_mb=disk_free_mb,
         health=decode(health, tuple[str, ...]), attempts=attempts, capabilities=capabilities, pool=pool,
         cordoned=cordoned is not None, cordon_reason=cordoned or None, draining=bool(draining), quarantine=quarantine,
-        outside=outside(protocol),
+        outside=outside(protocol), release=release,
     )  # fmt: skip
 
 
 def node_view(tx: Tx, node_id: str, owner: str | None = None) -> NodeView:
     """One node with its capabilities and live attempts (of an owner's jobs alone, where one is named); raises NotFound."""
     row = tx.row(
-        f"SELECT {NODE_COLUMNS}, c.body FROM nodes n LEFT JOIN capabilities c ON c.node_id = n.node_id WHERE n.node_id = ?",  # noqa: S608
+        f"""SELECT {NODE_COLUMNS}, {tx.json_text("c.body", "release")}, c.body
+            FROM nodes n LEFT JOIN capabilities c ON c.node_id = n.node_id WHERE n.node_id = ?""",  # noqa: S608 - fragments of ours
         (node_id,),
     )
     if row is None:
         raise NotFound(f"there is no node {node_id}", hint="see `ostler node list`")
     capabilities = None if row[-1] is None else decode(row[-1], Capabilities, what="capabilities")
-    return node_of(row[:-1], attempts=live_of(tx, [node_id], owner).get(node_id, ()), capabilities=capabilities)
+    attempts = live_of(tx, [node_id], owner).get(node_id, ())
+    return node_of(row[:-2], attempts=attempts, capabilities=capabilities, release=row[-2])
 
 
 def live_of(tx: Tx, node_ids: list[str], owner: str | None = None) -> dict[str, tuple[Held, ...]]:

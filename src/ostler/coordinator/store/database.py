@@ -93,6 +93,10 @@ class Database(Protocol):
         """Values as that one parameter."""
         ...
 
+    def json_text(self, column: str, name: str) -> str:
+        """SQL of the text that a JSON object in a column has under this name; null where it has none."""
+        ...
+
     def by_index(self, name: str) -> str:
         """SQL after a table's name (and alias) that makes a query walk this index; empty where the planner cannot be told.
 

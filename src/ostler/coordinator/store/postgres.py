@@ -234,6 +234,10 @@ class PostgresDatabase:
         """A list, which the driver makes an array of."""
         return list(values)
 
+    def json_text(self, column: str, name: str) -> str:
+        """The column is text for the sake of SQLite."""
+        return f"{column}::json ->> '{name}'"
+
     def by_index(self, name: str) -> str:
         """The planner takes no names of indexes; the session's settings leave it little choice."""
         return ""

@@ -124,6 +124,10 @@ class SqliteDatabase:
         """A JSON array, which `json_each` unfolds."""
         return msgspec.json.encode(list(values)).decode()
 
+    def json_text(self, column: str, name: str) -> str:
+        """By a path: `->>` came later than the SQLite of some hosts."""
+        return f"json_extract({column}, '$.{name}')"
+
     def by_index(self, name: str) -> str:
         """A plan that is an error where the index cannot serve it, instead of a slow one."""
         return f"INDEXED BY {name}"

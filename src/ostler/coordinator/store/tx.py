@@ -92,6 +92,10 @@ class Tx:
         """Values (strings or integers) as the one parameter that `any_of` stands for."""
         return self._database.array(values)
 
+    def json_text(self, column: str, name: str) -> str:
+        """The SQL of the text that a JSON object in a column has under this name; null where it has none."""
+        return self._database.json_text(column, name)
+
     def by_index(self, name: str) -> str:
         """The SQL, after a table's name and alias, that makes a query walk this index."""
         return self._database.by_index(name)

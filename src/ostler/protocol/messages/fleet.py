@@ -16,6 +16,7 @@ class NodeView:
 
     `cordoned`: a person wants no new work for it. `draining`: the node itself takes none, by its own word, with `quarantine` because
     of what it found wrong with itself. `outside`: its `protocol` is none that the coordinator speaks.
+    `release` is the one that its daemon was installed in, where it was in one.
     """
 
     node_id: str
@@ -33,6 +34,7 @@ class NodeView:
     draining: bool = False
     quarantine: str | None = None
     outside: Outside | None = None
+    release: str | None = None
     cpu_slots: int = 0
     gpu_slots: int = 0
     load: float = 0.0
