@@ -33,10 +33,12 @@ FOLDER = ROOT / "var" / "testbed"
 USERS = ("root", "deploy", "plain")
 FIRST, LAST = 11, 250  # the hosts' addresses within their network
 START_S = 60
-# A boot id of its own makes a boot of a host what it is on a machine; systemd from 256 on takes old control groups only if told.
+# A boot id of its own makes a boot of a host what it is on a machine. Since that is mounted over /proc, the kernel would give no ordinary
+# user a new /proc in a sandbox, if there were not a whole one besides. systemd from 256 on takes old control groups only if told.
 INIT = (
     "mount --make-rshared / && cat /proc/sys/kernel/random/uuid >/run/boot_id && "
     "mount --bind /run/boot_id /proc/sys/kernel/random/boot_id && "
+    "mkdir -p /run/proc && mount -t proc proc /run/proc && "
     "exec /lib/systemd/systemd systemd.unified_cgroup_hierarchy=0 SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE=1"
 )
 

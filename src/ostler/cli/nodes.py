@@ -14,6 +14,8 @@ from ostler.model.node import NodeState
 app = typer.Typer()
 app.command()(node_host.enrol)
 app.command()(node_host.reach)
+app.command()(node_host.install)
+app.command()(node_host.uninstall)
 
 NodeArgument = Annotated[str, typer.Argument(metavar="NODE", help="The node's id.")]
 OptionalNode = Annotated[

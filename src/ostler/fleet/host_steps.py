@@ -1,6 +1,7 @@
 """What is asked of the host program, as steps; and its answers as values."""
 
 import json
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -62,10 +63,22 @@ class HostSteps:
             words += ["--config", "-"]
         return self.ask("switch and restart", "switch", *words, stdin=(config or "").encode(), timeout_s=180.0)
 
-    def receive(self, release: str, digest: str, content: bytes) -> Step:
-        """Verify a bundle and unpack it beside the others."""
-        words = ("--release", release, "--sha256", digest)
-        return self.ask("upload and verify", "receive", *words, stdin=content, timeout_s=300.0)
+    def install(self, digest: str, bundle: bytes) -> Step:
+        """Verify a bundle, whose manifest has this sha256, and unpack it beside the others."""
+        return self.ask("upload and verify", "install", "--digest", digest, stdin=bundle, timeout_s=300.0)
+
+    def set_up(
+        self, release: str, *, config: str | None, token: str | None, files: Mapping[str, str], wait_s: float = 60.0
+    ) -> Step:
+        """Make a bare host that has the release a node: user, directories, configuration, units, enrolment."""
+        told = json.dumps({"config": config, "token": token, "files": dict(files)}).encode()
+        words = ("--release", release, "--wait", f"{wait_s:g}")
+        return self.ask("set up and start", "set-up", *words, stdin=told, timeout_s=240.0 + wait_s, secret=token is not None)
+
+    def uninstall(self, *, keep_state: bool, end_jobs: bool) -> Step:
+        """Stop everything and take back what was made."""
+        words = [*(["--keep-state"] if keep_state else []), *(["--end-jobs"] if end_jobs else [])]
+        return self.ask("stop and remove", "uninstall", *words, timeout_s=300.0)
 
     def prune(self, *, keep: int) -> Step:
         """Remove old releases, never one that runs or could be gone back to."""

@@ -2,7 +2,7 @@
 
 import typer
 
-from ostler.cli.fleet import hosts
+from ostler.cli.fleet import hosts, install
 
 app = typer.Typer(help="Look after hosts over SSH.", no_args_is_help=True)
 
@@ -13,3 +13,5 @@ def fleet() -> None:
 
 
 app.command(name="hosts")(hosts.hosts)
+app.command(name="install")(install.install)
+app.command(name="uninstall")(install.uninstall)

@@ -1,5 +1,6 @@
 """Options that say which hosts a command is about, the same for all commands of `ostler fleet`."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -25,4 +26,13 @@ HostOption = Annotated[
 ]
 SshConfigOption = Annotated[
     str | None, typer.Option("--ssh-config", "-F", metavar="FILE", help="In place of ~/.ssh/config; `none`: do not read any.")
+]
+AcceptNewOption = Annotated[
+    bool,
+    typer.Option(
+        "--accept-new", help="Believe hosts that no known_hosts file names, and keep their keys; never one that changed."
+    ),
+]
+KnownHostsOption = Annotated[
+    Path | None, typer.Option("--known-hosts", metavar="FILE", help="In place of ~/.ssh/known_hosts and the system's.")
 ]

@@ -42,6 +42,26 @@ class Places:
         return self.root / "etc/ostler/node.yaml"
 
     @property
+    def allowlist(self) -> Path:
+        """What jobs may execute."""
+        return self.root / "etc/ostler/allowlist.d"
+
+    @property
+    def state(self) -> Path:
+        """What belongs to the node's own user: key, journal, workspaces."""
+        return self.root / "var/lib/ostler"
+
+    @property
+    def key(self) -> Path:
+        """The node's own key, which it gets when it is enrolled."""
+        return self.state / "node/node.key"
+
+    @property
+    def logs(self) -> Path:
+        """For a node whose configuration wants its log in a file."""
+        return self.root / "var/log/ostler"
+
+    @property
     def updates(self) -> Path:
         """What updates write down; root's alone, 0700."""
         return self.root / "var/lib/ostler-update"
@@ -79,7 +99,7 @@ class Places:
     @property
     def door(self) -> Path:
         """The daemon's socket for its own user and root."""
-        return self.root / "var/lib/ostler/node/daemon.sock"
+        return self.state / "node/daemon.sock"
 
     def release(self, name: str) -> Path:
         """One release's directory; raises ValueError for what is no release's name."""
@@ -111,7 +131,7 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 def write(path: Path, content: bytes, *, mode: int) -> None:
     """Replace a file whole, on the disk before this returns."""
-    fresh = path.with_name(f".{path.name}.new")
+    fresh = half(path)
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
     with os.fdopen(descriptor, "wb") as file:
         os.fchmod(descriptor, mode)
@@ -122,9 +142,14 @@ def write(path: Path, content: bytes, *, mode: int) -> None:
     sync(path.parent)
 
 
+def half(path: Path) -> Path:
+    """Where something is written before it takes this path; what a crash may leave."""
+    return path.with_name(f".{path.name}.new")
+
+
 def point(link: Path, target: str) -> None:
     """Make a symbolic link refer to `target`, in one step that is on the disk before this returns."""
-    fresh = link.with_name(f".{link.name}.new")
+    fresh = half(link)
     fresh.unlink(missing_ok=True)
     fresh.symlink_to(target)
     fresh.replace(link)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ostler.fleet.host import facts, installing, lock, switching, systemd, watcher
+from ostler.fleet.host import facts, installing, lock, setting_up, switching, systemd, watcher
 from ostler.fleet.host.places import NODE_UNIT, Places, read_json
 from ostler.fleet.host.refusals import Refused
 
@@ -50,6 +50,15 @@ def _install(places: Places, given: argparse.Namespace) -> Answer:
 
 def _prune(places: Places, given: argparse.Namespace) -> Answer:
     return installing.prune(places, given.keep)
+
+
+def _set_up(places: Places, given: argparse.Namespace) -> Answer:
+    told = setting_up.Told.read(sys.stdin.buffer.read())
+    return setting_up.set_up(places, given.release, told, wait_s=given.wait)
+
+
+def _uninstall(places: Places, given: argparse.Namespace) -> Answer:
+    return setting_up.uninstall(places, keep_state=given.keep_state, end_jobs=given.end_jobs)
 
 
 def _switch(places: Places, given: argparse.Namespace) -> Answer:
@@ -106,6 +115,8 @@ VERBS: dict[str, tuple[Callable[[Places, argparse.Namespace], Answer], tuple[tup
         ),
     ),
     "prune": (_prune, (("--keep", {"type": int, "required": True}),)),
+    "set-up": (_set_up, (("--release", {"required": True}), ("--wait", {"type": float, "default": 60.0}))),
+    "uninstall": (_uninstall, (("--keep-state", {"action": "store_true"}), ("--end-jobs", {"action": "store_true"}))),
     "switch": (
         _switch,
         (

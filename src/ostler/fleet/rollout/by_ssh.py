@@ -157,7 +157,7 @@ class SshCarrier:
         facts = self._facts.get(host.name)
         if facts is None or self._plan.release not in facts.releases:
             content = self._content
-            await self._ask(host, self._steps.receive(self._plan.release, content.digest, content.bundle))
+            await self._ask(host, self._steps.install(content.digest, content.bundle))
         return Result(event=Event.DONE)
 
     async def _switch(self, host: Host) -> Result:

@@ -1,0 +1,58 @@
+"""What the commands over SSH have in common: the hosts that were meant, and one thing done on all of them at once."""
+
+import asyncio
+import getpass
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ostler.cli import output
+from ostler.model.errors import MachineUnreachable, OstlerError, Rejected
+
+
+def chosen(
+    *,
+    inventories: list[str] | None = None,
+    destination: str | None = None,
+    accessories: bool = False,
+    groups: list[str] | None = None,
+    hosts: list[str] | None = None,
+    ssh_config: str | None = None,
+) -> dict[str, Any]:
+    """The hosts of the inventories by name. Raises Rejected where none is left."""
+    from ostler.assembly.fleet import Wanted, find_hosts
+
+    found = find_hosts(
+        Wanted(
+            inventories=inventories or (), destination=destination, accessories=accessories, groups=groups or (), hosts=hosts or (),
+            ssh_config=ssh_config,
+        )
+    )  # fmt: skip
+    for note in found.notes:
+        output.note(f"note: {note}")
+    if not found.hosts:
+        raise Rejected("no hosts are left", hint="`ostler fleet hosts` shows those of the inventory")
+    return {one.name: one for one in found.hosts}
+
+
+async def on_each(
+    hosts: Mapping[str, Any], act: Callable[[Any, Any], Awaitable[Any]], *, accept_new: bool, known_hosts: Path | None
+) -> dict[str, Any]:
+    """`act(lines, host)` on all hosts at once: its answer by name, or the error that ended it there. No host waits for another."""
+    from ostler.fleet.rollout.by_ssh import Lines
+    from ostler.fleet.ssh.trust import Trust
+
+    usual = Trust.usual(Path.home(), accept_new=accept_new)
+    trust = usual if known_hosts is None else Trust(files=(known_hosts,), accept_new=accept_new)
+    async with Lines(trust, local_user=getpass.getuser()) as lines:
+        answers = await asyncio.gather(*(act(lines, host) for host in hosts.values()), return_exceptions=True)
+    for answer in answers:
+        if isinstance(answer, BaseException) and not isinstance(answer, OstlerError):
+            raise answer
+    return dict(zip(hosts, answers, strict=True))
+
+
+def why(error: OstlerError) -> str:
+    """One line of an error, with what to do."""
+    said = error.message if error.hint is None else f"{error.message} ({error.hint})"
+    return f"unreachable: {said}" if isinstance(error, MachineUnreachable) else said

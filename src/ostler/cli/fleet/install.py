@@ -1,0 +1,208 @@
+"""`ostler fleet install` and `uninstall`: bare hosts become nodes under systemd, and bare hosts again."""
+
+import asyncio
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ostler.cli import exits, output
+from ostler.cli.fleet import asking
+from ostler.cli.fleet.options import (
+    AcceptNewOption,
+    AccessoriesOption,
+    DestinationOption,
+    GroupOption,
+    HostOption,
+    InventoryOption,
+    KnownHostsOption,
+    SshConfigOption,
+)
+from ostler.cli.options import JsonOption
+from ostler.model.errors import Conflict, OstlerError
+
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Look, print what would be executed, change nothing.")]
+KeepStateOption = Annotated[
+    bool, typer.Option("--keep-state", help="Leave user, key, journal and workspaces, for an installation that comes later.")
+]
+EndJobsOption = Annotated[
+    bool, typer.Option("--end-jobs", help="End the jobs that run. Without it, a host that has any is refused.")
+]
+
+
+def install(  # noqa: PLR0917 - the options of a command
+    inventory: InventoryOption = None,
+    dest: DestinationOption = None,
+    accessories: AccessoriesOption = False,
+    group: GroupOption = None,
+    host: HostOption = None,
+    ssh_config: SshConfigOption = None,
+    known_hosts: KnownHostsOption = None,
+    accept_new: AcceptNewOption = False,
+    release: Annotated[
+        str | None, typer.Option("--release", metavar="ID", help="Its id or a beginning. Default: the newest.")
+    ] = None,
+    store: Annotated[Path | None, typer.Option("--store", metavar="DIR", help="Where the releases are.")] = None,
+    coordinator: Annotated[
+        str | None, typer.Option("--coordinator", metavar="URL", help="As the hosts reach it. Default: as this machine does.")
+    ] = None,
+    allowlist: Annotated[
+        Path | None, typer.Option("--allowlist", metavar="DIR", help="What jobs may execute there: a folder of *.yaml.")
+    ] = None,
+    yes: YesOption = False,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make bare hosts nodes: release, user, directories, configuration, units, enrolment. On a node, what is not so is put right.
+
+    The coordinator makes a join token for each host, good for one node and a quarter of an hour. It travels on standard input and is
+    stored nowhere. A host is done when its daemon has proven that it can run a job and is in contact with the coordinator.
+
+    Exit code 0: all hosts are nodes; 1: some are not; 2: wrong usage.
+    """
+    from ostler.assembly import installing as bring
+    from ostler.assembly.endpoint import find_endpoint
+    from ostler.assembly.releases import release_places
+    from ostler.fleet.installing import Installation
+    from ostler.fleet.releases.store import ReleaseStore
+
+    hosts = asking.chosen(
+        inventories=inventory, destination=dest, accessories=accessories, groups=group, hosts=host, ssh_config=ssh_config
+    )
+    endpoint = find_endpoint()
+    address = bring.address_for_hosts(endpoint, coordinator)
+    chosen = ReleaseStore(release_places(os.environ, store=store).store).find(release)
+    entries = bring.read_allowlist(allowlist)
+    wanted = bring.wanted(chosen, token=None)
+    own = {
+        name: bring.own_of(one, coordinator=address, ca_file=endpoint.ca_file, allowlist=entries) for name, one in hosts.items()
+    }
+
+    def installation(lines: Any, one: Any) -> Any:
+        mine = replace(wanted, token=lambda: bring.join_token(endpoint, one))
+        return Installation(lambda step: lines.run(one, step), mine, own[one.name])
+
+    async def look(lines: Any, one: Any) -> Any:
+        return await installation(lines, one).look()
+
+    async def act(lines: Any, one: Any) -> Any:
+        return await installation(lines, one).carry_out(looked[one.name])
+
+    left_alone = {name: one for name, one in hosts.items() if one.paused is not None}
+    hosts = {name: one for name, one in hosts.items() if name not in left_alone}
+    looked = asyncio.run(asking.on_each(hosts, look, accept_new=accept_new, known_hosts=known_hosts))
+    wrong = {name: asking.why(one) if isinstance(one, OstlerError) else one.refusal for name, one in looked.items()}
+    wrong = {name: why for name, why in wrong.items() if why is not None}
+    ready = {name: one for name, one in hosts.items() if name not in wrong}
+    if not as_json:
+        output.say(f"release {chosen.release} onto {len(hosts)} hosts, for the coordinator at {address}")
+        for name, one in left_alone.items():
+            output.say(f"{name}: paused: {output.clean(str(one.paused))}")
+        for name in ready:
+            output.say(f"{name}: {output.clean(_needs(looked[name]))}")
+        for name, why in wrong.items():
+            output.note(f"{name}: {output.clean(why)}")
+    if dry_run:
+        for name, one in ready.items():
+            _show_steps(one, asyncio.run(installation(None, one).steps(looked[name], token=_placeholder)))
+        raise exits.Exit(exits.FAILED if wrong else exits.GOOD)
+    _agree(f"Install on {len(ready)} hosts?", bool(ready) and not yes)
+    answers = asyncio.run(asking.on_each(ready, act, accept_new=accept_new, known_hosts=known_hosts))
+    _summarise(answers, wrong, done="is a node", again="ostler fleet install", as_json=as_json)
+
+
+def uninstall(  # noqa: PLR0917 - the options of a command
+    inventory: InventoryOption = None,
+    dest: DestinationOption = None,
+    accessories: AccessoriesOption = False,
+    group: GroupOption = None,
+    host: HostOption = None,
+    ssh_config: SshConfigOption = None,
+    known_hosts: KnownHostsOption = None,
+    accept_new: AcceptNewOption = False,
+    keep_state: KeepStateOption = False,
+    end_jobs: EndJobsOption = False,
+    yes: YesOption = False,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Stop daemon and keeper on hosts and take back all that was installed; what stays (logs) is named.
+
+    The coordinator still knows the nodes: `ostler node retire NODE` makes a name free for another machine.
+
+    Exit code 0: all hosts are bare; 1: some are not; 2: wrong usage.
+    """
+    from ostler.fleet import installing
+    from ostler.fleet.host_steps import HostSteps
+
+    hosts = asking.chosen(
+        inventories=inventory, destination=dest, accessories=accessories, groups=group, hosts=host, ssh_config=ssh_config
+    )
+    if dry_run:
+        for one in hosts.values():
+            _show_steps(one, [HostSteps().uninstall(keep_state=keep_state, end_jobs=end_jobs)])
+        return
+    _agree(f"Uninstall Ostler from {len(hosts)} hosts ({', '.join(hosts)})?", not yes)
+
+    async def act(lines: Any, one: Any) -> Any:
+        return await installing.uninstall(lambda step: lines.run(one, step), keep_state=keep_state, end_jobs=end_jobs)
+
+    answers = asyncio.run(asking.on_each(hosts, act, accept_new=accept_new, known_hosts=known_hosts))
+    _summarise(answers, {}, done="has no Ostler any more", again="ostler fleet uninstall", as_json=as_json)
+
+
+async def _placeholder() -> str:
+    from ostler.fleet.installing import TOKEN
+
+    return TOKEN
+
+
+def _needs(looked: Any) -> str:
+    parts = [*(["upload"] if looked.upload else []), *(["join"] if looked.enrol else []), "set up and start"]
+    return f"{looked.facts.os}, {looked.facts.abi}-{looked.facts.arch}: {', '.join(parts)}"
+
+
+def _show_steps(host: Any, steps: list[Any]) -> None:
+    output.say(f"\n{host.name} ({host.target}):")
+    for step in steps:
+        shown = " ".join(step.shown(host.user or "").split())
+        output.say(f"  {step.title}: {output.clean(shown if len(shown) < 400 else f'{shown[:120]} … {shown[-160:]}')}")
+
+
+def _agree(question: str, ask: bool) -> None:
+    if not ask:
+        return
+    if not sys.stdin.isatty():
+        raise typer.BadParameter("there is nobody to ask; say --yes, or --dry-run to look", param_hint="'--yes'")
+    if not typer.confirm(question, err=True):
+        raise Conflict("nothing was changed")
+
+
+def _summarise(answers: dict[str, Any], wrong: dict[str, str], *, done: str, again: str, as_json: bool) -> None:
+    failed = dict(wrong)
+    for name, answer in answers.items():
+        if isinstance(answer, OstlerError):
+            failed[name] = asking.why(answer)
+    if as_json:
+        output.print_json(
+            [{"host": name, "error": why} for name, why in failed.items()]
+            + [{"host": name, "error": None, **answer} for name, answer in answers.items() if name not in failed]
+        )
+    else:
+        for name, answer in answers.items():
+            if name in failed:
+                output.note(output.clean(f"{name}: {failed[name]}"))
+                continue
+            what = ", ".join(answer.get("changed") or answer.get("removed") or ()) or "nothing had to be changed"
+            left = f"; left: {', '.join(answer['left'])}" if answer.get("left") else ""
+            output.say(output.clean(f"{name} {done} ({what}{left})"))
+            for warning in answer.get("warnings") or ():
+                output.note(output.clean(f"{name}: warning: {warning}"))
+        if failed:
+            output.note(f"{len(failed)} of {len(failed) + len(answers) - len(set(answers) & set(failed))} hosts failed; again: "
+                        f"{again} {' '.join(f'--host {name}' for name in failed)}")  # fmt: skip
+    raise exits.Exit(exits.FAILED if failed else exits.GOOD)

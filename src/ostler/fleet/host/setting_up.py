@@ -1,0 +1,285 @@
+"""A bare host becomes a node under systemd, and one becomes a bare host again. Whatever is done may be cut off and done again."""
+
+import contextlib
+import json
+import os
+import pwd
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ostler.fleet.host import accounts, daemon, switching, systemd
+from ostler.fleet.host.lock import guarded
+from ostler.fleet.host.places import KEEPER_UNIT, NODE_UNIT, UNITS, WATCH_UNIT, Places, read_json
+from ostler.fleet.host.refusals import Refused
+from ostler.fleet.host.traces import Traces
+
+ENROL_S = 60.0
+CONTACT_S = 45.0
+LOOK_S = 0.25
+_SAID = 400
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What comes on standard input. `config` is the node's configuration (None: what is there stays), `token` a join token, `files` what
+    stands beside the configuration by its path there (allowlist entries, an authority's certificate)."""
+
+    config: str | None = None
+    token: str | None = None
+    files: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, content: bytes) -> "Told":
+        """From JSON; raises ValueError."""
+        found = json.loads(content or b"{}")
+        files = found.get("files") or {}
+        if any(Path(one).is_absolute() or ".." in Path(one).parts for one in files):
+            raise ValueError("a file beside the configuration has a path that leaves its directory")
+        return cls(found.get("config"), found.get("token"), dict(files))
+
+
+def set_up(places: Places, release: str, told: Told, *, wait_s: float) -> dict[str, Any]:
+    """Put a release that is on this host in force for the first time, and start it; again, it changes what is not so yet.
+
+    Answers what was changed and the daemon's health, once that says that it can run a job and has a coordinator, within `wait_s`.
+    Raises Refused.
+    """
+    _require(places)
+    with _alone(places):
+        home = _check(places, release, told)
+        traces = Traces(places)
+        changed = [f"user {accounts.NAME}"] if accounts.make(places) else []
+        changed += _write(places, traces, home, told)
+        if _apply(places, traces, release):
+            changed.append(f"release {release}")
+        if _enrol(places, home, told.token):
+            changed.append("enrolment")
+        _start(places, traces, anew=bool(changed))
+        _verify(places, home)
+        health = _await_health(places, wait_s)
+    return {"release": release, "changed": changed, "health": health, "warnings": _warnings()}
+
+
+def uninstall(places: Places, *, keep_state: bool, end_jobs: bool) -> dict[str, Any]:
+    """Stop everything and take back all that was made; what stays is named in the answer. Raises Refused while jobs run, unless told
+    to end them.
+    """
+    _require(places)
+    there = [one for one in (places.ostler, *(() if keep_state else (places.updates,))) if one.is_dir()]
+    with _alone(places):
+        if not end_jobs:
+            _refuse_jobs(places)
+        _stop()
+        traces = Traces(places)
+        state, logs = places.state, places.logs
+        left = [logs] if logs.is_dir() and any(logs.iterdir()) else []
+        keep = (state, *left) if keep_state else tuple(left)
+        _wipe_memory()
+        removed, restored = traces.take_back(keep=keep)
+        systemd.act("daemon-reload")
+        with contextlib.suppress(Refused):
+            systemd.act("reset-failed", *UNITS, WATCH_UNIT)
+        if keep_state:
+            left.append(state)
+        elif accounts.remove(places):
+            removed.append(f"user {accounts.NAME}")
+        removed += map(str, there)
+        for own in (places.ostler, *(() if keep_state else (places.updates,))):  # the guard itself lies in the last one
+            if own.is_dir():
+                shutil.rmtree(own)
+    journals = f"the journal of {', '.join((*UNITS, WATCH_UNIT))}"
+    return {"removed": removed, "restored": restored, "left": [*map(str, left), journals]}
+
+
+def _require(places: Places) -> None:
+    if os.geteuid() != 0:
+        raise Refused("unfit", "this needs root: it makes a user and installs units")
+    if not (places.root / "run/systemd/system").is_dir():
+        with open("/proc/1/comm") as file:  # noqa: PTH123
+            first = file.read().strip()
+        raise Refused(
+            "unfit", f"systemd is not the service manager of this host (process 1 is {first}); run keeper and daemon by yours: "
+            "ostler node keeper, ostler node --await-keeper"
+        )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _alone(places: Places) -> Iterator[None]:
+    """No switch, no rollout and no open update beside this."""
+    with guarded(places, switching.SWITCH, wait=False):
+        if (held := read_json(places.lock)) is not None:
+            raise Refused("locked", f"locked by {held.get('owner')} ({held.get('message')})")
+        if (update := read_json(places.update)) is not None:
+            raise Refused("busy", f"update {update['update_id']} to {update['release']} is still being watched")
+        yield
+
+
+def _check(places: Places, release: str, told: Told) -> Path:
+    home = places.release(release)
+    missing = [one for one in ("bin/ostler", *(f"units/{name}" for name in (*UNITS, WATCH_UNIT))) if not (home / one).is_file()]
+    if missing:
+        raise Refused("missing", f"release {release} is not on this host, or lacks {', '.join(missing)}")
+    force = places.in_force()
+    if force not in {None, release}:
+        raise Refused("busy", f"release {force} is installed here; `ostler fleet update` brings another one")
+    if told.config is None and not places.config.is_file():
+        raise Refused("missing", f"there is no {places.config} on this host, and none was sent")
+    if told.token is None and not places.key.exists():
+        raise Refused("missing", "this host was never enrolled, and no join token was sent")
+    return home
+
+
+def _write(places: Places, traces: Traces, home: Path, told: Told) -> list[str]:
+    """Directories and files beside the release; answers those that changed."""
+    user = accounts.identity()
+    if user is None:
+        raise Refused("unfit", f"the user {accounts.NAME} was made and is not there")
+    changed = []
+    folders = [
+        (places.config.parent, 0o755, (0, 0)),
+        (places.allowlist, 0o755, (0, 0)),
+        (places.state, 0o711, user),
+        (places.logs, 0o755, user),
+    ]
+    for path, mode, owner in folders:
+        if traces.directory(path, mode=mode, owner=owner):
+            changed.append(str(path))
+    files = {places.config.parent / name: content for name, content in told.files.items()}
+    if told.config is not None:
+        files[places.config] = told.config
+    for path, content in files.items():
+        traces.directory(path.parent, mode=0o755)
+        if traces.file(path, content.encode()):
+            changed.append(str(path))
+    if traces.file(places.units / WATCH_UNIT, (home / "units" / WATCH_UNIT).read_bytes()):
+        changed.append(WATCH_UNIT)
+    return changed
+
+
+def _apply(places: Places, traces: Traces, release: str) -> bool:
+    """Units and link, as a switch writes them."""
+    home = places.release(release)
+    same = places.in_force() == release and all(
+        (places.units / name).is_file() and (places.units / name).read_bytes() == (home / "units" / name).read_bytes()
+        for name in UNITS
+    )
+    for name in UNITS:
+        traces.expect(places.units / name)
+    switching.apply(places, release, None)
+    return not same
+
+
+def _enrol(places: Places, home: Path, token: str | None) -> bool:
+    """Join with the token, as the node's own user; not where the daemon is in contact already."""
+    if token is None or (places.key.exists() and _in_contact(daemon.ask(places.door, "GET", "/healthz"))):
+        return False
+    uid, gid = accounts.identity() or (0, 0)
+    try:
+        done = subprocess.run(
+            [str(home / "bin/ostler"), "node", "enrol", "--config", str(places.config)], input=f"{token}\n", text=True,
+            errors="replace", capture_output=True, check=False, timeout=ENROL_S, user=uid, group=gid, extra_groups=[], umask=0o077,
+            cwd="/", env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/nonexistent"},
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired) as exc:
+        raise Refused("unit", f"the node was not enrolled: {exc}") from None
+    if done.returncode:
+        raise Refused("unit", f"the node was not enrolled: {done.stderr.strip()[-_SAID:]}")
+    return True
+
+
+def _start(places: Places, traces: Traces, *, anew: bool) -> None:
+    wants = places.units / "multi-user.target.wants"
+    traces.directory(wants, mode=0o755)
+    for name in UNITS:
+        traces.expect(wants / name)
+    systemd.act("enable", *UNITS)
+    systemd.act("start", KEEPER_UNIT)
+    systemd.act("restart" if anew else "start", NODE_UNIT)
+
+
+def _verify(places: Places, home: Path) -> None:
+    """What systemd goes by is what was written."""
+    for name in UNITS:
+        shown = systemd.show(name, "FragmentPath", "NeedDaemonReload", "UnitFileState", "LoadState")
+        there = places.units / name
+        wrong = [
+            f"{what} is {found or 'unknown'}, not {wanted}"
+            for what, found, wanted in (
+                ("its file", shown["FragmentPath"], str(there)),
+                ("a reload needed", shown["NeedDaemonReload"], "no"),
+                ("its state", shown["UnitFileState"], "enabled"),
+                ("it", shown["LoadState"], "loaded"),
+            )
+            if found != wanted
+        ]
+        if there.read_bytes() != (home / "units" / name).read_bytes():
+            wrong.append("its file is not the release's")
+        if wrong:
+            raise Refused("unit", f"{name}: {'; '.join(wrong)}")
+
+
+def _warnings() -> list[str]:
+    found = []
+    for name in UNITS:
+        if drop_ins := systemd.show(name, "DropInPaths")["DropInPaths"]:
+            found.append(f"{name} is changed by {drop_ins}")
+    return found
+
+
+def _await_health(places: Places, wait_s: float) -> dict[str, Any]:
+    """Until the daemon is good. Raises Refused with what it lacks, and its journal."""
+    until = time.monotonic() + wait_s
+    while True:
+        health = daemon.ask(places.door, "GET", "/healthz")
+        check = str((health or {}).get("self_check", ""))
+        if health is not None and check == "ok" and _in_contact(health):
+            return health
+        if check.startswith("failed"):
+            raise Refused("unit", f"the daemon cannot run a job: {check.removeprefix('failed').lstrip(': ')}")
+        if time.monotonic() > until:
+            lacks = (
+                "does not answer"
+                if health is None
+                else "reaches no coordinator"
+                if check == "ok"
+                else "is not through its self-check"
+            )
+            raise Refused("unit", f"after {wait_s:.0f} s the daemon {lacks}\n{systemd.journal(NODE_UNIT)}")
+        time.sleep(LOOK_S)
+
+
+def _in_contact(health: dict[str, Any] | None) -> bool:
+    contact = (health or {}).get("last_contact_s")
+    return isinstance(contact, int | float) and contact <= CONTACT_S
+
+
+def _refuse_jobs(places: Places) -> None:
+    health = daemon.ask(places.door, "GET", "/healthz")
+    if health is None:
+        if systemd.show(KEEPER_UNIT, "ActiveState")["ActiveState"] == "active":
+            raise Refused("busy", "the daemon does not answer, so jobs may run under the keeper; say --end-jobs to end them")
+        return
+    if running := health.get("running"):
+        raise Refused("busy", f"{running} jobs run on this host: drain it first, or say --end-jobs to end them")
+
+
+def _stop() -> None:
+    """The daemon first, which then reports no job's end as a failure; the keeper ends what runs."""
+    for name in (WATCH_UNIT, NODE_UNIT, KEEPER_UNIT):
+        if systemd.show(name, "LoadState")["LoadState"] not in {"not-found", ""}:
+            systemd.act("stop", name)
+            systemd.act("disable", name)
+
+
+def _wipe_memory() -> None:
+    """What jobs were told in confidence lies in folders of the node's own user on memory file systems."""
+    user = accounts.identity()
+    for place in (Path("/run"), Path("/dev/shm")):  # noqa: S108
+        for folder in place.glob(f"{accounts.NAME}-{user[0]}-*") if user is not None else ():
+            if folder.lstat().st_uid == pwd.getpwnam(accounts.NAME).pw_uid:
+                shutil.rmtree(folder, ignore_errors=True)

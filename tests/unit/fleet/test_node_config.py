@@ -1,0 +1,84 @@
+"""What the inventory says of a host becomes a configuration that its daemon takes."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ostler.assembly.endpoint import Endpoint
+from ostler.assembly.installing import address_for_hosts, own_of
+from ostler.fleet.installing import Looked, Wanted, look_at
+from ostler.fleet.inventory.host import Host
+from ostler.fleet.rollout.preflight import Facts, OpenUpdate
+from ostler.model.errors import InvalidSpec
+
+HOST = Host(name="box-1", address="10.0.0.1", region="eu", labels={"rack": "7", "spare": ""})
+URL = "https://ostler.example:7070/api/v1"
+FACTS = Facts(hostname="h", os="debian 12", arch="x86_64", abi="cp311", now=0.0, disk_free_mb=9999)
+
+
+async def token() -> str:
+    return "ostler_join_x"
+
+
+WANTED = Wanted(release="r1", digest="d", platforms=("cp311-x86_64",), bundle_mb=30, bundle=lambda _: b"", token=token)
+
+
+def test_region_labels_and_own_sections_are_in_it(tmp_path: Path) -> None:
+    ca = tmp_path / "ca.pem"
+    ca.write_text("PEM")
+    host = replace(
+        HOST, vars={"node": {"resources": {"max_concurrent_cpu": 9}, "runners": {"cli": {"allow_own_binaries": True}}}}
+    )
+    own = own_of(host, coordinator=URL, ca_file=ca, allowlist={"sh.yaml": "x"})
+    config = yaml.safe_load(own.config or "")
+    assert config["tags"] == ["region.eu", "rack.7", "spare"]
+    assert config["coordinator"] == {"base_url": URL, "ca_file": "/etc/ostler/ca.pem"}
+    assert config["resources"] == {"max_concurrent_cpu": 9}
+    assert config["runners"]["cli"]["allowlist_dir"] == "/etc/ostler/allowlist.d"
+    assert set(own.files) == {"allowlist.d/ostler-canary.yaml", "allowlist.d/sh.yaml", "ca.pem"}
+
+
+def test_a_mistake_in_a_host_s_own_sections_is_told_before_anything_is_changed() -> None:
+    with pytest.raises(InvalidSpec) as caught:
+        own_of(replace(HOST, vars={"node": {"resorces": {}}}), coordinator=URL, ca_file=None, allowlist={})
+    assert "resorces" in str(caught.value)
+
+
+def test_an_address_that_only_this_machine_reaches_is_refused() -> None:
+    here = Endpoint(url="http://127.0.0.1:7070", origin="profile")
+    with pytest.raises(InvalidSpec, match="only this machine reaches"):
+        address_for_hosts(here, None)
+    assert address_for_hosts(here, "http://127.0.0.1:7070/") == "http://127.0.0.1:7070/api/v1"  # at the other end of a tunnel
+    with pytest.raises(InvalidSpec, match="is not the URL"):
+        address_for_hosts(here, "ostler.example")
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        (
+            {"refused": {"/opt/ostler/releases": "read-only file system"}},
+            "cannot write to /opt/ostler/releases: read-only file system",
+        ),
+        ({"current": "r0"}, "release r0 is installed here"),
+        ({"abi": "cp313"}, "has nothing for cp313-x86_64"),
+        ({"disk_free_mb": 50}, "50 MB are free"),
+        ({"update": OpenUpdate(update_id="u", release="r", previous=None, state="watching")}, "update u is still being watched"),
+    ],
+)
+def test_what_is_in_the_way_is_said(changes: dict[str, object], why: str) -> None:
+    found = look_at(replace_facts(changes), WANTED)
+    assert why in (found.refusal or "")
+
+
+def test_only_what_a_host_lacks_is_brought() -> None:
+    there = replace_facts({"releases": ("r1",), "current": "r1", "health": {"last_contact_s": 1.0}, "disk_free_mb": 1})
+    assert look_at(there, WANTED) == Looked(facts=there, upload=False, enrol=False)
+    assert look_at(FACTS, WANTED) == Looked(facts=FACTS)
+    assert "needs a join token" in (look_at(FACTS, replace(WANTED, token=None)).refusal or "")
+
+
+def replace_facts(changes: dict[str, object]) -> Facts:
+    return Facts(**({name: getattr(FACTS, name) for name in Facts.__struct_fields__} | changes))
