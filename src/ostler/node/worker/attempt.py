@@ -87,6 +87,7 @@ class Runner:
         self._umask = os.umask(0o022)
         os.umask(self._umask)
         self._kept = {name: value for name, value in os.environ.items() if name in KEEPERS_OWN}
+        self._worn, self._worn_raw = dict(os.environ), dict(os.environ._data)  # type: ignore[attr-defined]
         self._path = list(sys.path)
         self._baseline = _leftovers()
         self._streams = _open_streams()
@@ -110,7 +111,7 @@ class Runner:
         record |= {"key": order.key, "wall_s": time.monotonic() - started, **_used(before, self.measured)}
         if not record.get("lent"):
             _write(order.record, record)
-        self._deadline.arm(0)
+            self.rest()
         if self.measured.peak_kb > self._peak_kb + _PEAK_SLACK_KB:
             self._peak_kb = _new_peak()
         return record
@@ -125,7 +126,7 @@ class Runner:
         record = self._call(order)
         system.end_children()
         self._undress()
-        if time.monotonic() - started < place.lasting_s and place.give_back(root):
+        if time.monotonic() - started < place.lasting_s and place.give_back():
             return record | {"lent": True, "files": {name: content.decode() for name, (content, _) in self._carried.items()}}
         place.let_go()
         try:
@@ -134,6 +135,12 @@ class Runner:
         except OSError as exc:
             return _exception(order, exc)
         return record
+
+    def rest(self) -> None:
+        """No task follows at once."""
+        self._deadline.arm(0)
+        if self._place is not None:
+            self._place.park()
 
     def fit(self) -> bool:
         """Whether the last task left this process as it was: no thread, no signal handler, no limit of its own."""
@@ -216,11 +223,14 @@ class Runner:
     def _dress(self, env: dict[str, str]) -> None:
         """What differs from the last task's environment: to set all of it anew would take longer."""
         wanted, current = env | self._kept, os.environ
-        for name in [name for name in current if name not in wanted]:
+        raw = current._data  # type: ignore[attr-defined]  # each look through the front of it codes or decodes a name and a value
+        worn = self._worn if raw == self._worn_raw else dict(current)
+        for name in worn.keys() - wanted.keys():
             del current[name]
         for name, value in wanted.items():
-            if current.get(name) != value:
+            if worn.get(name) != value:
                 current[name] = value
+        self._worn, self._worn_raw = wanted, dict(raw)
 
     def _undress(self) -> None:
         sys.stdout, sys.stderr = self._streams = _good_streams(self._streams)

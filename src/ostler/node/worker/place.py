@@ -1,16 +1,19 @@
 """A workspace that is lent to one task after another, as long as they leave nothing in it.
 
 To make folders and log files for each task, and to remove them, costs more than most tasks. So a worker has one spare workspace, with
-standard output and error open in it. It is moved to where the next task's is to be, and back if that task wrote nothing.
+standard output and error open in it. It is moved to where the next task's is to be, and if that task wrote nothing, from there to the
+place of the next one, or back where none follows.
 """
 
 # ruff: noqa: PTH102, PTH104, PTH208 - as in attempt.py
 import contextlib
 import os
 import shutil
+import time
 
 FOLDERS = ("input", "work", "output", "logs")
 STREAMS = {"stdout.log": 1, "stderr.log": 2}
+SETTLED_S = 0.05  # much longer than a tick of the clock by which a file system dates changes
 
 
 class Place:
@@ -20,36 +23,48 @@ class Place:
     def __init__(self, spare: str, lasting_s: float) -> None:
         self.lasting_s = lasting_s
         self._spare = spare
+        self._at = spare  # where it lies now
         self._files: dict[int, tuple[int, int]] | None = None  # which file each stream is; None: there is no spare workspace
-        self._folders: list[tuple[int, int, int]] = []
-        self._work = -1
+        self._made: list[tuple[int, ...]] = []  # root and folders, each by device, number and mode
+        self._seen: list[tuple[int, ...]] = []  # the same and when it was changed, as last looked at,
+        self._seen_at = 0.0
+        self._trusted: list[tuple[int, ...]] = []  # and as it is whenever nothing is in it
+        self._root = self._work = -1
 
     def take(self, root: str) -> None:
         """Have a workspace at `root`, work in it, write into its logs. Raises OSError."""
         if self._files is None:
             self._make()
-        os.rename(self._spare, root)
+        os.rename(self._at, root)
+        self._at = root
         os.fchdir(self._work)
 
-    def give_back(self, root: str) -> bool:
-        """Whether nothing was left at `root`; it is the spare one again then, and else stays there for good."""
+    def give_back(self) -> bool:
+        """Whether nothing was left in it; it goes to the next task then, or back by `park`, and else stays there for good."""
         files = self._files
         silent = files is not None and all(_is_empty(number, file) for number, file in files.items())
-        empty = silent and _is_bare(root, self._folders)
-        if empty:
+        if silent and self._is_bare():
+            return True
+        self.let_go()
+        return False
+
+    def park(self) -> None:
+        """No task follows at once: it is the spare one again."""
+        if self._files is not None and self._at != self._spare:
             try:
-                os.rename(root, self._spare)
+                os.rename(self._at, self._spare)
             except OSError:
-                empty = False
-        if not empty:
-            self.let_go()
-        return empty
+                self.let_go()
+            else:
+                self._at = self._spare
 
     def let_go(self) -> None:
         """What is at the root of the last task stays there for good; nobody writes into its logs any more."""
         if self._files is not None:
             self._files = None
+            self._at = self._spare
             os.close(self._work)
+            os.close(self._root)
         for number in STREAMS.values():
             redirect(os.devnull, number)
         os.chdir("/")
@@ -57,6 +72,7 @@ class Place:
     def rest(self) -> None:
         """Hold nothing on that disk, which somebody may want to unmount; the next task gets a new spare one."""
         if self._files is not None:
+            self.park()
             self.let_go()
             with contextlib.suppress(OSError):
                 shutil.rmtree(self._spare)
@@ -72,8 +88,40 @@ class Place:
             redirect(f"{self._spare}/logs/{name}", number)
             files[number] = _identity(number)
         self._work = os.open(f"{self._spare}/work", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._folders = _folders(self._spare)
+        self._root = os.open(self._spare, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._made, self._seen, self._trusted = [mark[:-1] for mark in self._marks()], [], []
         self._files = files
+
+    def _marks(self) -> list[tuple[int, ...]]:
+        """What a task may have changed of it, and when. The root is dated by its content, as it changes whenever it is moved."""
+        root = os.lstat(self._at)
+        marks: list[tuple[int, ...]] = [(root.st_dev, root.st_ino, root.st_mode, root.st_mtime_ns)]
+        for name in FOLDERS:
+            one = os.stat(name, dir_fd=self._root, follow_symlinks=False)
+            marks.append((one.st_dev, one.st_ino, one.st_mode, one.st_ctime_ns))
+        return marks
+
+    def _is_bare(self) -> bool:
+        """Whether it is as `_make` made it. Each change leaves a date, so what was found empty and has the same dates as then is empty,
+        if those dates were older than a tick by then."""
+        try:
+            marks = self._marks()
+            if marks == self._trusted:
+                return True
+            now = time.monotonic()
+            if marks != self._seen:
+                self._seen, self._seen_at = marks, now
+            empty = (
+                [mark[:-1] for mark in marks] == self._made
+                and not any(os.listdir(f"{self._at}/{name}") for name in FOLDERS if name != "logs")
+                and len(os.listdir(f"{self._at}/logs")) == len(STREAMS)
+                and len(os.listdir(self._at)) == len(FOLDERS)
+            )
+        except OSError:
+            return False
+        if empty and now - self._seen_at > SETTLED_S:
+            self._trusted = marks
+        return empty
 
 
 def redirect(path: str, number: int) -> None:
@@ -98,22 +146,3 @@ def _is_empty(number: int, file: tuple[int, int]) -> bool:
     except OSError:  # the task closed it
         return False
     return not status.st_size and (status.st_dev, status.st_ino) == file
-
-
-def _folders(root: str) -> list[tuple[int, int, int]]:
-    """What a task may have changed of a workspace and its empty folders: a link to one that it moved away is another one."""
-    some = [os.lstat(path) for path in (root, *(f"{root}/{name}" for name in FOLDERS))]
-    return [(status.st_dev, status.st_ino, status.st_mode) for status in some]
-
-
-def _is_bare(root: str, folders: list[tuple[int, int, int]]) -> bool:
-    """Whether it is as `_make` made it."""
-    try:
-        return (
-            not any(os.listdir(f"{root}/{name}") for name in FOLDERS if name != "logs")
-            and len(os.listdir(f"{root}/logs")) == len(STREAMS)
-            and len(os.listdir(root)) == len(FOLDERS)
-            and _folders(root) == folders
-        )
-    except OSError:
-        return False

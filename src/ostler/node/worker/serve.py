@@ -176,7 +176,11 @@ class Service:
             self._note(None)
 
     def _tell(self) -> None:
-        """Of several ends at once: whoever misses one sees it in the ledger."""
+        """Of several ends at once: whoever misses one sees it in the ledger. What is told to have left nothing has no folder by then."""
+        self._runner.rest()
+        self._send_held()
+
+    def _send_held(self) -> None:
         if self._held:
             text, self._held = b"\n".join(self._held), []
             self._send_text(text)
@@ -237,7 +241,7 @@ class Service:
         return daemon.recv(_BLOCK)
 
     def _send(self, message: dict[str, Any]) -> None:
-        self._tell()
+        self._send_held()
         self._send_text(json.dumps(message).encode())
 
     def _send_text(self, text: bytes) -> None:
