@@ -70,6 +70,20 @@ def test_misuse_is_told_without_a_traceback(alone, words, code, said):
     assert not done.stdout
 
 
+@pytest.mark.parametrize(("content", "said"), [(None, "cannot be read"), ("coordinator: 7\n", "coordinator")])
+def test_a_daemon_that_cannot_start_says_the_same_on_the_short_way_and_on_the_long(tmp_path, content, said):
+    """`node --config FILE` is looked at before the command line is loaded."""
+    file = tmp_path / "node.yaml"
+    if content is not None:
+        file.write_text(content)
+    short, long = (
+        subprocess.run([OSTLER, "node", *words, "--config", file], check=False, capture_output=True, text=True, timeout=60)
+        for words in ([], ["--await-keeper"])
+    )
+    assert (short.returncode, short.stdout, short.stderr) == (long.returncode, long.stdout, long.stderr)
+    assert (short.returncode, said in short.stderr, "Traceback" in short.stderr) == (3, True, False)
+
+
 def test_nobody_at_home_is_4(alone):
     for words in (["job", "list"], ["run", "--", "true"], ["job", "wait", "x"], ["job", "logs", "-f", "x"]):
         done = subprocess.run(

@@ -11,7 +11,6 @@ from ostler.assembly.resolve import host_problems, parse_listen, resolve_coordin
 from ostler.coordinator.config import refuse_password
 from ostler.model.errors import InvalidSpec, Problem
 from ostler.node.config import NodeConfig
-from ostler.node.keeper_client import KEEPER_ENVIRONMENT, SOCKET, STATE
 from ostler.runtime.settings import Flag, invalid
 
 COORDINATOR = "ostler.assembly.coordinator"
@@ -53,6 +52,12 @@ def become_node(file: Path, *, await_keeper: bool = False) -> NoReturn:
 
 def become_keeper(file: Path) -> NoReturn:
     """Replace this process by the keeper of this configuration's node. What a job must not see is not in its environment."""
+    from ostler.node.keeper_client import (
+        KEEPER_ENVIRONMENT,
+        SOCKET,
+        STATE,
+    )  # brings asyncio, which a daemon's first step needs not
+
     config = resolve_node(file.absolute(), env=os.environ, need_secrets=False).value
     state = config.state
     command = [sys.executable, "-P", "-m", KEEPER, "--socket", str(state / SOCKET), "--state", str(state / STATE)]

@@ -258,10 +258,12 @@ async def run(config: NodeConfig, file: Path | None, manager: ServiceManager, *,
     host, able = await _sandboxes(state, keeper)
     _check_sandbox(config, able, logger)
     _check_tls(config, logger)
+    keeping = asyncio.create_task(_kept(keeper, state))  # it starts while this process looks around
     eyes = await asyncio.to_thread(_open_eyes, config, able, identity.node_id)
+    first_look = await asyncio.to_thread(eyes.look)
     vault = Vault(state)
     processes = Processes(
-        keeper=keeper or await ensure_keeper(state),
+        keeper=await keeping,
         config=config,
         host=host,
         abilities=able,
@@ -291,7 +293,7 @@ async def run(config: NodeConfig, file: Path | None, manager: ServiceManager, *,
         Parts(
             config=config, journal=journal, identity=identity, client=client, heart=heart, runners=runners,
             keeper=keepers.again, tidy=keepers.tidy, prepare=prepare, vault=vault, look=eyes.look,
-            gpus=lambda: eyes.gpus.read().gpus, sample=eyes.gauge.load, first_look=await asyncio.to_thread(eyes.look),
+            gpus=lambda: eyes.gpus.read().gpus, sample=eyes.gauge.load, first_look=first_look,
             manager=manager, release=own_release(), clock=clock, logger=logger,
             no_op=no_op(processes, folder=state / "self-check", level=config.sandbox.level),
         )
@@ -321,6 +323,10 @@ async def _sandboxes(state: Path, keeper: KeeperClient | None) -> tuple[Host, Sa
         return found.host, found.abilities
     host = await asyncio.to_thread(observe, state / "sandbox")
     return host, await asyncio.to_thread(abilities, host)
+
+
+async def _kept(keeper: KeeperClient | None, state: Path) -> KeeperClient:
+    return keeper or await ensure_keeper(state)
 
 
 def _attend_signals(daemon: NodeDaemon, again: Callable[[], Awaitable[None]]) -> None:
