@@ -74,8 +74,8 @@ def uninstall(places: Places, *, keep_state: bool, end_jobs: bool) -> dict[str, 
     with _alone(places):
         if not end_jobs:
             _refuse_jobs(places)
-        _stop()
         traces = Traces(places)
+        _stop(places, traces)
         state, logs = places.state, places.logs
         left = [logs] if logs.is_dir() and any(logs.iterdir()) else []
         keep = (state, *left) if keep_state else tuple(left)
@@ -268,10 +268,11 @@ def _refuse_jobs(places: Places) -> None:
         raise Refused("busy", f"{running} jobs run on this host: drain it first, or say --end-jobs to end them")
 
 
-def _stop() -> None:
-    """The daemon first, which then reports no job's end as a failure; the keeper ends what runs."""
+def _stop(places: Places, traces: Traces) -> None:
+    """The daemon first, which then reports no job's end as a failure; the keeper ends what runs. A unit that was put back already is
+    somebody else's."""
     for name in (WATCH_UNIT, NODE_UNIT, KEEPER_UNIT):
-        if systemd.show(name, "LoadState")["LoadState"] not in {"not-found", ""}:
+        if not traces.is_back(places.units / name) and systemd.show(name, "LoadState")["LoadState"] == "loaded":
             systemd.act("stop", name)
             systemd.act("disable", name)
 

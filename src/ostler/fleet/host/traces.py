@@ -68,6 +68,15 @@ class Traces:
         )
         self._save()
 
+    def is_back(self, path: Path) -> bool:
+        """Whether what was there before is there again."""
+        was = self.before.get(self._name(path))
+        if was is None or not os.path.lexists(path):
+            return False
+        if "link" in was:
+            return path.is_symlink() and str(path.readlink()) == was["link"]
+        return path.is_file() and path.read_bytes() == base64.b64decode(was["content"])
+
     def take_back(self, keep: tuple[Path, ...] = ()) -> tuple[list[str], list[str]]:
         """Put back what was there and remove what was made, with all that came into it, but `keep`. Answers what was removed and what
         was put back.

@@ -80,8 +80,11 @@ def test_what_is_so_already_is_left_alone(places: Places) -> None:
     places.config.write_text("edited\n")
     assert install(places)
     assert places.config.read_text() == "ours\n"
+    unit = places.units / "ostler-node.service"
+    assert not any(Traces(places).is_back(one) for one in (places.config, unit, places.allowlist))
     Traces(places).take_back()
     assert places.config.read_text() == "somebody's own\n"
+    assert all(Traces(places).is_back(one) for one in (places.config, unit))
 
 
 def test_what_is_to_be_kept_stays(places: Places) -> None:
