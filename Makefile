@@ -8,7 +8,7 @@ DEV_STAMP := .venv/.dev-$(shell cksum < lock/dev.txt | cut -d' ' -f1)
 INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check
 export PYTHONDONTWRITEBYTECODE ?=
 
-.PHONY: help run test check fmt chaos testbed testbed-down bench bench-quick venv dev lock docs clean
+.PHONY: help run test check fmt chaos test-fleet testbed testbed-down bench bench-quick venv dev lock docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -38,7 +38,7 @@ run: $(RUN_STAMP)  ## transcode a video on a node through a coordinator (VIDEO=p
 
 test: $(DEV_STAMP)  ## all tests, with coverage
 	@tools/system-packages bubblewrap
-	@$(PY) -m pytest -n $${TEST_JOBS:-2} --dist loadgroup --cov --cov-report= $(ARGS)
+	@$(PY) -m pytest -n $${TEST_JOBS:-2} --dist loadgroup --cov --cov-report= -m "not long" $(ARGS)
 	@echo "==> coverage"
 	@.venv/bin/coverage report --skip-covered --skip-empty
 	@echo "==> the pure model is covered whole"
@@ -61,6 +61,9 @@ chaos: $(DEV_STAMP)  ## faults by SEED over JOBS jobs, and the proof that nothin
 	@tools/system-packages bubblewrap
 	@$(PY) -m tests.chaos.run --seed $(or $(SEED),1) --jobs $(or $(JOBS),2000) \
 	  --store $(or $(STORE),sqlite) --replicas $(or $(REPLICAS),1) $(ARGS)
+
+test-fleet: $(DEV_STAMP)  ## rollouts on HOSTS real hosts (16), the long tests too; needs root
+	@TESTBED_HOSTS=$(or $(HOSTS),16) $(PY) -m pytest -n 0 -v tests/fleet $(ARGS)
 
 testbed: $(DEV_STAMP)  ## HOSTS real hosts (systemd, sshd, own addresses) to play with; needs root
 	@$(PY) -m tests.fleet.testbed up --hosts $(or $(HOSTS),4)

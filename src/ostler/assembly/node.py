@@ -115,6 +115,7 @@ class Eyes:
             sandbox=self.abilities,
             gpus=self.gpus.read(),
             xids=self.kernel.xids(),
+            release=own_release(),
         )
 
 

@@ -158,7 +158,8 @@ class HealthProblem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
-    """All of it. `disk_free_mb` is the free space of the workspaces, which `disks` names first."""
+    """All of it. `disk_free_mb` is the free space of the workspaces, which `disks` names first; `release` the one that the daemon was
+    installed in, where it was."""
 
     node_id: str
     version: str
@@ -177,6 +178,7 @@ class Capabilities:
     engines: tuple[Engine, ...] = ()
     sandbox: SandboxAbilities = _NOT_TOLD
     health: tuple[HealthProblem, ...] = ()
+    release: str | None = None
 
     @property
     def gpu_count(self) -> int:

@@ -118,6 +118,7 @@ class Health:
             "active_sessions": 0,
             "memory_usage_mb": _memory_mb(),
             "last_heartbeat": None if last is None else self._at(last, now),
+            "session": self._session.is_open,
             "last_contact_s": None if last is None else round(now - last, 1),
             "self_check": self._self_check(),
             "undelivered": len(self._table.over()),

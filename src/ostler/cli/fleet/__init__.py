@@ -2,7 +2,7 @@
 
 import typer
 
-from ostler.cli.fleet import hosts, install
+from ostler.cli.fleet import commands, hosts, install, status, update
 
 app = typer.Typer(help="Look after hosts over SSH.", no_args_is_help=True)
 
@@ -15,3 +15,9 @@ def fleet() -> None:
 app.command(name="hosts")(hosts.hosts)
 app.command(name="install")(install.install)
 app.command(name="uninstall")(install.uninstall)
+app.command(name="status")(status.status)
+app.command(name="update")(update.update)
+app.command(name="run")(commands.run)
+app.command(name="logs")(commands.logs)
+app.command(name="trust")(commands.trust)
+app.add_typer(commands.lock, name="lock")

@@ -39,11 +39,10 @@ async def on_each(
     hosts: Mapping[str, Any], act: Callable[[Any, Any], Awaitable[Any]], *, accept_new: bool, known_hosts: Path | None
 ) -> dict[str, Any]:
     """`act(lines, host)` on all hosts at once: its answer by name, or the error that ended it there. No host waits for another."""
+    from ostler.assembly import rollouts
     from ostler.fleet.rollout.by_ssh import Lines
-    from ostler.fleet.ssh.trust import Trust
 
-    usual = Trust.usual(Path.home(), accept_new=accept_new)
-    trust = usual if known_hosts is None else Trust(files=(known_hosts,), accept_new=accept_new)
+    trust = rollouts.trust(accept_new=accept_new, known_hosts=known_hosts)
     async with Lines(trust, local_user=getpass.getuser()) as lines:
         answers = await asyncio.gather(*(act(lines, host) for host in hosts.values()), return_exceptions=True)
     for answer in answers:

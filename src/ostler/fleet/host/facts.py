@@ -34,6 +34,7 @@ def gather(places: Places, wanted: tuple[binaries.Binary, ...] = ()) -> dict[str
         else [],
         "units": {name: _unit(places, name) for name in UNITS},
         "config_sha256": digest(places.config),
+        "applied_sha256": digest(places.applied),
         "health": daemon.ask(places.door, "GET", "/healthz"),
         "lock": read_json(places.lock),
         "update": read_json(places.update),
@@ -68,6 +69,7 @@ def _unit(places: Places, name: str) -> dict[str, Any]:
         "state": shown.get("ActiveState") or "unknown",
         "restarts": int(restarts) if restarts.isdecimal() else 0,
         "sha256": digest(places.units / name),
+        "wanted": digest(places.current / "units" / name),
     }
 
 

@@ -97,6 +97,11 @@ class Places:
         return self.updates / "config.before"
 
     @property
+    def applied(self) -> Path:
+        """The configuration that the last switch or installation put in force."""
+        return self.updates / "config.applied"
+
+    @property
     def door(self) -> Path:
         """The daemon's socket for its own user and root."""
         return self.state / "node/daemon.sock"

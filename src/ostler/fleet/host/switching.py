@@ -82,11 +82,18 @@ def is_abandoned(places: Places) -> bool:
 
 
 def apply(places: Places, release: str, config: str | None) -> None:
-    """Link, units and configuration of a release; nothing is restarted. Each step is whole, and may be done again."""
+    """Link, units and configuration of a release; nothing is restarted. Each step is whole, and may be done again.
+
+    `config` None: the configuration that was put in force last, or the one that is there where none was.
+    """
     home = places.release(release)
+    if config is None and places.applied.exists():
+        config = places.applied.read_text()  # what was edited since is drift
     if config is not None and (not places.config.exists() or places.config.read_text() != config):
         places.config.parent.mkdir(parents=True, exist_ok=True)
         write(places.config, config.encode(), mode=0o644)
+    if places.config.exists():
+        write(places.applied, places.config.read_bytes(), mode=0o600)
     for name in UNITS:
         content = (home / "units" / name).read_bytes()
         there = places.units / name

@@ -110,7 +110,7 @@ def _not_yet(watch: Watch, sight: Sight, now: float) -> tuple[Watch, Verdict]:
 
 def _itself_good(watch: Watch, sight: Sight, health: dict[str, Any], now: float) -> tuple[Watch, Verdict]:
     watch = replace(watch, bad_since=None)
-    contact = health.get("last_contact_s")
+    contact = health.get("last_contact_s") if health.get("session") else None  # one that sends it away is no contact
     if isinstance(contact, int | float) and contact <= CONTACT_S:
         since = now if watch.good_since is None else watch.good_since
         watch = replace(watch, state=State.WATCHING, good_since=since, alone_since=None, reason=None)

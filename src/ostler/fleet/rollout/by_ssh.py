@@ -21,15 +21,17 @@ from ostler.model.errors import MachineUnreachable, Rejected
 LOOK_S = 1.0
 AGAIN_S = 2.0
 AT_ONCE = 64
+KEEP = 3  # releases on a host, the one in force and the one before it among them
 
 Gate = Callable[[Host, Facts | None], Awaitable[str | None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Content:
-    """What a rollout brings to each host: the release's bundle, its digest, and each host's configuration (None: it keeps its own)."""
+    """What a rollout brings to each host: the release's bundle for a platform (`cp311-x86_64`), the digest of its manifest, and each
+    host's configuration (None: it keeps its own)."""
 
-    bundle: bytes
+    bundle: Callable[[str], bytes]
     digest: str
     config: Mapping[str, str | None]
     services: Mapping[str, list[dict[str, Any]]]
@@ -66,6 +68,14 @@ class Lines:
             except MachineUnreachable:
                 await self.drop(host.name)
                 raise
+
+    async def read(self, host: Host, step: Step) -> AsyncIterator[str]:
+        """The lines of a step's output as they come. Raises MachineUnreachable, StepFailed."""
+        async with self._gates.setdefault(host.name, asyncio.Lock()):
+            line = await self._line(host)
+        self._told(host, line.user, step)
+        async for text in line.read(step):
+            yield text
 
     async def drop(self, name: str) -> None:
         """End a host's connection; the next step opens another."""
@@ -131,6 +141,14 @@ class SshCarrier:
         self._facts[host] = facts
         return Looked(facts=facts, verdict=judge(facts, wanted, asked_at=asked, answered_at=datetime.now(UTC)))
 
+    def steps(self, host: str) -> list[Step]:
+        """All steps of a host that was looked at, as they would be carried out where nothing goes wrong."""
+        facts, steps = self._facts[host], [self._steps.lock(self._plan.rollout_id, self._owner, self._message)]
+        if self._plan.release not in facts.releases:
+            steps.append(self._steps.install(self._content.digest, self._content.bundle(facts.platform)))
+        return [*steps, self._switch_step(host), self._steps.observe(self._plan.rollout_id), self._steps.prune(keep=KEEP),
+                self._steps.unlock(self._plan.rollout_id)]  # fmt: skip
+
     async def carry(self, host: str, phase: Phase, reason: str | None) -> Result:
         """One step; what a host does becomes an event."""
         act = {
@@ -155,23 +173,16 @@ class SshCarrier:
 
     async def _upload(self, host: Host) -> Result:
         facts = self._facts.get(host.name)
-        if facts is None or self._plan.release not in facts.releases:
-            content = self._content
-            await self._ask(host, self._steps.install(content.digest, content.bundle))
+        if facts is None:
+            return Result(event=Event.REFUSED, reason="nobody has looked at this host")
+        if self._plan.release not in facts.releases:
+            bundle = await asyncio.to_thread(self._content.bundle, facts.platform)
+            await self._ask(host, self._steps.install(self._content.digest, bundle))
         return Result(event=Event.DONE)
 
     async def _switch(self, host: Host) -> Result:
         try:
-            said = await self._ask(
-                host,
-                self._steps.switch(
-                    self._plan.rollout_id,
-                    self._plan.release,
-                    window_s=self._plan.window_for(host.name).total_seconds(),
-                    config=self._content.config.get(host.name),
-                    services=self._content.services.get(host.name, []),
-                ),
-            )
+            said = await self._ask(host, self._switch_step(host.name))
         except HostRefused as exc:
             if exc.code in ("disk", "unit"):  # it had begun: the release before is put back
                 return Result(event=Event.SICK, reason=exc.message)
@@ -182,18 +193,30 @@ class SshCarrier:
             return Result(event=Event.SICK, reason=first, detail=rest or None)
         return Result(event=Event.DONE, detail=warnings or None)
 
+    def _switch_step(self, host: str) -> Step:
+        return self._steps.switch(
+            self._plan.rollout_id,
+            self._plan.release,
+            window_s=self._plan.window_for(host).total_seconds(),
+            config=self._content.config.get(host),
+            services=self._content.services.get(host, []),
+        )
+
     async def _watch(self, host: Host) -> Result:
         """Until the host's watcher and the coordinator agree, or the time is over. A line that breaks is opened again."""
         asking: asyncio.Task[str | None] | None = None
         said: dict[str, Any] = {}
+        answers = False
         try:
             async with asyncio.timeout(self._plan.timeout.total_seconds()):
                 while True:
                     try:
                         said = await self._ask(host, self._steps.observe(self._plan.rollout_id))
                     except MachineUnreachable:
+                        answers = False
                         await asyncio.sleep(AGAIN_S)
                         continue
+                    answers = True
                     if (result := _judged(said)) is not None:
                         return result
                     good = said.get("state") == "good"
@@ -206,14 +229,15 @@ class SshCarrier:
                     await asyncio.sleep(LOOK_S)
         except TimeoutError:
             state = said.get("reason") or said.get("state") or "it does not answer"
-            return Result(event=Event.LOST, reason=f"not decided in {self._plan.timeout}: {state}; its watcher goes on by itself")
+            event = Event.REFUSED if answers else Event.LOST
+            return Result(event=event, reason=f"not decided in {self._plan.timeout}: {state}; its watcher goes on by itself")
         finally:
             if asking is not None:
                 asking.cancel()
 
     async def _confirm(self, host: Host) -> Result:
         with contextlib.suppress(HostRefused):
-            await self._ask(host, self._steps.prune(keep=3))
+            await self._ask(host, self._steps.prune(keep=KEEP))
         return Result(event=Event.DONE)
 
     async def _go_back(self, host: Host, reason: str | None) -> Result:

@@ -15,11 +15,12 @@ ROOM = 3  # an unpacked release takes about three times its bundle, and the bund
 
 
 class Unit(msgspec.Struct, frozen=True, kw_only=True):
-    """One systemd unit as the host sees it. `sha256` is of the unit's file (None: there is none); `restarts` counts since it was
-    started by hand."""
+    """One systemd unit as the host sees it. `sha256` is of the unit's file (None: there is none), `wanted` of the one in the release
+    that is in force; `restarts` counts since it was started by hand."""
 
     state: str
     sha256: str | None = None
+    wanted: str | None = None
     restarts: int = 0
 
 
@@ -59,25 +60,27 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     releases: tuple[str, ...] = ()
     units: Mapping[str, Unit] = {}
     config_sha256: str | None = None
+    applied_sha256: str | None = None
     health: Mapping[str, Any] | None = None
     lock: Lock | None = None
     update: OpenUpdate | None = None
     warnings: tuple[str, ...] = ()
 
+    @property
+    def platform(self) -> str:
+        """As releases name it."""
+        return f"{self.abi}-{self.arch}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """What the rollout brings: the release with the platforms that it has (`cp311-x86_64`), its size, and the hashes of the units
-    and of the host's configuration in it.
-
-    `config_sha256` None: the host keeps the configuration that it has.
-    """
+    """What the rollout brings: the release with the platforms that it has (`cp311-x86_64`) and its size, and the hash of the host's
+    configuration (None: the one that was put in force last)."""
 
     rollout_id: str
     release: str
     platforms: Collection[str]
     bundle_mb: int
-    unit_sha256: Mapping[str, str]
     config_sha256: str | None = None
 
 
@@ -105,23 +108,34 @@ def skew(facts: Facts, asked_at: datetime, answered_at: datetime) -> timedelta:
 
 def drift(facts: Facts, wanted: Wanted) -> tuple[str, ...]:
     """What is not there as `wanted` has it, one line each."""
-    lines = []
-    if facts.current != wanted.release:
-        lines.append(f"release {facts.current or 'none'} → {wanted.release}")
-    for name, sha256 in sorted(wanted.unit_sha256.items()):
-        there = facts.units.get(name)
-        if there is None or there.sha256 is None:
-            lines.append(f"{name} is missing")
-        elif there.sha256 != sha256 and facts.current == wanted.release:
-            lines.append(f"{name} was edited")
+    lines = [] if facts.current == wanted.release else [f"release {facts.current or 'none'} → {wanted.release}"]
+    lines += edited(facts)
     if wanted.config_sha256 is not None and facts.config_sha256 != wanted.config_sha256:
-        lines.append("configuration differs")
-    running = (facts.health or {}).get("release")
-    if facts.current == wanted.release and running is not None and running != wanted.release:
-        lines.append(f"the daemon still runs {running}")
-    if facts.current == wanted.release and (node := facts.units.get(NODE_UNIT)) is not None and node.state != "active":
-        lines.append(f"{NODE_UNIT} is {node.state}")
+        lines.append("the configuration differs")
+    if facts.current == wanted.release:
+        lines += not_running(facts)
     return tuple(lines)
+
+
+def edited(facts: Facts) -> list[str]:
+    """What somebody changed by hand since it was put in force."""
+    lines = []
+    for name, unit in sorted(facts.units.items()):
+        if unit.sha256 is None:
+            lines.append(f"{name} is missing")
+        elif unit.wanted is not None and unit.sha256 != unit.wanted:
+            lines.append(f"{name} was edited")
+    if facts.applied_sha256 is not None and facts.config_sha256 != facts.applied_sha256:
+        lines.append("the configuration was edited" if facts.config_sha256 else "the configuration is missing")
+    return lines
+
+
+def not_running(facts: Facts) -> list[str]:
+    """Where the daemon is not what is in force."""
+    running = (facts.health or {}).get("release")
+    node = facts.units.get(NODE_UNIT)
+    lines = [f"the daemon still runs {running}"] if running is not None and running != facts.current else []
+    return [*lines, f"{NODE_UNIT} is {node.state}"] if node is not None and node.state != "active" else lines
 
 
 def _refusal(facts: Facts, wanted: Wanted, asked_at: datetime, answered_at: datetime) -> str | None:
@@ -129,7 +143,7 @@ def _refusal(facts: Facts, wanted: Wanted, asked_at: datetime, answered_at: date
         return f"cannot write to {directory}: {why}"
     if NODE_UNIT not in facts.units or facts.units[NODE_UNIT].sha256 is None:
         return "the service is not installed: run `ostler fleet install` first"
-    platform = f"{facts.abi}-{facts.arch}"
+    platform = facts.platform
     if platform not in wanted.platforms:
         has = ", ".join(sorted(wanted.platforms))
         return (

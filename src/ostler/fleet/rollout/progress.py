@@ -60,6 +60,7 @@ TRANSITIONS: dict[tuple[Phase, Event], Phase] = {
     (_P.GATING, _E.DONE): _P.CONFIRMING,  # good for the whole window
     (_P.GATING, _E.SICK): _P.GOING_BACK,
     (_P.GATING, _E.WENT_BACK): _P.UNLOCKING,  # the host's own watcher was faster
+    (_P.GATING, _E.REFUSED): _P.UNLOCKING,  # not decided in time: its watcher goes on, and lets no other update in
     (_P.CONFIRMING, _E.DONE): _P.UNLOCKING,
     (_P.CONFIRMING, _E.WENT_BACK): _P.UNLOCKING,
     (_P.CONFIRMING, _E.SICK): _P.GOING_BACK,
@@ -83,6 +84,7 @@ _FATE = {  # (the phase that a host leaves for `unlocking`, the event) -> its en
     (_P.UPLOADING, _E.REFUSED): _P.FAILED,
     (_P.SWITCHING, _E.REFUSED): _P.FAILED,
     (_P.GATING, _E.WENT_BACK): _P.UNHEALTHY,
+    (_P.GATING, _E.REFUSED): _P.UNREACHABLE,
     (_P.CONFIRMING, _E.WENT_BACK): _P.UNHEALTHY,
     (_P.GOING_BACK, _E.DONE): _P.UNHEALTHY,
     (_P.GOING_BACK, _E.WENT_BACK): _P.UNHEALTHY,

@@ -50,6 +50,22 @@ class Line:
             raise _failure(step, outcome, self.user)
         return outcome
 
+    async def read(self, step: Step) -> AsyncIterator[str]:
+        """The lines of its output as they come, errors among them. Raises as `run` does."""
+        try:
+            async with asyncio.timeout(step.timeout.total_seconds()):
+                process = await self._connection.create_process(step.command(self.user), stderr=asyncssh.STDOUT, errors="replace")
+                async with process:
+                    async for line in process.stdout:
+                        yield line.rstrip("\n")
+                    await process.wait_closed()
+        except TimeoutError:
+            return
+        except (OSError, asyncssh.Error) as exc:
+            raise MachineUnreachable(f"{step.title}: the connection was lost ({exc or type(exc).__name__})") from exc
+        if process.returncode not in step.codes:
+            raise _failure(step, Outcome(code=process.returncode or 255, stdout=b"", stderr=b""), self.user)
+
     async def _execute(self, step: Step) -> Outcome:
         process: asyncssh.SSHClientProcess[bytes] = await self._connection.create_process(step.command(self.user), encoding=None)
         async with process:

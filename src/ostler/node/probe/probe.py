@@ -21,6 +21,7 @@ def probe(
     sandbox: SandboxAbilities | None = None,
     gpus: GpuReading | None = None,
     xids: Sequence[Xid] | None = None,
+    release: str | None = None,
     root: Path = Path("/"),
 ) -> Capabilities:
     """Look at this machine. Blocks for milliseconds, or up to the patience of a GPU's tool: call it in a thread.
@@ -51,6 +52,7 @@ def probe(
         hostname=platform.node(),
         machine_id=host.machine_id(root=root),
         engines=host.engines(root=root),
+        release=release,
         sandbox=sandbox or SandboxAbilities(),
         health=(*reading.problems, *health.problems(gpus=found, disks=disks, xids=logged)),
     )

@@ -13,7 +13,7 @@ from ostler.fleet.host.watch import CLOSED, CONTACT_S, HOLD_S, START_S, Sight, S
 BEGAN = 1000.0
 WATCH = Watch(update_id="u1", release="new", previous="old", window_s=45.0, began=BEGAN, bad_since=BEGAN)
 OLD = {"release": "old", "self_check": "ok", "last_contact_s": 1.0}
-NEW = {"release": "new", "self_check": "ok", "last_contact_s": 1.0}
+NEW = {"release": "new", "self_check": "ok", "session": True, "last_contact_s": 1.0}
 ALONE = NEW | {"last_contact_s": None}
 GOOD = Sight(active="active", restarts=0, health=NEW)
 
@@ -103,6 +103,12 @@ def test_one_that_only_the_release_before_would_let_in_goes_back() -> None:
     end = follow(lambda _: replace(GOOD, health=ALONE), reaches=True)
     assert (end.verdict, end.after_s) == (Verdict.GO_BACK, CONTACT_S + 1)
     assert "still answers old" in (end.watch.reason or "")
+
+
+def test_one_that_is_sent_away_has_no_contact() -> None:
+    sent_away = NEW | {"session": False}
+    assert follow(lambda _: replace(GOOD, health=sent_away), reaches=True).verdict is Verdict.GO_BACK
+    assert follow(lambda _: replace(GOOD, health=sent_away), reaches=False, limit_s=300).watch.state is State.HOLDING
 
 
 def test_the_window_begins_anew_when_the_coordinator_is_back() -> None:

@@ -160,6 +160,7 @@ def test_ends_are_ends() -> None:
         ((Event.BEGIN, Event.DONE, Event.REFUSED, Event.DONE), Phase.FAILED),
         ((Event.BEGIN, Event.DONE, Event.DONE, Event.DONE, Event.WENT_BACK, Event.LOST), Phase.UNHEALTHY),
         ((Event.BEGIN, Event.DONE, Event.DONE, Event.SICK, Event.REFUSED), Phase.UNHEALTHY),
+        ((Event.BEGIN, Event.DONE, Event.DONE, Event.DONE, Event.REFUSED, Event.DONE), Phase.UNREACHABLE),
         ((Event.BEGIN, *[Event.DONE] * 5, Event.LOST), Phase.UPDATED),
     ],
 )

@@ -16,7 +16,6 @@ WANTED = Wanted(
     release="0.2.0-new",
     platforms=("cp311-x86_64", "cp313-x86_64"),
     bundle_mb=20,
-    unit_sha256=UNITS,
     config_sha256="c",
 )
 
@@ -30,7 +29,7 @@ def facts(**changes: Any) -> Facts:
         now=ASKED.timestamp() + 1,
         disk_free_mb=10_000,
         current="0.1.0-old",
-        units={name: Unit(state="active", sha256=sha256) for name, sha256 in UNITS.items()},
+        units={name: Unit(state="active", sha256=sha256, wanted=sha256) for name, sha256 in UNITS.items()},
         config_sha256="c",
     )
     return msgspec.structs.replace(there, **changes)
@@ -110,14 +109,16 @@ def test_may_begin(changes: dict[str, Any]) -> None:
 def test_drift_is_told_line_by_line() -> None:
     there = facts(
         current="0.2.0-new",
-        units={NODE_UNIT: Unit(state="failed", sha256="other"), KEEPER_UNIT: Unit(state="active")},
+        units={NODE_UNIT: Unit(state="failed", sha256="other", wanted="n"), KEEPER_UNIT: Unit(state="active")},
         config_sha256="edited",
+        applied_sha256="c",
         health={"release": "0.1.0-old"},
     )
     assert judge(there, WANTED, asked_at=ASKED, answered_at=ANSWERED).drift == (
         "ostler-keeper.service is missing",
         "ostler-node.service was edited",
-        "configuration differs",
+        "the configuration was edited",
+        "the configuration differs",
         "the daemon still runs 0.1.0-old",
         "ostler-node.service is failed",
     )
@@ -125,7 +126,7 @@ def test_drift_is_told_line_by_line() -> None:
 
 def test_another_release_has_other_units() -> None:
     """What differs because the release differs is not drift of its own."""
-    there = facts(units={name: Unit(state="active", sha256="older") for name in UNITS})
+    there = facts(units={name: Unit(state="active", sha256="older", wanted="older") for name in UNITS})
     assert judge(there, WANTED, asked_at=ASKED, answered_at=ANSWERED).drift == ("release 0.1.0-old → 0.2.0-new",)
 
 

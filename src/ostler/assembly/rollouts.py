@@ -1,0 +1,166 @@
+"""A rollout put together: hosts, release, connections, the coordinator's word, the journal."""
+
+import asyncio
+import getpass
+import os
+import secrets
+import socket
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ostler.assembly.endpoint import Endpoint, look_for_endpoint
+from ostler.fleet.gate import CoordinatorGate
+from ostler.fleet.inventory.host import Host
+from ostler.fleet.releases.store import Release, for_platform
+from ostler.fleet.rollout.by_ssh import Content, Lines, Looked, SshCarrier
+from ostler.fleet.rollout.engine import Engine
+from ostler.fleet.rollout.journal import Happened, Journal
+from ostler.fleet.rollout.plan import Plan
+from ostler.fleet.rollout.preflight import Facts, Wanted
+from ostler.fleet.rollout.progress import Event, Phase, Progress
+from ostler.fleet.ssh.step import Step
+from ostler.fleet.ssh.trust import Trust
+from ostler.protocol.client import AsyncClient
+from ostler.protocol.trust import Trust as TlsTrust
+from ostler.runtime.clock import SystemClock
+
+
+def journals(env: Mapping[str, str] | None = None) -> Path:
+    """Where rollouts are written down."""
+    env = os.environ if env is None else env
+    state = env.get("XDG_STATE_HOME") or f"{env.get('HOME') or Path.home()}/.local/state"
+    return Path(state) / "ostler" / "rollouts"
+
+
+def trust(*, accept_new: bool, known_hosts: Path | None = None) -> Trust:
+    """Whom to believe that it is the host."""
+    usual = Trust.usual(Path.home(), accept_new=accept_new)
+    return usual if known_hosts is None else Trust(files=(known_hosts,), accept_new=accept_new)
+
+
+def new_id() -> str:
+    """The id of a rollout: when, and something that no other one has."""
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+def owner() -> str:
+    """Who deploys, for the hosts' locks."""
+    return f"{getpass.getuser()}@{socket.gethostname()}"
+
+
+@dataclass(kw_only=True)
+class Rollout:
+    """One that was looked at (`look`) and can be carried out (`run`)."""
+
+    plan: Plan
+    release: Release
+    hosts: Mapping[str, Host]
+    lines: Lines
+    gate: CoordinatorGate | None
+    message: str
+    looked: dict[str, Looked] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Builds what carries the steps."""
+        by_platform: dict[str, bytes] = {}
+
+        def bundle(platform: str) -> bytes:
+            if platform not in by_platform:
+                by_platform[platform] = for_platform(self.release.bundle, platform)
+            return by_platform[platform]
+
+        self._carrier = SshCarrier(
+            self.lines,
+            self.hosts,
+            plan=self.plan,
+            content=Content(
+                bundle=bundle,
+                digest=self.release.manifest.digest,
+                config={},
+                services={name: services(host) for name, host in self.hosts.items()},
+            ),
+            owner=owner(),
+            message=self.message,
+            gate=self._ask if self.gate is not None else None,
+        )
+
+    async def look(self, names: Sequence[str]) -> None:
+        """Preflight, all hosts at once; changes nothing."""
+        manifest = self.release.manifest
+        wanted = Wanted(
+            rollout_id=self.plan.rollout_id,
+            release=self.plan.release,
+            platforms=manifest.platforms,
+            bundle_mb=max(1, self.release.size >> 20),
+        )
+        found = await asyncio.gather(*(self._carrier.look(name, wanted) for name in names))
+        self.looked = dict(zip(names, found, strict=True))
+
+    def steps(self, name: str) -> list[Step]:
+        """What would be carried out on a host that was looked at, in its order."""
+        return self._carrier.steps(name)
+
+    async def run(
+        self, journal: Journal, *, progress: Mapping[str, Progress] | None, heard: Callable[[Happened, Progress], None]
+    ) -> Engine:
+        """Carry it out, after `look`; answers the engine with how each host ended."""
+        engine = Engine(
+            self.plan, self._carrier, journal=journal, progress=progress, heard=heard, clock=lambda: datetime.now(UTC)
+        )
+        for name, looked in self.looked.items():
+            if name in self.plan.excluded or engine.progress[name].phase is not Phase.PLANNED:
+                continue
+            if looked.unreachable is not None:
+                engine.refuse(name, Event.LOST, looked.unreachable)
+            elif looked.verdict is not None and looked.verdict.refusal is not None:
+                engine.refuse(name, Event.REFUSED, looked.verdict.refusal)
+            elif looked.verdict is not None and not looked.verdict.drift and not _open(looked.facts):
+                engine.refuse(name, Event.MATCHES, None)
+        await engine.run()
+        return engine
+
+    async def _ask(self, host: Host, facts: Facts | None) -> str | None:
+        told = (facts.health or {}).get("node_id") if facts is not None else None
+        return await self.gate.wrong(str(told or host.name), self.plan.release) if self.gate is not None else None
+
+
+@asynccontextmanager
+async def opened(
+    plan: Plan,
+    release: Release,
+    hosts: Mapping[str, Host],
+    *,
+    trust: Trust,
+    message: str,
+    coordinator: bool,
+    told: Callable[[Host, str, Step], None],
+) -> AsyncIterator[Rollout]:
+    """A rollout with its connections. `coordinator`: the one of the environment or profile is asked too, where there is one."""
+    endpoint = look_for_endpoint() if coordinator else None
+    async with Lines(trust, local_user=getpass.getuser(), told=told) as lines:
+        client = None if endpoint is None else _client(endpoint)
+        try:
+            gate = None if client is None else CoordinatorGate(client, SystemClock())
+            yield Rollout(plan=plan, release=release, hosts=hosts, lines=lines, gate=gate, message=message)
+        finally:
+            if client is not None:
+                await client.close()
+
+
+def _client(endpoint: Endpoint) -> AsyncClient:
+    tls = TlsTrust(ca_file=endpoint.ca_file, client_cert=endpoint.client_cert, client_key=endpoint.client_key)
+    return AsyncClient(endpoint.url, token=endpoint.token, trust=tls)
+
+
+def services(host: Host) -> list[dict[str, Any]]:
+    """The programs of the host's services, as its inventory's variable `services` has them."""
+    return [one for one in host.vars.get("services", ()) if isinstance(one, dict)]
+
+
+def _open(facts: Facts | None) -> bool:
+    """Whether an update of this very rollout is still being watched there."""
+    return facts is not None and facts.update is not None

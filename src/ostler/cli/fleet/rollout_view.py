@@ -1,0 +1,144 @@
+"""A rollout for people: the plan before it, one line for each host while it runs, the summary after it."""
+
+import shlex
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from ostler.cli import output
+from ostler.fleet.rollout.by_ssh import Looked
+from ostler.fleet.rollout.journal import Happened
+from ostler.fleet.rollout.plan import Plan
+from ostler.fleet.rollout.progress import FAILURES, IN_FLIGHT, TERMINAL, Phase, Progress
+
+WORDS = {
+    Phase.PLANNED: "waits",
+    Phase.LOCKING: "takes the lock",
+    Phase.UPLOADING: "gets the release",
+    Phase.SWITCHING: "switches and restarts",
+    Phase.GATING: "is watched",
+    Phase.CONFIRMING: "is good",
+    Phase.GOING_BACK: "goes back",
+    Phase.UNLOCKING: "gives the lock back",
+    Phase.CURRENT: "unchanged",
+    Phase.UPDATED: "updated",
+    Phase.FAILED: "failed",
+    Phase.UNHEALTHY: "unhealthy",
+    Phase.UNREACHABLE: "unreachable",
+    Phase.EXCLUDED: "left out",
+    Phase.HELD: "not begun",
+}
+STYLES = {
+    **dict.fromkeys(FAILURES, "red"),
+    Phase.GOING_BACK: "red",
+    Phase.UPDATED: "green",
+    Phase.HELD: "yellow",
+    Phase.EXCLUDED: "dim",
+}
+
+
+def show_plan(plan: Plan, looked: Mapping[str, Looked]) -> None:
+    """What would change on each host, and which will not be touched and why."""
+    rows = [(host, *_outlook(plan, host, looked.get(host, Looked()))) for host in plan.hosts]
+    output.table(output.columns("HOST|NOW?|WILL|WHY+?"), rows, empty="no hosts")
+    for host in plan.hosts:
+        verdict = looked.get(host, Looked()).verdict
+        for warning in verdict.warnings if verdict is not None else ():
+            output.note(f"warning: {host}: {warning}")
+
+
+def _outlook(plan: Plan, host: str, looked: Looked) -> tuple[str | None, str, str]:
+    now = looked.facts.current if looked.facts is not None else None
+    if host in plan.excluded:
+        return now, "be left out", plan.excluded[host]
+    if looked.unreachable is not None:
+        return now, "not be reached", looked.unreachable
+    verdict = looked.verdict
+    if verdict is None:
+        return now, "be looked at", ""
+    if verdict.refusal is not None:
+        return now, "be refused", verdict.refusal
+    if not verdict.drift:
+        return now, "stay as it is", ""
+    return now, "go first" if host in plan.canaries else "be updated", "; ".join(verdict.drift)
+
+
+class Progressing:
+    """Hears of each event. On a terminal one line per host that changes; else, and for `--json`, one line per event."""
+
+    def __init__(self, plan: Plan, *, as_json: bool) -> None:
+        self._plan = plan
+        self._as_json = as_json
+        self._progress = {host: Progress(host=host) for host in plan.hosts}
+        live = not as_json and sys.stderr.isatty()
+        self._live = Live(self._table(), console=Console(stderr=True), refresh_per_second=4) if live else None
+
+    def __enter__(self) -> "Progressing":
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.update(self._table(), refresh=True)
+            self._live.stop()
+
+    def heard(self, happened: Happened, after: Progress) -> None:
+        """One event."""
+        self._progress[happened.host] = after
+        if self._as_json:
+            output.print_line(happened.plain())
+        elif self._live is not None:
+            self._live.update(self._table())
+        else:
+            reason = f": {happened.reason}" if happened.reason else ""
+            output.note(f"{happened.at:%H:%M:%S} {happened.host} {WORDS[happened.phase]}{reason}")
+
+    def _table(self) -> Table:
+        table = Table(box=None, pad_edge=False, show_header=False)
+        for host in self._plan.hosts:
+            one = self._progress[host]
+            spent = _span(datetime.now(UTC) - one.began_at) if one.began_at is not None and one.phase in IN_FLIGHT else ""
+            table.add_row(
+                Text(host), Text(WORDS[one.phase], style=STYLES.get(one.phase, "")), Text(spent), Text(one.reason or "")
+            )
+        return table
+
+
+def summarise(plan: Plan, ends: Mapping[str, Progress], *, halted: str | None, retry: list[str]) -> None:
+    """How each host ended, why, and what to paste to try the others again."""
+    rows = [(one.host, WORDS[one.phase], _spent(one), one.reason) for one in ends.values()]
+    output.table(output.columns("HOST|ENDED|TOOK>?|WHY+?"), rows, empty="no hosts")
+    counts = {phase: sum(one.phase is phase for one in ends.values()) for phase in Phase if phase in TERMINAL}
+    output.say(", ".join(f"{count} {WORDS[phase]}" for phase, count in counts.items() if count))
+    if halted:
+        output.note(f"nothing new was begun: {halted}")
+    if retry:
+        output.note(f"try again: {shlex.join(retry)}")
+
+
+def to_retry(ends: Mapping[str, Progress]) -> list[str]:
+    """The hosts that are not where they should be."""
+    return [host for host, one in ends.items() if one.phase in FAILURES or one.phase is Phase.HELD]
+
+
+def plain(ends: Mapping[str, Progress], halted: str | None) -> dict[str, Any]:
+    """The summary for `--json`."""
+    return {
+        "hosts": {host: {"ended": one.phase.value, "reason": one.reason} for host, one in ends.items()},
+        "halted": halted,
+    }
+
+
+def _spent(one: Progress) -> str:
+    return _span(one.since - one.began_at) if one.since is not None and one.began_at is not None else ""
+
+
+def _span(time: timedelta) -> str:
+    return f"{time.total_seconds():.1f} s"

@@ -1,0 +1,107 @@
+"""`ostler fleet status`: how each host differs from what it should be, and the command that mends it."""
+
+import asyncio
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ostler.cli import exits, output
+from ostler.cli.fleet import asking
+from ostler.cli.fleet.options import (
+    AcceptNewOption,
+    AccessoriesOption,
+    DestinationOption,
+    GroupOption,
+    HostOption,
+    InventoryOption,
+    KnownHostsOption,
+    SshConfigOption,
+)
+from ostler.cli.options import JsonOption
+from ostler.model.errors import NotFound, OstlerError
+
+
+def status(  # noqa: PLR0917 - the options of a command
+    inventory: InventoryOption = None,
+    dest: DestinationOption = None,
+    accessories: AccessoriesOption = False,
+    group: GroupOption = None,
+    host: HostOption = None,
+    ssh_config: SshConfigOption = None,
+    known_hosts: KnownHostsOption = None,
+    accept_new: AcceptNewOption = False,
+    release: Annotated[
+        str | None,
+        typer.Option("--release", metavar="ID", help="What all hosts should have. Default: the newest that was built here."),
+    ] = None,
+    store: Annotated[Path | None, typer.Option("--store", metavar="DIR", help="Where the releases are.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what differs on each host: release, daemon, units, configuration, programs of services, clock, locks.
+
+    Each line names the command that mends it. Nothing is changed. Exit code 1 where anything differs.
+    """
+    hosts = asking.chosen(
+        inventories=inventory, destination=dest, accessories=accessories, groups=group, hosts=host, ssh_config=ssh_config
+    )
+    wanted = _release(release, store)
+    found = asyncio.run(_look(hosts, wanted, accept_new, known_hosts))
+    if as_json:
+        output.print_json({"release": wanted, "hosts": {name: _plain(one) for name, one in found.items()}})
+    else:
+        rows = [row for name, one in found.items() for row in _rows(name, one)]
+        output.table(output.columns("HOST|RELEASE?|FOUND+|MEND+?"), rows, empty="no hosts")
+    raise exits.Exit(exits.FAILED if any(isinstance(one, OstlerError) or one[1] for one in found.values()) else exits.GOOD)
+
+
+async def _look(hosts: dict[str, Any], release: str | None, accept_new: bool, known_hosts: Path | None) -> dict[str, Any]:
+    from ostler.assembly.rollouts import services
+    from ostler.fleet.host_steps import HostSteps, read_facts
+    from ostler.fleet.status import appraise
+
+    steps = HostSteps()
+
+    async def look(lines: Any, host: Any) -> Any:
+        asked_at = datetime.now(UTC)
+        facts = read_facts(await lines.run(host, steps.facts(services(host))))
+        return facts, appraise(host.name, facts, release=release, asked_at=asked_at, answered_at=datetime.now(UTC))
+
+    return await asking.on_each(hosts, look, accept_new=accept_new, known_hosts=known_hosts)
+
+
+def _release(name: str | None, store: Path | None) -> str | None:
+    """The release that hosts are compared with; None where none was built here and none is named."""
+    from ostler.assembly.releases import release_places
+    from ostler.fleet.releases.store import ReleaseStore
+
+    try:
+        return ReleaseStore(release_places(os.environ, store=store).store).find(name).release
+    except NotFound:
+        if name is not None:
+            raise
+        return None
+
+
+def _rows(name: str, found: Any) -> list[tuple[object, ...]]:
+    if isinstance(found, OstlerError):
+        return [(name, None, asking.why(found), None)]
+    facts, findings = found
+    if not findings:
+        return [(name, facts.current, "as it should be", None)]
+    return [(name if first else "", facts.current if first else None, one.what, one.mend) for first, one in _first(findings)]
+
+
+def _first(findings: list[Any]) -> list[tuple[bool, Any]]:
+    return [(number == 0, one) for number, one in enumerate(findings)]
+
+
+def _plain(found: Any) -> dict[str, Any]:
+    import msgspec
+
+    if isinstance(found, OstlerError):
+        return {"error": asking.why(found)}
+    facts, findings = found
+    return {"facts": msgspec.to_builtins(facts), "findings": [{"what": one.what, "mend": one.mend} for one in findings]}

@@ -1,0 +1,203 @@
+"""`ostler fleet update`: a release onto all hosts, looked at first, agreed to, watched, and gone on with after an interruption."""
+
+import asyncio
+import os
+import sys
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Annotated, Any
+
+import typer
+
+from ostler.cli import exits, output
+from ostler.cli.fleet import asking
+from ostler.cli.fleet.options import (
+    AcceptNewOption,
+    AccessoriesOption,
+    DestinationOption,
+    GroupOption,
+    HostOption,
+    InventoryOption,
+    KnownHostsOption,
+    SshConfigOption,
+)
+from ostler.cli.options import JsonOption, seconds
+from ostler.model.errors import Conflict, NotFound
+
+
+def update(  # noqa: PLR0917 - the options of a command
+    inventory: InventoryOption = None,
+    dest: DestinationOption = None,
+    accessories: AccessoriesOption = False,
+    group: GroupOption = None,
+    host: HostOption = None,
+    ssh_config: SshConfigOption = None,
+    known_hosts: KnownHostsOption = None,
+    accept_new: AcceptNewOption = False,
+    release: Annotated[
+        str | None, typer.Option("--release", metavar="ID", help="Its id or a beginning. Default: the newest.")
+    ] = None,
+    store: Annotated[Path | None, typer.Option("--store", metavar="DIR", help="Where the releases are.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Look, print what would be executed, change nothing.")] = False,
+    canary: Annotated[int, typer.Option("--canary", metavar="N", help="So many hosts go first, and are watched for longer.")] = 1,
+    serial: Annotated[
+        str | None, typer.Option("--serial", metavar="N|P%", help="At most so many hosts at once. Default: all.")
+    ] = None,
+    max_failures: Annotated[
+        str, typer.Option("--max-failures", metavar="N|P%", help="With more failed hosts nothing new begins.")
+    ] = "0",
+    timeout: Annotated[
+        float, typer.Option("--timeout", metavar="S", parser=seconds, help="How long one host may be watched.")
+    ] = "10m",  # type: ignore[assignment]
+    window: Annotated[
+        float,
+        typer.Option("--window", metavar="S", parser=seconds, help="How long a host must be good; the canary three times that."),
+    ] = "15s",  # type: ignore[assignment]
+    message: Annotated[str, typer.Option("--message", "-m", help="A word for the hosts' locks.")] = "update",
+    no_coordinator: Annotated[
+        bool, typer.Option("--no-coordinator", help="Do not ask the coordinator for the new version and a canary job.")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest rollout that was interrupted.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print each step as it is carried out.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring a release to the hosts. All of them are looked at first; what would change is shown, and asked about.
+
+    Then the canary goes, and if it is good all others. Each host drains, switches, restarts, is watched for a while, and takes work
+    again; its running jobs go on. A release that is no good there goes back by itself, also when this command, SSH and the coordinator are
+    gone. Hosts that have everything already are left as they are.
+
+    Exit code 0: all hosts are as they should be; 1: some are not; 2: wrong usage.
+    """
+    asked = SimpleNamespace(
+        inventory=inventory or [], dest=dest, accessories=accessories, group=group or [], host=host or [], ssh_config=ssh_config,
+        known_hosts=known_hosts, accept_new=accept_new, release=release, store=store, yes=yes, dry_run=dry_run, canary=canary,
+        serial=serial, max_failures=max_failures, timeout=timedelta(seconds=timeout), window=timedelta(seconds=window),
+        message=message, coordinator=not no_coordinator, resume=resume, verbose=verbose, as_json=as_json,
+    )  # fmt: skip
+    raise exits.Exit(asyncio.run(_update(asked)))
+
+
+async def _update(asked: SimpleNamespace) -> int:
+    from ostler.assembly import rollouts
+    from ostler.assembly.releases import release_places
+    from ostler.cli.fleet import rollout_view as view
+    from ostler.fleet.releases.store import ReleaseStore
+    from ostler.fleet.rollout.journal import Journal, unfinished
+
+    hosts = asking.chosen(
+        inventories=asked.inventory, destination=asked.dest, accessories=asked.accessories, groups=asked.group, hosts=asked.host,
+        ssh_config=asked.ssh_config,
+    )  # fmt: skip
+    journal, progress = None, None
+    if asked.resume:
+        interrupted = unfinished(rollouts.journals())
+        if interrupted is None:
+            raise NotFound("no rollout was interrupted", hint="ostler fleet update")
+        journal, plan, progress, _ = Journal.resume(rollouts.journals(), interrupted)
+        missing = [name for name in plan.hosts if name not in hosts]
+        if missing:
+            raise NotFound(
+                f"the inventory does not have {', '.join(missing)}, of rollout {interrupted}",
+                hint="name the inventory of then: -i FILE",
+            )
+        asked.release = plan.release
+    elif (interrupted := unfinished(rollouts.journals())) is not None and not asked.dry_run:
+        output.note(f"note: rollout {interrupted} was interrupted; `ostler fleet update --resume` goes on with it")
+    release = ReleaseStore(release_places(os.environ, store=asked.store).store).find(asked.release)
+    if journal is None:
+        plan = _plan(asked, rollouts.new_id(), release.release, hosts)
+
+    def told(host: Any, user: str, step: Any) -> None:
+        if asked.verbose:
+            output.note(f"+ {host.name}: {step.title}: {_short(step.shown(user))}")
+
+    trust = rollouts.trust(accept_new=asked.accept_new, known_hosts=asked.known_hosts)
+    try:
+        async with rollouts.opened(
+            plan, release, hosts, trust=trust, message=asked.message, coordinator=asked.coordinator, told=told
+        ) as rollout:
+            left = [
+                name for name in plan.hosts if name not in plan.excluded and (progress is None or progress[name].reason is None)
+            ]
+            await rollout.look(left)
+            if not asked.as_json:
+                output.say(f"release {release.release} onto {len(plan.hosts)} hosts (rollout {plan.rollout_id})")
+                view.show_plan(plan, rollout.looked)
+            if asked.dry_run:
+                _show_steps(rollout)
+                return exits.GOOD
+            if journal is None:
+                _agree(asked, rollout)
+                journal = Journal.create(rollouts.journals(), plan, extra={"digest": release.manifest.digest})
+            with view.Progressing(plan, as_json=asked.as_json) as progressing:
+                engine = await rollout.run(journal, progress=progress, heard=progressing.heard)
+    finally:
+        if journal is not None:
+            journal.close()
+    again = view.to_retry(engine.progress)
+    if asked.as_json:
+        output.print_line(view.plain(engine.progress, engine.halted))
+    else:
+        view.summarise(plan, engine.progress, halted=engine.halted, retry=_retry(asked, again) if again else [])
+    return exits.FAILED if again else exits.GOOD
+
+
+def _plan(asked: SimpleNamespace, rollout_id: str, release: str, hosts: Mapping[str, Any]) -> Any:
+    from ostler.fleet.rollout.plan import Plan, Share
+
+    return Plan(
+        rollout_id=rollout_id,
+        release=release,
+        hosts=tuple(hosts),
+        excluded={name: f"paused: {one.paused}" for name, one in hosts.items() if one.paused},
+        canary=asked.canary,
+        serial=None if asked.serial is None else Share.parse(asked.serial, option="--serial"),
+        max_failures=Share.parse(asked.max_failures, option="--max-failures"),
+        window=asked.window,
+        canary_window=3 * asked.window,
+        timeout=asked.timeout,
+    )
+
+
+def _agree(asked: SimpleNamespace, rollout: Any) -> None:
+    """Ask, unless nothing would change or it was agreed to before. Raises Conflict where it is not wanted."""
+    changes = [name for name, one in rollout.looked.items() if one.verdict is not None and one.verdict.drift]
+    if asked.yes or not changes:
+        return
+    if not sys.stdin.isatty():
+        raise typer.BadParameter("there is nobody to ask; say --yes, or --dry-run to look", param_hint="'--yes'")
+    if not typer.confirm(f"Update {len(changes)} hosts?", err=True):
+        raise Conflict("nothing was changed")
+
+
+def _show_steps(rollout: Any) -> None:
+    """What would be executed on each host, as it would be."""
+    for name, looked in rollout.looked.items():
+        if looked.verdict is None or not looked.verdict.drift:
+            continue
+        host = rollout.hosts[name]
+        output.say(f"\n{name} ({host.target}):")
+        for step in rollout.steps(name):
+            output.say(f"  # {step.title}")
+            output.say(f"  {_short(step.shown(host.user or ''))}")
+
+
+def _short(command: str) -> str:
+    """The loader's lines on one: what is executed stays what it is."""
+    return output.clean(command)
+
+
+def _retry(asked: SimpleNamespace, hosts: list[str]) -> list[str]:
+    """The command for the hosts that are left, to be pasted."""
+    command = ["ostler", "fleet", "update"]
+    for inventory in asked.inventory:
+        command += ["-i", inventory]
+    for option, value in (("--dest", asked.dest), ("--ssh-config", asked.ssh_config), ("--known-hosts", asked.known_hosts)):
+        command += [option, str(value)] if value is not None else []
+    command += ["--release", asked.release] if asked.release else []
+    command += ["--no-coordinator"] if not asked.coordinator else []
+    return [*command, "--host", ",".join(hosts)]

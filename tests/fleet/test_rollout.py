@@ -1,0 +1,311 @@
+"""Releases onto real hosts: under load, back from each kind of bad one, and on from an interruption."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from e2e.fleet import OSTLER, until
+from fleet import variants
+from ostler.fleet.host import bundle
+from ostler.fleet.releases.keys import open_keys
+from ostler.fleet.releases.store import ReleaseStore, for_platform
+
+pytestmark = [pytest.mark.xdist_group("testbed"), pytest.mark.timeout(600)]
+ROOT = Path(__file__).parents[2]
+NODE = """\
+node_id: {name}
+coordinator: {{base_url: "{url}/api/v1", auth_token: "{token}"}}
+runners: {{cli: {{enable: true, allowlist_dir: /etc/ostler/allowlist.d}}}}
+workspace: {{root: /var/lib/ostler/jobs}}
+sandbox: {{level: process}}
+heartbeat: {{interval_s: 2}}
+"""
+ALLOWED = {
+    "ostler-canary": {"command": {"path": "/usr/bin/true"}},
+    "sleep": {"command": {"path": "/usr/bin/sleep"}, "args": [["[0-9]{1,4}"]]},
+}
+
+
+PREPARE = """set -e
+useradd --system --home /var/lib/ostler --shell /usr/sbin/nologin ostler
+mkdir -p /etc/ostler/allowlist.d /opt/ostler/releases
+"""
+
+
+class Installed:
+    """A coordinator on this machine, hosts with the daemon in a first release, and the operator's side of it."""
+
+    def __init__(self, testbed, folder: Path) -> None:
+        self.bed, self.folder = testbed, folder
+        self.hosts = testbed.hosts
+        (folder / "coordinator.yaml").write_text(f"allow_insecure_listen: true\nlisten_host: {testbed.gateway}\nlisten_port: 0\n")
+        places = {"XDG_STATE_HOME": "state", "XDG_DATA_HOME": "data", "HOME": "."}
+        cache = os.environ.get("XDG_CACHE_HOME") or f"{os.environ['HOME']}/.cache"  # the wheels that were fetched once
+        self.env = {
+            **os.environ,
+            **{name: str(folder / where) for name, where in places.items()},
+            "XDG_CACHE_HOME": cache,
+            "NO_COLOR": "1",
+        }
+        self.coordinator = subprocess.Popen(
+            [OSTLER, "coordinator", "--data", folder / "coordinator", "--config", folder / "coordinator.yaml"],
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=self.env,
+        )  # fmt: skip
+        line = next(line for line in self.coordinator.stdout if line.startswith("ready "))
+        self.url = line.split()[1]
+        self.env |= {"OSTLER_URL": self.url, "OSTLER_TOKEN": (folder / "coordinator/admin.token").read_text().strip()}
+        self.store = folder / "data/ostler/releases"
+        built = self.cli("release", "build", "--source", ROOT, "--json", timeout=500)
+        assert built.returncode == 0, built.stderr
+        self.first = ReleaseStore(self.store).find(None)
+
+    def cli(self, *args, timeout=300, stdin=None):
+        return subprocess.run(
+            [OSTLER, *map(str, args)], capture_output=True, text=True, env=self.env, timeout=timeout, input=stdin, check=False
+        )
+
+    def fleet(self, command, *args, timeout=400):
+        return self.cli(
+            "fleet",
+            *command.split(),
+            "-i",
+            self.bed.folder / "inventory.yml",
+            "--known-hosts",
+            self.bed.folder / "known_hosts",
+            *args,
+            timeout=timeout,
+        )
+
+    def variant(self, changes):
+        keys = open_keys(self.folder / "data/ostler/release-keys")
+        return variants.variant(self.first, self.store, keys, changes).release
+
+    def update(self, release, *args, window="4s"):
+        """Bring a release to the hosts; the canary is watched for three windows."""
+        return self.fleet("update", "--release", release, "--yes", "--window", window, "--json", *args)
+
+    def install(self):
+        """The first release on all hosts, by the host program alone; they join, and are good."""
+        token = self.cli("token", "create", "--join", "--uses", "99", "--expires", "2h").stdout.split()[0]
+        for name, host in self.hosts.items():
+            host.exec("sh", "-c", PREPARE)
+            host.exec("tee", "/etc/ostler/node.yaml", stdin=NODE.format(name=name, url=self.url, token=token))
+            for entry, content in ALLOWED.items():
+                host.exec("tee", f"/etc/ostler/allowlist.d/{entry}.yaml", stdin=yaml.safe_dump(content))
+            self.host_program(name, "lock", "--rollout", "first", "--owner", "test")
+            platform = json.loads(self.host_program(name, "facts"))
+            content = for_platform(self.first.bundle, f"{platform['abi']}-{platform['arch']}")
+            self.host_program(name, "install", "--digest", self.first.manifest.digest, more=content)
+            self.host_program(name, "switch", "--rollout", "first", "--release", self.first.release, "--window", "1")
+            self.host_program(name, "unlock", "--rollout", "first")
+        for name in self.hosts:
+            until(
+                lambda name=name: self.health(name).get("self_check") == "ok" and self.health(name).get("session"),
+                timeout=120,
+                what=name,
+            )
+            until(lambda name=name: not self.facts(name)["update"], timeout=120, what=f"the end of {name}'s first window")
+
+    def host_program(self, name, verb, *args, more=b""):
+        program = bundle.program()
+        done = subprocess.run(
+            ["podman", "exec", "-i", self.hosts[name].container, *bundle.command(len(program), verb, *args)],
+            input=program + more, capture_output=True, timeout=300, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, (name, verb, done.stdout, done.stderr)
+        return done.stdout
+
+    def facts(self, name):
+        return json.loads(self.host_program(name, "facts"))
+
+    def sleeper(self, name):
+        """A job that runs on this host until it is cancelled: its id, and its process there."""
+        manifest = {
+            "runner": "cli",
+            "command": "/usr/bin/sleep",
+            "args": ["900"],
+            "timeout_s": 2000,
+            "requirements": {"node": name},
+        }
+        (self.folder / "sleep.yaml").write_text(yaml.safe_dump(manifest))
+        job = self.cli("job", "submit", self.folder / "sleep.yaml").stdout.split()[0]
+        return job, until(lambda: self.pids(name), timeout=60, what=f"the job on {name}")
+
+    def pids(self, name):
+        return self.hosts[name].exec("pgrep", "-x", "sleep", check=False).stdout.split()
+
+    def stop(self):
+        self.coordinator.terminate()
+        self.coordinator.wait(60)
+        self.coordinator.stdout.close()
+
+    def in_force(self, host):
+        return Path(self.hosts[host].exec("readlink", "/opt/ostler/current").stdout.strip()).name
+
+    def health(self, host):
+        return self.facts(host)["health"] or {}
+
+
+def ends(done):
+    """How each host ended, as the last line of `--json` says."""
+    assert done.stdout, done.stderr
+    return {name: one["ended"] for name, one in json.loads(done.stdout.splitlines()[-1])["hosts"].items()}
+
+
+def reasons(done):
+    return {name: one["reason"] for name, one in json.loads(done.stdout.splitlines()[-1])["hosts"].items()}
+
+
+@pytest.fixture(scope="module")
+def installed(testbed, tmp_path_factory):
+    """Hosts with the daemon in a first release. Each test leaves all of them on a good one, and no lock behind."""
+    fleet = Installed(testbed, tmp_path_factory.mktemp("fleet"))
+    try:
+        fleet.install()
+        yield fleet
+    finally:
+        fleet.stop()
+
+
+def test_an_update_under_load_touches_no_job(installed):
+    """The canary first, then the others; jobs keep their processes, the coordinator sees the new release, a second time nothing is done."""
+    jobs = {name: installed.sleeper(name) for name in installed.hosts}
+    good = installed.variant(variants.GOOD)
+    done = installed.update(good)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ends(done) == dict.fromkeys(installed.hosts, "updated")
+    began = [line["host"] for line in map(json.loads, done.stdout.splitlines()[:-1]) if line["event"] == "begin"]
+    assert began[0] == "mini-1"
+    for name, (job, pids) in jobs.items():
+        assert installed.pids(name) == pids
+        assert json.loads(installed.cli("job", "show", job, "--json").stdout)["state"] == "running"
+        shown = json.loads(installed.cli("node", "show", name, "--json").stdout)
+        assert shown["capabilities"]["release"] == good
+        assert not shown["draining"]
+        assert installed.facts(name)["lock"] is None
+    again = installed.update(good)
+    assert ends(again) == dict.fromkeys(installed.hosts, "current")
+    for job, _ in jobs.values():
+        installed.cli("job", "cancel", job)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        pytest.param(variants.DOES_NOT_START, "ostler-node.service|the daemon", id="does-not-start"),
+        pytest.param(variants.LOOPS, "the daemon ended 2 times", id="loops", marks=pytest.mark.long),
+        pytest.param(variants.RUNS_NO_JOB, "it cannot run a job: E_EXIT", id="runs-no-job", marks=pytest.mark.long),
+    ],
+)
+def test_a_bad_release_goes_back_and_says_why(installed, changes, why):
+    before = {name: installed.in_force(name) for name in installed.hosts}
+    done = installed.update(installed.variant(changes), window="20s")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert ends(done) == {"mini-1": "unhealthy", **dict.fromkeys([*installed.hosts][1:], "held")}
+    assert re.search(why, reasons(done)["mini-1"]), reasons(done)
+    assert {name: installed.in_force(name) for name in installed.hosts} == before
+    until(lambda: installed.health("mini-1").get("self_check") == "ok", timeout=60, what="the release before")
+    assert installed.facts("mini-1")["lock"] is None
+
+
+@pytest.mark.long
+def test_a_lost_coordinator_rolls_nothing_back(installed):
+    """The release is good and no coordinator answers: the watcher holds, says so, and lets no second update in between."""
+    good = installed.variant({variants.NODE: (variants.MAIN, variants.MAIN + "    # yet another\n")})
+    installed.coordinator.send_signal(signal.SIGSTOP)
+    try:
+        done = installed.update(good, "--host", "mini-2", "--timeout", "75s", "--no-coordinator")
+        assert ends(done) == {"mini-2": "unreachable"}, done.stdout
+        assert "coordinator" in reasons(done)["mini-2"]
+        assert installed.in_force("mini-2") == good
+        assert installed.facts("mini-2")["update"]["state"] == "holding"
+        other = installed.update(installed.first.release, "--host", "mini-2", "--no-coordinator")
+        assert "is still being watched (holding)" in reasons(other)["mini-2"]
+    finally:
+        installed.coordinator.send_signal(signal.SIGCONT)
+    until(
+        lambda: (installed.facts("mini-2")["last"] or {}).get("state") == "good", timeout=120, what="a coordinator that is back"
+    )
+    assert installed.in_force("mini-2") == good
+
+
+def test_an_updater_that_is_killed_is_gone_on_with(installed):
+    """kill -9 in the middle of the switch; --resume finds what was done, and does the rest."""
+    good = installed.variant({variants.NODE: (variants.MAIN, variants.MAIN + "    # one more\n")})
+    command = [
+        OSTLER,
+        "fleet",
+        "update",
+        "-i",
+        installed.bed.folder / "inventory.yml",
+        "--known-hosts",
+        installed.bed.folder / "known_hosts",
+    ]
+    command += ["--release", good, "--yes", "--window", "4s", "--json"]
+    updater = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=installed.env)
+    for line in updater.stdout:
+        if json.loads(line).get("phase") == "switching":
+            updater.kill()
+            break
+    updater.wait(30)
+    updater.stdout.close()
+    done = installed.fleet("update", "--resume", "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert set(ends(done).values()) == {"updated"}
+    assert {installed.in_force(name) for name in installed.hosts} == {good}
+
+
+def test_troubles_of_one_host_touch_no_other(installed):
+    """One paused, one whose files are edited by hand, one fine: each is told in a line, and the command that is named mends it."""
+    good = installed.in_force("mini-1")
+    installed.hosts["mini-1"].exec(
+        "sh", "-c", "echo '# by hand' >> /etc/systemd/system/ostler-node.service; echo '# by hand' >> /etc/ostler/node.yaml"
+    )
+    installed.hosts["mini-3"].pause()
+    try:
+        status = installed.fleet("status", "--release", good, "--json")
+        found = json.loads(status.stdout)["hosts"]
+        assert status.returncode == 1
+        assert [one["what"] for one in found["mini-1"]["findings"]] == [
+            "ostler-node.service was edited",
+            "the configuration was edited",
+        ]
+        assert {one["mend"] for one in found["mini-1"]["findings"]} == {"ostler fleet update --host mini-1"}
+        assert found["mini-2"]["findings"] == []
+        assert "no SSH at" in found["mini-3"]["error"]
+        done = installed.update(good, "--canary", "0", "--max-failures", "1")
+        assert ends(done) == {"mini-1": "updated", "mini-2": "current", "mini-3": "unreachable"}, done.stdout
+    finally:
+        installed.hosts["mini-3"].unpause()
+    assert installed.fleet("status", "--release", good).returncode == 0
+
+
+def test_what_is_executed_is_printed_first_and_nothing_changes(installed):
+    before = {name: installed.facts(name)["releases"] for name in installed.hosts}
+    good = installed.variant({variants.NODE: (variants.MAIN, variants.MAIN + "    # never sent\n")})
+    done = installed.fleet("update", "--release", good, "--dry-run")
+    assert done.returncode == 0
+    assert "switch --rollout" in done.stdout
+    assert {name: installed.facts(name)["releases"] for name in installed.hosts} == before
+    refused = installed.fleet("update", "--release", good)
+    assert refused.returncode == 2
+    assert "say --yes" in refused.stderr
+
+
+def test_commands_on_all_hosts(installed):
+    done = installed.fleet("run", "--yes", "--", "/bin/sh", "-c", 'echo "$(id -un)" $HOSTNAME; hostname')
+    assert sorted(done.stdout.split("\n"))[1:] == sorted(f"{name}: {line}" for name in installed.hosts for line in ("root", name))
+    assert installed.fleet("logs", "-n", "1").stdout.count("mini-") >= len(installed.hosts)
+    assert installed.fleet("lock status").stdout == "no host is locked\n"
+    installed.host_program("mini-1", "lock", "--rollout", "eve", "--owner", "eve@laptop", "--message", "lunch")
+    assert re.search(r"mini-1 +eve@laptop .*lunch", installed.fleet("lock status").stdout)
+    refused = installed.update(installed.first.release, "--host", "mini-1")
+    assert "locked by eve@laptop for" in reasons(refused)["mini-1"]
+    broken = installed.fleet("lock break", "--host", "mini-1", "--why", "eve has gone home", "--yes")
+    assert broken.stdout == "mini-1: the lock of eve@laptop (lunch) is broken\n"
