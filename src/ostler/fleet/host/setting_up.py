@@ -53,13 +53,17 @@ def set_up(places: Places, release: str, told: Told, *, wait_s: float) -> dict[s
     with _alone(places):
         home = _check(places, release, told)
         traces = Traces(places)
+        due = places.updates / "start.due"  # one that was cut off may have changed what the daemon has not read
+        cut_off = due.exists()
+        due.touch()
         changed = [f"user {accounts.NAME}"] if accounts.make(places) else []
         changed += _write(places, traces, home, told)
         if _apply(places, traces, release):
             changed.append(f"release {release}")
         if _enrol(places, home, told.token):
             changed.append("enrolment")
-        _start(places, traces, anew=bool(changed))
+        _start(places, traces, anew=cut_off or bool(changed))
+        due.unlink()
         _verify(places, home)
         health = _await_health(places, wait_s)
     return {"release": release, "changed": changed, "health": health, "warnings": _warnings()}
