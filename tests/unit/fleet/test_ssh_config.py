@@ -6,7 +6,7 @@ from pathlib import Path
 
 import asyncssh.config
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from ostler.fleet.inventory.host import Host, Inventory, Jump
@@ -190,6 +190,7 @@ def answered(file: Path, host: str) -> dict[str, object]:
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=TEXTS, host=WORDS)
+@example(text="Match host a\n  HostName %h.example.com\n  User u1\n", host="a")
 def test_the_same_as_asyncssh(tmp_path: Path, text: str, host: str) -> None:
     file = tmp_path / "config"
     file.write_text(text)

@@ -70,13 +70,15 @@ class SshConfig:
         """Facts about what would be typed behind `ssh`. The first value counts, of identity files all. Mistakes go to `reading`."""
         found: dict[str, Line] = {}
         keys: list[Line] = []
+        held: set[int] = set()  # blocks that hold: that is decided where a block begins, whatever its own lines say
         for line in self._near(host):
             named = found["hostname"].value.replace("%h", host) if "hostname" in found else host
             as_user = user or (found["user"].value if "user" in found else self.local_user)
-            if not self._holds(
+            if id(line.conditions) not in held and not self._holds(
                 line, {"originalhost": host, "host": named, "user": as_user, "localuser": self.local_user}, reading
             ):
                 continue
+            held.add(id(line.conditions))
             if line.keyword == "identityfile":
                 keys.append(line)
             elif line.keyword in {"proxyjump", "proxycommand"} and ("proxyjump" in found or "proxycommand" in found):
