@@ -117,10 +117,10 @@ class Job:
     def failed(self) -> None:
         self.state = "cancelled" if self.cancel else "retry_wait" if self.tries <= RETRIES else "failed"
 
-    def lost(self) -> None:
-        """Its node does not have it any more."""
+    def lost(self, *, told: bool = True) -> None:
+        """Its node does not have it any more; it says so itself, or is silent (not `told`)."""
         last = self.attempts[-1]
-        if last.state == "leased" or (last.unheard and not self.cancel):
+        if last.state == "leased" or (told and last.unheard and not self.cancel):
             self.tries -= last.unheard
             last.state, self.state = "returned", "queued"
         else:
@@ -416,12 +416,12 @@ class Life(RuleBasedStateMachine):
 
     def expire(self, node: str) -> None:
         self.do(self.rig.write(leases.expire_attempts, node))
-        self.all_lost(node)
+        self.all_lost(node, told=False)
 
-    def all_lost(self, node: str) -> None:
+    def all_lost(self, node: str, *, told: bool = True) -> None:
         for job in self.jobs.values():
             if job.live_on(node, job.number):
-                job.lost()
+                job.lost(told=told)
 
     def reboot(self, node: str, forgets: bool) -> None:
         """A new session, which adopts everything or knows nothing."""

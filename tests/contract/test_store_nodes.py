@@ -255,7 +255,10 @@ async def test_counts(rig: Rig):
     await rig.join()
     await rig.begin(slots=1)
     found = await rig.read(reads.counts)
-    assert found == reads.Counts(jobs={"queued": 2, "acked": 1}, nodes={"ready": 1}, live_attempts=1)
+    (running,) = found.running
+    assert (running.node_id, running.version) == ("n1", registration("n1").version)
+    counted = reads.Counts(jobs={"queued": 2, "acked": 1}, nodes={"ready": 1}, live_attempts=1, running=found.running)
+    assert found == counted
 
 
 # --- tokens ------------------------------------------------------------------------------------------------------------------

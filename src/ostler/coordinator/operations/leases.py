@@ -157,7 +157,7 @@ def _take_back(tx: Tx, changes: Changes, case: Case, held: Collection[tuple[str,
         return False
     if attempt.state is not AttemptState.LEASED and not (case.unheard and -(case.missing or 0) < pull):
         return False
-    lose(tx, changes, case, "the offer did not reach the node")
+    lose(tx, changes, case, "the offer did not reach the node", told=True)
     return True
 
 
@@ -307,7 +307,7 @@ def _ack(tx: Tx, changes: Changes, case: Case, item: AckItem) -> ItemResult:
     if accepted and not case.unheard:
         return refused(item, f"attempt {item.attempt} of job {item.job_id} was acknowledged: it cannot be handed back")
     tx.memo(Placements).rest((case.job.node_id or "", case.boot_epoch, case.seq), tx.at + DECLINE_REST_US)
-    lose(tx, changes, case, shortened(item.decline) or "")
+    lose(tx, changes, case, shortened(item.decline) or "", told=True)
     return ItemResult(job_id=item.job_id, attempt=item.attempt)
 
 
@@ -375,7 +375,7 @@ def expire_attempts(
     changes, ended = Changes(tx), []
     for case in load_live(tx, node_id):
         if wanted is None or (case.job.job_id, case.job.attempt) in wanted:
-            lose(tx, changes, case, reason or f"node {node_id} was silent for a whole lease")
+            lose(tx, changes, case, reason or f"node {node_id} was silent for a whole lease", told=False)
             ended.append(Held(case.job.job_id, case.job.attempt))
     changes.flush()
     if ended:
@@ -383,9 +383,12 @@ def expire_attempts(
     return ended
 
 
-def lose(tx: Tx, changes: Changes, case: Case, reason: str) -> None:
-    """End a live attempt whose node does not have it any more, or never had it."""
-    if case.job.state is JobState.LEASED or (case.unheard and case.cancel_at is None):
+def lose(tx: Tx, changes: Changes, case: Case, reason: str, *, told: bool) -> None:
+    """End a live attempt whose node does not have it any more, or never had it.
+
+    `told`: a living node says so. Of one that is silent nobody knows whether it had begun what it never named, and a job may have run.
+    """
+    if case.job.state is JobState.LEASED or (told and case.unheard and case.cancel_at is None):
         changes.apply(case, JobEvent.RETURN, AttemptEvent.RETURN, message=reason)
         tx.wake(("queue",))
         return

@@ -93,7 +93,8 @@ def open_session(tx: Tx, request: RegisterRequest) -> Session:
         sessions.seen(tx, node, held=request.held, live=live)
     else:
         _begin_session(tx, node, request)
-        kept = _reconcile(tx, node, live, held)
+        same_boot = request.boot_epoch.partition(":")[0] == node.boot_epoch.partition(":")[0]
+        kept = _reconcile(tx, node, live, held, same_boot=same_boot)
         tx.many(
             "UPDATE attempts SET boot_epoch = ?, missing = NULL WHERE job_seq = ? AND attempt = ?",
             [(request.boot_epoch, case.seq, case.job.attempt) for case in kept],
@@ -145,14 +146,18 @@ def _begin_session(tx: Tx, node: NodeRow, request: RegisterRequest) -> None:
     tx.run("INSERT INTO sessions (node_id, boot_epoch, opened_at) VALUES (?, ?, ?)", (node.node_id, request.boot_epoch, tx.at))
 
 
-def _reconcile(tx: Tx, node: NodeRow, live: Sequence[Case], held: Collection[tuple[str, int]]) -> list[Case]:
-    """A new daemon adopts what it names; the rest of what its predecessor held is lost. Answers what was adopted."""
+def _reconcile(tx: Tx, node: NodeRow, live: Sequence[Case], held: Collection[tuple[str, int]], *, same_boot: bool) -> list[Case]:
+    """A new daemon adopts what it names; the rest of what its predecessor held is lost. Answers what was adopted.
+
+    Only in the `same_boot` of its machine does its journal tell of all that was begun: a row is written before the start, not synced.
+    """
     changes, kept = Changes(tx), []
     for case in live:
         if (case.job.job_id, case.job.attempt) in held:
             kept.append(case)
         else:
-            lose(tx, changes, case, f"the daemon of {node.node_id} was started anew and does not have it")
+            why = f"the daemon of {node.node_id} was started anew and does not have it"
+            lose(tx, changes, case, why, told=same_boot)
     changes.flush()
     return kept
 
@@ -305,7 +310,7 @@ def retire_node(tx: Tx, node_id: str, reason: str | None = None) -> NodeView:
     node = sessions.advanced(tx, sessions.known(tx, node_id), NodeEvent.RETIRE, shortened(reason))
     changes = Changes(tx)
     for case in load_live(tx, node.node_id):
-        lose(tx, changes, case, f"node {node_id} was retired")
+        lose(tx, changes, case, f"node {node_id} was retired", told=False)
     changes.flush()
     tx.wake(("node", node_id), RETIRED)
     return node_view(tx, node_id)
