@@ -453,7 +453,7 @@ class NodeDaemon:
         self._journal.remove([live.held])
         self.forgetting.add(live)
         if _failed_for_the_disk(live):
-            self.sweeper.wake()  # what filled the disk may be removed from now on; the next job should not have to wait for it
+            self.sweeper.over(live.job_id, live.attempt)
 
     def _on_forgotten(self, live: Live) -> None:
         """Its processes are gone (or never were), and nobody wants its outcome."""

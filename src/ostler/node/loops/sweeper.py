@@ -63,7 +63,14 @@ class Sweeper(Loop):
         self._table = table
         self._short = short
         self._strange: set[Path] = set()
+        self._over: set[tuple[str, int]] = set()
         self.removed = 0
+
+    def over(self, job_id: str, attempt: int) -> None:
+        """What failed for the disk is delivered and may go at once, the next job should not have to wait for it; also where the disk took
+        not even the word that it ended."""
+        self._over.add((job_id, attempt))
+        self.wake()
 
     async def turn(self) -> float | None:
         """Sweep once."""
@@ -116,7 +123,7 @@ class Sweeper(Loop):
         except OSError:
             return None
         touched_at = self._not_ahead(found.path, touched_at, now)
-        if now - touched_at < BLANK_AGE:
+        if now - touched_at < BLANK_AGE and (found.job_id, found.attempt) not in self._over:
             return None
         return Remains(found, good=False, ended_at=touched_at)
 
@@ -142,6 +149,7 @@ class Sweeper(Loop):
             attrs = {"path": str(found.path), "error": str(exc)}
             self.logger.warning("workspace_not_removed", extra={"job_id": found.job_id, "attrs": attrs})
             return False
+        self._over.discard((found.job_id, found.attempt))
         outcome: dict[str, object] = {"attempt": found.attempt, "why": why}
         self.logger.info("workspace_removed", extra={"job_id": found.job_id, "attrs": outcome})
         return True
