@@ -235,6 +235,7 @@ def test_a_lost_coordinator_rolls_nothing_back(installed):
     assert installed.in_force("mini-2") == good
 
 
+@pytest.mark.long
 def test_an_updater_that_is_killed_is_gone_on_with(installed):
     """kill -9 in the middle of the switch; --resume finds what was done, and does the rest."""
     good = installed.variant({variants.NODE: (variants.MAIN, variants.MAIN + "    # one more\n")})
@@ -261,6 +262,7 @@ def test_an_updater_that_is_killed_is_gone_on_with(installed):
     assert {installed.in_force(name) for name in installed.hosts} == {good}
 
 
+@pytest.mark.long
 def test_troubles_of_one_host_touch_no_other(installed):
     """One paused, one whose files are edited by hand, one fine: each is told in a line, and the command that is named mends it."""
     good = installed.in_force("mini-1")

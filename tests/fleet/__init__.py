@@ -1,0 +1,1 @@
+"""Tests on real hosts, and how these are made."""
