@@ -16,7 +16,7 @@ from ostler.fleet.host import bundle
 from ostler.fleet.releases.keys import open_keys
 from ostler.fleet.releases.store import ReleaseStore, for_platform
 
-pytestmark = [pytest.mark.xdist_group("testbed"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.xdist_group("testbed"), pytest.mark.timeout(600, func_only=True)]
 ROOT = Path(__file__).parents[2]
 NODE = """\
 node_id: {name}
@@ -62,6 +62,9 @@ class Installed:
         self.env |= {"OSTLER_URL": self.url, "OSTLER_TOKEN": (folder / "coordinator/admin.token").read_text().strip()}
         self.store = folder / "data/ostler/releases"
         built = self.cli("release", "build", "--source", ROOT, "--json", timeout=500)
+        if "could not be fetched" in built.stderr:
+            self.stop()
+            pytest.skip(f"no release can be built here: {built.stderr.strip()}")
         assert built.returncode == 0, built.stderr
         self.first = ReleaseStore(self.store).find(None)
 
