@@ -218,6 +218,24 @@ def test_a_bad_release_goes_back_and_says_why(installed, changes, why):
 
 
 @pytest.mark.long
+def test_what_the_coordinator_refuses_goes_back_though_the_host_let_it_stay(installed):
+    """Its canary job is denied there, after the host's own window is over."""
+    before = installed.in_force("mini-1")
+    installed.hosts["mini-1"].exec("mv", "/etc/ostler/allowlist.d/ostler-canary.yaml", "/root/")
+    installed.hosts["mini-1"].exec("systemctl", "reload", "ostler-node")
+    try:
+        good = installed.variant({variants.NODE: (variants.MAIN, variants.MAIN + "    # denied\n")})
+        done = installed.update(good, "--host", "mini-1", window="1s")
+        assert ends(done) == {"mini-1": "unhealthy"}, done.stdout
+        assert "E_DENY" in reasons(done)["mini-1"]
+        assert installed.in_force("mini-1") == before
+        assert installed.facts("mini-1")["lock"] is None
+    finally:
+        installed.hosts["mini-1"].exec("mv", "/root/ostler-canary.yaml", "/etc/ostler/allowlist.d/")
+        installed.hosts["mini-1"].exec("systemctl", "reload", "ostler-node")
+
+
+@pytest.mark.long
 def test_a_lost_coordinator_rolls_nothing_back(installed):
     """The release is good and no coordinator answers: the watcher holds, says so, and lets no second update in between."""
     good = installed.variant({variants.NODE: (variants.MAIN, variants.MAIN + "    # yet another\n")})

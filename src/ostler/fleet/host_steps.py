@@ -88,9 +88,9 @@ class HostSteps:
         """How the watcher judges."""
         return self.ask("watch", "observe", "--rollout", rollout)
 
-    def go_back(self, reason: str) -> Step:
+    def go_back(self, rollout: str, reason: str) -> Step:
         """Put back what was in force before."""
-        return self.ask("go back", "go-back", "--reason", reason, timeout_s=180.0)
+        return self.ask("go back", "go-back", "--rollout", rollout, "--reason", reason, timeout_s=180.0)
 
 
 def answer(outcome: Outcome) -> dict[str, Any]:

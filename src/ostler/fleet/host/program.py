@@ -87,7 +87,7 @@ def _observe(places: Places, given: argparse.Namespace) -> Answer:
 
 
 def _go_back(places: Places, given: argparse.Namespace) -> Answer:
-    return switching.go_back(places, given.reason)
+    return switching.go_back(places, given.reason, rollout=given.rollout)
 
 
 def _journal(places: Places, given: argparse.Namespace) -> Answer:
@@ -128,7 +128,7 @@ VERBS: dict[str, tuple[Callable[[Places, argparse.Namespace], Answer], tuple[tup
         ),
     ),
     "observe": (_observe, (_ROLLOUT,)),
-    "go-back": (_go_back, (("--reason", {"required": True}),)),
+    "go-back": (_go_back, (_ROLLOUT, ("--reason", {"required": True}))),
     "journal": (_journal, (("--lines", {"type": int, "default": 30}),)),
     "watch": (_watch, ()),
 }

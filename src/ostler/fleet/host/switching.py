@@ -52,14 +52,17 @@ def switch(
     return {"state": update["state"], "failure": None, "warnings": warnings}
 
 
-def go_back(places: Places, reason: str) -> dict[str, Any]:
-    """Put back what was in force before the open update. Raises Refused: without one there is nothing to go back from."""
+def go_back(places: Places, reason: str, *, rollout: str | None = None) -> dict[str, Any]:
+    """Put back what was in force before the open update, or before this rollout's, which the watcher has let stay: the coordinator may
+    think worse of it. Raises Refused where there is nothing to go back from."""
     with guarded(places, SWITCH):
         update = read_json(places.update)
         if update is None:
             last = read_json(places.last) or {}
             if last.get("state") == "went_back":
                 return last
+            if rollout is not None and last.get("update_id") == rollout and last.get("release") == places.in_force():
+                return _go_back(places, last, reason)
             raise Refused("missing", "there is no open update on this host")
         return _go_back(places, update, reason)
 

@@ -241,7 +241,7 @@ class SshCarrier:
         return Result(event=Event.DONE)
 
     async def _go_back(self, host: Host, reason: str | None) -> Result:
-        said = await self._ask(host, self._steps.go_back(reason or "asked to"))
+        said = await self._ask(host, self._steps.go_back(self._plan.rollout_id, reason or "asked to"))
         if said.get("state") == "went_back":
             return Result(event=Event.DONE, detail=said.get("journal"))
         return Result(event=Event.REFUSED, reason=said.get("reason"), detail=said.get("journal"))
