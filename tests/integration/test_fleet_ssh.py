@@ -62,8 +62,10 @@ class Sshd:
 
     async def stop(self) -> None:
         for child in self.children:
-            if child.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
                 child.kill()
+            await child.wait()
+            child._transport.close()  # nobody reads any more what a killed child left in its pipes
         self.server.close()
         await self.server.wait_closed()
 

@@ -228,6 +228,7 @@ def reload(
                 content, errors = await process.communicate()
         except TimeoutError:
             process.kill()
+            await process.communicate()
             logger.error("reload_refused", extra={"attrs": {"file": str(file), "error": f"no answer in {RELOAD_S:g} s"}})  # noqa: TRY400
             return
         if process.returncode:

@@ -159,7 +159,7 @@ class HealthProblem:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
     """All of it. `disk_free_mb` is the free space of the workspaces, which `disks` names first; `release` the one that the daemon was
-    installed in, where it was."""
+    installed in, where it was; `services` the names of those that its configuration declares."""
 
     node_id: str
     version: str
@@ -179,6 +179,7 @@ class Capabilities:
     sandbox: SandboxAbilities = _NOT_TOLD
     health: tuple[HealthProblem, ...] = ()
     release: str | None = None
+    services: tuple[str, ...] = ()
 
     @property
     def gpu_count(self) -> int:

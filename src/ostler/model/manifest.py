@@ -34,6 +34,7 @@ MAX_AHEAD = timedelta(days=365)
 MAX_ARGS_BYTES = 128 * 1024
 MAX_SECRETS = 32
 DEFAULT_TIMEOUT_S = 3600
+SERVICE_VERBS = ("start", "stop", "restart", "status")
 DEFAULT_POOL = "default"  # of nodes whose join token named none, and of jobs that name neither a pool nor a node
 # A secret in one of these could make a program run other code, say what is not so, or come into an argument of the sandbox's.
 _NO_SECRETS_ENV = re.compile(
@@ -395,8 +396,10 @@ def problems(manifest: Manifest) -> list[Problem]:  # noqa: PLR0912 - one flat l
             found.extend(task_problems(manifest.task, manifest.code, manifest.params, manifest.requirements.tags))
             if manifest.command is not None or manifest.args:
                 bad("command", "belongs to the cli runner; the python runner takes `task` and `params`")
+        case Runner.SERVICE:
+            found.extend(_service_problems(manifest))
         case other:
-            bad("runner", f"{other.value!r} is not offered by this release; use cli or python")
+            bad("runner", f"{other.value!r} is not offered by this release; use cli, python or service")
     if not 0 < manifest.timeout_s <= 30 * 86400:
         bad("timeout_s", "must be more than 0 and at most 2592000 (30 days)")
     if manifest.ttl_s is not None and not 0 < manifest.ttl_s <= 365 * 86400:
@@ -424,6 +427,21 @@ def problems(manifest: Manifest) -> list[Problem]:  # noqa: PLR0912 - one flat l
     found.extend(_file_problems(manifest))
     found.extend(_secret_problems(manifest))
     return found
+
+
+def _service_problems(manifest: Manifest) -> Iterator[Problem]:
+    if not NAME.fullmatch(manifest.command or ""):
+        yield Problem("command", "must be the name of a service: 1 to 63 letters, digits, '.', '_' or '-'")
+    if len(manifest.args) != 1 or manifest.args[0] not in SERVICE_VERBS:
+        yield Problem("args", f"must be one of {', '.join(SERVICE_VERBS)}")
+    for name in ("task", "code", "params", "input", "artifacts", "env", "secrets", "stdout", "array"):
+        if getattr(manifest, name):
+            yield Problem(name, "is nothing that a command to a service takes")
+    need = manifest.requirements
+    if (need.gpu_count, need.cpu_threads, need.memory_mb, need.disk_mb) != (0, 0, 0, 0):
+        yield Problem(
+            "requirements", "of a command to a service are `node`, `pool` and `tags` alone: it takes nothing of its node"
+        )
 
 
 def _command_problems(manifest: Manifest) -> Iterator[Problem]:

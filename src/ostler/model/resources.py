@@ -74,11 +74,14 @@ class Offer:
     vram_mb: tuple[int, ...] = ()
     tags: frozenset[str] = frozenset()
     runners: frozenset[Runner] = frozenset()
+    services: frozenset[str] = frozenset()
     sandbox_levels: frozenset[SandboxLevel] = frozenset()
 
 
-def demand(need: Requirements) -> Resources:
-    """What one attempt takes from a node while it lives."""
+def demand(need: Requirements, runner: Runner = Runner.CLI) -> Resources:
+    """What one attempt takes from a node while it lives; a command to a service takes nothing."""
+    if runner is Runner.SERVICE:
+        return Resources()
     gpus = need.gpu_count
     return Resources(
         cpu_slots=0 if gpus else 1,
@@ -105,6 +108,8 @@ def unmet(manifest: Manifest, offer: Offer) -> list[tuple[str, str]]:
 
     if manifest.runner not in offer.runners:
         found.append(("runner", f"does not offer the {manifest.runner.value} runner"))
+    elif manifest.runner is Runner.SERVICE and manifest.command not in offer.services:
+        found.append(("service", f"declares no service {manifest.command}"))
     if need.node is not None and need.node != offer.node_id:
         found.append(("node", f"is not {need.node}"))
     if (pool := pool_of(need)) is not None and pool != offer.pool:
@@ -117,7 +122,7 @@ def unmet(manifest: Manifest, offer: Offer) -> list[tuple[str, str]]:
         if need.vram_mb and fitting < need.gpu_count:
             largest = max(offer.vram_mb, default=0)
             found.append(("vram_mb", f"needs {need.vram_mb} MB of video memory, its largest GPU has {largest}"))
-    else:
+    elif manifest.runner is not Runner.SERVICE:
         check("slots", 1, has.cpu_slots, "CPU slot")
     check("cpu_threads", need.cpu_threads, has.cpu_threads, "threads")
     check("memory_mb", need.memory_mb, has.memory_mb, "MB of memory")

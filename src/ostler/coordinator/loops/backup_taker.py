@@ -76,7 +76,7 @@ class BackupTaker(Loop):
         finally:
             if process.returncode is None:
                 process.kill()
-                await process.wait()
+                await process.communicate()  # its pipes are closed as well
         if not out:
             raise Rejected(f"the backup ended with {process.returncode}: {err.decode(errors='replace').strip()[-_SAID:]}")
         answer = codec.decode(out, Answer, what="answer of the backup")

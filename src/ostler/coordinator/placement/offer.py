@@ -23,6 +23,7 @@ def offer_of(node_id: str, has: Capabilities | None, *, cpu_slots: int, gpu_slot
         ),
         vram_mb=tuple(gpu.vram_mb for gpu in usable_gpus(has.gpu)),
         tags=frozenset(has.tags),
+        services=frozenset(has.services),
         runners=frozenset(_RUNNERS[name] for name in has.runners if name in _RUNNERS),
         sandbox_levels=frozenset(has.sandbox.known_levels()),
     )

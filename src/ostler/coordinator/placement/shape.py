@@ -12,23 +12,30 @@ from ostler.protocol.codec import decode, encode
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """Requirements, runner, least sandbox level, queue and owner. Values, so that equal ones are one key."""
+    """Requirements, runner, least sandbox level, queue, owner, and of a command the service. Values, so that equal ones are one key."""
 
     runner: Runner
     queue: str
     sandbox: SandboxLevel | None
     requirements: Requirements
     owner: str | None = None
+    service: str | None = None
 
     @cached_property
     def demand(self) -> Resources:
         """What one attempt takes from a node while it lives."""
-        return demand(self.requirements)
+        return demand(self.requirements, self.runner)
 
     @cached_property
     def asks(self) -> Manifest:
         """The least manifest of this shape, for rules that are stated over manifests."""
-        return Manifest(runner=self.runner, queue=self.queue, requirements=self.requirements, policy=Policy(sandbox=self.sandbox))
+        return Manifest(
+            runner=self.runner,
+            command=self.service,
+            queue=self.queue,
+            requirements=self.requirements,
+            policy=Policy(sandbox=self.sandbox),
+        )
 
 
 def shape_of(manifest: Manifest, owner: str | None = None) -> Shape:
@@ -39,6 +46,7 @@ def shape_of(manifest: Manifest, owner: str | None = None) -> Shape:
         sandbox=manifest.least_sandbox,
         requirements=manifest.requirements,
         owner=owner,
+        service=manifest.command if manifest.runner is Runner.SERVICE else None,
     )
 
 

@@ -8,6 +8,7 @@ from ostler.model.attempt import AttemptState, Usage
 from ostler.model.capabilities import Capabilities
 from ostler.model.failures import Failure
 from ostler.model.manifest import InputFile
+from ostler.model.service import Observation
 from ostler.protocol.dsse import Envelope
 
 PROTOCOL = 1  # what this release speaks
@@ -141,6 +142,7 @@ class HeartbeatRequest:
     health: tuple[str, ...] = ()
     slots: int | None = None
     capabilities: Capabilities | None = None  # only when they changed
+    services: tuple[Observation, ...] | None = None  # all that the node declares; only when something changed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
