@@ -19,11 +19,11 @@ from ostler.fleet.releases.store import Release, for_platform
 from ostler.fleet.rollout.by_ssh import Content, Lines, Looked, SshCarrier
 from ostler.fleet.rollout.engine import Engine
 from ostler.fleet.rollout.journal import Happened, Journal
-from ostler.fleet.rollout.plan import Plan
 from ostler.fleet.rollout.preflight import Facts, Wanted
-from ostler.fleet.rollout.progress import Event, Phase, Progress
 from ostler.fleet.ssh.step import Step
 from ostler.fleet.ssh.trust import Trust
+from ostler.model.rollout.plan import Plan
+from ostler.model.rollout.progress import Event, Phase, Progress
 from ostler.protocol.client import AsyncClient
 from ostler.protocol.trust import Trust as TlsTrust
 from ostler.runtime.clock import SystemClock

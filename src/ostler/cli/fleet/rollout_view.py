@@ -14,8 +14,8 @@ from rich.text import Text
 from ostler.cli import output
 from ostler.fleet.rollout.by_ssh import Looked
 from ostler.fleet.rollout.journal import Happened
-from ostler.fleet.rollout.plan import Plan
-from ostler.fleet.rollout.progress import FAILURES, IN_FLIGHT, TERMINAL, Phase, Progress
+from ostler.model.rollout.plan import Plan
+from ostler.model.rollout.progress import FAILURES, IN_FLIGHT, TERMINAL, Phase, Progress
 
 WORDS = {
     Phase.PLANNED: "waits",

@@ -147,7 +147,7 @@ async def _update(asked: SimpleNamespace) -> int:
 
 
 def _plan(asked: SimpleNamespace, rollout_id: str, release: str, hosts: Mapping[str, Any]) -> Any:
-    from ostler.fleet.rollout.plan import Plan, Share
+    from ostler.model.rollout.plan import Plan, Share
 
     return Plan(
         rollout_id=rollout_id,

@@ -1,1 +1,1 @@
-"""Rollouts: one release onto many hosts, decided purely, carried out elsewhere."""
+"""Rollouts over SSH: the engine, its journal, and the steps; what is next is decided by `ostler.model.rollout`."""

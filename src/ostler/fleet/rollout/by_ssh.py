@@ -10,13 +10,13 @@ from typing import Any
 from ostler.fleet.host_steps import HostRefused, HostSteps, answer, read_facts
 from ostler.fleet.inventory.host import Host
 from ostler.fleet.rollout.engine import Result
-from ostler.fleet.rollout.plan import Plan
 from ostler.fleet.rollout.preflight import Facts, Verdict, Wanted, judge
-from ostler.fleet.rollout.progress import Event, Phase
 from ostler.fleet.ssh.line import Line, StepFailed, connected
 from ostler.fleet.ssh.step import Outcome, Step
 from ostler.fleet.ssh.trust import Trust
 from ostler.model.errors import MachineUnreachable, Rejected
+from ostler.model.rollout.plan import Plan
+from ostler.model.rollout.progress import Event, Phase
 
 LOOK_S = 1.0
 AGAIN_S = 2.0

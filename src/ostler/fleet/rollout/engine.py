@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from ostler.fleet.rollout.decide import Begin, Carry, Leave, decide
 from ostler.fleet.rollout.journal import Happened, Journal
-from ostler.fleet.rollout.plan import Plan
-from ostler.fleet.rollout.progress import Event, Phase, Progress, advance
+from ostler.model.rollout.decide import Begin, Carry, Leave, decide
+from ostler.model.rollout.plan import Plan
+from ostler.model.rollout.progress import Event, Phase, Progress, advance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,9 +9,9 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from ostler.fleet.rollout.plan import Plan, Share
-from ostler.fleet.rollout.progress import TERMINAL, Event, Phase, Progress, advance
 from ostler.model.errors import Conflict, InvalidSpec, NotFound
+from ostler.model.rollout.plan import Plan, Share
+from ostler.model.rollout.progress import TERMINAL, Event, Phase, Progress, advance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,9 +9,9 @@ import pytest
 
 from ostler.fleet.rollout.engine import Engine, Result
 from ostler.fleet.rollout.journal import Happened, Journal, rollouts, unfinished
-from ostler.fleet.rollout.plan import Plan, Share
-from ostler.fleet.rollout.progress import Event, Phase, Progress
 from ostler.model.errors import Conflict, InvalidSpec, NotFound
+from ostler.model.rollout.plan import Plan, Share
+from ostler.model.rollout.progress import Event, Phase, Progress
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 PLAN = Plan(

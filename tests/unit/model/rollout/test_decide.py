@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ostler.fleet.rollout.decide import Begin, Carry, Leave, decide
-from ostler.fleet.rollout.plan import Plan, Share
-from ostler.fleet.rollout.progress import FAILURES, IN_FLIGHT, TERMINAL, TRANSITIONS, Event, Phase, Progress, advance
 from ostler.model.errors import InvalidSpec, InvalidTransition
+from ostler.model.rollout.decide import Begin, Carry, Leave, decide
+from ostler.model.rollout.plan import Plan, Share
+from ostler.model.rollout.progress import FAILURES, IN_FLIGHT, TERMINAL, TRANSITIONS, Event, Phase, Progress, advance
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 WAY = (Phase.LOCKING, Phase.UPLOADING, Phase.SWITCHING, Phase.GATING, Phase.CONFIRMING, Phase.UNLOCKING)

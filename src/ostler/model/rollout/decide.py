@@ -3,8 +3,8 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from ostler.fleet.rollout.plan import Plan
-from ostler.fleet.rollout.progress import FAILURES, IN_FLIGHT, TERMINAL, Event, Phase, Progress
+from ostler.model.rollout.plan import Plan
+from ostler.model.rollout.progress import FAILURES, IN_FLIGHT, TERMINAL, Event, Phase, Progress
 
 
 @dataclass(frozen=True, slots=True)
