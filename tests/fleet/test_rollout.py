@@ -14,28 +14,13 @@ from e2e.fleet import OSTLER, until
 from fleet import variants
 from ostler.fleet.host import bundle
 from ostler.fleet.releases.keys import open_keys
-from ostler.fleet.releases.store import ReleaseStore, for_platform
+from ostler.fleet.releases.store import ReleaseStore
 
 pytestmark = [pytest.mark.xdist_group("testbed"), pytest.mark.timeout(600, func_only=True)]
 ROOT = Path(__file__).parents[2]
-NODE = """\
-node_id: {name}
-coordinator: {{base_url: "{url}/api/v1", auth_token: "{token}"}}
-runners: {{cli: {{enable: true, allowlist_dir: /etc/ostler/allowlist.d}}}}
-workspace: {{root: /var/lib/ostler/jobs}}
-sandbox: {{level: process}}
-heartbeat: {{interval_s: 2}}
-"""
 ALLOWED = {
-    "ostler-canary": {"command": {"path": "/usr/bin/true"}},
     "sleep": {"command": {"path": "/usr/bin/sleep"}, "args": [["[0-9]{1,4}"]]},
 }
-
-
-PREPARE = """set -e
-useradd --system --home /var/lib/ostler --shell /usr/sbin/nologin ostler
-mkdir -p /etc/ostler/allowlist.d /opt/ostler/releases
-"""
 
 
 class Installed:
@@ -78,7 +63,7 @@ class Installed:
             "fleet",
             *command.split(),
             "-i",
-            self.bed.folder / "inventory.yml",
+            self.folder / "inventory.yml",
             "--known-hosts",
             self.bed.folder / "known_hosts",
             *args,
@@ -93,27 +78,20 @@ class Installed:
         """Bring a release to the hosts; the canary is watched for three windows."""
         return self.fleet("update", "--release", release, "--yes", "--window", window, "--json", *args)
 
+    def describe(self, **node):
+        """Write the inventory; `node` are sections of all hosts' configurations, over what these tests need."""
+        inventory = yaml.safe_load((self.bed.folder / "inventory.yml").read_text())
+        own = {"sandbox": {"level": "process"}, "heartbeat": {"interval_s": 2}, **node}
+        (self.folder / "inventory.yml").write_text(yaml.safe_dump({**inventory, "vars": {"node": own}}))
+
     def install(self):
-        """The first release on all hosts, by the host program alone; they join, and are good."""
-        token = self.cli("token", "create", "--join", "--uses", "99", "--expires", "2h").stdout.split()[0]
-        for name, host in self.hosts.items():
-            host.exec("sh", "-c", PREPARE)
-            host.exec("tee", "/etc/ostler/node.yaml", stdin=NODE.format(name=name, url=self.url, token=token))
-            for entry, content in ALLOWED.items():
-                host.exec("tee", f"/etc/ostler/allowlist.d/{entry}.yaml", stdin=yaml.safe_dump(content))
-            self.host_program(name, "lock", "--rollout", "first", "--owner", "test")
-            platform = json.loads(self.host_program(name, "facts"))
-            content = for_platform(self.first.bundle, f"{platform['abi']}-{platform['arch']}")
-            self.host_program(name, "install", "--digest", self.first.manifest.digest, more=content)
-            self.host_program(name, "switch", "--rollout", "first", "--release", self.first.release, "--window", "1")
-            self.host_program(name, "unlock", "--rollout", "first")
-        for name in self.hosts:
-            until(
-                lambda name=name: self.health(name).get("self_check") == "ok" and self.health(name).get("session"),
-                timeout=120,
-                what=name,
-            )
-            until(lambda name=name: not self.facts(name)["update"], timeout=120, what=f"the end of {name}'s first window")
+        """The first release on all hosts, as an operator does it."""
+        self.describe()
+        (self.folder / "allow").mkdir()
+        for entry, content in ALLOWED.items():
+            (self.folder / f"allow/{entry}.yaml").write_text(yaml.safe_dump(content))
+        done = self.fleet("install", "--yes", "--release", self.first.release, "--allowlist", self.folder / "allow")
+        assert done.returncode == 0, done.stdout + done.stderr
 
     def host_program(self, name, verb, *args, more=b""):
         program = bundle.program()
@@ -150,6 +128,9 @@ class Installed:
 
     def in_force(self, host):
         return Path(self.hosts[host].exec("readlink", "/opt/ostler/current").stdout.strip()).name
+
+    def config(self, host):
+        return self.hosts[host].exec("cat", "/etc/ostler/node.yaml").stdout
 
     def health(self, host):
         return self.facts(host)["health"] or {}
@@ -196,6 +177,40 @@ def test_an_update_under_load_touches_no_job(installed):
     assert ends(again) == dict.fromkeys(installed.hosts, "current")
     for job, _ in jobs.values():
         installed.cli("job", "cancel", job)
+
+
+@pytest.mark.long
+def test_the_configuration_comes_along_and_goes_back_with_its_release(installed):
+    """What the inventory says now is told, brought and judged; a release that cannot read it is not begun with, and one that does not
+    start leaves the configuration of before."""
+    before = installed.config("mini-2")
+    release = installed.in_force("mini-2")
+    installed.describe(heartbeat={"interval_s": 3}, tags=["new"])
+    try:
+        status = json.loads(installed.fleet("status", "--release", release, "--host", "mini-2", "--json").stdout)
+        (finding,) = status["hosts"]["mini-2"]["findings"]
+        assert re.fullmatch("configuration [0-9a-f]{8} → [0-9a-f]{8}: heartbeat.interval_s, tags", finding["what"])
+        assert "interval_s: 2" not in json.dumps(status)
+        bad = installed.variant(variants.DOES_NOT_START)
+        done = installed.update(bad, "--host", "mini-2")
+        assert ends(done) == {"mini-2": "unhealthy"}, done.stdout
+        assert (installed.config("mini-2"), installed.in_force("mini-2")) == (before, release)
+        older = installed.variant({"ostler/node/config.py": ("heartbeat: Heartbeat", "heart: Heartbeat")})
+        done = installed.update(older, "--host", "mini-2")
+        assert ends(done) == {"mini-2": "failed"}, done.stdout
+        assert f"release {older} cannot read the configuration: " in reasons(done)["mini-2"]
+        assert "heartbeat" in reasons(done)["mini-2"]
+        assert (installed.config("mini-2"), installed.in_force("mini-2")) == (before, release)
+        assert not installed.health("mini-2")["draining"]
+        done = installed.update(release, "--host", "mini-2")
+        assert ends(done) == {"mini-2": "updated"}, done.stdout
+        assert "interval_s: 3" in installed.config("mini-2")
+        assert ends(installed.update(release, "--host", "mini-2")) == {"mini-2": "current"}
+        assert installed.fleet("status", "--release", release, "--host", "mini-2").returncode == 0
+    finally:
+        installed.describe()
+    assert ends(installed.update(release, "--host", "mini-2")) == {"mini-2": "updated"}
+    assert installed.config("mini-2") == before
 
 
 @pytest.mark.parametrize(
@@ -265,7 +280,7 @@ def test_an_updater_that_is_killed_is_gone_on_with(installed):
         "fleet",
         "update",
         "-i",
-        installed.bed.folder / "inventory.yml",
+        installed.folder / "inventory.yml",
         "--known-hosts",
         installed.bed.folder / "known_hosts",
     ]
@@ -295,10 +310,9 @@ def test_troubles_of_one_host_touch_no_other(installed):
         status = installed.fleet("status", "--release", good, "--json")
         found = json.loads(status.stdout)["hosts"]
         assert status.returncode == 1
-        assert [one["what"] for one in found["mini-1"]["findings"]] == [
-            "ostler-node.service was edited",
-            "the configuration was edited",
-        ]
+        unit, config = (one["what"] for one in found["mini-1"]["findings"])
+        assert unit == "ostler-node.service was edited"
+        assert re.fullmatch("configuration, edited on the host, [0-9a-f]{8} → [0-9a-f]{8}: its form alone", config)
         assert {one["mend"] for one in found["mini-1"]["findings"]} == {"ostler fleet update --host mini-1"}
         assert found["mini-2"]["findings"] == []
         assert "no SSH at" in found["mini-3"]["error"]

@@ -173,3 +173,20 @@ def test_prune_keeps_what_is_in_force_and_what_a_way_back_needs(site, keys, tmp_
     assert site.run("prune", "--keep", "1") == {"removed": [made[3].release, made[2].release]}
     assert site.names() == sorted(made[number].release for number in (0, 1, 4))
     assert site.run("prune", "--keep", "1") == {"removed": []}
+
+
+def test_prune_keeps_what_a_process_was_started_from(site, keys, tmp_path):
+    """As the keeper, which runs on over many updates, and so does what it will load yet."""
+    made = [make(tmp_path / "store", keys, f"1.{number}") for number in range(3)]
+    for number, one in enumerate(made):
+        site.install(one)
+        os.utime(site.places.release(one.release), (number, number))
+    keeper = subprocess.Popen(
+        [site.places.release(made[0].release) / "bin/python", "-I", "-S", "-c", "import sys; sys.stdin.read()"],
+        stdin=subprocess.PIPE,
+    )
+    try:
+        assert site.run("prune", "--keep", "1") == {"removed": [made[1].release]}
+    finally:
+        keeper.communicate()
+    assert site.run("prune", "--keep", "1") == {"removed": [made[0].release]}

@@ -8,11 +8,11 @@ from functools import cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from ostler.assembly.endpoint import Endpoint
+from ostler.assembly.endpoint import Endpoint, look_for_endpoint
 from ostler.assembly.resolve import resolve_node
-from ostler.fleet.installing import Own, Wanted
+from ostler.fleet.installing import Wanted
 from ostler.fleet.inventory.host import Host
-from ostler.fleet.node_config import CA, CANARY, render
+from ostler.fleet.node_config import CA, CANARY, Own, render
 from ostler.fleet.releases.store import Release, for_platform
 from ostler.fleet.ssh.step import Outcome, Step
 from ostler.model.errors import InvalidSpec, MachineUnreachable
@@ -58,6 +58,17 @@ def own_of(host: Host, *, coordinator: str, ca_file: Path | None, allowlist: Map
         resolve_node(file, env={}, need_secrets=False)
     files = CANARY | {f"{ALLOWLIST}/{name}": content for name, content in allowlist.items()}
     return Own(config=text, files=files if ca_file is None else {**files, CA: _read(ca_file)})
+
+
+def owns(hosts: Mapping[str, Host], *, coordinator: str | None) -> dict[str, Own]:
+    """What is each host's own, as its inventory has it now; nothing where no coordinator is named here or by `coordinator`, its URL as
+    the hosts reach it. Raises InvalidSpec with the first host's mistakes."""
+    endpoint = look_for_endpoint()
+    if endpoint is None and coordinator is None:
+        return {}
+    found = endpoint or Endpoint(url=coordinator or "", origin="--coordinator")
+    address = address_for_hosts(found, coordinator)
+    return {name: own_of(host, coordinator=address, ca_file=found.ca_file, allowlist={}) for name, host in hosts.items()}
 
 
 def address_for_hosts(endpoint: Endpoint, named: str | None) -> str:

@@ -7,7 +7,7 @@ import secrets
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from ostler.assembly.endpoint import Endpoint, look_for_endpoint
 from ostler.fleet.gate import CoordinatorGate
 from ostler.fleet.inventory.host import Host
+from ostler.fleet.node_config import Own
 from ostler.fleet.releases.store import Release, for_platform
 from ostler.fleet.rollout.by_ssh import Content, Lines, Looked, SshCarrier
 from ostler.fleet.rollout.engine import Engine
@@ -62,6 +63,7 @@ class Rollout:
     lines: Lines
     gate: CoordinatorGate | None
     message: str
+    own: Mapping[str, Own] = field(default_factory=dict)
     looked: dict[str, Looked] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -80,7 +82,7 @@ class Rollout:
             content=Content(
                 bundle=bundle,
                 digest=self.release.manifest.digest,
-                config={},
+                own=self.own,
                 services={name: services(host) for name, host in self.hosts.items()},
             ),
             owner=owner(),
@@ -90,14 +92,13 @@ class Rollout:
 
     async def look(self, names: Sequence[str]) -> None:
         """Preflight, all hosts at once; changes nothing."""
-        manifest = self.release.manifest
         wanted = Wanted(
             rollout_id=self.plan.rollout_id,
             release=self.plan.release,
-            platforms=manifest.platforms,
+            platforms=self.release.manifest.platforms,
             bundle_mb=max(1, self.release.size >> 20),
         )
-        found = await asyncio.gather(*(self._carrier.look(name, wanted) for name in names))
+        found = await asyncio.gather(*(self._carrier.look(name, replace(wanted, own=self.own.get(name))) for name in names))
         self.looked = dict(zip(names, found, strict=True))
 
     def steps(self, name: str) -> list[Step]:
@@ -134,18 +135,22 @@ async def opened(
     release: Release,
     hosts: Mapping[str, Host],
     *,
+    own: Mapping[str, Own],
     trust: Trust,
     message: str,
     coordinator: bool,
     told: Callable[[Host, str, Step], None],
 ) -> AsyncIterator[Rollout]:
-    """A rollout with its connections. `coordinator`: the one of the environment or profile is asked too, where there is one."""
+    """A rollout with its connections; a host without `own` keeps its configuration.
+
+    `coordinator`: the one of the environment or profile is asked too, where there is one.
+    """
     endpoint = look_for_endpoint() if coordinator else None
     async with Lines(trust, local_user=getpass.getuser(), told=told) as lines:
         client = None if endpoint is None else _client(endpoint)
         try:
             gate = None if client is None else CoordinatorGate(client, SystemClock())
-            yield Rollout(plan=plan, release=release, hosts=hosts, lines=lines, gate=gate, message=message)
+            yield Rollout(plan=plan, release=release, hosts=hosts, lines=lines, gate=gate, message=message, own=own)
         finally:
             if client is not None:
                 await client.close()

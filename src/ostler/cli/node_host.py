@@ -78,8 +78,8 @@ def install(
     from ostler.assembly import installing as bring
     from ostler.assembly.releases import release_places
     from ostler.assembly.resolve import resolve_node
-    from ostler.fleet.installing import Installation, Own
-    from ostler.fleet.node_config import CANARY
+    from ostler.fleet.installing import Installation
+    from ostler.fleet.node_config import CANARY, Own
     from ostler.fleet.releases.store import ReleaseStore
     from ostler.model.errors import Conflict
 

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from ostler.fleet.host import bundle
+from ostler.fleet.node_config import Own
 from ostler.fleet.rollout.preflight import Facts
 from ostler.fleet.ssh.step import Outcome, Step
 from ostler.model.errors import Rejected
@@ -44,9 +45,10 @@ class HostSteps:
             secret=secret,
         )
 
-    def facts(self, services: list[dict[str, Any]]) -> Step:
+    def facts(self, services: list[dict[str, Any]], *, with_config: bool = False) -> Step:
         """What the host is like; changes nothing."""
-        return self.ask("look at the host", "facts", "--services", json.dumps(services))
+        words = ["--with-config"] if with_config else []
+        return self.ask("look at the host", "facts", "--services", json.dumps(services), *words)
 
     def lock(self, rollout: str, owner: str, message: str) -> Step:
         """Take the host's deploy lock, or take it again."""
@@ -56,12 +58,14 @@ class HostSteps:
         """Give it back."""
         return self.ask("give the lock back", "unlock", "--rollout", rollout)
 
-    def switch(self, rollout: str, release: str, *, window_s: float, config: str | None, services: list[dict[str, Any]]) -> Step:
-        """Drain, switch, restart; the host's watcher is armed before."""
+    def switch(self, rollout: str, release: str, *, window_s: float, own: Own | None, services: list[dict[str, Any]]) -> Step:
+        """Drain, switch, restart; the host's watcher is armed before. Without `own`, the configuration stays as it is."""
         words = ["--rollout", rollout, "--release", release, "--window", f"{window_s:g}", "--services", json.dumps(services)]
-        if config is not None:
-            words += ["--config", "-"]
-        return self.ask("switch and restart", "switch", *words, stdin=(config or "").encode(), timeout_s=180.0)
+        told = b""
+        if own is not None:
+            words += ["--told", "-"]
+            told = json.dumps({"config": own.config, "files": dict(own.files)}).encode()
+        return self.ask("switch and restart", "switch", *words, stdin=told, timeout_s=240.0)
 
     def install(self, digest: str, bundle: bytes) -> Step:
         """Verify a bundle, whose manifest has this sha256, and unpack it beside the others."""

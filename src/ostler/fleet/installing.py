@@ -1,10 +1,11 @@
 """A host gets its first release and becomes a node, or ceases to be one: steps in their order, on whatever carries them out."""
 
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 from ostler.fleet.host_steps import HostSteps, answer, read_facts
+from ostler.fleet.node_config import Own
 from ostler.fleet.rollout.preflight import ROOM, Facts
 from ostler.fleet.ssh.step import Outcome, Step
 from ostler.model.errors import Rejected
@@ -24,14 +25,6 @@ class Wanted:
     bundle_mb: int
     bundle: Callable[[str], bytes]
     token: Callable[[], Awaitable[str | None]] | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Own:
-    """What is one host's alone: its configuration (None: what is there stays), and files that stand beside it."""
-
-    config: str | None
-    files: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ import shlex
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from ostler.fleet.node_config import Own
 from ostler.fleet.rollout.preflight import LOCK_STALE, NODE_UNIT, SKEW, Facts, edited, not_running, skew
 from ostler.protocol import messages as m
 
@@ -16,8 +17,11 @@ class Finding:
     mend: str
 
 
-def appraise(host: str, facts: Facts, *, release: str | None, asked_at: datetime, answered_at: datetime) -> list[Finding]:
-    """All that is not as it should be. `release` is the one that all hosts should have; None: nobody knows of one."""
+def appraise(
+    host: str, facts: Facts, *, release: str | None, own: Own | None = None, asked_at: datetime, answered_at: datetime
+) -> list[Finding]:
+    """All that is not as it should be. `release` is the one that all hosts should have, `own` what this one should have for itself; None:
+    nobody knows."""
     update = f"ostler fleet update --host {shlex.quote(host)}"
     run = f"ostler fleet run --host {shlex.quote(host)} --"
     node = facts.units.get(NODE_UNIT)
@@ -26,7 +30,7 @@ def appraise(host: str, facts: Facts, *, release: str | None, asked_at: datetime
     found = []
     if release is not None and facts.current != release:
         found.append(Finding(f"release {facts.current}, not {release}", update))
-    found += [Finding(line, update) for line in edited(facts)]
+    found += [Finding(line, update) for line in edited(facts, own)]
     found += [Finding(line, f"{run} systemctl restart {NODE_UNIT}") for line in not_running(facts)]
     found += _health(facts, host)
     found += [Finding(warning, f"put the program there, then: {update}") for warning in facts.warnings]

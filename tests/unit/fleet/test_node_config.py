@@ -1,5 +1,6 @@
 """What the inventory says of a host becomes a configuration that its daemon takes."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from ostler.assembly.endpoint import Endpoint
 from ostler.assembly.installing import address_for_hosts, own_of
 from ostler.fleet.installing import Looked, Wanted, look_at
 from ostler.fleet.inventory.host import Host
+from ostler.fleet.node_config import Own, changed_keys, differences, digest
 from ostler.fleet.rollout.preflight import Facts, OpenUpdate
 from ostler.model.errors import InvalidSpec
 
@@ -82,3 +84,28 @@ def test_only_what_a_host_lacks_is_brought() -> None:
 
 def replace_facts(changes: dict[str, object]) -> Facts:
     return Facts(**({name: getattr(FACTS, name) for name in Facts.__struct_fields__} | changes))
+
+
+def test_what_changes_in_a_configuration_is_named_and_its_values_are_not() -> None:
+    before = "coordinator: {base_url: http://a, auth_token: hush}\ntags: [a]\nlog: {level: info}\n"
+    after = "coordinator: {base_url: http://b, auth_token: quiet}\ntags: [a, b]\nsandbox: {}\n"
+    keys = ["coordinator.auth_token", "coordinator.base_url", "log.level", "sandbox", "tags"]
+    assert changed_keys(before, after) == keys
+    own = Own(config=after, files={"ca.pem": "new", "x": "y"})
+    found = differences(own, config=before, applied_sha256=digest(before), beside={"ca.pem": digest("old"), "x": digest("y")})
+    assert found == [f"configuration {digest(before)[:8]} → {digest(after)[:8]}: {', '.join(keys)}", "ca.pem differs"]
+    assert "hush" not in str(found)
+
+
+@pytest.mark.parametrize(
+    ("before", "words"),
+    [
+        (None, "configuration none → .*: a, b, c, d, e, f and 1 more"),
+        ("{no yaml", "configuration .* → .*: a, b, c, d, e, f and 1 more"),
+        ("# other words\na: 1\nb: 1\nc: 1\nd: 1\ne: 1\nf: 1\ng: 1\n", "configuration .* → .*: its form alone"),
+    ],
+)
+def test_a_configuration_that_is_not_there_or_is_none(before: str | None, words: str) -> None:
+    own = Own(config="".join(f"{name}: 1\n" for name in "abcdefg"))
+    (line,) = differences(own, config=before, applied_sha256=None if before is None else digest(before), beside={})
+    assert re.fullmatch(words, line)

@@ -6,8 +6,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import typer
+
 from ostler.cli import output
-from ostler.model.errors import MachineUnreachable, OstlerError, Rejected
+from ostler.model.errors import MachineUnreachable, NotFound, OstlerError, Rejected
 
 
 def chosen(
@@ -19,15 +21,17 @@ def chosen(
     hosts: list[str] | None = None,
     ssh_config: str | None = None,
 ) -> dict[str, Any]:
-    """The hosts of the inventories by name. Raises Rejected where none is left."""
+    """The hosts of the inventories by name. Raises Rejected for a mistake in them; what they do not have is a usage error."""
     from ostler.assembly.fleet import Wanted, find_hosts
 
-    found = find_hosts(
-        Wanted(
-            inventories=inventories or (), destination=destination, accessories=accessories, groups=groups or (), hosts=hosts or (),
-            ssh_config=ssh_config,
-        )
+    wanted = Wanted(
+        inventories=inventories or (), destination=destination, accessories=accessories, groups=groups or (), hosts=hosts or (),
+        ssh_config=ssh_config,
     )  # fmt: skip
+    try:
+        found = find_hosts(wanted)
+    except NotFound as exc:
+        raise typer.BadParameter(f"{exc.message} ({exc.hint})" if exc.hint else exc.message) from exc
     for note in found.notes:
         output.note(f"note: {note}")
     if not found.hosts:

@@ -1,7 +1,7 @@
 """Options that say which hosts a command is about, the same for all commands of `ostler fleet`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -33,6 +33,32 @@ AcceptNewOption = Annotated[
         "--accept-new", help="Believe hosts that no known_hosts file names, and keep their keys; never one that changed."
     ),
 ]
+CoordinatorOption = Annotated[
+    str | None,
+    typer.Option("--coordinator", metavar="URL", help="The coordinator as the hosts reach it. Default: as this machine does."),
+]
+KeepConfigOption = Annotated[
+    bool, typer.Option("--keep-config", help="Leave out the hosts' configurations: they are written by another hand.")
+]
 KnownHostsOption = Annotated[
     Path | None, typer.Option("--known-hosts", metavar="FILE", help="In place of ~/.ssh/known_hosts and the system's.")
 ]
+
+
+def share(text: str) -> Any:
+    """`3` or `25%` of the hosts; a usage error where it is neither."""
+    from ostler.model.errors import InvalidSpec
+    from ostler.model.rollout.plan import Share
+
+    try:
+        return Share.parse(text)
+    except InvalidSpec as exc:
+        raise typer.BadParameter(exc.message) from exc
+
+
+def some(text: str) -> Any:
+    """The same, of at least one host."""
+    found = share(text)
+    if found.number < 1:
+        raise typer.BadParameter("it must be at least 1 host, or 1%")
+    return found

@@ -13,15 +13,17 @@ from ostler.cli.fleet import asking
 from ostler.cli.fleet.options import (
     AcceptNewOption,
     AccessoriesOption,
+    CoordinatorOption,
     DestinationOption,
     GroupOption,
     HostOption,
     InventoryOption,
+    KeepConfigOption,
     KnownHostsOption,
     SshConfigOption,
 )
 from ostler.cli.options import JsonOption
-from ostler.model.errors import NotFound, OstlerError
+from ostler.model.errors import InvalidSpec, NotFound, OstlerError
 
 
 def status(  # noqa: PLR0917 - the options of a command
@@ -38,17 +40,21 @@ def status(  # noqa: PLR0917 - the options of a command
         typer.Option("--release", metavar="ID", help="What all hosts should have. Default: the newest that was built here."),
     ] = None,
     store: Annotated[Path | None, typer.Option("--store", metavar="DIR", help="Where the releases are.")] = None,
+    coordinator: CoordinatorOption = None,
+    keep_config: KeepConfigOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show what differs on each host: release, daemon, units, configuration, programs of services, clock, locks.
 
-    Each line names the command that mends it. Nothing is changed. Exit code 1 where anything differs.
+    Configurations are compared with what the inventory makes of them, as an update would bring them; where no coordinator is named that
+    the hosts reach, with what was put in force last. Each line names the command that mends it. Nothing is changed. Exit code 1 where
+    anything differs.
     """
     hosts = asking.chosen(
         inventories=inventory, destination=dest, accessories=accessories, groups=group, hosts=host, ssh_config=ssh_config
     )
     wanted = _release(release, store)
-    found = asyncio.run(_look(hosts, wanted, accept_new, known_hosts))
+    found = asyncio.run(_look(hosts, wanted, {} if keep_config else _own(hosts, coordinator), accept_new, known_hosts))
     if as_json:
         output.print_json({"release": wanted, "hosts": {name: _plain(one) for name, one in found.items()}})
     else:
@@ -57,7 +63,9 @@ def status(  # noqa: PLR0917 - the options of a command
     raise exits.Exit(exits.FAILED if any(isinstance(one, OstlerError) or one[1] for one in found.values()) else exits.GOOD)
 
 
-async def _look(hosts: dict[str, Any], release: str | None, accept_new: bool, known_hosts: Path | None) -> dict[str, Any]:
+async def _look(
+    hosts: dict[str, Any], release: str | None, own: dict[str, Any], accept_new: bool, known_hosts: Path | None
+) -> dict[str, Any]:
     from ostler.assembly.rollouts import services
     from ostler.fleet.host_steps import HostSteps, read_facts
     from ostler.fleet.status import appraise
@@ -66,10 +74,24 @@ async def _look(hosts: dict[str, Any], release: str | None, accept_new: bool, kn
 
     async def look(lines: Any, host: Any) -> Any:
         asked_at = datetime.now(UTC)
-        facts = read_facts(await lines.run(host, steps.facts(services(host))))
-        return facts, appraise(host.name, facts, release=release, asked_at=asked_at, answered_at=datetime.now(UTC))
+        facts = read_facts(await lines.run(host, steps.facts(services(host), with_config=host.name in own)))
+        mine = own.get(host.name)
+        return facts, appraise(host.name, facts, release=release, own=mine, asked_at=asked_at, answered_at=datetime.now(UTC))
 
     return await asking.on_each(hosts, look, accept_new=accept_new, known_hosts=known_hosts)
+
+
+def _own(hosts: dict[str, Any], coordinator: str | None) -> dict[str, Any]:
+    """What the inventory makes for each host; nothing, with a word, where the coordinator's address for hosts is not known."""
+    from ostler.assembly.installing import owns
+
+    try:
+        return owns(hosts, coordinator=coordinator)
+    except InvalidSpec as exc:
+        if exc.problems or coordinator is not None:
+            raise
+        output.note(f"note: configurations are compared with those put in force last: {exc.message}")
+        return {}
 
 
 def _release(name: str | None, store: Path | None) -> str | None:
@@ -104,4 +126,5 @@ def _plain(found: Any) -> dict[str, Any]:
     if isinstance(found, OstlerError):
         return {"error": asking.why(found)}
     facts, findings = found
-    return {"facts": msgspec.to_builtins(facts), "findings": [{"what": one.what, "mend": one.mend} for one in findings]}
+    shown = {name: value for name, value in msgspec.to_builtins(facts).items() if name != "config"}  # it may hold a secret
+    return {"facts": shown, "findings": [{"what": one.what, "mend": one.mend} for one in findings]}

@@ -16,12 +16,16 @@ from ostler.cli.fleet import asking
 from ostler.cli.fleet.options import (
     AcceptNewOption,
     AccessoriesOption,
+    CoordinatorOption,
     DestinationOption,
     GroupOption,
     HostOption,
     InventoryOption,
+    KeepConfigOption,
     KnownHostsOption,
     SshConfigOption,
+    share,
+    some,
 )
 from ostler.cli.options import JsonOption, seconds
 from ostler.model.errors import Conflict, NotFound
@@ -42,12 +46,14 @@ def update(  # noqa: PLR0917 - the options of a command
     store: Annotated[Path | None, typer.Option("--store", metavar="DIR", help="Where the releases are.")] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Look, print what would be executed, change nothing.")] = False,
-    canary: Annotated[int, typer.Option("--canary", metavar="N", help="So many hosts go first, and are watched for longer.")] = 1,
+    canary: Annotated[
+        int, typer.Option("--canary", metavar="N", min=0, help="So many hosts go first, and are watched for longer.")
+    ] = 1,
     serial: Annotated[
-        str | None, typer.Option("--serial", metavar="N|P%", help="At most so many hosts at once. Default: all.")
+        Any, typer.Option("--serial", metavar="N|P%", parser=some, help="At most so many hosts at once. Default: all.")
     ] = None,
     max_failures: Annotated[
-        str, typer.Option("--max-failures", metavar="N|P%", help="With more failed hosts nothing new begins.")
+        Any, typer.Option("--max-failures", metavar="N|P%", parser=share, help="With more failed hosts nothing new begins.")
     ] = "0",
     timeout: Annotated[
         float, typer.Option("--timeout", metavar="S", parser=seconds, help="How long one host may be watched.")
@@ -57,6 +63,8 @@ def update(  # noqa: PLR0917 - the options of a command
         typer.Option("--window", metavar="S", parser=seconds, help="How long a host must be good; the canary three times that."),
     ] = "15s",  # type: ignore[assignment]
     message: Annotated[str, typer.Option("--message", "-m", help="A word for the hosts' locks.")] = "update",
+    coordinator: CoordinatorOption = None,
+    keep_config: KeepConfigOption = False,
     no_coordinator: Annotated[
         bool, typer.Option("--no-coordinator", help="Do not ask the coordinator for the new version and a canary job.")
     ] = False,
@@ -66,9 +74,10 @@ def update(  # noqa: PLR0917 - the options of a command
 ) -> None:
     """Bring a release to the hosts. All of them are looked at first; what would change is shown, and asked about.
 
-    Then the canary goes, and if it is good all others. Each host drains, switches, restarts, is watched for a while, and takes work
-    again; its running jobs go on. A release that is no good there goes back by itself, also when this command, SSH and the coordinator are
-    gone. Hosts that have everything already are left as they are.
+    Binary, units and the configuration that the inventory makes for a host travel together. The canary goes first, and if it is good all
+    others. Each host drains, switches, restarts, is watched for a while, and takes work again; its running jobs go on. What is no good
+    there goes back by itself, also when this command, SSH and the coordinator are gone. Hosts that have everything already are left as
+    they are.
 
     Exit code 0: all hosts are as they should be; 1: some are not; 2: wrong usage.
     """
@@ -76,7 +85,8 @@ def update(  # noqa: PLR0917 - the options of a command
         inventory=inventory or [], dest=dest, accessories=accessories, group=group or [], host=host or [], ssh_config=ssh_config,
         known_hosts=known_hosts, accept_new=accept_new, release=release, store=store, yes=yes, dry_run=dry_run, canary=canary,
         serial=serial, max_failures=max_failures, timeout=timedelta(seconds=timeout), window=timedelta(seconds=window),
-        message=message, coordinator=not no_coordinator, resume=resume, verbose=verbose, as_json=as_json,
+        message=message, address=coordinator, keep_config=keep_config, coordinator=not no_coordinator, resume=resume,
+        verbose=verbose, as_json=as_json,
     )  # fmt: skip
     raise exits.Exit(asyncio.run(_update(asked)))
 
@@ -107,6 +117,7 @@ async def _update(asked: SimpleNamespace) -> int:
         asked.release = plan.release
     elif (interrupted := unfinished(rollouts.journals())) is not None and not asked.dry_run:
         output.note(f"note: rollout {interrupted} was interrupted; `ostler fleet update --resume` goes on with it")
+    own = _own(asked, hosts)
     release = ReleaseStore(release_places(os.environ, store=asked.store).store).find(asked.release)
     if journal is None:
         plan = _plan(asked, rollouts.new_id(), release.release, hosts)
@@ -118,7 +129,7 @@ async def _update(asked: SimpleNamespace) -> int:
     trust = rollouts.trust(accept_new=asked.accept_new, known_hosts=asked.known_hosts)
     try:
         async with rollouts.opened(
-            plan, release, hosts, trust=trust, message=asked.message, coordinator=asked.coordinator, told=told
+            plan, release, hosts, own=own, trust=trust, message=asked.message, coordinator=asked.coordinator, told=told
         ) as rollout:
             left = [
                 name for name in plan.hosts if name not in plan.excluded and (progress is None or progress[name].reason is None)
@@ -146,8 +157,20 @@ async def _update(asked: SimpleNamespace) -> int:
     return exits.FAILED if again else exits.GOOD
 
 
+def _own(asked: SimpleNamespace, hosts: Mapping[str, Any]) -> dict[str, Any]:
+    """What the inventory makes for each host; nothing where that is not wanted or cannot be known."""
+    from ostler.assembly.installing import owns
+
+    if asked.keep_config:
+        return {}
+    own = owns({name: one for name, one in hosts.items() if one.paused is None}, coordinator=asked.address)
+    if not own:
+        output.note("note: no coordinator is named, so the hosts keep their configurations; see --coordinator")
+    return own
+
+
 def _plan(asked: SimpleNamespace, rollout_id: str, release: str, hosts: Mapping[str, Any]) -> Any:
-    from ostler.model.rollout.plan import Plan, Share
+    from ostler.model.rollout.plan import Plan
 
     return Plan(
         rollout_id=rollout_id,
@@ -155,8 +178,8 @@ def _plan(asked: SimpleNamespace, rollout_id: str, release: str, hosts: Mapping[
         hosts=tuple(hosts),
         excluded={name: f"paused: {one.paused}" for name, one in hosts.items() if one.paused},
         canary=asked.canary,
-        serial=None if asked.serial is None else Share.parse(asked.serial, option="--serial"),
-        max_failures=Share.parse(asked.max_failures, option="--max-failures"),
+        serial=asked.serial,
+        max_failures=asked.max_failures,
         window=asked.window,
         canary_window=3 * asked.window,
         timeout=asked.timeout,
@@ -196,8 +219,14 @@ def _retry(asked: SimpleNamespace, hosts: list[str]) -> list[str]:
     command = ["ostler", "fleet", "update"]
     for inventory in asked.inventory:
         command += ["-i", inventory]
-    for option, value in (("--dest", asked.dest), ("--ssh-config", asked.ssh_config), ("--known-hosts", asked.known_hosts)):
+    for option, value in (
+        ("--dest", asked.dest),
+        ("--ssh-config", asked.ssh_config),
+        ("--known-hosts", asked.known_hosts),
+        ("--coordinator", asked.address),
+    ):
         command += [option, str(value)] if value is not None else []
     command += ["--release", asked.release] if asked.release else []
+    command += ["--keep-config"] if asked.keep_config else []
     command += ["--no-coordinator"] if not asked.coordinator else []
     return [*command, "--host", ",".join(hosts)]

@@ -14,9 +14,11 @@ from ostler.fleet.host import binaries, daemon, systemd
 from ostler.fleet.host.places import UNITS, Places, read_json
 from ostler.fleet.host.refusals import Refused
 
+MOST_FILES = 500
 
-def gather(places: Places, wanted: tuple[binaries.Binary, ...] = ()) -> dict[str, Any]:
-    """All of it; changes nothing."""
+
+def gather(places: Places, wanted: tuple[binaries.Binary, ...] = (), *, with_config: bool = False) -> dict[str, Any]:
+    """All of it; changes nothing. `with_config`: the configuration itself, too, which may hold a secret."""
     return {
         "hostname": platform.node(),
         "os": _os(places.root / "etc/os-release"),
@@ -35,6 +37,8 @@ def gather(places: Places, wanted: tuple[binaries.Binary, ...] = ()) -> dict[str
         "units": {name: _unit(places, name) for name in UNITS},
         "config_sha256": digest(places.config),
         "applied_sha256": digest(places.applied),
+        "config": _text(places.config) if with_config else None,
+        "beside": _beside(places.config.parent),
         "health": daemon.ask(places.door, "GET", "/healthz"),
         "lock": read_json(places.lock),
         "update": read_json(places.update),
@@ -49,6 +53,19 @@ def digest(path: Path) -> str | None:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError:
         return None
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return None
+
+
+def _beside(folder: Path) -> dict[str, str | None]:
+    """What stands beside the configuration, and one directory deeper: each file's sha256 by its path there."""
+    files = sorted(one for pattern in ("*", "*/*") for one in folder.glob(pattern) if one.is_file())
+    return {str(one.relative_to(folder)): digest(one) for one in files[:MOST_FILES]}
 
 
 def _os(file: Path) -> str:

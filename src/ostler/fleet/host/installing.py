@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -57,8 +58,10 @@ def install(places: Places, bundle: BinaryIO, *, digest: str | None = None) -> d
 
 
 def prune(places: Places, keep: int) -> dict[str, Any]:
-    """Remove all but the `keep` newest releases, the one in force, and those that an open or the last update names."""
-    named = {places.in_force()}
+    """Remove all but the `keep` newest releases, the one in force, those that an open or the last update names, and those that a process
+    was started from: an update does not restart the keeper, whose release may be many updates old.
+    """
+    named = {places.in_force(), *_in_use(places)}
     for update in (read_json(places.update), read_json(places.last)):
         named |= {update.get("release"), update.get("previous")} if update else set()
     if not places.releases.is_dir():
@@ -71,6 +74,17 @@ def prune(places: Places, keep: int) -> dict[str, Any]:
             one.rename(aside)
             shutil.rmtree(aside)
     return {"removed": [one.name for one in gone]}
+
+
+def _in_use(places: Places) -> set[str]:
+    """The releases whose interpreter or libraries a process of this host has."""
+    within = re.compile(re.escape(f"{places.releases}/".encode()) + rb"([^/\0\n]+)/")
+    found: set[str] = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        for said in ("cmdline", "maps"):
+            with contextlib.suppress(OSError):  # it ended meanwhile
+                found.update(os.fsdecode(name) for name in within.findall((process / said).read_bytes()))
+    return found
 
 
 def _releases(places: Places) -> Iterator[Path]:

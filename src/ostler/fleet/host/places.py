@@ -93,8 +93,18 @@ class Places:
 
     @property
     def kept(self) -> Path:
-        """The configuration that was in force before the open update."""
+        """The configuration that was in force before the open update, or the last one."""
         return self.updates / "config.before"
+
+    @property
+    def kept_files(self) -> Path:
+        """What stood beside it: content by path, null for what was not there."""
+        return self.updates / "files.before"
+
+    @property
+    def trial(self) -> Path:
+        """A configuration that a release is asked about, before it is anybody's."""
+        return self.updates / "trial.yaml"
 
     @property
     def applied(self) -> Path:

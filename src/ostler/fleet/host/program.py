@@ -15,12 +15,13 @@ from typing import Any
 from ostler.fleet.host import facts, installing, lock, setting_up, switching, systemd, watcher
 from ostler.fleet.host.places import NODE_UNIT, Places, read_json
 from ostler.fleet.host.refusals import Refused
+from ostler.fleet.host.told import Told
 
 Answer = dict[str, Any]
 
 
 def _facts(places: Places, given: argparse.Namespace) -> Answer:
-    return facts.gather(places, switching.read_services(given.services))
+    return facts.gather(places, switching.read_services(given.services), with_config=given.with_config)
 
 
 def _lock(places: Places, given: argparse.Namespace) -> Answer:
@@ -53,7 +54,7 @@ def _prune(places: Places, given: argparse.Namespace) -> Answer:
 
 
 def _set_up(places: Places, given: argparse.Namespace) -> Answer:
-    told = setting_up.Told.read(sys.stdin.buffer.read())
+    told = Told.read(sys.stdin.buffer.read())
     return setting_up.set_up(places, given.release, told, wait_s=given.wait)
 
 
@@ -68,7 +69,7 @@ def _switch(places: Places, given: argparse.Namespace) -> Answer:
         release=given.release,
         window_s=given.window,
         program=Path(sys.argv[0]).read_bytes(),
-        config=sys.stdin.read() if given.config == "-" else None,
+        told=Told.read(sys.stdin.buffer.read()) if given.told == "-" else Told(),
         services=switching.read_services(given.services),
     )
 
@@ -102,7 +103,7 @@ def _watch(places: Places, given: argparse.Namespace) -> Answer:
 _ROLLOUT = ("--rollout", {"required": True})
 _SERVICES = ("--services", {"default": "[]", "help": "programs of services, as JSON"})
 VERBS: dict[str, tuple[Callable[[Places, argparse.Namespace], Answer], tuple[tuple[str, dict[str, Any]], ...]]] = {
-    "facts": (_facts, (_SERVICES,)),
+    "facts": (_facts, (_SERVICES, ("--with-config", {"action": "store_true", "help": "the node's configuration, too"}))),
     "lock": (_lock, (_ROLLOUT, ("--owner", {"required": True}), ("--message", {"default": ""}))),
     "beat": (_beat, (_ROLLOUT,)),
     "unlock": (_unlock, (_ROLLOUT,)),
@@ -123,7 +124,7 @@ VERBS: dict[str, tuple[Callable[[Places, argparse.Namespace], Answer], tuple[tup
             _ROLLOUT,
             ("--release", {"required": True}),
             ("--window", {"type": float, "required": True}),
-            ("--config", {"help": "- for the node's configuration on standard input; left out, it stays as it is"}),
+            ("--told", {"help": "- for configuration and files on standard input, as JSON; left out, they stay as they are"}),
             _SERVICES,
         ),
     ),

@@ -1,14 +1,12 @@
 """A bare host becomes a node under systemd, and one becomes a bare host again. Whatever is done may be cut off and done again."""
 
 import contextlib
-import json
 import os
 import pwd
 import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,31 +14,13 @@ from ostler.fleet.host import accounts, daemon, switching, systemd
 from ostler.fleet.host.lock import guarded
 from ostler.fleet.host.places import KEEPER_UNIT, NODE_UNIT, UNITS, WATCH_UNIT, Places, read_json
 from ostler.fleet.host.refusals import Refused
+from ostler.fleet.host.told import Told
 from ostler.fleet.host.traces import Traces
 
 ENROL_S = 60.0
 CONTACT_S = 45.0
 LOOK_S = 0.25
 _SAID = 400
-
-
-@dataclass(frozen=True, slots=True)
-class Told:
-    """What comes on standard input. `config` is the node's configuration (None: what is there stays), `token` a join token, `files` what
-    stands beside the configuration by its path there (allowlist entries, an authority's certificate)."""
-
-    config: str | None = None
-    token: str | None = None
-    files: dict[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def read(cls, content: bytes) -> "Told":
-        """From JSON; raises ValueError."""
-        found = json.loads(content or b"{}")
-        files = found.get("files") or {}
-        if any(Path(one).is_absolute() or ".." in Path(one).parts for one in files):
-            raise ValueError("a file beside the configuration has a path that leaves its directory")
-        return cls(found.get("config"), found.get("token"), dict(files))
 
 
 def set_up(places: Places, release: str, told: Told, *, wait_s: float) -> dict[str, Any]:
@@ -58,7 +38,7 @@ def set_up(places: Places, release: str, told: Told, *, wait_s: float) -> dict[s
         due.touch()
         changed = [f"user {accounts.NAME}"] if accounts.make(places) else []
         changed += _write(places, traces, home, told)
-        if _apply(places, traces, release):
+        if _apply(places, traces, release, told):
             changed.append(f"release {release}")
         if _enrol(places, home, told.token):
             changed.append("enrolment")
@@ -165,7 +145,7 @@ def _write(places: Places, traces: Traces, home: Path, told: Told) -> list[str]:
     return changed
 
 
-def _apply(places: Places, traces: Traces, release: str) -> bool:
+def _apply(places: Places, traces: Traces, release: str, told: Told) -> bool:
     """Units and link, as a switch writes them."""
     home = places.release(release)
     same = places.in_force() == release and all(
@@ -174,7 +154,7 @@ def _apply(places: Places, traces: Traces, release: str) -> bool:
     )
     for name in UNITS:
         traces.expect(places.units / name)
-    switching.apply(places, release, None)
+    switching.apply(places, release, Told(config=told.config))
     return not same
 
 

@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import subprocess
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,11 @@ from ostler.fleet.host import binaries, daemon, systemd
 from ostler.fleet.host.lock import guarded
 from ostler.fleet.host.places import KEEPER_UNIT, NODE_UNIT, UNITS, WATCH_UNIT, Places, point, read_json, sync, write, write_json
 from ostler.fleet.host.refusals import Refused
+from ostler.fleet.host.told import Told
+from ostler.fleet.host.traces import Traces
 
 SPARE = 1 << 20  # what a way back may need on a disk that has been filled since
+READ_S = 60.0
 SWITCH = "switch"  # the guard that a switch, or a way back, holds for as long as it works
 
 
@@ -22,13 +27,14 @@ def switch(
     release: str,
     window_s: float,
     program: bytes,
-    config: str | None = None,
+    told: Told = Told(),  # noqa: B008 - a value
     services: tuple[binaries.Binary, ...] = (),
 ) -> dict[str, Any]:
     """Put `release` in force and have it watched for `window_s`; again for the same rollout, it goes on where it was.
 
-    `program` is this program's own file, `config` the node's configuration (None: as it is). Raises Refused; what it refuses has changed
-    nothing. After a failed restart the update is open nevertheless: the watcher decides.
+    `program` is this program's own file; `told` brings the node's configuration (None: as it is) and files beside it. Raises Refused, also
+    for a configuration that the release cannot read; what it refuses has changed nothing. After a failed restart the update is open
+    nevertheless: the watcher decides.
     """
     with guarded(places, SWITCH, wait=False):
         update = read_json(places.update)
@@ -38,11 +44,12 @@ def switch(
             )
         _check(places, release, rollout)
         if update is None:
-            update = _open(places, rollout=rollout, release=release, window_s=window_s, program=program)
+            _check_config(places, release, told)
+            update = _open(places, rollout=rollout, release=release, window_s=window_s, program=program, files=told.files)
         warnings = [found.warning for one in services if (found := binaries.link(one, places)).warning]
         if update["state"] == "armed":
             daemon.ask(places.door, "POST", "/drain")
-            apply(places, release, config)
+            apply(places, release, told)
             failure = _restart()
             write_json(
                 places.update,
@@ -84,12 +91,19 @@ def is_abandoned(places: Places) -> bool:
         return False
 
 
-def apply(places: Places, release: str, config: str | None) -> None:
-    """Link, units and configuration of a release; nothing is restarted. Each step is whole, and may be done again.
+def apply(places: Places, release: str, told: Told) -> None:
+    """Link, units, configuration of a release and what stands beside that; nothing is restarted. Each step is whole, and may be done
+    again.
 
-    `config` None: the configuration that was put in force last, or the one that is there where none was.
+    Without a configuration: the one that was put in force last, or the one that is there where none was.
     """
     home = places.release(release)
+    traces = Traces(places)
+    for name, text in told.files.items():
+        beside = places.config.parent / name
+        traces.directory(beside.parent, mode=0o755)
+        traces.file(beside, text.encode())
+    config = told.config
     if config is None and places.applied.exists():
         config = places.applied.read_text()  # what was edited since is drift
     if config is not None and (not places.config.exists() or places.config.read_text() != config):
@@ -107,11 +121,11 @@ def apply(places: Places, release: str, config: str | None) -> None:
 
 
 def close(places: Places, update: dict[str, Any], state: str, reason: str | None) -> dict[str, Any]:
-    """Write down how an update ended, and stop watching."""
+    """Write down how an update ended, and stop watching. What was kept for the way back stays: the coordinator may yet want it."""
     ended = update | {"state": state, "reason": reason, "ended_at": time.time()}
     write_json(places.last, ended)
     places.update.unlink(missing_ok=True)
-    for left in (places.kept, *_spares(places)):
+    for left in _spares(places):
         left.unlink(missing_ok=True)
     sync(places.updates)
     with contextlib.suppress(Refused):  # its condition fails from now on anyway
@@ -141,8 +155,31 @@ def _check(places: Places, release: str, rollout: str) -> None:
         )
 
 
-def _open(places: Places, *, rollout: str, release: str, window_s: float, program: bytes) -> dict[str, Any]:
-    """Arm the watcher before anything is changed."""
+def _check_config(places: Places, release: str, told: Told) -> None:
+    """Ask the release whether it can read the configuration that it would get. Raises Refused."""
+    found = next((one for one in (places.applied, places.config) if one.exists()), None)
+    config = told.config if told.config is not None or found is None else found.read_text()
+    if config is None:
+        return
+    program = places.release(release) / "bin/ostler"
+    write(places.trial, config.encode(), mode=0o600)
+    try:
+        done = subprocess.run(
+            [str(program), "config", "check", str(places.trial)], capture_output=True, text=True, errors="replace", timeout=READ_S,
+            check=False, stdin=subprocess.DEVNULL, cwd="/", env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/nonexistent"},
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired) as exc:
+        raise Refused("unfit", f"release {release} cannot be asked about the configuration: {exc}") from None
+    finally:
+        places.trial.unlink(missing_ok=True)
+    if done.returncode:
+        said = done.stderr.replace(str(places.trial), places.config.name).replace("error: ", "")
+        why = "; ".join(line.strip() for line in said.splitlines() if line.strip())[-600:]
+        raise Refused("unfit", f"release {release} cannot read the configuration: {why or f'exit code {done.returncode}'}")
+
+
+def _open(places: Places, *, rollout: str, release: str, window_s: float, program: bytes, files: Iterable[str]) -> dict[str, Any]:
+    """Arm the watcher before anything is changed; what is to be changed is kept for the way back."""
     update = {
         "update_id": rollout,
         "release": release,
@@ -153,8 +190,10 @@ def _open(places: Places, *, rollout: str, release: str, window_s: float, progra
         "drained": bool((daemon.ask(places.door, "GET", "/healthz") or {}).get("draining")),
         "opened_at": time.time(),
     }
+    places.kept.unlink(missing_ok=True)
     if places.config.exists():
         write(places.kept, places.config.read_bytes(), mode=0o600)
+    write_json(places.kept_files, {name: _content(places.config.parent / name) for name in files})
     write(places.program, program, mode=0o600)
     write(places.units / WATCH_UNIT, (places.release(release) / "units" / WATCH_UNIT).read_bytes(), mode=0o644)
     for spare in _spares(places):
@@ -176,6 +215,10 @@ def _restart() -> str | None:
     return None
 
 
+def _content(path: Path) -> str | None:
+    return path.read_text(errors="replace") if path.is_file() else None
+
+
 def _spares(places: Places) -> tuple[Path, ...]:
     """Room that is held on each file system that a way back writes to."""
     return (places.updates / ".spare", places.ostler / ".spare", places.units / ".ostler-spare")
@@ -187,8 +230,12 @@ def _go_back(places: Places, update: dict[str, Any], reason: str) -> dict[str, A
     previous = update.get("previous")
     if previous is None:
         return close(places, update, "stuck", f"{reason}; there is no release before it to go back to")
+    files = read_json(places.kept_files) or {}
     config = places.kept.read_text() if places.kept.exists() else None
-    apply(places, previous, config)
+    apply(places, previous, Told(config, files={name: content for name, content in files.items() if content is not None}))
+    for name, content in files.items():
+        if content is None:
+            (places.config.parent / name).unlink(missing_ok=True)
     failure = _restart()
     ended = close(
         places, update, "went_back" if failure is None else "stuck", reason if failure is None else f"{reason}; {failure}"

@@ -9,6 +9,7 @@ from typing import Any
 
 from ostler.fleet.host_steps import HostRefused, HostSteps, answer, read_facts
 from ostler.fleet.inventory.host import Host
+from ostler.fleet.node_config import Own
 from ostler.fleet.rollout.engine import Result
 from ostler.fleet.rollout.preflight import Facts, Verdict, Wanted, judge
 from ostler.fleet.ssh.line import Line, StepFailed, connected
@@ -28,12 +29,12 @@ Gate = Callable[[Host, Facts | None], Awaitable[str | None]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Content:
-    """What a rollout brings to each host: the release's bundle for a platform (`cp311-x86_64`), the digest of its manifest, and each
-    host's configuration (None: it keeps its own)."""
+    """What a rollout brings to each host: the release's bundle for a platform (`cp311-x86_64`), the digest of its manifest, and what is
+    each host's own (none: it keeps its configuration)."""
 
     bundle: Callable[[str], bytes]
     digest: str
-    config: Mapping[str, str | None]
+    own: Mapping[str, Own]
     services: Mapping[str, list[dict[str, Any]]]
 
 
@@ -133,7 +134,7 @@ class SshCarrier:
         """Preflight of one host; changes nothing."""
         asked = datetime.now(UTC)
         try:
-            facts = read_facts(await self._lines.run(self._hosts[host], self._steps.facts(self._content.services.get(host, []))))
+            facts = read_facts(await self._lines.run(self._hosts[host], self._look_step(host)))
         except MachineUnreachable as exc:
             return Looked(unreachable=_line(exc))
         except Rejected as exc:
@@ -193,12 +194,15 @@ class SshCarrier:
             return Result(event=Event.SICK, reason=first, detail=rest or None)
         return Result(event=Event.DONE, detail=warnings or None)
 
+    def _look_step(self, host: str) -> Step:
+        return self._steps.facts(self._content.services.get(host, []), with_config=host in self._content.own)
+
     def _switch_step(self, host: str) -> Step:
         return self._steps.switch(
             self._plan.rollout_id,
             self._plan.release,
             window_s=self._plan.window_for(host).total_seconds(),
-            config=self._content.config.get(host),
+            own=self._content.own.get(host),
             services=self._content.services.get(host, []),
         )
 

@@ -147,7 +147,7 @@ def _parse_plan(told: Mapping[str, Any]) -> Plan:
         hosts=tuple(told["hosts"]),
         excluded=told["excluded"],
         canary=told["canary"],
-        serial=None if told["serial"] is None else Share.parse(told["serial"], option="serial"),
-        max_failures=Share.parse(told["max_failures"], option="max_failures"),
+        serial=None if told["serial"] is None else Share.parse(told["serial"]),
+        max_failures=Share.parse(told["max_failures"]),
         **{name: timedelta(seconds=told[name]) for name in ("canary_window", "window", "timeout")},
     )

@@ -7,6 +7,8 @@ from typing import Any
 
 import msgspec
 
+from ostler.fleet.node_config import Own, differences
+
 NODE_UNIT = "ostler-node.service"
 KEEPER_UNIT = "ostler-keeper.service"
 SKEW = timedelta(seconds=30)
@@ -46,7 +48,8 @@ class OpenUpdate(msgspec.Struct, frozen=True, kw_only=True):
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """The answer of the host program's `facts`. `abi` is Python's (`cp311`), `now` seconds since the epoch, `refused` why a
-    directory cannot be written."""
+    directory cannot be written. `config` is there where it was asked for, and is shown to nobody: it may hold a secret; `beside` are the
+    hashes of what stands beside it."""
 
     hostname: str
     os: str
@@ -61,6 +64,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     units: Mapping[str, Unit] = {}
     config_sha256: str | None = None
     applied_sha256: str | None = None
+    config: str | None = None
+    beside: Mapping[str, str | None] = {}
     health: Mapping[str, Any] | None = None
     lock: Lock | None = None
     update: OpenUpdate | None = None
@@ -74,14 +79,14 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """What the rollout brings: the release with the platforms that it has (`cp311-x86_64`) and its size, and the hash of the host's
-    configuration (None: the one that was put in force last)."""
+    """What the rollout brings: the release with the platforms that it has (`cp311-x86_64`) and its size, and what is the host's own
+    (None: the configuration that was put in force last)."""
 
     rollout_id: str
     release: str
     platforms: Collection[str]
     bundle_mb: int
-    config_sha256: str | None = None
+    own: Own | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,22 +114,23 @@ def skew(facts: Facts, asked_at: datetime, answered_at: datetime) -> timedelta:
 def drift(facts: Facts, wanted: Wanted) -> tuple[str, ...]:
     """What is not there as `wanted` has it, one line each."""
     lines = [] if facts.current == wanted.release else [f"release {facts.current or 'none'} → {wanted.release}"]
-    lines += edited(facts)
-    if wanted.config_sha256 is not None and facts.config_sha256 != wanted.config_sha256:
-        lines.append("the configuration differs")
+    lines += edited(facts, wanted.own)
     if facts.current == wanted.release:
         lines += not_running(facts)
     return tuple(lines)
 
 
-def edited(facts: Facts) -> list[str]:
-    """What somebody changed by hand since it was put in force."""
+def edited(facts: Facts, own: Own | None) -> list[str]:
+    """What is not as it was put in force, or, of a host's own that is known here, not as it should be."""
     lines = []
     for name, unit in sorted(facts.units.items()):
         if unit.sha256 is None:
             lines.append(f"{name} is missing")
         elif unit.wanted is not None and unit.sha256 != unit.wanted:
             lines.append(f"{name} was edited")
+    if own is not None:
+        there = facts.config if facts.config_sha256 is not None else None
+        return [*lines, *differences(own, config=there, applied_sha256=facts.applied_sha256, beside=facts.beside)]
     if facts.applied_sha256 is not None and facts.config_sha256 != facts.applied_sha256:
         lines.append("the configuration was edited" if facts.config_sha256 else "the configuration is missing")
     return lines

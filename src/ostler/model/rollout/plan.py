@@ -23,11 +23,11 @@ class Share:
     percent: bool = False
 
     @classmethod
-    def parse(cls, text: str, *, option: str) -> "Share":
-        """`3` or `25%`; raises InvalidSpec that names `option`."""
+    def parse(cls, text: str) -> "Share":
+        """`3` or `25%`; raises InvalidSpec."""
         match = _SHARE.fullmatch(text.strip())
         if match is None or (match[2] and int(match[1]) > 100):
-            raise InvalidSpec(f"{option}: `{text}` is neither a number of hosts (3) nor a percentage of them (25%)")
+            raise InvalidSpec(f"`{text}` is neither a number of hosts (3) nor a percentage of them (25%)")
         return cls(int(match[1]), bool(match[2]))
 
     def of(self, hosts: int, *, least: int) -> int:

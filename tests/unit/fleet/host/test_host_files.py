@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -158,6 +159,33 @@ def test_it_runs_from_memory(places: Places, rooted: tuple[str, ...]) -> None:
     assert not places.update.exists()
     code, answer = run(*rooted, "observe", "--rollout", "r1")
     assert answer["state"] == "missing"
+
+
+def test_what_the_release_cannot_read_changes_nothing(places: Places, rooted: tuple[str, ...]) -> None:
+    """The release is this one, which is asked by its command line; each mistake is told."""
+    home = places.releases / "1.0"
+    for unit in ("units/ostler-node.service", "units/ostler-keeper.service"):
+        (home / unit).parent.mkdir(parents=True, exist_ok=True)
+        (home / unit).write_text("[Unit]\n")
+    (home / "bin").mkdir()
+    (home / "bin/ostler").symlink_to(Path(sys.executable).parent / "ostler")
+    run(*rooted, "lock", "--rollout", "r1", "--owner", "ann")
+    before = {one: one.read_bytes() for one in places.root.rglob("*") if one.is_file()}
+    told = json.dumps({"config": "resorces: {}\nheartbeat: {interval_s: often}\n", "files": {"ca.pem": "PEM"}})
+    code, answer = run(
+        *rooted, "switch", "--rollout", "r1", "--release", "1.0", "--window", "5", "--told", "-", more=told.encode()
+    )
+    assert (code, answer["error"]) == (1, "unfit")
+    assert "release 1.0 cannot read the configuration: " in str(answer["message"])
+    assert "resorces" in str(answer["message"])
+    assert "interval_s" in str(answer["message"])
+    after = {one: one.read_bytes() for one in places.root.rglob("*") if one.is_file() and one.name != ".switch"}
+    assert after == before
+    told = json.dumps({"files": {"../passwd": "x"}})
+    code, answer = run(
+        *rooted, "switch", "--rollout", "r1", "--release", "1.0", "--window", "5", "--told", "-", more=told.encode()
+    )
+    assert (code, answer["error"]) == (1, "usage")
 
 
 def test_the_program_is_the_same_bytes_each_time() -> None:

@@ -1,22 +1,25 @@
 """What a host may be refused for before anything is changed, and what counts as drift."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
 import pytest
 
+from ostler.fleet.node_config import Own, digest
 from ostler.fleet.rollout.preflight import KEEPER_UNIT, NODE_UNIT, Facts, Lock, OpenUpdate, Unit, Wanted, judge, skew
 
 ASKED = datetime(2026, 1, 1, 12, tzinfo=UTC)
 ANSWERED = ASKED + timedelta(seconds=2)
 UNITS = {NODE_UNIT: "n" * 64, KEEPER_UNIT: "k" * 64}
+CONFIG = "node_id: mini-1\nheartbeat: {interval_s: 15}\n"
 WANTED = Wanted(
     rollout_id="r1",
     release="0.2.0-new",
     platforms=("cp311-x86_64", "cp313-x86_64"),
     bundle_mb=20,
-    config_sha256="c",
+    own=Own(config=CONFIG, files={"ca.pem": "PEM"}),
 )
 
 
@@ -30,7 +33,10 @@ def facts(**changes: Any) -> Facts:
         disk_free_mb=10_000,
         current="0.1.0-old",
         units={name: Unit(state="active", sha256=sha256, wanted=sha256) for name, sha256 in UNITS.items()},
-        config_sha256="c",
+        config=CONFIG,
+        config_sha256=digest(CONFIG),
+        applied_sha256=digest(CONFIG),
+        beside={"ca.pem": digest("PEM")},
     )
     return msgspec.structs.replace(there, **changes)
 
@@ -110,18 +116,25 @@ def test_drift_is_told_line_by_line() -> None:
     there = facts(
         current="0.2.0-new",
         units={NODE_UNIT: Unit(state="failed", sha256="other", wanted="n"), KEEPER_UNIT: Unit(state="active")},
-        config_sha256="edited",
-        applied_sha256="c",
+        config=(edited := CONFIG + "tags: [a]\n"),
+        config_sha256=digest(edited),
+        beside={"other": "o"},
         health={"release": "0.1.0-old"},
     )
     assert judge(there, WANTED, asked_at=ASKED, answered_at=ANSWERED).drift == (
         "ostler-keeper.service is missing",
         "ostler-node.service was edited",
-        "the configuration was edited",
-        "the configuration differs",
+        f"configuration, edited on the host, {digest(edited)[:8]} → {digest(CONFIG)[:8]}: tags",
+        "ca.pem is missing",
         "the daemon still runs 0.1.0-old",
         "ostler-node.service is failed",
     )
+
+
+def test_an_own_that_nobody_knows_is_judged_by_what_was_put_in_force() -> None:
+    there = facts(current="0.2.0-new", config_sha256="edited", beside={})
+    verdict = judge(there, replace(WANTED, own=None), asked_at=ASKED, answered_at=ANSWERED)
+    assert verdict.drift == ("the configuration was edited",)
 
 
 def test_another_release_has_other_units() -> None:

@@ -173,14 +173,14 @@ def test_what_happened_before_the_unlocking_is_the_end(events: tuple[Event, ...]
 
 @pytest.mark.parametrize("text", ["", "x", "-1", "101%", "1.5", "3 %", "1" * 7])
 def test_a_share_that_is_none(text: str) -> None:
-    with pytest.raises(InvalidSpec, match="--serial: "):
-        Share.parse(text, option="--serial")
+    with pytest.raises(InvalidSpec, match="is neither a number of hosts"):
+        Share.parse(text)
 
 
 def test_shares() -> None:
-    assert Share.parse(" 25% ", option="--serial").of(16, least=1) == 4
-    assert Share.parse("10%", option="--serial").of(4, least=1) == 1
-    assert str(Share.parse("3", option="--serial")) == "3"
+    assert Share.parse(" 25% ").of(16, least=1) == 4
+    assert Share.parse("10%").of(4, least=1) == 1
+    assert str(Share.parse("3")) == "3"
 
 
 @pytest.mark.parametrize(
