@@ -178,6 +178,23 @@ class Testbed:
         self.write_files()
         return self
 
+    def add(self, name: str, *, newer: bool = False) -> Host:
+        """One more bare host. Raises Unable where none with a newer Debian can be had."""
+        release = images.newer_release() if newer else images.own_release()
+        images.image(release)
+        taken = {int(one.address.rpartition(".")[2]) for one in self.hosts.values()}
+        number = next(one for one in range(FIRST, LAST) if one not in taken)
+        host = self.hosts[name] = Host(name, f"{self._net}.{number}", release, self)
+        self._boot_whole(host)
+        self.write_files()
+        return host
+
+    def remove(self, host: Host) -> None:
+        """Take one away, with all that is on it."""
+        podman("rm", "--force", "--time=0", host.container)
+        del self.hosts[host.name]
+        self.write_files()
+
     def boot(self, host: Host) -> None:
         """Make and start the container of a host."""
         names = [f"--add-host={one.name}:{one.address}" for one in self.hosts.values()]
