@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from ostler.coordinator.config import CoordinatorConfig, LimitsConfig
 from ostler.coordinator.service import run_coordinator
+from ostler.fleet.releases.reading import read_bundle
 from ostler.model.access import Role
 from ostler.model.capabilities import Capabilities, Cpu
 from ostler.protocol import codec, dsse, routes
@@ -124,7 +125,13 @@ class Rig:
         self.hangup = asyncio.Event()
         task = asyncio.create_task(
             run_coordinator(
-                self.config, stop=stop, on_ready=ready.set_result, logger=LOGGER, admin_token=ADMIN, hangup=self.hangup
+                self.config,
+                stop=stop,
+                on_ready=ready.set_result,
+                logger=LOGGER,
+                read_bundle=read_bundle,
+                admin_token=ADMIN,
+                hangup=self.hangup,
             )
         )
         await asyncio.wait({task, ready}, return_when=asyncio.FIRST_COMPLETED)

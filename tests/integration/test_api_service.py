@@ -20,6 +20,7 @@ from integration.api_rig import LOGGER, coordinator
 from ostler.assembly import handover
 from ostler.coordinator.config import CoordinatorConfig
 from ostler.coordinator.service import listen, run_coordinator
+from ostler.fleet.releases.reading import read_bundle
 from ostler.model import errors
 from ostler.protocol import messages as m
 from ostler.protocol import routes
@@ -150,7 +151,7 @@ def test_only_loopback_without_a_word(tmp_path):
 
 
 async def start(config: CoordinatorConfig) -> None:
-    await run_coordinator(config, stop=asyncio.Event(), on_ready=lambda url: None, logger=LOGGER)
+    await run_coordinator(config, stop=asyncio.Event(), on_ready=lambda url: None, logger=LOGGER, read_bundle=read_bundle)
 
 
 async def test_a_port_that_is_taken(tmp_path):

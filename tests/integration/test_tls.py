@@ -16,6 +16,7 @@ from ostler.coordinator.config import CoordinatorConfig, TlsConfig
 from ostler.coordinator.loops.certificate_watcher import CertificateWatcher
 from ostler.coordinator.service import run_coordinator
 from ostler.coordinator.tls import authority, certificates, context
+from ostler.fleet.releases.reading import read_bundle
 from ostler.model.errors import CoordinatorUnreachable, InvalidSpec
 from ostler.protocol import messages as m
 from ostler.protocol import routes
@@ -332,14 +333,14 @@ async def test_what_it_does_not_start_with(tmp_path, pki, other, what):
             said = "tls.client_ca"
     config = CoordinatorConfig(data=tmp_path / "d", listen_port=0, tls=tls)
     with pytest.raises(InvalidSpec) as refused:
-        await run_coordinator(config, stop=asyncio.Event(), on_ready=lambda url: None, logger=LOGGER)
+        await run_coordinator(config, stop=asyncio.Event(), on_ready=lambda url: None, logger=LOGGER, read_bundle=read_bundle)
     assert said in f"{refused.value} {refused.value.hint}"
 
 
 async def test_beyond_loopback(tmp_path, pki):
     config = CoordinatorConfig(data=tmp_path / "d", listen_host="0.0.0.0", listen_port=0)
     with pytest.raises(InvalidSpec) as refused:
-        await run_coordinator(config, stop=asyncio.Event(), on_ready=lambda url: None, logger=LOGGER)
+        await run_coordinator(config, stop=asyncio.Event(), on_ready=lambda url: None, logger=LOGGER, read_bundle=read_bundle)
     for word in ("ostler ca init", "ostler ca issue coordinator", "tls: {cert:", "allow_insecure_listen"):
         assert word in refused.value.hint
     async with Rig(tmp_path / "c", trust=pki.trust(), tls=pki.tls(), listen_host="0.0.0.0").running() as rig:

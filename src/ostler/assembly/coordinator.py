@@ -23,6 +23,7 @@ from ostler.assembly import handover
 from ostler.coordinator.config import CoordinatorConfig, refuse_password
 from ostler.coordinator.keys import read_secret
 from ostler.coordinator.service import run_coordinator
+from ostler.fleet.releases.reading import read_bundle
 from ostler.model.errors import InvalidSpec, OstlerError, Problem, Rejected
 from ostler.runtime.cores import forbid_core_dumps
 from ostler.runtime.logs import open_log
@@ -95,8 +96,9 @@ async def _run(config: CoordinatorConfig, given: argparse.Namespace) -> None:
         asyncio.get_running_loop().add_signal_handler(one, act)
     logger = open_log(level=given.log_level, as_json=not given.log_plain)
     await run_coordinator(
-        config, stop=stop, on_ready=_tell, logger=logger, admin_token=await asyncio.to_thread(admin_token, config), hangup=hangup
-    )
+        config, stop=stop, on_ready=_tell, logger=logger, read_bundle=read_bundle,
+        admin_token=await asyncio.to_thread(admin_token, config), hangup=hangup,
+    )  # fmt: skip
 
 
 def _tell(url: str) -> None:

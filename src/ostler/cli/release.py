@@ -30,6 +30,7 @@ KeysOption = Annotated[
         "--keys", metavar="DIR", parser=folder, help="Where the release keys are. Default: ~/.local/share/ostler/release-keys."
     ),
 ]
+PushedOption = Annotated[bool, typer.Option("--pushed", help="Those that the coordinator has, in place of this machine's.")]
 WhichArgument = Annotated[
     str | None, typer.Argument(metavar="RELEASE", help="Its id, or the beginning of it; the newest if absent.")
 ]
@@ -91,8 +92,13 @@ def build(
 
 
 @app.command("list")
-def list_releases(store: StoreOption = None, as_json: JsonOption = False) -> None:
+def list_releases(store: StoreOption = None, pushed: PushedOption = False, as_json: JsonOption = False) -> None:
     """Show the releases, the newest first."""
+    if pushed:
+        from ostler.cli import release_pushed
+
+        release_pushed.show_all(as_json)
+        return
     from ostler.cli import exits
     from ostler.fleet.releases.store import ReleaseStore
 
@@ -116,8 +122,15 @@ def list_releases(store: StoreOption = None, as_json: JsonOption = False) -> Non
 
 
 @app.command()
-def show(which: WhichArgument = None, store: StoreOption = None, as_json: JsonOption = False) -> None:
+def show(
+    which: WhichArgument = None, store: StoreOption = None, pushed: PushedOption = False, as_json: JsonOption = False
+) -> None:
     """Show what is in a release."""
+    if pushed:
+        from ostler.cli import release_pushed
+
+        release_pushed.show_one(which, as_json)
+        return
     from ostler.fleet.releases.store import ReleaseStore
 
     found = ReleaseStore(_places(store).store).find(which)
@@ -179,15 +192,44 @@ def verify(
 
 
 @app.command()
-def prune(
-    keep: Annotated[int, typer.Option("--keep", metavar="N", min=1, help="How many of the newest stay.")],
+def push(
+    which: WhichArgument = None,
+    trust: Annotated[
+        bool,
+        typer.Option("--trust", help="As an admin: the coordinator is to believe this release's keys from now on. Needed once."),
+    ] = False,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove all but the newest releases from this machine. What hosts have is not touched."""
+    """Give a release to the coordinator, from which nodes that have no SSH get it.
+
+    The coordinator checks it as a host does, by the release keys that it trusts.
+    """
+    from ostler.cli import release_pushed
     from ostler.fleet.releases.store import ReleaseStore
 
-    gone = ReleaseStore(_places(store).store).prune(keep)
+    release_pushed.push(ReleaseStore(_places(store).store).find(which), trust=trust, as_json=as_json)
+
+
+@app.command()
+def prune(
+    keep: Annotated[int, typer.Option("--keep", metavar="N", min=1, help="How many of the newest stay.")],
+    store: StoreOption = None,
+    pushed: PushedOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove all but the newest releases from this machine. What hosts have is not touched.
+
+    Of those that the coordinator has (`--pushed`), what nodes run or are asked to run stays, too.
+    """
+    from ostler.fleet.releases.store import ReleaseStore
+
+    if pushed:
+        from ostler.cli import release_pushed
+
+        gone = release_pushed.prune(keep)
+    else:
+        gone = ReleaseStore(_places(store).store).prune(keep)
     if as_json:
         output.print_json({"removed": gone})
     else:

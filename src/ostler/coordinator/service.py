@@ -43,6 +43,7 @@ from ostler.coordinator.tls import context
 from ostler.coordinator.webhooks import Courier
 from ostler.model.errors import Conflict, InvalidSpec, Unavailable
 from ostler.model.quota import Price, parse_money
+from ostler.protocol.ports import BundleReader
 from ostler.protocol.routes import ROUTES
 from ostler.runtime.clock import Clock, SystemClock
 from ostler.runtime.loop import Loop
@@ -56,15 +57,17 @@ async def run_coordinator(
     stop: asyncio.Event,
     on_ready: Callable[[str], None],
     logger: logging.Logger,
+    read_bundle: BundleReader,
     clock: Clock | None = None,
     admin_token: str | None = None,
     hangup: asyncio.Event | None = None,
 ) -> None:
     """Serves until `stop` is set; `on_ready` gets the URL once calls are answered.
 
-    `hangup` makes it look at its certificate's files at once. `admin_token` is an API token that shall be good. Raises the error tree
-    where it cannot start: InvalidSpec (an address that it must not listen on, a certificate that cannot be used, keys that others can
-    read), Conflict (address in use, another coordinator on the data), UpgradeRequired (a newer schema).
+    `read_bundle` checks the bundles of releases. `hangup` makes it look at its certificate's files at once. `admin_token` is an API
+    token that shall be good. Raises the error tree where it cannot start: InvalidSpec (an address that it must not listen on, a
+    certificate that cannot be used, keys that others can read), Conflict (address in use, another coordinator on the data),
+    UpgradeRequired (a newer schema).
     """
     clock = clock or SystemClock()
     tls = None if config.tls is None else await asyncio.to_thread(context.load, config.tls, clock.now())
@@ -74,7 +77,9 @@ async def run_coordinator(
         watcher = None
         if config.tls is not None and tls is not None:
             watcher = CertificateWatcher(config.tls, tls, clock=clock, logger=logger)
-        services = await stack.enter_async_context(_services(config, clock, logger, [] if watcher is None else [watcher]))
+        services = await stack.enter_async_context(
+            _services(config, clock, logger, read_bundle, [] if watcher is None else [watcher])
+        )
         await services.store.write(quotas.set_prices, _prices(config))
         if admin_token is not None:
             await services.store.write(tokens.ensure_admin_token, admin_token)
@@ -109,7 +114,7 @@ async def run_coordinator(
 
 @contextlib.asynccontextmanager
 async def _services(
-    config: CoordinatorConfig, clock: Clock, logger: logging.Logger, more: Sequence[Loop]
+    config: CoordinatorConfig, clock: Clock, logger: logging.Logger, read_bundle: BundleReader, more: Sequence[Loop]
 ) -> AsyncIterator[Services]:
     config.data.mkdir(mode=0o700, parents=True, exist_ok=True)
     keys = await asyncio.to_thread(open_keys, config.data / "keys")
@@ -156,6 +161,7 @@ async def _services(
             metrics=metrics,
             readers=readers,
             pruner=pruner,
+            read_bundle=read_bundle,
             clock=clock,
             logger=logger,
             loops=(

@@ -423,14 +423,20 @@ class Client(_Shell):
             time.sleep(pause)
 
     def upload(
-        self, route: Route, file: Path, *, token: str | None = None, timeout_s: float | None = None, **path: Any
-    ) -> m.Blob:
-        """A file as the whole body of a call, in constant memory."""
+        self,
+        route: Route,
+        file: Path,
+        *,
+        query: Any = None,
+        token: str | None = None,
+        timeout_s: float | None = None,
+        **path: Any,
+    ) -> Any:
+        """A file as the whole body of a call, in constant memory; the answer as the route's message."""
         size = file.stat().st_size
-        prepared = self._prepare(route, None, {"token": token, "headers": _body_headers(size)}, path)
+        prepared = self._prepare(route, None, {"token": token, "query": query, "headers": _body_headers(size)}, path)
         status, _, content = self._exchange(prepared, self._timeout(timeout_s), file_blocks(file, size))
-        blob: m.Blob = understand(route, status, content)
-        return blob
+        return understand(route, status, content)
 
     @contextmanager
     def download(self, route: Route, *, timeout_s: float | None = None, **more: Any) -> Iterator[Download]:

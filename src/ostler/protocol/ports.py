@@ -1,13 +1,14 @@
-"""The small ports through which runners plug into a node."""
+"""The small ports through which runners plug into a node, and what reads releases into a coordinator."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 from ostler.model.attempt import Usage
 from ostler.model.failures import Failure
 from ostler.model.manifest import Manifest, Runner
+from ostler.model.release import Release
 from ostler.model.sandbox import SandboxLevel
 
 
@@ -126,4 +127,12 @@ class RunnerPort(Protocol):
 
     async def close(self) -> None:
         """The daemon ends; attempts go on."""
+        ...
+
+
+class BundleReader(Protocol):
+    """Reads a release's bundle to its end and checks all of it. Blocks."""
+
+    def __call__(self, bundle: IO[bytes], trusted: Mapping[str, bytes] | None, /) -> Release:
+        """What it is, by the word of one of the `trusted` keys (None: of one that it brings). Raises InvalidSpec."""
         ...

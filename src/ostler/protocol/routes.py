@@ -337,6 +337,29 @@ VERIFY_AUDIT = Route(
     response=m.AuditCheck, summary="Verify the audit log's seals, a piece in each call",
     errors=(errors.InvalidSpec, errors.NotFound),
 )  # fmt: skip
+PUSH_RELEASE = Route(
+    name="push_release", method="PUT", path="/releases/{release}", audience=Audience.CLIENT, grants=RUN, body=Body.BYTES, status=201,
+    query=m.ReleaseQuery, response=m.ReleaseView, max_body=2048 * MB,
+    summary="Upload the bundle of a release, which is checked as a host checks it; one that is there stays as it is",
+    errors=(errors.InvalidSpec, errors.Forbidden, errors.Conflict, errors.TooLarge, errors.StoreBusy),
+)  # fmt: skip
+LIST_RELEASES = Route(
+    name="list_releases", method="GET", path="/releases", audience=Audience.CLIENT, grants=RUN, response=m.ReleasePage,
+    summary="The releases that nodes can be asked to run, the newest first, and the release keys that are trusted",
+)  # fmt: skip
+SHOW_RELEASE = Route(
+    name="show_release", method="GET", path="/releases/{release}", audience=Audience.CLIENT, grants=RUN, response=m.ReleaseView,
+    summary="One release", errors=_JOB,
+)  # fmt: skip
+GET_BUNDLE = Route(
+    name="get_bundle", method="GET", path="/releases/{release}/bundle", audience=Audience.MEMBER, grants=RUN,
+    media="application/octet-stream", also=(206,),
+    summary="A release's bundle; honours Range. A node reaches only the one that it is asked to run", errors=_JOB,
+)  # fmt: skip
+REMOVE_RELEASE = Route(
+    name="remove_release", method="DELETE", path="/releases/{release}", audience=Audience.CLIENT, grants=RUN, response=m.ReleaseView,
+    summary="Keep a release no longer; hosts that have it go on", errors=(errors.NotFound, errors.Conflict),
+)  # fmt: skip
 SET_SECRET = Route(
     name="set_secret", method="PUT", path="/secrets/{name}", audience=Audience.CLIENT, grants=WORK, body=Body.BYTES,
     query=m.SecretQuery, response=m.SecretView, max_body=MAX_SECRET_BYTES,
@@ -381,5 +404,6 @@ ROUTES: tuple[Route, ...] = (
     EVENTS, ADD_WEBHOOK, LIST_WEBHOOKS, REMOVE_WEBHOOK, ENABLE_WEBHOOK, TEST_WEBHOOK, LIST_AUDIT, VERIFY_AUDIT,
     LIST_QUOTAS, SHOW_QUOTA, SET_QUOTA, REMOVE_QUOTA, SHOW_RETENTION, APPLY_RETENTION,
     SET_SECRET, LIST_SECRETS, DELETE_SECRET,
+    PUSH_RELEASE, LIST_RELEASES, SHOW_RELEASE, GET_BUNDLE, REMOVE_RELEASE,
     VERSION, OPENAPI, HEALTHZ, READYZ, METRICS,
 )  # fmt: skip

@@ -19,7 +19,21 @@ from starlette.routing import Route as StarletteRoute
 from starlette.types import Message, Receive, Scope, Send
 
 from ostler import __version__
-from ostler.coordinator.api import about, audit, blobs, events, jobs, leases, logs, nodes, quotas, retention, tokens, webhooks
+from ostler.coordinator.api import (
+    about,
+    audit,
+    blobs,
+    events,
+    jobs,
+    leases,
+    logs,
+    nodes,
+    quotas,
+    releases,
+    retention,
+    tokens,
+    webhooks,
+)
 from ostler.coordinator.api import secrets as confidential
 from ostler.coordinator.api.auth import NOBODY, CallerKind
 from ostler.coordinator.api.bodies import Body, ClientGone
@@ -42,7 +56,7 @@ from ostler.protocol.messages import LOG_STREAMS, PROTOCOL, ProblemReport
 from ostler.protocol.problems import MEDIA_TYPE, describe, encode
 from ostler.protocol.routes import ROUTES, Route
 
-_MODULES = (audit, events, nodes, leases, logs, blobs, jobs, tokens, confidential, quotas, retention, webhooks, about)
+_MODULES = (audit, events, nodes, leases, logs, blobs, jobs, tokens, confidential, quotas, releases, retention, webhooks, about)
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _DRAIN = 2**20  # what is left of a refused body is read up to here, so that the answer is not lost in a reset
 _DRAIN_S = 2.0
@@ -59,6 +73,7 @@ _PATH_RULES = {
     "name": NAME,
     "principal": NAME,
     "webhook_id": NAME,
+    "release": re.compile(r"(?a)[A-Za-z0-9][A-Za-z0-9._+-]{0,99}"),
 }
 _SHAPES = {NAME: "1 to 63 letters, digits, '.', '_' or '-'", JOB_ID: "1 to 128 letters, digits, '.', '_' or '-'"}
 

@@ -32,6 +32,7 @@ from ostler.coordinator.webhooks import Courier
 from ostler.model.access import Reach
 from ostler.model.errors import NotFound
 from ostler.protocol.messages import RetentionPass, RetentionPlan, WaitQuery
+from ostler.protocol.ports import BundleReader
 from ostler.protocol.routes import Route
 from ostler.runtime.clock import Clock
 from ostler.runtime.loop import Loop
@@ -88,6 +89,7 @@ class Services:
     metrics: Metrics
     readers: Readers
     pruner: Pruning
+    read_bundle: BundleReader
     clock: Clock
     logger: logging.Logger
     loops: Sequence[Loop] = ()

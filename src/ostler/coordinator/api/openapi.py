@@ -30,7 +30,7 @@ _SCHEMES = {
     "nodeToken": "A node token (ostler_node_…): short-lived, answered by registration.",
     "apiToken": "An API token (ostler_api_…): for people and their programs.",
 }
-_RANGED = frozenset({"get_artifact", "get_blob", "get_workspace"})
+_RANGED = frozenset({"get_artifact", "get_blob", "get_bundle", "get_workspace"})
 _HEADERS: dict[str, Sequence[tuple[str, bool, str]]] = {
     "submit_jobs": (
         (

@@ -228,6 +228,7 @@ def unnamed(tx: Tx, digests: Iterable[str]) -> list[str]:
     array = tx.array(wanted)
     for table, column in (
         ("inputs", "sha256"), ("handed", "sha256"), ("artifacts", "sha256"), ("attempts", "workspace"), ("uploads", "sha256"),
+        ("releases", "sha256"),
     ):  # fmt: skip
         some = f"SELECT DISTINCT {column} FROM {table} WHERE {column} IS NOT NULL AND {tx.any_of(column)}"  # noqa: S608
         wanted -= {row[0] for row in tx.rows(some, (array,))}

@@ -561,3 +561,25 @@ usage = Table(
     sqlite_strict=True,
     sqlite_with_rowid=False,
 )
+
+releases = Table(
+    "releases",  # what hosts can be asked to run; the bundle stands in the artifact store under `sha256`
+    metadata,
+    Column("release", Text, primary_key=True),
+    Column("sha256", Text, nullable=False),
+    Column("size", Int, nullable=False),
+    Column("facts", Text, nullable=False),  # what its manifest says
+    Column("pushed_at", Int, nullable=False),
+    Column("pushed_by", Text),
+    Index("ix_releases_sha256", "sha256"),
+    sqlite_strict=True,
+)
+
+release_keys = Table(
+    "release_keys",  # whose signatures are believed: one set, of the newest generation
+    metadata,
+    Column("key_id", Text, primary_key=True),
+    Column("public", LargeBinary, nullable=False),
+    Column("generation", Int, nullable=False),
+    sqlite_strict=True,
+)

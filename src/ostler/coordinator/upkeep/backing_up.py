@@ -42,7 +42,7 @@ from ostler.model.errors import OperationInFlight, Rejected
 # the database itself.
 NAMED = """
     SELECT sha256 FROM inputs UNION SELECT sha256 FROM handed WHERE sha256 IS NOT NULL UNION SELECT sha256 FROM artifacts
-    UNION SELECT workspace FROM attempts WHERE workspace IS NOT NULL UNION SELECT sha256 FROM uploads
+    UNION SELECT workspace FROM attempts WHERE workspace IS NOT NULL UNION SELECT sha256 FROM uploads UNION SELECT sha256 FROM releases
     EXCEPT SELECT sha256 FROM contents ORDER BY 1"""
 _MANY = 1000
 

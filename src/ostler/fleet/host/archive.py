@@ -47,7 +47,8 @@ class File:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """What a release is. `keys` are the release keys, raw, by their ids, to be trusted from this release on, where `generation` is
-    newer than what a host has; `protocol` is the oldest and the newest that it speaks, `schema` the newest that it knows.
+    newer than what a host has; `protocol` is the oldest and the newest that it speaks, `schema` the newest that it knows, `made` when
+    its commit was made, in seconds since 1970 (0: nobody knows).
     """
 
     version: str
@@ -60,11 +61,18 @@ class Manifest:
     keys: Mapping[str, bytes]
     digest: str  # sha256 of the manifest's bytes
     signed_by: tuple[str, ...]  # the keys of those above that signed it
+    made: int = 0
 
     @property
     def release(self) -> str:
         """The id: by the content, so that the same id is the same release everywhere."""
         return f"{self.version}-{self.digest[:12]}"
+
+    @property
+    def age(self) -> tuple[tuple[int, ...], int]:
+        """What says which of two releases is older: the numbers of its version, then when it was made."""
+        numbers = re.match(r"(?a)[0-9]{1,9}(\.[0-9]{1,9})*", self.version)
+        return tuple(map(int, numbers[0].split("."))) if numbers else (), self.made
 
 
 def pae(payload: bytes) -> bytes:
@@ -116,7 +124,7 @@ def _manifest(inner: dict[str, Any], digest: str) -> Manifest:
     return Manifest(
         version=inner["version"], commit=inner["commit"], protocol=(int(low), int(high)), schema=int(inner["schema"]),
         platforms=tuple(inner["platforms"]), files=files, generation=int(inner["keys"]["generation"]), keys=keys, digest=digest,
-        signed_by=(),
+        signed_by=(), made=max(0, int(inner.get("made", 0))),
     )  # fmt: skip
 
 

@@ -34,13 +34,14 @@ _ASK = (
 
 @dataclass(frozen=True, slots=True)
 class Application:
-    """One version of Ostler: its wheels by machine (`x86_64`), and what it says of itself."""
+    """One version of Ostler: its wheels by machine (`x86_64`), and what it says of itself. `made` is the time of its commit, in seconds."""
 
     wheels: Mapping[str, Path]
     version: str
     protocol: tuple[int, int]
     schema: int
     commit: str | None
+    made: int = 0
 
 
 def of_checkout(source: Path, machines: tuple[str, ...], scratch: Path) -> Application:
@@ -53,7 +54,7 @@ def of_checkout(source: Path, machines: tuple[str, ...], scratch: Path) -> Appli
     for name in _FROM_CHECKOUT:
         (tree / name).write_bytes(regular_bytes(source / name))
     wheels = {machine: _built(tree, scratch / machine, helper=machine == this_platform.machine()) for machine in machines}
-    return _described(wheels, scratch, commit_of(source))
+    return _described(wheels, scratch, commit_of(source), made_of(source))
 
 
 def of_installed(machines: tuple[str, ...], scratch: Path) -> Application:
@@ -80,6 +81,14 @@ def commit_of(source: Path) -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return f"{head}+changed" if changed else head
+
+
+def made_of(source: Path) -> int:
+    """When the commit of a checkout was made, in seconds since 1970; 0 where git does not know."""
+    try:
+        return int(_git(source, "show", "--no-patch", "--format=%ct", "HEAD"))
+    except (OSError, subprocess.CalledProcessError, ValueError):
+        return 0
 
 
 def members(wheel: Path, folder: str) -> dict[str, bytes]:
@@ -117,7 +126,7 @@ def _built(tree: Path, into: Path, *, helper: bool) -> Path:
     return next(into.glob(f"{NAME}-*.whl"))
 
 
-def _described(wheels: Mapping[str, Path], scratch: Path, commit: str | None) -> Application:
+def _described(wheels: Mapping[str, Path], scratch: Path, commit: str | None, made: int = 0) -> Application:
     """Ask the program that is in the wheel, not the one that runs."""
     place = scratch / "asked"
     with zipfile.ZipFile(next(iter(wheels.values()))) as archive:
@@ -131,7 +140,7 @@ def _described(wheels: Mapping[str, Path], scratch: Path, commit: str | None) ->
     except (ValueError, KeyError):
         why = (done.stderr.strip() or "nothing").splitlines()[-1]
         raise InvalidSpec(f"the application that was built does not start: it says {why}") from None
-    return Application(wheels, version, protocol, said["schema"], commit)
+    return Application(wheels, version, protocol, said["schema"], commit, made)
 
 
 def _packed(distribution: importlib.metadata.Distribution, scratch: Path) -> Path:

@@ -104,6 +104,7 @@ def _payload(parts: Mapping[str, Part], application: Application, platforms: Seq
         "format": FORMAT,
         "version": application.version,
         "commit": application.commit,
+        "made": application.made,
         "protocol": application.protocol,
         "schema": application.schema,
         "platforms": [str(one) for one in platforms],

@@ -106,6 +106,7 @@ from ostler.protocol.messages.records import (
     WebhookTest,
     WebhookView,
 )
+from ostler.protocol.messages.releases import ReleasePage, ReleaseQuery, ReleaseView
 
 __all__ = [
     "INLINE_BYTES",
@@ -178,6 +179,9 @@ __all__ = [
     "ReasonRequest",
     "RegisterRequest",
     "RegisterResponse",
+    "ReleasePage",
+    "ReleaseQuery",
+    "ReleaseView",
     "RetentionPass",
     "RetentionPlan",
     "RetentionQuery",

@@ -1,0 +1,42 @@
+"""Between people, nodes and coordinator: the releases that hosts get."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseQuery:
+    """Of an upload: the sha256 of the manifest as the operator knows it, and (admins) to trust from now on the keys that it brings."""
+
+    digest: str | None = None
+    trust: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseView:
+    """One release that the coordinator has. `size` and `sha256` are of its bundle, `made_at` is when its commit was made, `nodes` counts
+    those that run it."""
+
+    release: str
+    digest: str
+    version: str
+    commit: str | None
+    made_at: datetime | None
+    protocol: tuple[int, int]
+    schema: int
+    platforms: tuple[str, ...]
+    signed_by: tuple[str, ...]
+    sha256: str
+    size: int
+    pushed_at: datetime
+    pushed_by: str | None = None
+    nodes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleasePage:
+    """All releases, the one that was pushed last first; `trusted` are the ids of the release keys that the coordinator believes."""
+
+    items: tuple[ReleaseView, ...]
+    next_cursor: str | None = None
+    trusted: tuple[str, ...] = ()

@@ -1,0 +1,154 @@
+"""Releases at the coordinator: who is believed, what is kept, and who gets the bytes."""
+
+import asyncio
+import hashlib
+import io
+
+import pytest
+
+from cli_rig import ostler
+from integration.api_rig import ADMIN, coordinator
+from ostler.cli import exits
+from ostler.fleet.releases.keys import open_keys
+from ostler.model.access import Role
+from ostler.protocol import routes
+from release_rig import make, new_keys
+
+
+@pytest.fixture
+async def rig(tmp_path):
+    async with coordinator(tmp_path / "c") as one:
+        yield one
+
+
+@pytest.fixture
+def keys(tmp_path):
+    return new_keys(tmp_path / "keys")
+
+
+@pytest.fixture
+def release(tmp_path, keys):
+    return make(tmp_path / "store", keys)
+
+
+async def push(rig, release, content=None, *, token=None, name=None, **query):
+    headers = rig.bearer(token) if token else rig.bearer()
+    return await rig.http.put(
+        f"/releases/{name or release.release}", params=query, headers=headers, content=content or release.bundle.read_bytes()
+    )
+
+
+async def trusting(rig, release):
+    answer = await push(rig, release, trust=True, digest=release.manifest.digest)
+    assert answer.status_code == 201, answer.text
+    return answer.json()
+
+
+async def test_an_admins_first_release_says_whom_to_believe(rig, release, keys, tmp_path):
+    refused = await push(rig, release)
+    assert refused.status_code == 409
+    assert "release push --trust" in refused.json()["hint"]
+    assert (await push(rig, release, trust=True)).status_code == 422
+    wrong = await push(rig, release, trust=True, digest="0" * 64)
+    assert wrong.status_code == 422
+    assert release.manifest.digest in wrong.json()["detail"]
+    async with rig.person(Role.OPERATOR, "olga") as _:
+        olga = (await rig.token_for(Role.OPERATOR, "olga")).token
+        assert (await push(rig, release, trust=True, digest=release.manifest.digest, token=olga)).status_code == 403
+        view = await trusting(rig, release)
+        assert (view["release"], view["size"]) == (release.release, release.bundle.stat().st_size)
+        assert view["sha256"] == hashlib.sha256(release.bundle.read_bytes()).hexdigest()
+        later = make(tmp_path / "store", keys, "1.1")
+        answer = await push(rig, later, token=olga)
+        assert (answer.status_code, answer.json()["pushed_by"]) == (201, "olga")
+        assert (await push(rig, later, token=olga)).json() == answer.json()
+    page = await rig.people.call(routes.LIST_RELEASES)
+    assert [one.release for one in page.items] == [later.release, release.release]
+    assert set(page.trusted) == set(keys.trusted)
+
+
+async def test_keys_change_with_overlap_and_never_back(rig, release, keys, tmp_path):
+    await trusting(rig, release)
+    both = keys.with_new()
+    overlap = make(tmp_path / "store", both, "1.1")
+    assert (await push(rig, overlap)).status_code == 201
+    fresh = make(tmp_path / "store", both.without(next(iter(keys.trusted))), "1.2")
+    assert (await push(rig, fresh)).status_code == 201
+    old = make(tmp_path / "store", open_keys(tmp_path / "keys"), "1.3")
+    assert (await push(rig, old)).status_code == 201
+    stolen = make(tmp_path / "store", keys, "1.4")  # by the key that was retired
+    refused = await push(rig, stolen)
+    assert refused.status_code == 422
+    assert "signed by no key that is trusted here" in refused.json()["detail"]
+
+
+def damaged(content: bytes) -> bytes:
+    place = content.index(b"[Service]")
+    return content[:place] + b"[Servile]" + content[place + 9 :]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        pytest.param(damaged, "its hash is not the manifest's", id="tampered"),
+        pytest.param(lambda content: content[: len(content) // 2], "not a whole bundle|lacks", id="half"),
+        pytest.param(lambda content: b"PK" + content, "not a whole bundle|not the bundle", id="no-bundle"),
+        pytest.param(lambda content: io.BytesIO(b"\0" * 100_000).read(), "not the bundle|not a whole", id="empty"),
+    ],
+)
+async def test_what_is_not_as_it_was_signed_is_refused_and_not_kept(rig, release, change, says):
+    await trusting(rig, release)
+    before = len(rig.stored)
+    refused = await push(rig, release, change(release.bundle.read_bytes()))
+    assert refused.status_code == 422, refused.text
+    assert any(one in refused.json()["detail"] for one in says.split("|"))
+    assert (len(rig.stored), rig.staged) == (before, [])
+
+
+async def test_anothers_key_and_another_name_are_refused(rig, release, tmp_path):
+    await trusting(rig, release)
+    eves = make(tmp_path / "eve", new_keys(tmp_path / "eves-keys"), "9.9")
+    assert (await push(rig, eves)).status_code == 422
+    named = await push(rig, release, name="1.0-000000000000")
+    assert f"this is the bundle of release {release.release}" in named.json()["detail"]
+    assert [one.release for one in (await rig.people.call(routes.LIST_RELEASES)).items] == [release.release]
+
+
+async def test_bytes_come_back_in_ranges_and_not_to_any_node(rig, release):
+    await trusting(rig, release)
+    content = release.bundle.read_bytes()
+    url = f"/releases/{release.release}/bundle"
+    whole = await rig.http.get(url, headers=rig.bearer())
+    assert whole.content == content
+    part = await rig.http.get(url, headers=rig.bearer(Range="bytes=1000-"))
+    assert (part.status_code, part.content) == (206, content[1000:])
+    node = await rig.enrolled()
+    assert (await rig.http.get(url, headers=rig.bearer(node.token))).status_code == 404
+
+
+async def test_one_that_is_removed_is_gone(rig, release):
+    await trusting(rig, release)
+    view = await rig.people.call(routes.REMOVE_RELEASE, release=release.release)
+    assert view.release == release.release
+    assert (await rig.http.get(f"/releases/{release.release}", headers=rig.bearer())).status_code == 404
+    assert (await rig.http.delete(f"/releases/{release.release}", headers=rig.bearer())).status_code == 404
+
+
+async def test_by_the_command_line(rig, release, keys, tmp_path, monkeypatch):
+    monkeypatch.setenv("OSTLER_URL", rig.url)
+    monkeypatch.setenv("OSTLER_TOKEN", ADMIN)
+
+    async def cli(*args):
+        return await asyncio.to_thread(ostler, "release", *args)
+
+    store = ("--store", tmp_path / "store")
+    refused = await cli("push", *store)
+    assert (refused.returncode, "release push --trust" in refused.stderr) == (exits.REJECTED, True)
+    assert "has release 1.0-" in (await cli("push", "--trust", *store)).stdout
+    assert (await cli("push", *store)).stdout == f"the coordinator has release {release.release}\n"
+    make(tmp_path / "store", keys, "1.1")
+    assert (await cli("push", "1.1", *store, "--json")).json["version"] == "1.1"
+    assert release.release in (await cli("list", "--pushed")).stdout
+    assert release.manifest.digest in (await cli("show", "1.0", "--pushed")).stdout
+    assert (await cli("prune", "--keep", 1, "--pushed", "--json")).json == {"removed": [release.release]}
+    assert (await cli("show", "1.0", "--pushed")).returncode == exits.REJECTED
