@@ -37,6 +37,7 @@ from ostler.node.config import (
 from ostler.node.daemon import NodeDaemon, Parts
 from ostler.node.identity import Identity
 from ostler.node.journal import Journal
+from ostler.node.runners.service import ServiceRunner
 from ostler.node.vault import Vault
 from ostler.protocol import codec, dsse
 from ostler.protocol import messages as m
@@ -228,7 +229,7 @@ class FakeCoordinator:
         told = list(self.directives)
         try:
             async with asyncio.timeout(body.wait_s):
-                while self._newest is mark and not (body.slots + body.gpu_slots and self.queue) and self.directives == told:
+                while self._newest is mark and not self._due(body) and self.directives == told:
                     self._news.clear()
                     await self._news.wait()
         except TimeoutError:
@@ -238,7 +239,8 @@ class FakeCoordinator:
         if self._newest is not mark:
             taken, self.crossing = self.crossing, []
         else:
-            taken, self.queue = self.queue[: body.slots], self.queue[body.slots :]
+            taken = self._due(body)
+            self.queue = [one for one in self.queue if one not in taken]
         jobs = []
         for place, (assignment, signer) in enumerate(taken):
             one = assignment if assignment.node_id else replace(assignment, node_id=body.node_id)
@@ -253,6 +255,11 @@ class FakeCoordinator:
         else:
             sealed = [dsse.sign(codec.encode(one), dsse.ASSIGNMENT_TYPE, signer or self.key, "k") for one, signer in jobs]
         return _json(m.PullResponse(jobs=tuple(sealed), directives=tuple(self.directives)))
+
+    def _due(self, body):
+        """Commands to services take no credit, and go first."""
+        commands = [one for one in self.queue if '"runner":"service"' in one[0].spec]
+        return commands + [one for one in self.queue if one not in commands][: body.slots]
 
     async def ack(self, request):
         body = codec.decode(await request.body(), m.AckBatch)
@@ -437,10 +444,13 @@ def _killed(reason):
 class NodeRig:
     """One node's directory, and daemons that come and go on it."""
 
-    def __init__(self, folder: Path, coordinator: FakeCoordinator, *, runner=None, slots=2, prefetch=32, config=None):
+    def __init__(
+        self, folder: Path, coordinator: FakeCoordinator, *, runner=None, slots=2, prefetch=32, config=None, services=None
+    ):
         self.folder = folder
         self.coordinator = coordinator
         self.runner = runner or TestRunner()
+        self.services = services  # makes the watcher of a daemon's services
         self.capabilities = Capabilities(
             node_id="node-1", version="0", cpu=Cpu(cores=2, arch="x86_64"), memory_mb=1000, disk_free_mb=1000, machine_id="m1"
         )
@@ -486,10 +496,14 @@ class NodeRig:
         async def no_op():
             return self.no_op_fails
 
+        runners, watcher = {Runner.CLI: self.runner}, None
+        if self.services is not None:
+            watcher = self.services(self.config)
+            runners[Runner.SERVICE] = ServiceRunner(watcher)
         self.daemon = NodeDaemon(
             Parts(
                 config=self.config, journal=journal, identity=identity, client=self.clients[0], heart=self.clients[1],
-                runners={Runner.CLI: self.runner}, keeper=keeper, tidy=tidy, prepare=prepare, vault=Vault(self.config.state),
+                runners=runners, services=watcher, keeper=keeper, tidy=tidy, prepare=prepare, vault=Vault(self.config.state),
                 look=lambda: self.capabilities, gpus=lambda: self.capabilities.gpu,
                 sample=lambda: Load(load=0.1, free_mb=1, gpu_free=0, disk_free_mb=1, cpu_load=1.0, vram_free_mb=0),
                 first_look=self.capabilities, clock=SystemClock(), logger=LOGGER,

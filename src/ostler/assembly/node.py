@@ -61,7 +61,7 @@ from ostler.model.manifest import Runner
 from ostler.model.sandbox import SandboxAbilities
 from ostler.node.attempts import Live
 from ostler.node.config import NodeConfig
-from ostler.node.daemon import NodeDaemon, Parts
+from ostler.node.daemon import NodeDaemon, Parts, Services
 from ostler.node.identity import Identity
 from ostler.node.input_cache import InputCache
 from ostler.node.inputs import InputLimits, materialise
@@ -80,7 +80,7 @@ from ostler.protocol import routes
 from ostler.protocol.client import AsyncClient
 from ostler.protocol.ports import RunnerPort
 from ostler.runtime.backoff import Backoff
-from ostler.runtime.clock import SystemClock
+from ostler.runtime.clock import Clock, SystemClock
 from ostler.runtime.cores import forbid_core_dumps
 from ostler.runtime.logs import open_log
 from ostler.runtime.service_manager import ServiceManager
@@ -105,17 +105,21 @@ class Eyes:
 
     def look(self) -> Capabilities:
         """The capabilities now. Blocks."""
-        runners = self.config.runners
+        runners, services = self.config.runners, self.config.services
+        offered = (
+            (Runner.CLI, runners.cli.enable), (Runner.PYTHON, runners.python.enable), (Runner.SERVICE, bool(services))
+        )  # fmt: skip
         return probe(
             node_id=self.node_id,
             version=__version__,
-            runners=[kind.value for kind, on in ((Runner.CLI, runners.cli.enable), (Runner.PYTHON, runners.python.enable)) if on],
+            runners=[kind.value for kind, on in offered if on],
             tags=_tags(self.config),
             paths=(str(self.config.workspace.root),),
             sandbox=self.abilities,
             gpus=self.gpus.read(),
             xids=self.kernel.xids(),
             release=own_release(),
+            services=services,
         )
 
 
@@ -273,13 +277,7 @@ async def run(config: NodeConfig, file: Path | None, manager: ServiceManager, *,
         logger=logger,
     )
     keepers = Keepers(state, processes, logger, start=start_keeper)
-    runners: dict[Runner, RunnerPort] = {}
-    cli = CliRunner(processes) if config.runners.cli.enable else None
-    if cli is not None:
-        await asyncio.to_thread(cli.load)
-        runners[Runner.CLI] = cli
-    if config.runners.python.enable:
-        runners[Runner.PYTHON] = PythonRunner(processes)
+    runners, cli, services = await _runners(config, processes, clock, logger)
     client, heart = client_for(config), client_for(config)
     limits = InputLimits(max_mb=config.workspace.max_input_mb, keep_free_mb=config.workspace.min_free_mb)
     cache = InputCache(state / "cache", max_bytes=config.workspace.cache_mb * 2**20)
@@ -296,7 +294,7 @@ async def run(config: NodeConfig, file: Path | None, manager: ServiceManager, *,
             config=config, journal=journal, identity=identity, client=client, heart=heart, runners=runners,
             keeper=keepers.again, tidy=keepers.tidy, prepare=prepare, vault=vault, look=eyes.look,
             gpus=lambda: eyes.gpus.read().gpus, sample=eyes.gauge.load, first_look=first_look,
-            manager=manager, release=own_release(), clock=clock, logger=logger,
+            manager=manager, release=own_release(), services=services, clock=clock, logger=logger,
             no_op=no_op(processes, folder=state / "self-check", level=config.sandbox.level),
         )
     )  # fmt: skip
@@ -316,6 +314,27 @@ async def run(config: NodeConfig, file: Path | None, manager: ServiceManager, *,
         await heart.close()
         processes.keeper.close()
         eyes.kernel.close()
+
+
+async def _runners(
+    config: NodeConfig, processes: Processes, clock: Clock, logger: logging.Logger
+) -> tuple[dict[Runner, RunnerPort], CliRunner | None, Services | None]:
+    """What this node runs, and what else of it must be known."""
+    runners: dict[Runner, RunnerPort] = {}
+    cli = CliRunner(processes) if config.runners.cli.enable else None
+    if cli is not None:
+        await asyncio.to_thread(cli.load)
+        runners[Runner.CLI] = cli
+    if config.runners.python.enable:
+        runners[Runner.PYTHON] = PythonRunner(processes)
+    if not config.services:
+        return runners, cli, None
+    # most nodes declare none, and have nothing of it in memory
+    from ostler.assembly.node_services import runner_of, watcher_of
+
+    watcher = await asyncio.to_thread(watcher_of, config, clock, logger)
+    runners[Runner.SERVICE] = runner_of(watcher)
+    return runners, cli, watcher
 
 
 async def _sandboxes(state: Path, keeper: KeeperClient | None) -> tuple[Host, SandboxAbilities]:

@@ -20,6 +20,7 @@ from ostler.model.errors import InvalidSpec, OstlerError, Problem
 from ostler.model.manifest import NAME
 from ostler.model.network import rule_problem
 from ostler.node.config import NodeConfig
+from ostler.node.services.rules import service_problems
 from ostler.runtime.settings import Flag, Loaded, load
 
 NODE_PREFIX = "OSTLER_NODE"
@@ -84,6 +85,7 @@ def node_rules(config: NodeConfig) -> Iterator[Problem]:
     if config.health.listen != "off" and parse_listen(config.health.listen) is None:
         yield Problem("health.listen", 'must be HOST:PORT, or "off"')
     yield from _lists(config)
+    yield from service_problems(config.services)
     if not config.workspace.root.is_absolute():
         yield Problem("workspace.root", "must be an absolute path")
     if config.state_dir is not None and not config.state_dir.is_absolute():

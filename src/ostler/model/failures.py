@@ -34,6 +34,7 @@ class FailureCode(StrEnum):
     DISK = "E_DISK"
     NOGPU = "E_NOGPU"
     GPU = "E_GPU"
+    SERVICE = "E_SERVICE"
     LOST = "E_LOST"
     INTERNAL = "E_INTERNAL"
 
@@ -127,6 +128,11 @@ CODES: dict[FailureCode, CodeInfo] = {
         "The GPU reported a fault (Xid) while the attempt ran.",
         Retry.ALWAYS,
         "Look at the node's kernel log for Xid messages.",
+    ),
+    FailureCode.SERVICE: CodeInfo(
+        "systemd did not do what a command to a service asked for: no such unit, or it failed.",
+        Retry.NEVER,
+        "The message carries systemd's reason and, where the node may read them, the unit's last lines.",
     ),
     FailureCode.LOST: CodeInfo(
         "The node, its keeper or the attempt's processes went away before the end was known.",

@@ -12,7 +12,7 @@ from typing import Any
 
 from ostler.model.attempt import AttemptState
 from ostler.model.failures import Failure
-from ostler.model.manifest import InputFile, Manifest
+from ostler.model.manifest import InputFile, Manifest, Runner
 from ostler.node.leases import Lease
 from ostler.node.log_tails import LogTail
 from ostler.node.outputs import Output
@@ -71,10 +71,12 @@ class Live:
     stopping: asyncio.Task[None] | None = None
     held: Held = field(init=False)
     gpu_count: int = field(init=False)
+    slotless: bool = field(init=False)  # a command to a service: it takes no slot, and begins beside whatever runs
 
     def __post_init__(self) -> None:
         self.held = Held(self.job_id, self.attempt)
         self.gpu_count = self.manifest.requirements.gpu_count  # how many GPU slots it takes; with none it takes a CPU slot
+        self.slotless = self.manifest.runner is Runner.SERVICE
 
     def forsake_workspace(self) -> None:
         """There is none any more, and no log."""

@@ -5,6 +5,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from ostler.model.sandbox import SandboxLevel
+from ostler.model.service import Desired
 from ostler.protocol.trust import Trust
 
 STRICT = {"extra": "forbid", "arbitrary_types_allowed": True}
@@ -166,8 +167,72 @@ class HealthConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeConfig:
+    """One question to a service that runs, asked each `interval`: exactly one of `http` (a URL on this machine that is to answer with a
+    status below 400), `tcp` (HOST:PORT on this machine that is to accept), `command` (an absolute path and its arguments, executed as the
+    node's own user; exit code 0 is good) and `log` (a pattern; a line of the unit's journal that matches it is trouble).
+
+    After so many `failures` in a row the service is unhealthy, after so many `successes` healthy again."""
+
+    __pydantic_config__ = STRICT
+
+    http: str | None = None
+    tcp: str | None = None
+    command: tuple[str, ...] = ()
+    log: str | None = None
+    interval: timedelta = timedelta(seconds=10)
+    timeout: timedelta = timedelta(seconds=5)
+    failures: int = 3
+    successes: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricsConfig:
+    """Numbers that a service tells of itself: `url` is one on this machine that answers with JSON, `values` names what to take of it, as
+    `name: path` with paths like `hashrate.total[0]`."""
+
+    __pydantic_config__ = STRICT
+
+    url: str
+    values: dict[str, str]
+    interval: timedelta = timedelta(seconds=10)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestartConfig:
+    """Which services are started anew: one that crashed, where it is wanted running; with `unhealthy` also one that runs and is not
+    healthy. It waits 10 s, doubled each time up to 5 minutes, and begins afresh after 10 minutes of health; after `limit` times without
+    that it gives up until a person asks. `keep` is what is wanted while nobody has asked for anything."""
+
+    __pydantic_config__ = STRICT
+
+    unhealthy: bool = False
+    limit: int = 10
+    keep: Desired | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceConfig:
+    """A systemd unit of this host that commands may start and stop. `binary` is the program that the unit expects; where it is at one of
+    `candidates` instead, `ostler node install` and updates link it. What it answers to `--version` is to match `version`. While it has
+    run for less than `grace`, probes that fail do not count."""
+
+    __pydantic_config__ = STRICT
+
+    unit: str
+    binary: Path | None = None
+    candidates: tuple[Path, ...] = ()
+    version: str | None = None
+    grace: timedelta = timedelta(seconds=30)
+    health: tuple[ProbeConfig, ...] = ()
+    metrics: MetricsConfig | None = None
+    restart: RestartConfig = field(default_factory=RestartConfig)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeConfig:
-    """One node. `state_dir` holds its key, journal, keeper socket and caches; beside the workspace root by default."""
+    """One node. `state_dir` holds its key, journal, keeper socket and caches; beside the workspace root by default. `services` are those
+    of the host that commands may touch, by the name that commands give them."""
 
     __pydantic_config__ = STRICT
 
@@ -181,6 +246,7 @@ class NodeConfig:
     sandbox: SandboxConfig = field(default_factory=SandboxConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
+    services: dict[str, ServiceConfig] = field(default_factory=dict)
     tags: tuple[str, ...] = ()
     state_dir: Path | None = None
 

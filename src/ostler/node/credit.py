@@ -48,7 +48,7 @@ def taken(lives: Iterable[Live]) -> Slots:
         count = live.gpu_count
         if count:
             gpu += count
-        else:
+        elif not live.slotless:
             cpu += 1
     return Slots(cpu, gpu)
 
@@ -78,11 +78,16 @@ def startable(
     ahead: int = 0,
     may_wait: Callable[[Live], int] = lambda _: 0,
 ) -> list[Live]:
-    """Which of the waiting ones start now, in their order. One that needs a GPU does not hold up one that needs none.
+    """Which of the waiting ones start now: all that take no slot, and then the others in their order. One that needs a GPU does not hold
+    up one that needs none.
 
     So many as `ahead` may be handed to their runner before a CPU slot is free, at most `may_wait` for each slot, where all that takes
     one is counted by this runner; those of latency queues come before them, as many as there are slots.
     """
+    commands = [live for live in waiting if live.slotless]
+    if commands:
+        waiting = [live for live in waiting if not live.slotless]
+    working = [live for live in working if not live.slotless]
     used = taken(working)
     ended = sum(live.settling and not live.gpu_count for live in working)
     # a disk that is slow to take outcomes may lag behind by so many, and no more
@@ -117,7 +122,7 @@ def startable(
             chosen.append(live)
         else:
             gpu_blocked = True  # a job for many GPUs is not starved by later ones for few
-    return chosen
+    return commands + chosen
 
 
 def acceptable(limits: Slots, used: Slots, pace_s: float | None, prefetch: int) -> int:
@@ -145,13 +150,20 @@ def plan_acks(
     prefetch: int,
     now: float,
     refusal: str | None,
+    ending: str | None = None,
 ) -> AckPlan:
-    """`open_` are all that are not over; `offers` those of them that are not accepted, `refusal` why the node takes none now."""
+    """`open_` are all that are not over; `offers` those of them that are not accepted. `refusal` is why the node takes no work now,
+    `ending` why it takes not even commands to its services."""
     if not offers:
         return AckPlan([], [])
     if refusal is not None:
-        bad = [live for live in offers if live.refusal is not None]
-        return AckPlan(bad, [(live, refusal) for live in offers if live.refusal is None])
+        plan = AckPlan([], [])
+        for live in offers:
+            if live.refusal is not None or (live.slotless and ending is None):
+                plan.accept.append(live)
+            else:
+                plan.decline.append((live, refusal))
+        return plan
     asked = set(map(id, offers))
     used = taken(live for live in open_ if id(live) not in asked)
     cpu = acceptable(limits, used, pace_s, prefetch)
@@ -161,8 +173,8 @@ def plan_acks(
     plan = AckPlan([], [])
     for live in offers:
         count = live.gpu_count
-        if live.refusal is not None:
-            plan.accept.append(live)  # it takes no slot: its failure is all there is to it
+        if live.refusal is not None or live.slotless:
+            plan.accept.append(live)  # it takes no slot: its failure is all there is to it, or it is a command
         elif (count and count > limits.gpu) or (not count and limits.cpu < 1):
             plan.decline.append((live, f"this node has {limits.cpu} CPU and {limits.gpu} GPU slots; the job can never run here"))
         elif live.accepted:

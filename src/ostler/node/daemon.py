@@ -6,11 +6,13 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from ostler.model.capabilities import Capabilities, Gpu, Load
 from ostler.model.errors import OstlerError
 from ostler.model.failures import Failure, FailureCode
 from ostler.model.manifest import Runner
+from ostler.model.service import Observation
 from ostler.node.attempts import AttemptTable, Live, Slots
 from ostler.node.confidences import Confidences
 from ostler.node.config import NodeConfig
@@ -57,12 +59,32 @@ from ostler.runtime.service_manager import ServiceManager
 POLL_SILENCE_S = 120.0
 
 
+class Services(Protocol):
+    """Watches the services of this host. `tell` is given what was seen, and whether that cannot wait for the next heartbeat."""
+
+    tell: Callable[[tuple[Observation, ...], bool], None]
+
+    @property
+    def observations(self) -> tuple[Observation, ...]:
+        """All that was seen last."""
+        ...
+
+    @property
+    def loop(self) -> Loop:
+        """The loop that does it."""
+        ...
+
+    async def close(self) -> None:
+        """The daemon ends."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
     """What the daemon is made of; wired together in `assembly`. `prepare` brings an attempt's inputs, `keeper` returns when a
     keeper answers again, `tidy` ends what the keeper has beside these keys, `look` probes the machine, `gpus` its GPUs alone and
     `sample` its load (all three block), `no_op` runs an attempt that does nothing, `manager` started this daemon, `release` is the
-    one it was installed in."""
+    one it was installed in, `services` watches those of this host where the configuration declares any."""
 
     config: NodeConfig
     journal: Journal
@@ -81,6 +103,7 @@ class Parts:
     no_op: NoOp
     manager: ServiceManager
     release: str | None
+    services: Services | None = None
     clock: Clock
     logger: logging.Logger
 
@@ -257,6 +280,8 @@ class NodeDaemon:
             clock=clock,
         )
         self.door = HttpDoor(logger=logger)
+        if parts.services is not None:
+            parts.services.tell = self._on_services
         self.readiness.changed = self._on_readiness
 
     # --- its life ---
@@ -289,6 +314,8 @@ class NodeDaemon:
             self.registrar, self.puller, self.acker, self.heart, self.warden, self.reporter,
             self.shipper, self.outbox, self.prober, self.sweeper,
         ]  # fmt: skip
+        if self.parts.services is not None:
+            loops.append(self.parts.services.loop)
         self.health.watches = [
             Watch(loop, least_s={self.heart: 30.0, self.puller: POLL_SILENCE_S}.get(loop, 60.0)) for loop in loops
         ]
@@ -337,6 +364,8 @@ class NodeDaemon:
         await self.forgetting.close()
         for runner in self.parts.runners.values():
             await runner.close()
+        if self.parts.services is not None:
+            await self.parts.services.close()
         await self.door.close()
         await self._journal.close()
         await self._disk.close()
@@ -395,6 +424,8 @@ class NodeDaemon:
             self.readiness.hold(Reason.COORDINATOR, "drained by the coordinator")
         else:
             self.readiness.release(Reason.COORDINATOR)
+        if self.parts.services is not None:
+            self.vitals.services = self.parts.services.observations or None
         self._on_return()
 
     def _on_renewal(self, held: tuple[m.Held, ...], sent_at: float, lease_s: float) -> None:
@@ -426,6 +457,11 @@ class NodeDaemon:
         if pulled.directives:
             self.directives.apply(pulled.directives)
 
+    def _on_services(self, seen: tuple[Observation, ...], soon: bool) -> None:
+        self.vitals.services = seen
+        if soon:
+            self.heart.wake()
+
     def _on_stage(self, live: Live) -> None:
         self.reporter.stage(live)
         self.shipper.notice()
@@ -439,7 +475,8 @@ class NodeDaemon:
         outcome = live.outcome
         if live.started_at is not None and outcome is not None:
             seconds = self._clock.monotonic() - live.started_at
-            self.pace.add(seconds)
+            if not live.slotless:
+                self.pace.add(seconds)
             verdict = "cancelled" if outcome.cancelled else outcome.failure.code.value if outcome.failure else "done"
             self.counts.end(verdict, seconds)
         if _failed_for_the_disk(live):

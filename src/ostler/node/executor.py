@@ -1,6 +1,7 @@
 """Runs attempts: one task each, from the verdict of the runner to an outcome in the journal."""
 
 import asyncio
+import hashlib
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
@@ -254,7 +255,7 @@ class Executor:
             live.started_at = self._clock.monotonic()
             if live.furnished is None and not live.lent:  # others may be handed over ahead now
                 self._watchers.freed()
-        if live.unnoted and live.note is None:
+        if live.unnoted and live.note is None and not live.slotless:
             self._note_later(live, workspace, level, after_s=NOTE_LENT_AFTER_S if live.lent else NOTE_AFTER_S)
         self._watchers.stage(live)
         if _to_end(live):  # asked for while it was being started
@@ -428,6 +429,8 @@ class Executor:
             ending = await self._confidences.end(live, ending)
         if ending.bare:
             live.forsake_workspace()
+        if ending.said:
+            live.log_ends = (_whole("stdout", ending.said),)
         if live.forgotten:
             await self._leave(live, AttemptState.FAILED, {"discarded": True})
             self._watchers.forgotten(live)
@@ -466,7 +469,7 @@ class Executor:
             signal=ending.signal,
             usage=_usage(ending.usage, prepare_s=live.prepare_s, upload_s=uploading),
             artifacts=_entries(live.outputs) if not cancelled else (),
-            sandbox=live.task.sandbox.value if live.task is not None else None,
+            sandbox=live.task.sandbox.value if live.task is not None and not live.slotless else None,
             contents={one.path: ending.contents[one.path] for one in live.outputs} if ending.contents and not cancelled else {},
         )
         await self._settle(live, outcome)
@@ -513,7 +516,7 @@ class Executor:
         except (InvalidSpec, OSError) as exc:
             self._not_noted(live, exc)
         if live.workspace is None:
-            live.log_ends = ()
+            live.log_ends = live.log_ends or ()
             return
         passed: tuple[AttemptState, ...] = (AttemptState.UPLOADING,) if state is AttemptState.DONE else ()
         if live.unnoted:
@@ -553,6 +556,11 @@ def _last_word(
     if live.tails:
         return None  # the shipper has begun with them, and may be at work
     return ends(open_tails(workspace.path)) if has_logs(workspace.path) else ()
+
+
+def _whole(stream: str, said: bytes) -> LogEnd:
+    """A log that is in no file."""
+    return LogEnd(stream=stream, length=len(said), sha256=hashlib.sha256(said).hexdigest(), tail=said)
 
 
 def _asked_for(artifacts: Sequence[Artifact], failure: Failure | None) -> list[Artifact]:

@@ -58,7 +58,8 @@ class AttemptTask:
 class Ending:
     """How an attempt's processes ended: no failure means success so far (artifacts are looked at afterwards).
 
-    `bare`: the workspace that it was lent is gone, since nothing was left in it; `contents` are its artifacts then, by path.
+    `bare`: the workspace that it was lent is gone, since nothing was left in it; `contents` are its artifacts then, by path,
+    and `said` its standard output.
     """
 
     failure: Failure | None = None
@@ -68,6 +69,7 @@ class Ending:
     usage: Usage = Usage()  # noqa: RUF009 - a frozen value
     bare: bool = False
     contents: Mapping[str, bytes] = field(default_factory=dict)
+    said: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from ostler.model.attempt import AttemptState
 from ostler.model.failures import Failure, FailureCode
-from ostler.model.manifest import Manifest, Requirements
+from ostler.model.manifest import Manifest, Requirements, Runner
 from ostler.node.attempts import AttemptTable, Live, Slots
 from ostler.node.credit import (
     ACK_AHEAD_S,
@@ -31,8 +31,12 @@ def live(name="j", gpus=0, offered_at=0.0, state=AttemptState.LEASED, refusal=No
     return one
 
 
-def plan(limits, open_, offers, *, pace_s=None, prefetch=32, now=0.0, refusal=None):
-    return plan_acks(limits, open_, offers, pace_s=pace_s, prefetch=prefetch, now=now, refusal=refusal)
+def command(name="c"):
+    return Live(name, 1, Manifest(runner=Runner.SERVICE, command="xmrig", args=("stop",)), Lease(0.0, 45.0), 0.0)
+
+
+def plan(limits, open_, offers, *, pace_s=None, prefetch=32, now=0.0, refusal=None, ending=None):
+    return plan_acks(limits, open_, offers, pace_s=pace_s, prefetch=prefetch, now=now, refusal=refusal, ending=ending)
 
 
 def test_short_jobs_are_taken_ahead_and_long_ones_are_not():
@@ -54,6 +58,21 @@ def test_a_job_takes_a_slot_of_one_kind():
     assert taken([live(), live(gpus=2), live()]) == Slots(2, 2)
     assert credit(Slots(3, 4), [live(), live(gpus=2)], None, 32) == Slots(2, 2)
     assert credit(Slots(1, 0), [live(), live()], None, 32) == Slots(0, 0)
+
+
+def test_a_command_to_a_service_takes_no_slot_and_begins_beside_full_ones():
+    busy, one, other = [live("a"), live("b")], command(), live("c")
+    assert taken([*busy, one]) == Slots(2, 0)
+    assert credit(Slots(2, 0), [busy[0], one], None, 32) == Slots(1, 0)
+    assert startable(Slots(2, 0), busy, [other, one]) == [one]
+    assert startable(Slots(2, 0), [busy[0], command("running")], [other, one]) == [one, other]
+    assert startable(Slots(0, 0), [], [one]) == [one]
+    assert plan(Slots(0, 0), [one], [one]).accept == [one]
+    assert plan(Slots(1, 0), [busy[0], one], [one]).accept == [one]
+    drained = plan(Slots(2, 0), [one, other], [one, other], refusal="drained")
+    assert (drained.accept, drained.decline) == ([one], [(other, "drained")])
+    ending = plan(Slots(2, 0), [one], [one], refusal="the daemon is stopping", ending="the daemon is stopping")
+    assert (ending.accept, ending.decline) == ([], [(one, "the daemon is stopping")])
 
 
 def test_a_poll_gathers_credit_while_enough_work_lies_here():

@@ -9,7 +9,7 @@ from ostler.node.attempts import AttemptTable, Live, Slots
 from ostler.node.credit import AckPlan, Pace, enough, plan_acks, start_ahead, startable
 from ostler.node.executor import Executor
 from ostler.node.journal import Entry, Journal
-from ostler.node.readiness import Readiness
+from ostler.node.readiness import Readiness, Reason
 from ostler.node.session import Session
 from ostler.protocol.messages import AckItem, ItemResult
 from ostler.runtime.clock import Clock
@@ -68,6 +68,7 @@ class Acker(Loop):
             prefetch=self._prefetch(),
             now=self.clock.monotonic(),
             refusal=self._readiness.refusal,
+            ending=self._readiness.why(Reason.STOPPING),
         )
         if not plan.accept and not plan.decline:
             return WAITING_S

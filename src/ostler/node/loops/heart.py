@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from ostler import __version__
 from ostler.model.capabilities import Capabilities, Load
 from ostler.model.errors import Rejected
+from ostler.model.service import Observation
 from ostler.node.attempts import AttemptTable
 from ostler.node.config import Heartbeat
 from ostler.node.readiness import Readiness, Reason
@@ -24,11 +25,12 @@ SESSION_S = 60.0
 
 @dataclass(slots=True)
 class Vitals:
-    """The last known load and health, and capabilities that changed and are not told yet."""
+    """The last known load and health; capabilities and services where they changed and are not told yet."""
 
     load: Load | None = None
     health: tuple[str, ...] = ()
     news: Capabilities | None = None
+    services: tuple[Observation, ...] | None = None
 
 
 class Heart(Loop):
@@ -76,9 +78,9 @@ class Heart(Loop):
         if session.dialect is not Dialect.SOURCE or self._vitals.load is None:
             await self._look()
         sent_at, held = self.clock.monotonic(), self._table.held()
-        news = self._vitals.news
+        news, services = self._vitals.news, self._vitals.services
         try:
-            answer = await session.link.heartbeat(self._request(held, news))
+            answer = await session.link.heartbeat(self._request(held, news, services))
         except Rejected as exc:
             if session.is_open:  # such as a newer session of this node: whoever is right, registering tells
                 self.logger.warning("heartbeat_refused", extra={"attrs": {"error": str(exc)}})
@@ -88,6 +90,8 @@ class Heart(Loop):
         if answer is not None:
             if self._vitals.news is news:
                 self._vitals.news = None
+            if self._vitals.services is services:
+                self._vitals.services = None
             self._renew(held, sent_at, answer.lease_s or session.terms.lease_s)
             self._apply(answer.directives)
         return self.interval_s * (1 + random.uniform(-self._jitter, self._jitter))  # noqa: S311 - jitter, not a secret
@@ -96,9 +100,11 @@ class Heart(Loop):
         """Tell that this node takes no more work for now; best effort, once."""
         if self._session.is_open:
             async with asyncio.timeout(SAMPLE_S):
-                await self._session.link.heartbeat(self._request(self._table.held(), None))
+                await self._session.link.heartbeat(self._request(self._table.held(), None, None))
 
-    def _request(self, held: tuple[m.Held, ...], news: Capabilities | None) -> m.HeartbeatRequest:
+    def _request(
+        self, held: tuple[m.Held, ...], news: Capabilities | None, services: tuple[Observation, ...] | None
+    ) -> m.HeartbeatRequest:
         load = self._vitals.load
         return m.HeartbeatRequest(
             node_id=self._session.identity.node_id,
@@ -114,6 +120,7 @@ class Heart(Loop):
             health=self._vitals.health,
             slots=self._credit(),
             capabilities=news,
+            services=services,
         )
 
     async def _look(self) -> None:

@@ -22,6 +22,7 @@ def probe(
     gpus: GpuReading | None = None,
     xids: Sequence[Xid] | None = None,
     release: str | None = None,
+    services: Iterable[str] = (),
     root: Path = Path("/"),
 ) -> Capabilities:
     """Look at this machine. Blocks for milliseconds, or up to the patience of a GPU's tool: call it in a thread.
@@ -53,6 +54,7 @@ def probe(
         machine_id=host.machine_id(root=root),
         engines=host.engines(root=root),
         release=release,
+        services=tuple(services),
         sandbox=sandbox or SandboxAbilities(),
         health=(*reading.problems, *health.problems(gpus=found, disks=disks, xids=logged)),
     )

@@ -1,0 +1,424 @@
+"""Service watcher: sees how each declared service is, starts anew what crashed, carries out commands, and tells what changed.
+
+systemd's signals wake it; it also looks by itself every few seconds, since a signal may be lost.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ostler.model.failures import Failure, FailureCode
+from ostler.model.service import Command, Desired, Health, Observation, ServiceState, Verb
+from ostler.node.config import ServiceConfig
+from ostler.node.services.asking import Asking, Question, Unasked, metrics
+from ostler.node.services.journals import Journals
+from ostler.node.services.judging import Seen, condition, judge, why_it_ended
+from ostler.node.services.programs import Programs
+from ostler.node.services.restarts import Restarts, decide
+from ostler.node.services.standing import Standing, Terms, advance, overall
+from ostler.node.services.units import Trouble, Units, UnitTrouble, UnitView
+from ostler.node.services.wishes import Wish, Wishes
+from ostler.runtime.clock import Clock
+from ostler.runtime.loop import Loop
+
+EVERY_S = 5.0
+GATHER_S = 0.05  # systemd tells of one change in several signals
+TELL_S = 1.0  # changes are told no more often
+AFRESH_S = 60.0  # and all of it so often, changed or not
+METRICS_S = 3.0
+PERMIT = "run `ostler node install` or `ostler fleet update`, which permit the node's user exactly its declared units"
+
+
+@dataclass(slots=True, eq=False)
+class _Watched:
+    """One service and what is known of it. Times are monotonic seconds."""
+
+    name: str
+    config: ServiceConfig
+    wish: Wish
+    restarts: Restarts
+    questions: list[Question]
+    standings: list[Standing]
+    asked_at: list[float]
+    asking: set[int] = field(default_factory=set)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    doing: Verb | None = None
+    view: UnitView | None = None
+    trouble: str = ""
+    absent: str | None = None
+    started_at: float = 0.0
+    note: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+    measured_at: float = 0.0
+    measuring: bool = False
+    told: Observation | None = None
+    boot_due: bool = False  # it is wanted running, and nobody has looked since the machine was started anew
+
+    @property
+    def desired(self) -> Desired | None:
+        """What is wanted, by a person or else by the configuration."""
+        return self.wish.desired or self.config.restart.keep
+
+    @property
+    def runs(self) -> bool:
+        """Whether it can be asked anything."""
+        return self.view is not None and self.view.active == "active"
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What became of a command: the failure, if it is one, and the service as it was seen afterwards."""
+
+    failure: Failure | None
+    seen: Observation | None
+
+
+class ServiceWatcher(Loop):
+    """`carry_out` is what the runner calls. `tell` is given all observations, and whether that cannot wait for the next heartbeat."""
+
+    name = "services"
+
+    def __init__(
+        self,
+        services: Mapping[str, ServiceConfig],
+        *,
+        units: Units,
+        wishes: Wishes,
+        journals: Journals,
+        clock: Clock,
+        logger: logging.Logger,
+    ) -> None:
+        super().__init__(clock=clock, interval_s=EVERY_S, logger=logger)
+        self.tell: Callable[[tuple[Observation, ...], bool], None] = lambda seen, soon: None
+        self._units = units
+        self._wishes = wishes
+        self._journals = journals
+        self._asking = Asking(journals)
+        self._programs = Programs()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._gathering: asyncio.TimerHandle | None = None
+        self._told_at: float | None = None
+        self._watching = self._settled = False
+        self._all = {name: _watched(name, config, wishes.of(name)) for name, config in services.items()}
+        for one in self._all.values():
+            one.boot_due = wishes.rebooted and one.wish.desired is Desired.RUNNING
+
+    @property
+    def observations(self) -> tuple[Observation, ...]:
+        """All that was seen last."""
+        return tuple(one.told for one in self._all.values() if one.told is not None)
+
+    @property
+    def loop(self) -> Loop:
+        """Itself."""
+        return self
+
+    def declares(self, name: str) -> bool:
+        """Whether commands may touch a service of this name."""
+        return name in self._all
+
+    async def close(self) -> None:
+        """The daemon ends; services go on."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._units.close()
+
+    # --- looking ---
+
+    async def turn(self) -> float | None:
+        """Look at all, ask what is due, start what is due, tell what changed."""
+        if not self._watching:
+            self._watching = True
+            await self._units.watch([one.config.unit for one in self._all.values()], self._changed)
+        await asyncio.gather(*(self._look(one) for one in self._all.values()))
+        await self._start_wanted()
+        now = self.clock.monotonic()
+        for one in self._all.values():
+            self._ask(one, now)
+            await self._mend(one, now)
+        wait_s = self._publish(now)
+        due = [one.restarts.due_at - now for one in self._all.values() if one.restarts.due_at is not None]
+        return max(0.0, min([EVERY_S, wait_s, *due]))
+
+    def _changed(self) -> None:
+        """systemd says so."""
+        if self._gathering is None:
+            self._gathering = asyncio.get_running_loop().call_later(GATHER_S, self._gathered)
+
+    def _gathered(self) -> None:
+        self._gathering = None
+        self.wake()
+
+    async def _look(self, one: _Watched) -> None:
+        try:
+            view = await self._units.look(one.config.unit)
+        except UnitTrouble as exc:
+            one.trouble = f"systemd cannot be asked: {exc}"
+            return
+        one.trouble = ""
+        before, one.view = one.view, view
+        if not one.runs or before is None or before.invocation != view.invocation:
+            one.started_at = self.clock.monotonic()
+            one.standings = [Standing() for _ in one.questions]
+            one.metrics = {}
+        if not one.runs or before is None:
+            one.absent = await asyncio.to_thread(self._programs.absent, one.name, one.config)
+
+    def _ask(self, one: _Watched, now: float) -> None:
+        """Put the questions that are due, beside everything else."""
+        if not one.runs:
+            return
+        for i, question in enumerate(one.questions):
+            if i not in one.asking and now - one.asked_at[i] >= question.config.interval.total_seconds():
+                one.asked_at[i] = now
+                one.asking.add(i)
+                self._spawn(self._put(one, i))
+        wanted = one.config.metrics
+        if wanted is not None and not one.measuring and now - one.measured_at >= wanted.interval.total_seconds():
+            one.measured_at, one.measuring = now, True
+            self._spawn(self._measure(one))
+
+    async def _put(self, one: _Watched, i: int) -> None:
+        invocation = one.view.invocation if one.view is not None else ""
+        probe = one.questions[i].config
+        try:
+            failure = await self._asking.ask(one.config.unit, one.questions[i])
+        except Unasked as exc:
+            one.note = str(exc)
+            return
+        finally:
+            one.asking.discard(i)
+        if not one.runs or one.view is None or one.view.invocation != invocation:
+            return  # it was another one that answered
+        before = overall(one.standings)
+        one.standings[i] = advance(
+            one.standings[i],
+            failure,
+            now=self.clock.monotonic(),
+            started_at=one.started_at,
+            grace_s=one.config.grace.total_seconds(),
+            terms=Terms(probe.failures, probe.successes),
+        )
+        if overall(one.standings) != before:
+            self.wake()
+
+    async def _measure(self, one: _Watched) -> None:
+        try:
+            if one.config.metrics is not None:
+                found = await metrics(one.config.metrics, timeout_s=METRICS_S)
+                one.metrics = found if one.runs else {}
+        finally:
+            one.measuring = False
+
+    # --- starting anew ---
+
+    async def _mend(self, one: _Watched, now: float) -> None:
+        if one.lock.locked() or one.view is None or one.trouble:
+            return
+        state, _ = judge(_seen(one))
+        found = condition(state, restart_sick=one.config.restart.unhealthy)
+        wanted = one.desired is Desired.RUNNING
+        decision = decide(one.restarts, found, wanted=wanted, limit=one.config.restart.limit, now=now)
+        one.restarts = decision.restarts
+        if (one.wish.restarts, one.wish.tries) != (one.restarts.count, one.restarts.tries):
+            await self._keep(one, replace(one.wish, restarts=one.restarts.count, tries=one.restarts.tries))
+        if decision.now:
+            self._spawn(self._anew(one, Verb.START if state is ServiceState.CRASHED else Verb.RESTART))
+
+    async def _start_wanted(self) -> None:
+        """The machine was started anew: what is wanted running and was not started with it is started, once."""
+        for one in self._all.values():
+            if one.boot_due and one.view is not None and not one.trouble:
+                one.boot_due = False
+                if judge(_seen(one))[0] is ServiceState.STOPPED:
+                    self._spawn(self._anew(one, Verb.START))
+        if not self._settled and not any(one.boot_due for one in self._all.values()):
+            self._settled = True
+            with contextlib.suppress(OSError):
+                await asyncio.to_thread(self._wishes.settle)
+
+    async def _anew(self, one: _Watched, verb: Verb) -> None:
+        attrs: dict[str, object] = {"service": one.name, "unit": one.config.unit, "verb": verb.value, "count": one.restarts.count}
+        async with one.lock:
+            if one.desired is not Desired.RUNNING:
+                return  # a person came before
+            self.logger.warning("service_restarted", extra={"attrs": attrs})
+            one.doing = verb
+            try:
+                await self._units.act(verb, one.config.unit, lambda: None)
+                one.note = ""
+            except UnitTrouble as exc:
+                one.note = f"it cannot be started anew: {PERMIT if exc.trouble is Trouble.DENIED else exc}"
+                self.logger.warning("service_not_restarted", extra={"attrs": {**attrs, "error": str(exc)}})
+            finally:
+                one.doing = None
+        self.wake()
+
+    async def _keep(self, one: _Watched, wish: Wish) -> None:
+        """Remember on the disk; a disk that cannot is no reason to do nothing."""
+        one.wish = wish
+        try:
+            await asyncio.to_thread(self._wishes.keep, one.name, wish)
+        except OSError as exc:
+            self.logger.error("service_wish_not_kept", extra={"attrs": {"service": one.name, "error": str(exc)}})  # noqa: TRY400
+
+    # --- commands ---
+
+    async def carry_out(self, command: Command) -> Done:
+        """One command, from what is asked to what was seen. It may be carried out twice."""
+        one = self._all.get(command.service)
+        if one is None:
+            return Done(Failure(FailureCode.DENY, f"this node declares no service {command.service}"), None)
+        failure = None
+        if command.verb is not Verb.STATUS:
+            async with one.lock:
+                failure = await self._act(one, command)
+        await self._look(one)
+        self.wake()
+        if command.verb is Verb.STATUS and one.trouble:
+            failure = Failure(FailureCode.LOST, one.trouble)
+        return Done(failure, _observe(one, self.clock, since=one.told))
+
+    async def _act(self, one: _Watched, command: Command) -> Failure | None:
+        unit, keeping = one.config.unit, list[asyncio.Future[None]]()
+
+        def accepted() -> None:
+            one.restarts, one.note = Restarts(), ""
+            keeping.append(asyncio.ensure_future(self._keep(one, Wish(command.desired))))
+
+        one.doing = command.verb
+        self._changed()
+        try:
+            end = await self._units.act(command.verb, unit, accepted)
+        except UnitTrouble as exc:
+            return _refused(one, command.verb, exc)
+        finally:
+            one.doing = None
+            if keeping:
+                await asyncio.shield(keeping[0])
+        return await self._verdict(one, command.verb, end)
+
+    async def _verdict(self, one: _Watched, verb: Verb, end: str) -> Failure | None:
+        """What systemd's word for the end of its job means."""
+        unit = one.config.unit
+        await self._look(one)
+        view = one.view
+        if end == "done" and (verb is Verb.STOP or view is None or view.active != "failed"):
+            return None
+        if end == "canceled":
+            return Failure(FailureCode.SERVICE, f"somebody else asked something else of {unit} meanwhile")
+        if end == "timeout":
+            return Failure(FailureCode.TIMEOUT, f"{unit} did not {verb.value} in the time that systemd gives it")
+        if end == "skipped" and verb is Verb.START and one.runs:
+            return None
+        why = "what it depends on did not start" if end == "dependency" else why_it_ended(view) if view is not None else end
+        if view is not None and view.result == "success":
+            why = f"systemd says: {end}"
+        words = "" if verb is Verb.STOP else await asyncio.to_thread(self._journals.last_words, unit)
+        absent = await asyncio.to_thread(self._programs.absent, one.name, one.config)
+        return Failure(FailureCode.SERVICE, "\n".join(x for x in (f"{unit} did not {verb.value}: {why}", absent, words) if x))
+
+    # --- telling ---
+
+    def _publish(self, now: float) -> float:
+        """Tell what changed; how many seconds until there is more to tell."""
+        fresh = {one.name: _observe(one, self.clock, since=one.told) for one in self._all.values()}
+        soon = any(_gist(one.told) != _gist(fresh[one.name]) for one in self._all.values())
+        if soon and self._told_at is not None and now - self._told_at < TELL_S:
+            return self._told_at + TELL_S - now
+        measured = any(one.told is None or one.told.metrics != fresh[one.name].metrics for one in self._all.values())
+        for one in self._all.values():
+            if one.told is None or one.told.state is not fresh[one.name].state:
+                attrs = {"service": one.name, "state": fresh[one.name].state.value, "message": fresh[one.name].message}
+                self.logger.info("service_state", extra={"attrs": attrs})
+            one.told = fresh[one.name]
+        if soon or measured or self._told_at is None or now - self._told_at >= AFRESH_S:
+            if soon or self._told_at is None or now - self._told_at >= AFRESH_S:
+                self._told_at = now
+            self.tell(tuple(fresh.values()), soon)
+        return EVERY_S
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (exc := task.exception()) is not None:
+            self.logger.error("service_task_crashed", exc_info=exc)
+
+
+def _watched(name: str, config: ServiceConfig, wish: Wish) -> _Watched:
+    long_ago = float("-inf")
+    return _Watched(
+        name=name,
+        config=config,
+        wish=wish,
+        restarts=Restarts(count=wish.restarts, tries=wish.tries),
+        questions=[Question(probe) for probe in config.health],
+        standings=[Standing() for _ in config.health],
+        asked_at=[long_ago] * len(config.health),
+        measured_at=long_ago,
+    )
+
+
+def _seen(one: _Watched) -> Seen:
+    health, ill = overall(one.standings) if one.runs else (Health.UNKNOWN, "")
+    return Seen(
+        unit=one.config.unit,
+        view=one.view or UnitView(load="loaded", active="inactive"),
+        health=health,
+        ill=ill,
+        absent=one.absent,
+        desired=one.desired,
+        doing=one.doing,
+    )
+
+
+def _observe(one: _Watched, clock: Clock, *, since: Observation | None) -> Observation:
+    """As it is told; `since` is what was told before."""
+    seen = _seen(one)
+    state, message = judge(seen)
+    if one.view is None:
+        state, message = ServiceState.MISSING, one.trouble or "it was not looked at yet"
+    words = [message, one.trouble if one.view is not None else "", one.note]
+    if one.restarts.gave_up:
+        words.append(f"started anew {one.restarts.tries} times in vain: a command to start it tries again")
+    due = one.restarts.due_at
+    return Observation(
+        name=one.name,
+        state=state,
+        health=seen.health,
+        desired=one.desired,
+        unit=one.config.unit,
+        since=since.since if since is not None and since.state is state else clock.now().isoformat(),
+        pid=one.view.pid if one.view is not None else None,
+        restarts=one.restarts.count,
+        retry_s=None if due is None else round(max(0.0, due - clock.monotonic()), 1),
+        message="; ".join(word for word in words if word)[:1000],
+        metrics=one.metrics,
+    )
+
+
+def _gist(seen: Observation | None) -> object:
+    """What of an observation is worth a call of its own."""
+    return None if seen is None else replace(seen, metrics={}, retry_s=None if seen.retry_s is None else 0.0, since=None)
+
+
+def _refused(one: _Watched, verb: Verb, exc: UnitTrouble) -> Failure:
+    unit = one.config.unit
+    match exc.trouble:
+        case Trouble.DENIED:
+            return Failure(FailureCode.DENY, f"this node's user may not {verb.value} {unit}; {PERMIT}")
+        case Trouble.MISSING:
+            return Failure(FailureCode.SERVICE, f"there is no unit {unit} on this host: {exc}")
+        case Trouble.MASKED:
+            return Failure(FailureCode.SERVICE, f"{unit} is masked on this host: `systemctl unmask {unit}` there")
+        case Trouble.UNREACHABLE:
+            return Failure(FailureCode.LOST, f"systemd went away while {unit} was to {verb.value}: {exc}")
+    return Failure(FailureCode.SERVICE, f"{unit} did not {verb.value}: {exc}")
