@@ -136,19 +136,21 @@ class TlsConfig:
 class LimitsConfig:
     """How much one caller may ask: an API token, a node, or where neither is shown an address. More is answered with 429 and a time
     to come back. `calls_per_s` with `burst` at once; `open_calls` at the same time, long polls among them; `failures_per_s` are
-    authentications that fail, from one address (four seconds' worth at once); `connections` are those that one address holds open."""
+    authentications that fail, from one address (four seconds' worth at once); `commands_per_s` those that one principal gives to one
+    service (likewise); `connections` are those that one address holds open."""
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by the validator of human input
 
     calls_per_s: float = 2000.0
     burst: float = 4000.0
     failures_per_s: float = 5.0
+    commands_per_s: float = 5.0
     open_calls: int = 1024
     connections: int = 4096
 
     def problems(self) -> Iterator[str]:
         """As those of the whole."""
-        for name in ("calls_per_s", "failures_per_s"):
+        for name in ("calls_per_s", "failures_per_s", "commands_per_s"):
             if not getattr(self, name) > 0:
                 yield f"limits.{name}: must be more than 0"
         for name in ("burst", "open_calls", "connections"):

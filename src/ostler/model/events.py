@@ -35,6 +35,7 @@ NODE_KINDS: dict[str, str] = {
     "cordon": "Somebody wants it to get no new work; what runs goes on.",
     "uncordon": "It may get new work again.",
     "pool": "It was moved to another pool.",
+    "service": "A service of it is in another state, or health.",
     "outside": "It speaks no protocol that the coordinator does: it gets no new work, what runs goes on.",
     NodeEvent.DRAIN: "It gets no new work.",
     NodeEvent.EMPTY: "It drained: nothing runs on it any more.",

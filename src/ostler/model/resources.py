@@ -93,7 +93,8 @@ def demand(need: Requirements, runner: Runner = Runner.CLI) -> Resources:
 
 
 def pool_of(need: Requirements) -> str | None:
-    """The pool that a job must run in; None where it names a node, which may belong to any."""
+    """The pool that a job must run in; None where it names a node, which may belong to any. Commands to services are no work for a pool:
+    one that names none is for any node."""
     return need.pool or (DEFAULT_POOL if need.node is None else None)
 
 
@@ -112,7 +113,7 @@ def unmet(manifest: Manifest, offer: Offer) -> list[tuple[str, str]]:
         found.append(("service", f"declares no service {manifest.command}"))
     if need.node is not None and need.node != offer.node_id:
         found.append(("node", f"is not {need.node}"))
-    if (pool := pool_of(need)) is not None and pool != offer.pool:
+    if (pool := need.pool if manifest.runner is Runner.SERVICE else pool_of(need)) is not None and pool != offer.pool:
         found.append(("pool", f"is in the pool {offer.pool}, not in {pool}"))
     if missing := [tag for tag in need.tags if tag not in offer.tags]:
         found.append(("tags", f"lacks the tag {', '.join(missing)}"))

@@ -235,6 +235,20 @@ SHOW_NODE = Route(
     name="show_node", method="GET", path="/nodes/{node_id}", audience=Audience.CLIENT, grants=READ, response=m.NodeView,
     summary="One node with its capabilities and attempts", errors=_JOB,
 )  # fmt: skip
+LIST_SERVICES = Route(
+    name="list_services", method="GET", path="/services", audience=Audience.CLIENT, grants=READ, query=m.ServiceQuery,
+    response=m.ServicePage, summary="Services of all nodes, a row for each node and service", errors=(errors.InvalidSpec,),
+)  # fmt: skip
+SHOW_SERVICE = Route(
+    name="show_service", method="GET", path="/services/{name}", audience=Audience.CLIENT, grants=READ, query=m.ServiceQuery,
+    response=m.ServicePage, summary="One service on the nodes that declare it", errors=(errors.InvalidSpec, errors.NotFound),
+)  # fmt: skip
+COMMAND_SERVICE = Route(
+    name="command_service", method="POST", path="/services/{name}/{verb}", audience=Audience.CLIENT, grants=RUN, body=Body.JSON,
+    request=m.ServiceRequest, response=m.ServiceResponse, status=201, keyed=True,
+    summary="Command a service to start, stop or restart, or ask for its status: a job for each node that it is for",
+    errors=(errors.InvalidSpec, errors.NotFound, errors.Conflict, errors.NodeRetired, errors.NoCapacity),
+)  # fmt: skip
 DRAIN_NODE = Route(
     name="drain_node", method="POST", path="/nodes/{node_id}/drain", audience=Audience.MEMBER, grants=RUN, body=Body.JSON,
     request=m.DrainRequest, response=m.NodeView, summary="Give a node no new work (a node may drain itself)",
@@ -399,6 +413,7 @@ ROUTES: tuple[Route, ...] = (
     REGISTER, HEARTBEAT, PULL, ACK, PROGRESS, RESULT, FAIL, APPEND_LOG, UPLOAD_WORKSPACE, FETCH_SECRETS,
     SUBMIT, LIST_JOBS, SHOW_JOB, AWAIT_JOB, AWAIT_JOBS, EXPLAIN_JOB, READ_LOG, LIST_ARTIFACTS, GET_ARTIFACT,
     CANCEL_JOB, RETRY_JOB, HOLD_JOB, RELEASE_JOB, DEBUG_JOB, GET_WORKSPACE, SHOW_GROUP, CANCEL_GROUP, UPLOAD_BLOB, GET_BLOB,
+    LIST_SERVICES, SHOW_SERVICE, COMMAND_SERVICE,
     OVERVIEW, LIST_NODES, SHOW_NODE, DRAIN_NODE, RESUME_NODE, CORDON_NODE, UNCORDON_NODE, MOVE_NODE, RETIRE_NODE,
     CREATE_TOKEN, LIST_TOKENS, REVOKE_TOKEN,
     EVENTS, ADD_WEBHOOK, LIST_WEBHOOKS, REMOVE_WEBHOOK, ENABLE_WEBHOOK, TEST_WEBHOOK, LIST_AUDIT, VERIFY_AUDIT,

@@ -76,6 +76,7 @@ async def metrics(call: Call) -> Response:
     counts = await services.store.read(reads.counts)
     services.metrics.set_counts(counts.jobs, counts.nodes, counts.live_attempts)
     services.metrics.set_running(counts.running)
+    services.metrics.set_services(counts.services)
     if services.pruner.last is not None:
         services.metrics.set_kept(services.pruner.last.used)
     now = services.clock.monotonic()

@@ -31,6 +31,7 @@ from ostler.coordinator.api import (
     quotas,
     releases,
     retention,
+    services,
     tokens,
     webhooks,
 )
@@ -51,12 +52,15 @@ from ostler.model.errors import (
     UpgradeRequired,
 )
 from ostler.model.manifest import JOB_ID, NAME, SHA256, unsafe_path
+from ostler.model.service import Verb
 from ostler.protocol import codec
 from ostler.protocol.messages import LOG_STREAMS, PROTOCOL, ProblemReport
 from ostler.protocol.problems import MEDIA_TYPE, describe, encode
 from ostler.protocol.routes import ROUTES, Route
 
-_MODULES = (audit, events, nodes, leases, logs, blobs, jobs, tokens, confidential, quotas, releases, retention, webhooks, about)
+_MODULES = (
+    audit, events, nodes, leases, logs, blobs, jobs, tokens, confidential, services, quotas, releases, retention, webhooks, about,
+)  # fmt: skip
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _DRAIN = 2**20  # what is left of a refused body is read up to here, so that the answer is not lost in a reset
 _DRAIN_S = 2.0
@@ -72,6 +76,7 @@ _PATH_RULES = {
     "token_id": NAME,
     "name": NAME,
     "principal": NAME,
+    "verb": re.compile("|".join(Verb)),
     "webhook_id": NAME,
     "release": re.compile(r"(?a)[A-Za-z0-9][A-Za-z0-9._+-]{0,99}"),
 }

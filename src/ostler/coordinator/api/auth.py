@@ -144,6 +144,10 @@ class Doorkeeper:
         token = shown.partition(b" ")[2].strip()
         return len(token) <= MAX_TOKEN and token.isascii() and self._credentials.made(token.decode())
 
+    def command(self, service: str, principal: str | None) -> None:
+        """Somebody commands a service; raises NoCapacity where that was too often."""
+        self._rates.command(service, principal or "nobody")
+
     def leave(self, key: str) -> None:
         """The call is over."""
         self._rates.leave(key)

@@ -22,6 +22,7 @@ from ostler.coordinator.artifacts.store import Artifacts
 from ostler.coordinator.config import CoordinatorConfig
 from ostler.coordinator.keys import Keys
 from ostler.coordinator.operations.audit import audited
+from ostler.coordinator.operations.idempotency import KEY
 from ostler.coordinator.operations.ownership import of_job, owner_of
 from ostler.coordinator.operations.readers import Readers
 from ostler.coordinator.sealing import Sealer
@@ -30,7 +31,7 @@ from ostler.coordinator.store.tx import Tx
 from ostler.coordinator.store.wakeups import Topic
 from ostler.coordinator.webhooks import Courier
 from ostler.model.access import Reach
-from ostler.model.errors import NotFound
+from ostler.model.errors import InvalidSpec, NotFound, Problem
 from ostler.protocol.messages import RetentionPass, RetentionPlan, WaitQuery
 from ostler.protocol.ports import BundleReader
 from ostler.protocol.routes import Route
@@ -115,6 +116,16 @@ class Call:
             if key == name:
                 return bytes(value).decode("ascii", "replace").strip()
         return None
+
+    def idempotency_key(self) -> str | None:
+        """The key that the caller gave the call, so that it may be made again."""
+        key = self.header(b"idempotency-key")
+        if key is not None and not KEY.fullmatch(key):
+            raise InvalidSpec(
+                "the header Idempotency-Key is not valid",
+                [Problem("Idempotency-Key", "must be 1 to 255 printable ASCII characters")],
+            )
+        return key
 
     def content_type(self) -> str:
         """The body's media type in lower case, without parameters."""

@@ -8,17 +8,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ostler.coordinator.api.calls import MAX_WAIT_S, Answer, Call
+from ostler.coordinator.api.keyed import replayed
 from ostler.coordinator.api.manifests import Accepted, Submission, read_manifests
 from ostler.coordinator.operations import contents, groups, reads
 from ostler.coordinator.operations import jobs as ops
-from ostler.coordinator.operations.idempotency import KEY, Mark, answered, submit_once
+from ostler.coordinator.operations.idempotency import Mark, submit_once
 from ostler.coordinator.operations.ownership import of_group, of_job
 from ostler.coordinator.operations.secrets import check_named, check_named_by
 from ostler.coordinator.store.tx import Tx
 from ostler.model.access import RUNNERS, Role
-from ostler.model.errors import Forbidden, InvalidSpec, NotFound, Problem, Rejected, TooLarge
+from ostler.model.errors import Forbidden, InvalidSpec, NotFound, Problem, TooLarge
 from ostler.model.job import TERMINAL
-from ostler.model.manifest import JOB_ID
+from ostler.model.manifest import JOB_ID, Runner
 from ostler.protocol import messages as m
 
 IN_A_THREAD = 64 * 1024  # bytes of manifests from which on reading them would hold up everybody else
@@ -35,20 +36,17 @@ PACE_S = 0.005  # who waits for several is not answered more often than this
 
 async def submit_jobs(call: Call) -> m.SubmitResponse | Answer:
     """All of them, or none and every mistake; with a key, once."""
-    key, raw, owner = _key(call), await call.body.whole(), call.caller.principal
+    key, raw, owner = call.idempotency_key(), await call.body.whole(), call.caller.principal
     if key is None:
         read = await _accept(call, raw)
         return await call.write(ops.submit_jobs, read.manifests, owner, reach=call.owner, group=read.group)
     mark = Mark(owner or "", key, hashlib.sha256(raw).digest(), call.services.config.retention.idempotency)
-    try:
+
+    async def submit() -> tuple[m.SubmitResponse, bool]:
         read = await _accept(call, raw)
-        made, again = await call.write(submit_once, mark, read.manifests, owner, reach=call.owner, group=read.group)
-    except Rejected:  # what was good when it was submitted may be so no longer, and the answer is the same all the same
-        before = await call.read(answered, mark)
-        if before is None:
-            raise
-        made, again = before, True
-    return Answer(made, headers={"Idempotent-Replayed": "true"} if again else {})
+        return await call.write(submit_once, mark, read.manifests, owner, reach=call.owner, group=read.group)
+
+    return await replayed(call, mark, m.SubmitResponse, submit)
 
 
 async def _accept(call: Call, raw: bytes) -> Submission:
@@ -66,19 +64,12 @@ async def _accept(call: Call, raw: bytes) -> Submission:
     return read
 
 
-def _key(call: Call) -> str | None:
-    key = call.header(b"idempotency-key")
-    if key is not None and not KEY.fullmatch(key):
-        raise InvalidSpec(
-            "the header Idempotency-Key is not valid", [Problem("Idempotency-Key", "must be 1 to 255 printable ASCII characters")]
-        )
-    return key
-
-
 def _check_runners(call: Call, manifests: Accepted) -> None:
     may = RUNNERS[call.caller.role or Role.VIEWER]
     if denied := sorted({one.runner.value for one, _ in manifests} - {one.value for one in may}):
         raise Forbidden(f"the role {call.caller.role} may not use the runner {', '.join(denied)}", hint="ask an operator")
+    for service in sorted({one.command or "" for one, _ in manifests if one.runner is Runner.SERVICE}):
+        call.services.door.command(service, call.caller.principal)
 
 
 def _check_files(tx: Tx, owner: str, named: set[str]) -> None:

@@ -183,7 +183,10 @@ def _urgent(request: m.PullRequest, latency: frozenset[str]) -> m.PullRequest:
 async def _wait(services: Services, pull: Pull, request: m.PullRequest, until: float) -> list[ops.Lease]:
     """Until the poll is woken or its time is over. Work that comes meanwhile is claimed in the very transaction that brings it."""
     store, loop = services.store, asyncio.get_running_loop()
-    standing = store.stand(("queue",), _claim_at_once, request, services.config.latency, services.pulls, pull)
+    standing = store.stand_for(
+        {("queue",): _claim_at_once, ("node", request.node_id): _take_commands_at_once},
+        request, services.config.latency, services.pulls, pull,
+    )  # fmt: skip
     pull.withdraw = partial(store.withdraw, standing)
     timers = [loop.call_at(until, pull.withdraw)]
     if pull.rests_until:
@@ -216,6 +219,14 @@ def _claim_at_once(tx: Tx, request: m.PullRequest, latency: frozenset[str], line
     if not work_waits(tx):
         tx.hush(("queue",))
     return leases or None
+
+
+@beside_others
+def _take_commands_at_once(
+    tx: Tx, request: m.PullRequest, latency: frozenset[str], line: PullLine, pull: Pull
+) -> list[ops.Lease] | None:
+    """What is told to this node may be a command to one of its services, for which it needs no slot and no rest."""
+    return ops.lease_commands(tx, request) or None
 
 
 async def _watch(receive: Receive, pull: Pull) -> None:

@@ -20,14 +20,14 @@ from ostler.coordinator.store.store import Store
 from ostler.coordinator.store.tx import Tx
 from ostler.model.job import JobState
 from ostler.model.node import NodeState
-from ostler.protocol.messages import outside
+from ostler.protocol.messages import ServiceView, outside
 from ostler.protocol.routes import Route
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 MAX_NODES = 1000  # that have a line of their own
-REASONS = ("calls", "open_calls", "failures", "connections")  # why a call was too many
+REASONS = ("calls", "open_calls", "failures", "commands", "connections")  # why a call was too many
 _DURATIONS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
@@ -131,6 +131,20 @@ class Metrics:
             "ostler_node_info", "What a node runs and speaks", ["node", "version", "release", "protocol"], registry=self.registry
         )
         self._attempts = Gauge("ostler_live_attempts", "Attempts that nodes hold", registry=self.registry)
+        place = ["node", "service"]
+        self._service_state = Gauge("ostler_service_state", "How a service was found", [*place, "state"], registry=self.registry)
+        self._service_health = Gauge(
+            "ostler_service_health",
+            "What the probes of a service say; stale without news of its node",
+            [*place, "health"],
+            registry=self.registry,
+        )
+        self._service_restarts = Gauge(
+            "ostler_service_restarts", "How often its node started a service anew after crashes", place, registry=self.registry
+        )
+        self._service_numbers = Gauge(
+            "ostler_service_metric", "A number that a service tells of itself", [*place, "name"], registry=self.registry
+        )
         self._loops = Gauge(
             "ostler_loop_age_seconds", "Time since a loop last came to the end of a turn", ["loop"], registry=self.registry
         )
@@ -174,6 +188,19 @@ class Metrics:
         self._running.clear()
         for one in nodes[:MAX_NODES]:
             self._running.labels(one.node_id, one.version, one.release, str(one.protocol)).set(1)
+
+    def set_services(self, services: Iterable[ServiceView]) -> None:
+        """What nodes told of their services; names are those of their configurations, of a shape that was checked."""
+        for gauge in (self._service_state, self._service_health, self._service_restarts, self._service_numbers):
+            gauge.clear()
+        for one in services:
+            place = (one.node_id, one.name)
+            if one.state is not None:
+                self._service_state.labels(*place, one.state.value).set(1)
+            self._service_health.labels(*place, one.health.value).set(1)
+            self._service_restarts.labels(*place).set(one.restarts)
+            for name, value in one.metrics.items():
+                self._service_numbers.labels(*place, name).set(value)
 
     def pruned(self, kind: str, count: int, size: int) -> None:
         """Retention removed some of a kind."""

@@ -172,8 +172,9 @@ async def heartbeat(call: Call) -> m.HeartbeatResponse:
         raise StaleAttempt(f"the token of {node_id} is for another session than the heartbeat", hint="register the node anew")
     if request.version is not None and (found := _check_text("version", request.version)):
         raise InvalidSpec("the heartbeat is not valid", found)
-    # What a power cut takes away the next heartbeat says again, but for capabilities, which are told once.
-    write = services.store.write_lazily if request.capabilities is None else services.store.write
+    # What a power cut takes away the next heartbeat says again, but for what is told once, when it changed.
+    once = request.capabilities is not None or request.services is not None
+    write = services.store.write if once else services.store.write_lazily
     directives = await write(ops.heartbeat, replace(request, boot_epoch=epoch), call.node.protocol)
     if request.slots is not None:
         services.pulls.credit(node_id, request.slots)

@@ -32,11 +32,14 @@ _SCHEMES = {
 }
 _RANGED = frozenset({"get_artifact", "get_blob", "get_bundle", "get_workspace"})
 _HEADERS: dict[str, Sequence[tuple[str, bool, str]]] = {
-    "submit_jobs": (
+    **dict.fromkeys(
+        ("submit_jobs", "command_service"),
         (
-            "Idempotency-Key",
-            False,
-            "For 24 hours the same key with the same body gets the same answer, with `Idempotent-Replayed: true`, and submits nothing.",
+            (
+                "Idempotency-Key",
+                False,
+                "For 24 hours the same key with the same body gets the same answer, with `Idempotent-Replayed: true`, and submits nothing.",
+            ),
         ),
     ),
     "append_log": (

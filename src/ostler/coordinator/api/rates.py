@@ -14,6 +14,8 @@ from ostler.runtime.clock import Clock
 KEPT = 100_000  # callers and addresses that are remembered; who was forgotten begins with a full bucket
 FAILURES_AT_ONCE_S = 4.0  # so many seconds' worth of failures are forgiven at once: a fleet whose tokens all ended together
 
+COMMANDS_AT_ONCE_S = 4.0
+
 
 class Bucket(NamedTuple):
     """What was left at a time (monotonic seconds)."""
@@ -65,6 +67,8 @@ class Rates:
         self._calls = Buckets(per_s=limits.calls_per_s, burst=limits.burst)
         per_s = limits.failures_per_s
         self._failures = Buckets(per_s=per_s, burst=max(1.0, per_s * FAILURES_AT_ONCE_S))
+        per_s = limits.commands_per_s
+        self._commands = Buckets(per_s=per_s, burst=max(1.0, per_s * COMMANDS_AT_ONCE_S))
         self._known: OrderedDict[bytes, None] = OrderedDict()
         self._open: dict[str, int] = {}
 
@@ -78,6 +82,12 @@ class Rates:
     def failed(self, address: str) -> None:
         """A credential that was shown is not good."""
         self._failures.take(network_of(address), self._clock.monotonic())
+
+    def command(self, service: str, principal: str) -> None:
+        """A command is given to a service by somebody: what restarts all the time does nothing else."""
+        if wait_s := self._commands.take(f"{service} {principal}", self._clock.monotonic()):
+            most = f"{self._limits.commands_per_s:g} a second"
+            raise self._no("commands", wait_s, f"{principal} gives more commands to the service {service} than {most}")
 
     def enter(self, key: str, credential: bytes | None) -> None:
         """A call of an admitted caller begins; `leave` follows where this does not raise."""

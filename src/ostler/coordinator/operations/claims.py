@@ -12,6 +12,7 @@ from ostler.coordinator.placement.choose import Candidate, Credit, Room, choose
 from ostler.coordinator.placement.fair import FairShare, Owner
 from ostler.coordinator.placement.offer import offer_of
 from ostler.coordinator.placement.shape import Shape, read_shape
+from ostler.coordinator.store.schema import QUEUED_SQL
 from ostler.coordinator.store.tx import Tx
 from ostler.model.capabilities import Capabilities
 from ostler.model.manifest import DEFAULT_POOL
@@ -23,17 +24,15 @@ MAX_RANK = 2**63 - 1
 MAX_REMEMBERED = 50_000  # shapes, and nodes
 DECLINE_REST_US = 5_000_000  # a job is not offered again at once to the node that just handed it back
 
-_QUEUED = "state = 'queued' AND held = 0 AND waits = 0"  # word for word the condition of the claim's index
-
 
 def queued_shapes_sql(tx: Tx) -> str:
     """The shapes that have queued jobs: a loose scan, one step down the index per shape and none per job."""
     jobs = f"jobs {tx.by_index('ix_jobs_claim')}"
     return f"""
         WITH RECURSIVE queued(shape_id) AS (
-            SELECT min(shape_id) FROM {jobs} WHERE {_QUEUED}
+            SELECT min(shape_id) FROM {jobs} WHERE {QUEUED_SQL}
             UNION ALL
-            SELECT (SELECT min(shape_id) FROM {jobs} WHERE {_QUEUED} AND shape_id > queued.shape_id)
+            SELECT (SELECT min(shape_id) FROM {jobs} WHERE {QUEUED_SQL} AND shape_id > queued.shape_id)
             FROM queued WHERE shape_id IS NOT NULL
         )
         SELECT shape_id FROM queued WHERE shape_id IS NOT NULL"""  # noqa: S608 - fragments of ours
@@ -49,7 +48,7 @@ def heads_sql(tx: Tx, unless: str = "", *, take: bool = False) -> str:
     """The first jobs of one shape's queue; `unless` is a further condition. `take` passes over those that another coordinator takes."""
     return f"""
         SELECT seq, job_id, rank, attempt, tries FROM jobs {tx.by_index("ix_jobs_claim")}
-        WHERE shape_id = ? AND {_QUEUED} {unless} ORDER BY rank, seq LIMIT ? {tx.passing_over() if take else ""}"""  # noqa: S608 - fragments of ours
+        WHERE shape_id = ? AND {QUEUED_SQL} {unless} ORDER BY rank, seq LIMIT ? {tx.passing_over() if take else ""}"""  # noqa: S608 - fragments of ours
 
 
 @dataclass(slots=True)
@@ -195,7 +194,7 @@ def claim(tx: Tx, wish: Claim, spare: Spare | None = None) -> list[Candidate]:
 def _take(tx: Tx, chosen: Sequence[Candidate]) -> bool:
     """Take all of these for this transaction; False where another one has some, or has had them meanwhile."""
     rows = tx.rows(
-        f"SELECT seq, attempt FROM jobs WHERE {tx.any_of('seq')} AND {_QUEUED} {tx.passing_over()}",  # noqa: S608 - fragments of ours
+        f"SELECT seq, attempt FROM jobs WHERE {tx.any_of('seq')} AND {QUEUED_SQL} {tx.passing_over()}",  # noqa: S608 - fragments of ours
         (tx.array([one.seq for one in chosen]),),
     )
     return {(one.seq, one.attempt) for one in chosen} == set(rows)
@@ -250,9 +249,9 @@ def ahead_of(tx: Tx, shape: Shape, *, rank: int, seq: int, limit: int, latency: 
         before = rank if hasty == (other.queue in latency) else MAX_RANK  # all of a latency queue go before all others
         found = tx.row(
             f"""SELECT (SELECT count(*) FROM (
-                    SELECT 1 FROM {jobs} WHERE shape_id = ? AND {_QUEUED} AND rank < ? LIMIT ?) AS higher)
+                    SELECT 1 FROM {jobs} WHERE shape_id = ? AND {QUEUED_SQL} AND rank < ? LIMIT ?) AS higher)
                 + (SELECT count(*) FROM (
-                    SELECT 1 FROM {jobs} WHERE shape_id = ? AND {_QUEUED} AND rank = ? AND seq < ? LIMIT ?) AS earlier)""",  # noqa: S608
+                    SELECT 1 FROM {jobs} WHERE shape_id = ? AND {QUEUED_SQL} AND rank = ? AND seq < ? LIMIT ?) AS earlier)""",  # noqa: S608
             (shape_id, before, limit, shape_id, before, seq, limit),
         )
         total += found[0] if found else 0

@@ -27,11 +27,12 @@ def explain_job(tx: Tx, job_id: str, latency: Collection[str] = ()) -> Explanati
     found = tx.row("SELECT shape_id, rank FROM jobs WHERE seq = ?", (seq,))
     shape_id, rank = found or (0, 0)
     shape = places.shapes_of(tx, [shape_id])[shape_id]
-    if (why := held_back(tx, shape.owner)) is not None:
-        return Explanation(job_id=job_id, state=job.state, summary=why)
-    ahead = ahead_of(tx, shape, rank=rank, seq=seq, limit=MAX_AHEAD, latency=latency)
-    nodes = _standings(tx, places)
-    others = rivals(tx, shape, [(node.offer, node.number) for node in nodes])
+    nodes, ahead, others = _standings(tx, places), 0, 0
+    if shape.service is None:  # a command waits for nobody
+        if (why := held_back(tx, shape.owner)) is not None:
+            return Explanation(job_id=job_id, state=job.state, summary=why)
+        ahead = ahead_of(tx, shape, rank=rank, seq=seq, limit=MAX_AHEAD, latency=latency)
+        others = rivals(tx, shape, [(node.offer, node.number) for node in nodes])
     reasons = explain(shape, nodes, ahead=ahead, ahead_capped=ahead >= MAX_AHEAD, others=others)
     return Explanation(
         job_id=job_id, state=job.state, summary=reasons.summary, nodes_total=reasons.total, nodes_fitting=reasons.fitting,

@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from ostler.coordinator.operations.cancels import cancel_case
 from ostler.coordinator.operations.changes import Changes, load_group, shortened
-from ostler.coordinator.operations.jobs import cancel_case
 from ostler.coordinator.operations.views import JOB_COLUMNS, JOB_FROM, is_array, job_of
 from ostler.coordinator.store.times import when
 from ostler.coordinator.store.tx import Row, Tx

@@ -1,8 +1,10 @@
 """Submissions that bear a key: made once, and answered alike for a day, so that who lost the answer may ask again."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Concatenate, ParamSpec, TypeVar
 
 from ostler.coordinator.operations.dependencies import Accepted
 from ostler.coordinator.operations.jobs import submit_jobs
@@ -13,6 +15,8 @@ from ostler.model.errors import Conflict
 from ostler.protocol.codec import decode, encode
 from ostler.protocol.messages import SubmitResponse
 
+P = ParamSpec("P")
+A = TypeVar("A")
 KEY = re.compile(r"[\x20-\x7e]{1,255}")
 HONOURED = timedelta(hours=24)
 
@@ -27,7 +31,7 @@ class Mark:
     honoured: timedelta = HONOURED  # for how long
 
 
-def answered(tx: Tx, mark: Mark) -> SubmitResponse | None:
+def answered(tx: Tx, mark: Mark, shape: type[A]) -> A | None:
     """What the same submission was answered before; raises Conflict where the key stands for another body. Works in a read."""
     row = tx.row("SELECT digest, answer, created_at FROM idempotency WHERE principal = ? AND key = ?", (mark.principal, mark.key))
     if row is None or row[2] <= tx.at - span(mark.honoured):
@@ -39,7 +43,7 @@ def answered(tx: Tx, mark: Mark) -> SubmitResponse | None:
             "with another body; nothing was submitted",
             hint="choose a new key for each new submission",
         )
-    return decode(answer, SubmitResponse, what="answer")
+    return decode(answer, shape, what="answer")
 
 
 @beside_others
@@ -47,10 +51,17 @@ def submit_once(
     tx: Tx, mark: Mark, accepted: Accepted, owner: str | None, *, reach: str | None = None, group: str | None = None
 ) -> tuple[SubmitResponse, bool]:
     """`submit_jobs` the first time; then its answer, and True. Raises Conflict where the key stands for another body."""
-    before = answered(tx, mark)
+    return once(tx, mark, SubmitResponse, submit_jobs, accepted, owner, reach=reach, group=group)
+
+
+def once(
+    tx: Tx, mark: Mark, shape: type[A], operation: Callable[Concatenate[Tx, P], A], *args: P.args, **kwargs: P.kwargs
+) -> tuple[A, bool]:
+    """The same of any operation, whose answers have this shape."""
+    before = answered(tx, mark, shape)
     if before is not None:
         return before, True
-    made = submit_jobs(tx, accepted, owner, reach=reach, group=group)
+    made = operation(tx, *args, **kwargs)
     kept = tx.run(
         "INSERT INTO idempotency (principal, key, digest, created_at, answer) VALUES (?, ?, ?, ?, ?) "
         "ON CONFLICT (principal, key) DO UPDATE "

@@ -7,9 +7,11 @@ import shlex
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from ostler.coordinator.operations import dependencies, quotas
+from ostler.coordinator.operations import commands, dependencies, quotas
+from ostler.coordinator.operations.cancels import PENDING, cancel_case
 from ostler.coordinator.operations.changes import Case, Changes, load, shortened, write
 from ostler.coordinator.operations.dependencies import Accepted, Name
+from ostler.coordinator.operations.summons import summon
 from ostler.coordinator.operations.uploads import check_named
 from ostler.coordinator.operations.views import job_view, no_job
 from ostler.coordinator.placement.rank import rank_of
@@ -18,17 +20,14 @@ from ostler.coordinator.store.beside import beside_others
 from ostler.coordinator.store.schema import FOR_JOBS, UNTIL_TIME
 from ostler.coordinator.store.times import micros, span
 from ostler.coordinator.store.tx import Tx
-from ostler.model import job as jobs
 from ostler.model.array import child_id
-from ostler.model.attempt import AttemptEvent
 from ostler.model.errors import AlreadyExists, Conflict, InvalidTransition
 from ostler.model.job import TERMINAL, JobEvent, JobState
-from ostler.model.manifest import Manifest, retry_policy
+from ostler.model.manifest import Manifest, Runner, retry_policy
 from ostler.protocol.codec import decode, encode
 from ostler.protocol.messages import JobView, SubmitResponse, Submitted
 
 MAX_TITLE = 200
-_PENDING = frozenset({JobState.QUEUED, JobState.RETRY_WAIT})
 
 _INSERT = """
     INSERT INTO jobs (seq, job_id, state, shape_id, priority, queue, runner, title, labels, retry, retry_of, submitted_at,
@@ -50,7 +49,7 @@ def submit_jobs(
     """
     if group is not None or any(manifest.array_index is not None or dependencies.waits(manifest) for manifest, _ in manifests):
         tx.alone()
-    warnings = quotas.admit(tx, owner, len(manifests))
+    warnings = quotas.admit(tx, owner, sum(manifest.runner is not Runner.SERVICE for manifest, _ in manifests))
     names, groups = _names(tx, manifests, group)
     if groups:
         tx.many("INSERT INTO groups (group_id, count, submitted_at) VALUES (?, ?, ?)", groups)
@@ -100,6 +99,7 @@ def _insert(tx: Tx, manifests: Accepted, names: Sequence[Name], owner: str | Non
     shapes: dict[Shape, int] = {}
     bodies: dict[int, str] = {}
     rows, children, specs, events, labels, inputs = [], [], [], [], [], []
+    ordered: list[tuple[int, Manifest, bool]] = []
     for (job_id, group_id), (manifest, spec) in zip(names, manifests, strict=True):
         shape = shape_of(manifest, owner)
         shape_id = shapes.get(shape)
@@ -107,6 +107,7 @@ def _insert(tx: Tx, manifests: Accepted, names: Sequence[Name], owner: str | Non
             shape_id, body = write_shape(shape)
             shapes[shape], bodies[shape_id] = shape_id, body
         not_before = micros(start) if (start := manifest.start) is not None and start > tx.now else None
+        waits = (UNTIL_TIME if not_before is not None else 0) | (FOR_JOBS if dependencies.waits(manifest) else 0)
         row = (
             seq, job_id, shape_id, manifest.priority, manifest.queue, manifest.runner.value, title_of(manifest),
             encode(manifest.labels).decode() if manifest.labels else "{}",
@@ -114,7 +115,7 @@ def _insert(tx: Tx, manifests: Accepted, names: Sequence[Name], owner: str | Non
             retry_of, tx.at,
             None if manifest.ttl_s is None else tx.at + span(timedelta(seconds=manifest.ttl_s)),
             owner, rank_of(manifest.priority, max(tx.at, not_before or 0)),  # it grows older once it may run
-            not_before, (UNTIL_TIME if not_before is not None else 0) | (FOR_JOBS if dependencies.waits(manifest) else 0),
+            not_before, waits,
         )  # fmt: skip
         if group_id is None:
             rows.append(row)
@@ -124,6 +125,8 @@ def _insert(tx: Tx, manifests: Accepted, names: Sequence[Name], owner: str | Non
         events.append((tx.at, seq))
         labels += [(key, value, seq) for key, value in manifest.labels.items()]
         inputs += [(sha256, seq) for sha256 in {file.sha256 for file in manifest.input.files}]
+        if manifest.runner is Runner.SERVICE:
+            ordered.append((seq, manifest, waits != 0))
         seq += 1
     tx.many("INSERT INTO shapes (shape_id, body) VALUES (?, ?) ON CONFLICT (shape_id) DO NOTHING", list(bodies.items()))
     for statement, some in ((_INSERT_JOB, rows), (_INSERT_CHILD, children)):
@@ -136,8 +139,12 @@ def _insert(tx: Tx, manifests: Accepted, names: Sequence[Name], owner: str | Non
     if inputs:
         check_named(tx, [sha256 for sha256, _ in inputs])
         tx.many("INSERT INTO inputs (sha256, job_seq) VALUES (?, ?)", inputs)
-    quotas.meter(tx, owner, seq - len(manifests), len(manifests))
-    tx.wake(("queue",), ("events",))
+    if ordered:
+        commands.note(tx, ordered)
+    if len(ordered) < len(manifests):
+        quotas.meter(tx, owner, seq - len(manifests), len(manifests))
+        tx.wake(("queue",))
+    tx.wake(("events",))
     return first
 
 
@@ -198,27 +205,6 @@ def cancel_job(tx: Tx, job_id: str, reason: str | None = None) -> JobView:
     return job_view(tx, job_id)
 
 
-def cancel_case(tx: Tx, changes: Changes, case: Case, reason: str | None) -> None:
-    """What cancelling does to one job. Raises InvalidTransition."""
-    if case.job.state in _PENDING:
-        changes.apply(case, JobEvent.CANCEL, None, message=reason)
-    elif case.job.state is JobState.LEASED:
-        changes.apply(case, JobEvent.CANCEL, AttemptEvent.CANCEL, message=reason)
-        _wake_node(tx, case)
-    elif case.job.state not in TERMINAL:
-        if case.cancel_at is None:
-            write(
-                tx,
-                "UPDATE jobs SET cancel_at = ?, cancel_reason = ? WHERE seq = ? AND state = ? AND attempt = ?",
-                [(tx.at, reason, case.seq, case.job.state.value, case.job.attempt)],
-            )
-            changes.note("request_cancel", case.seq, case.job.attempt, case.job.node_id, reason)
-            tx.wake(("job", case.job.job_id))
-        _wake_node(tx, case)
-    elif case.job.state is not JobState.CANCELLED:
-        jobs.advance(case.job, JobEvent.CANCEL, now=tx.now)  # tells the whole story of why not
-
-
 def retry_job(tx: Tx, job_id: str) -> JobView:
     """Try now what waits for a retry; submit anew, under a new id, what is over. Answers the job that will run.
 
@@ -238,9 +224,9 @@ def retry_job(tx: Tx, job_id: str) -> JobView:
         )
     row = tx.row("SELECT s.body, j.owner FROM specs s JOIN jobs j ON j.seq = s.job_seq WHERE s.job_seq = ?", (case.seq,))
     spec, owner = row or ("{}", None)
-    quotas.admit(tx, owner, 1)
-    (anew,) = new_job_ids(tx.now, 1)
     manifest = decode(spec, Manifest, what="manifest")
+    quotas.admit(tx, owner, int(manifest.runner is not Runner.SERVICE))
+    (anew,) = new_job_ids(tx.now, 1)
     seq = _insert(tx, [(manifest, spec)], [(anew, None)], owner, retry_of=job_id)
     if dependencies.waits(manifest):
         dependencies.link_anew(tx, case.seq, seq)
@@ -261,7 +247,7 @@ def release_job(tx: Tx, job_id: str) -> JobView:
 def _set_held(tx: Tx, job_id: str, *, held: bool) -> JobView:
     case = _case(tx, job_id)
     verb = "hold" if held else "release"
-    if case.job.state not in _PENDING:
+    if case.job.state not in PENDING:
         raise InvalidTransition(
             f"job {job_id} is {case.job.state.value}: only a pending job can be held or released",
             hint=f"see `ostler job show {job_id}`",
@@ -276,6 +262,8 @@ def _set_held(tx: Tx, job_id: str, *, held: bool) -> JobView:
         changes.note(verb, case.seq, None, None)
         changes.flush()
         tx.wake(("job", job_id), *([] if held else [("queue",)]))
+        if case.service is not None and not held:
+            summon(tx, case.service, case.target)
     return job_view(tx, job_id)
 
 
@@ -304,8 +292,3 @@ def _case(tx: Tx, job_id: str) -> Case:
     if case is None:
         raise no_job(tx, job_id)
     return case
-
-
-def _wake_node(tx: Tx, case: Case) -> None:
-    if case.job.node_id is not None:
-        tx.wake(("node", case.job.node_id))

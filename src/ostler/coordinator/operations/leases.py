@@ -26,6 +26,7 @@ from ostler.coordinator.operations.changes import (
     write,
 )
 from ostler.coordinator.operations.claims import DECLINE_REST_US, Claim, Placements, claim
+from ostler.coordinator.operations.commands import claim_commands
 from ostler.coordinator.operations.deliveries import finish_attempts, set_workspace
 from ostler.coordinator.operations.logs import append_log
 from ostler.coordinator.operations.sessions import NodeRow, stale
@@ -52,6 +53,7 @@ __all__ = [
     "bind_live_attempt",
     "expire_attempts",
     "finish_attempts",
+    "lease_commands",
     "lease_jobs",
     "pull",
     "report_progress",
@@ -110,7 +112,7 @@ def pull(
     tx: Tx, request: PullRequest, *, fresh: bool = True, latency: frozenset[str] = frozenset(), spread: bool = False
 ) -> Pulled:
     """`lease_jobs`, and what was read of the node for it."""
-    node = sessions.present(tx, request.node_id, request.boot_epoch)
+    node = sessions.pulling(tx, request.node_id, request.boot_epoch)
     live: list[Case] | None = None
     changed = False
     if fresh:
@@ -123,18 +125,45 @@ def pull(
     node = sessions.advanced(tx, node, NodeEvent.BEAT)
     takes = node.state is NodeState.READY and not node.draining and node.cordoned is None
     lives = living(tx, node.node_id) if live is None else [Living(case.shape_id, _runs(case)) for case in live]
+    commands = _commands(tx, request, node)
     chosen = _choose(tx, request, node, lives, latency, spread=spread) if takes else []
-    numbers = [max(one.attempt, _era(tx)) + 1 for one in chosen]
-    acked = request.begins if request.number > 0 and tx.is_durable else 0
-    specs = _lease(tx, node, chosen, numbers, acked=acked, pull=request.number)
     aged = node.last_seen_at is None or not 0 <= tx.at - node.last_seen_at < span(RENEW_AFTER)
-    if chosen or changed or (fresh and aged):
+    if commands or chosen or changed or (fresh and aged):
         tx.run("UPDATE nodes SET renewals = renewals + 1, last_seen_at = ? WHERE node_id = ?", (tx.at, node.node_id))
-    leases = [
+    return Pulled(_hand_out(tx, request, node, commands, chosen), node, live)
+
+
+@beside_others
+def lease_commands(tx: Tx, request: PullRequest) -> list[Lease]:
+    """Lease the commands to services that wait for the node, and nothing else, on a later turn of a pull. Raises as `lease_jobs`."""
+    node = sessions.pulling(tx, request.node_id, request.boot_epoch)
+    commands = _commands(tx, request, node)
+    if commands:
+        sessions.advanced(tx, node, NodeEvent.BEAT)
+        tx.run("UPDATE nodes SET renewals = renewals + 1, last_seen_at = ? WHERE node_id = ?", (tx.at, node.node_id))
+    return _hand_out(tx, request, node, commands, [])
+
+
+def _commands(tx: Tx, request: PullRequest, node: NodeRow) -> list[Candidate]:
+    """Also for one that has no slot free, or gets no other work: who maintains a host wants to stop its services."""
+    if not node.commanded or request.protocol is None:
+        return []
+    offer = tx.memo(Placements).offer_of(tx, node.node_id, node.offer, (node.cpu_slots, node.gpu_slots))
+    return claim_commands(tx, node, offer, _wanted(request.filters, "runners"))
+
+
+def _hand_out(
+    tx: Tx, request: PullRequest, node: NodeRow, commands: Sequence[Candidate], jobs_: Sequence[Candidate]
+) -> list[Lease]:
+    """Lease what was chosen, commands first. All of those are acknowledged by a pull that acknowledges anything: they wait for no slot."""
+    chosen = [*commands, *jobs_]
+    numbers = [max(one.attempt, _era(tx)) + 1 for one in chosen]
+    acked = len(commands) + request.begins if request.number > 0 and tx.is_durable else 0
+    specs = _lease(tx, node, chosen, numbers, acked=acked, pull=request.number)
+    return [
         Lease(one.job_id, number, specs[one.seq][0], one.tries, specs[one.seq][1], one.latency, place < acked)
         for place, (one, number) in enumerate(zip(chosen, numbers, strict=True))
     ]
-    return Pulled(leases, node, live)
 
 
 def _cautious(request: PullRequest, node: NodeRow, *, lost: int) -> PullRequest:
@@ -197,7 +226,7 @@ def _at_once(asked: int, slots: int, live: Sequence[Living], shapes: Mapping[int
     that a slot is free in a moment (`node.credit`), which such a job then gets before those: one at a time.
     """
     counts = Counter([one.shape_id for one in live])
-    free = slots - sum(count for shape_id, count in counts.items() if not shapes[shape_id].demand.gpu_slots)
+    free = slots - sum(count for shape_id, count in counts.items() if shapes[shape_id].takes_a_slot)
     if free > 0:
         return min(free, max(0, asked))
     hasty = {shape_id for shape_id in counts if shapes[shape_id].queue in latency and not shapes[shape_id].demand.gpu_slots}

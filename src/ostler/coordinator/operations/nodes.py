@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import NamedTuple
 
-from ostler.coordinator.operations import sessions
+from ostler.coordinator.operations import services, sessions
 from ostler.coordinator.operations.changes import Case, Changes, load_live, load_to_cancel, shortened
 from ostler.coordinator.operations.leases import lose
 from ostler.coordinator.operations.sessions import NodeRow
@@ -18,6 +18,7 @@ from ostler.coordinator.store.beside import beside_others
 from ostler.coordinator.store.times import span
 from ostler.coordinator.store.tx import Tx
 from ostler.model.attempt import BEGUN
+from ostler.model.capabilities import Capabilities
 from ostler.model.errors import AlreadyExists, InvalidSpec, Problem, StaleAttempt
 from ostler.model.manifest import DEFAULT_POOL, NAME
 from ostler.model.node import NodeEvent, NodeState
@@ -107,7 +108,7 @@ def open_session(tx: Tx, request: RegisterRequest) -> Session:
                renewals = renewals + 1, offer = offer + 1 WHERE node_id = ?""",
         (request.version, request.protocol, request.boot_epoch, request.cpu_slots, request.gpu_slots, tx.at, node.node_id),
     )
-    _store_capabilities(tx, node.node_id, encode(request.capabilities).decode())
+    _store_capabilities(tx, node.node_id, request.capabilities)
     tx.wake(("node", node.node_id))
     return Session(_over(request.held, live), node.state in {NodeState.DRAINING, NodeState.DRAINED})
 
@@ -162,11 +163,12 @@ def _reconcile(tx: Tx, node: NodeRow, live: Sequence[Case], held: Collection[tup
     return kept
 
 
-def _store_capabilities(tx: Tx, node_id: str, body: str) -> None:
+def _store_capabilities(tx: Tx, node_id: str, has: Capabilities) -> None:
     tx.run(
         "INSERT INTO capabilities (node_id, body) VALUES (?, ?) ON CONFLICT (node_id) DO UPDATE SET body = excluded.body",
-        (node_id, body),
+        (node_id, encode(has).decode()),
     )
+    services.declare(tx, node_id, has.services)
 
 
 @beside_others
@@ -195,7 +197,9 @@ def heartbeat(tx: Tx, request: HeartbeatRequest, protocol: int | None = None) ->
         ),
     )  # fmt: skip
     if request.capabilities is not None:
-        _store_capabilities(tx, node.node_id, encode(request.capabilities).decode())
+        _store_capabilities(tx, node.node_id, request.capabilities)
+    if request.services is not None:
+        services.observe(tx, node.node_id, request.services)
     return derive(tx, node, live, request.held)
 
 

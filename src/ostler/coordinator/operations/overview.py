@@ -5,7 +5,7 @@ from collections import Counter
 from ostler.coordinator.operations.claims import Placements, queued_shapes_sql
 from ostler.coordinator.operations.listing import list_jobs
 from ostler.coordinator.operations.views import NODE_COLUMNS, node_of
-from ostler.coordinator.store.schema import LIVE_SQL
+from ostler.coordinator.store.schema import LIVE_SQL, QUEUED_SQL
 from ostler.coordinator.store.tx import Tx
 from ostler.model.job import JobState
 from ostler.model.node import NodeState
@@ -49,7 +49,7 @@ def _queues(tx: Tx, running: Counter[int], owner: str | None) -> tuple[QueueLoad
         if owner is None or shape.owner == owner:
             row = tx.row(
                 f"""SELECT count(*) FROM (SELECT 1 FROM jobs {tx.by_index("ix_jobs_claim")}
-                    WHERE shape_id = ? AND state = 'queued' AND held = 0 AND waits = 0 LIMIT ?) AS queued""",  # noqa: S608
+                    WHERE shape_id = ? AND {QUEUED_SQL} LIMIT ?) AS queued""",  # noqa: S608
                 (shape_id, most),
             )
             queued = row[0] if row else 0

@@ -71,7 +71,7 @@ def set_prices(tx: Tx, new: Mapping[str, Price]) -> None:
 def admit(tx: Tx, owner: str | None, count: int) -> tuple[str, ...]:
     """Whether so many jobs more may be submitted, all or none: warnings where a limit is near. Raises QuotaExceeded."""
     quota = known(tx).quotas.get(owner or "")
-    if quota is None or owner is None:
+    if quota is None or owner is None or not count:  # of commands nothing is counted
         return ()
     tx.one_by_one(f"quota {owner}")  # or each of two submissions would find room for itself
     month = month_of(tx.now)
@@ -104,7 +104,7 @@ def meter(tx: Tx, owner: str | None, first: int, count: int) -> None:
     quota = known(tx).quotas.get(owner or "")
     if quota is None or owner is None:
         return
-    tx.run("UPDATE jobs SET metered = 1 WHERE seq >= ? AND seq < ?", (first, first + count))
+    tx.run("UPDATE jobs SET metered = 1 WHERE seq >= ? AND seq < ? AND service IS NULL", (first, first + count))
     if quota.queued is not None:
         waiting = _count(tx, owner, PENDING_SQL, quota.queued)
         before, after = queue_gauge(quota, waiting - count), queue_gauge(quota, waiting)
@@ -175,7 +175,7 @@ def bill(tx: Tx, node_id: str, ended: Iterable[Case]) -> None:
     shapes = tx.memo(Placements).shapes_of(tx, {case.shape_id for case in cases})
     for case in cases:
         shape = shapes[case.shape_id]
-        if shape.owner is None or case.acked_at is None:
+        if shape.owner is None or shape.service is not None or case.acked_at is None:
             continue
         if price is None:
             price = _price_at(tx, memory.prices, node_id)
@@ -285,7 +285,10 @@ def set_quota(tx: Tx, principal: str, quota: Quota) -> Standing:
         "running = excluded.running, cpu_us = excluded.cpu_us, gpu_us = excluded.gpu_us, money = excluded.money",
         (principal, quota.queued, quota.running, quota.cpu_us, quota.gpu_us, quota.money),
     )
-    tx.run(f"UPDATE jobs SET metered = 1 WHERE state IN ({NOT_OVER_SQL}) AND owner = ? AND metered = 0", (principal,))  # noqa: S608
+    tx.run(
+        f"UPDATE jobs SET metered = 1 WHERE state IN ({NOT_OVER_SQL}) AND owner = ? AND metered = 0 AND service IS NULL",  # noqa: S608
+        (principal,),
+    )
     _changed(tx)
     return show_quota(tx, principal)
 

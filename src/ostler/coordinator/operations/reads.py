@@ -9,6 +9,7 @@ from ostler.coordinator.operations.aging import Part
 from ostler.coordinator.operations.explanations import explain_job
 from ostler.coordinator.operations.listing import list_jobs
 from ostler.coordinator.operations.removals import check_kept
+from ostler.coordinator.operations.services import services_of, told_services
 from ostler.coordinator.operations.views import (
     JOB_COLUMNS,
     JOB_FROM,
@@ -40,7 +41,10 @@ from ostler.protocol.messages import (
     NodePage,
     NodeView,
     PageQuery,
+    ServiceView,
 )
+
+MAX_SERVICES = 2000  # that /metrics tells of
 
 __all__ = [
     "Counts",
@@ -84,12 +88,14 @@ class NodeRelease(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """Numbers for /metrics: jobs that are not over by state, nodes by state, the live attempts of all nodes, and which nodes run what."""
+    """Numbers for /metrics: jobs that are not over by state, nodes by state, the live attempts of all nodes, which nodes run what, and
+    what their services told."""
 
     jobs: dict[str, int]
     nodes: dict[str, int]
     live_attempts: int
     running: tuple[NodeRelease, ...] = ()
+    services: tuple[ServiceView, ...] = ()
 
 
 def show_job(tx: Tx, job_id: str, owner: str | None = None) -> JobView:
@@ -162,8 +168,8 @@ def list_nodes(tx: Tx, query: PageQuery, owner: str | None = None) -> NodePage:
 
 
 def show_node(tx: Tx, node_id: str, owner: str | None = None) -> NodeView:
-    """One node with its capabilities and live attempts. NotFound."""
-    return node_view(tx, node_id, owner)
+    """One node with its capabilities, services and live attempts. NotFound."""
+    return replace(node_view(tx, node_id, owner), services=services_of(tx, node_id))
 
 
 def list_artifacts(tx: Tx, job_id: str, attempt: int | None = None) -> ArtifactPage:
@@ -295,4 +301,5 @@ def counts(tx: Tx) -> Counts:
         nodes=dict(tx.rows("SELECT state, count(*) FROM nodes GROUP BY state")),
         live_attempts=live[0] if live else 0,
         running=tuple(NodeRelease(*row) for row in running),
+        services=told_services(tx, MAX_SERVICES),
     )

@@ -4,6 +4,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from ostler.coordinator.operations.changes import Case, write
+from ostler.coordinator.store.schema import COMMANDS_SQL
 from ostler.coordinator.store.times import when_or_none
 from ostler.coordinator.store.tx import Tx
 from ostler.model import node as nodes
@@ -33,18 +34,22 @@ class NodeRow:
     drain_s: float | None
     resume: int
     cordoned: str | None
+    commanded: int = 0  # a command waits for it, or for whichever takes it; only where that was asked for
 
 
-_SELECT = """
-    SELECT node_id, state, reason, changed_at, boot_epoch, last_seen_at, renewals, offer, cpu_slots, gpu_slots, disk_free_mb,
-           draining, drain_s, resume, cordoned
-    FROM nodes"""
+_COLUMNS = """node_id, state, reason, changed_at, boot_epoch, last_seen_at, renewals, offer, cpu_slots, gpu_slots, disk_free_mb,
+    draining, drain_s, resume, cordoned"""
 
 
 def find(tx: Tx, node_id: str) -> NodeRow | None:
     """The node's row."""
-    row = tx.row(f"{_SELECT} WHERE node_id = ?", (node_id,))
+    row = tx.row(f"SELECT {_COLUMNS} FROM nodes WHERE node_id = ?", (node_id,))  # noqa: S608 - our own constant
     return None if row is None else NodeRow(row[0], _STATES[row[1]], *row[2:])
+
+
+def _commanded_sql(tx: Tx) -> str:
+    return f"""CASE WHEN EXISTS (SELECT 1 FROM jobs {tx.by_index("ix_jobs_command")}
+        WHERE {COMMANDS_SQL} AND target IN (nodes.node_id, '') AND state = 'queued') THEN 1 ELSE 0 END"""  # noqa: S608
 
 
 def known(tx: Tx, node_id: str) -> NodeRow:
@@ -72,6 +77,14 @@ def checked(node: NodeRow, boot_epoch: str | None) -> NodeRow:
     """The same of a row that was read already."""
     _check(node.node_id, node.state, node.boot_epoch, boot_epoch)
     return node
+
+
+def pulling(tx: Tx, node_id: str, boot_epoch: str | None) -> NodeRow:
+    """The same of a node that asks for work, which also tells whether a command may wait for it: so most ask no second question."""
+    row = tx.row(f"SELECT {_COLUMNS}, {_commanded_sql(tx)} FROM nodes WHERE node_id = ?", (node_id,))  # noqa: S608 - fragments of ours
+    if row is None:
+        return known(tx, node_id)
+    return checked(NodeRow(row[0], _STATES[row[1]], *row[2:]), boot_epoch)
 
 
 def current(tx: Tx, node_id: str, boot_epoch: str | None) -> None:

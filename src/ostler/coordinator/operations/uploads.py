@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from ostler.coordinator.operations.removals import unnamed
 from ostler.coordinator.store.beside import beside_others
+from ostler.coordinator.store.schema import QUEUED_SQL
 from ostler.coordinator.store.tx import Tx
 from ostler.model.attempt import TERMINAL, AttemptState
 from ostler.model.errors import InvalidSpec, NotFound, Problem, StaleAttempt
@@ -86,5 +87,5 @@ def check_named(tx: Tx, digests: Sequence[str]) -> None:
 
 
 def work_waits(tx: Tx) -> bool:
-    """Whether any job could be leased, by whomever. For `Store.read`."""
-    return tx.row("SELECT 1 FROM jobs WHERE state = 'queued' AND held = 0 AND waits = 0 LIMIT 1") is not None
+    """Whether any job could be leased, by whomever, commands apart. For `Store.read`."""
+    return tx.row(f"SELECT 1 FROM jobs WHERE {QUEUED_SQL} LIMIT 1") is not None  # noqa: S608 - our own constant

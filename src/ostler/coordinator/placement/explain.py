@@ -26,9 +26,10 @@ class Standing:
     outside: bool = False  # it speaks no protocol that is spoken here
     disk_free_mb: int | None = None
 
-    @property
-    def ready(self) -> bool:
-        """Whether it gets new work at all."""
+    def takes(self, shape: Shape) -> bool:
+        """Whether it gets new work of this shape at all. A command to a service it gets whenever it is there."""
+        if shape.service is not None:
+            return self.state not in {NodeState.UNKNOWN, NodeState.LOST} and not self.outside
         well = self.state in {NodeState.READY, NodeState.JOINING} and not self.outside
         return well and not self.draining and not self.cordoned
 
@@ -79,7 +80,7 @@ def explain(shape: Shape, nodes: Sequence[Standing], *, ahead: int, ahead_capped
         Blocker(requirement=name, nodes=len(reasons), examples=tuple(reasons[:MAX_EXAMPLES]))
         for name, reasons in sorted(failed.items(), key=lambda item: (-len(item[1]), item[0]))
     )
-    ready = [node for node in fitting if node.ready]
+    ready = [node for node in fitting if node.takes(shape)]
     free = [node for node in ready if node.free_for(shape)]
     if not nodes:
         summary = "no node has joined yet: `ostler token create --join`"
@@ -125,6 +126,8 @@ def _lacking(requirement: str, shape: Shape) -> str:
         case "pool":
             hint = "" if need.pool else "; name another with requirements.pool"
             return f"no node is in the pool {pool_of(need)}{hint}"
+        case "service":
+            return f"no node declares the service {shape.service}"
         case "runner":
             return f"no node offers the {shape.runner.value} runner"
         case "sandbox":

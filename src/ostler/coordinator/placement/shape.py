@@ -27,6 +27,11 @@ class Shape:
         return demand(self.requirements, self.runner)
 
     @cached_property
+    def takes_a_slot(self) -> bool:
+        """Whether an attempt takes one of its node's slots for jobs without a GPU; a command to a service takes none."""
+        return self.runner is not Runner.SERVICE and not self.demand.gpu_slots
+
+    @cached_property
     def asks(self) -> Manifest:
         """The least manifest of this shape, for rules that are stated over manifests."""
         return Manifest(

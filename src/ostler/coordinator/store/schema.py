@@ -20,6 +20,7 @@ from sqlalchemy import (
     LargeBinary,
     MetaData,
     Table,
+    text,
 )
 from sqlalchemy import Text as AnyText
 from sqlalchemy.types import TypeEngine
@@ -63,6 +64,9 @@ LIVE_SQL = listed(LIVE_ATTEMPT)  # for the partial index of live attempts: a que
 NOT_OVER_SQL = listed(frozenset(JobState) - TERMINAL_JOB)
 LIVE_JOB_SQL = listed(frozenset(JobState) - TERMINAL_JOB - {JobState.QUEUED, JobState.RETRY_WAIT})  # a node has them
 PENDING_SQL = listed((JobState.QUEUED, JobState.RETRY_WAIT))
+# Word for word the conditions of two indexes over `jobs`.
+QUEUED_SQL = "state = 'queued' AND held = 0 AND waits = 0 AND service IS NULL"
+COMMANDS_SQL = f"service IS NOT NULL AND state IN ({NOT_OVER_SQL})"
 
 
 def _in(column: str, kind: type[StrEnum]) -> CheckConstraint:
@@ -153,6 +157,17 @@ capabilities = Table(
     sqlite_strict=True,
 )
 
+services = Table(
+    "services",  # what each node declares, and how it found that when it last had news; null: it has not told yet
+    metadata,
+    Column("node_id", Text, ForeignKey("nodes.node_id", ondelete="CASCADE"), primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("told_at", Int),
+    Column("body", Text),
+    Index("ix_services_name", "name", "node_id"),
+    sqlite_strict=True,
+)
+
 sessions = Table(
     "sessions",  # every boot epoch that a node registered: an older one never comes back
     metadata,
@@ -204,16 +219,22 @@ jobs = Table(
     Column("not_before", Int),
     Column("waits", Int, nullable=False, server_default="0"),  # FOR_JOBS, UNTIL_TIME
     Column("metered", Int, nullable=False, server_default="0"),  # its owner had a quota while it was not over
+    # Of a command to a service alone: what it asks of which one, and the node that it is for; empty: whichever takes it.
+    Column("service", Text),
+    Column("verb", Text),
+    Column("target", Text),
     _in("state", JobState),
     _flag("held"),
     CheckConstraint("tries >= 0 AND attempt >= tries", name="attempt"),
     sqlite_strict=True,
 )
-# The claim: the heads of a shape's queue, whatever stands behind them or is over.
+# The claim: the heads of a shape's queue, whatever stands behind them or is over. Commands are claimed apart from all others.
+Index("ix_jobs_claim", jobs.c.shape_id, jobs.c.rank, jobs.c.seq, sqlite_where=text(QUEUED_SQL), postgresql_where=text(QUEUED_SQL))
+# Commands that are not over: what waits for a node, and what a newer one to the same service takes the place of. Other jobs have no
+# entry here.
 Index(
-    "ix_jobs_claim", jobs.c.shape_id, jobs.c.rank, jobs.c.seq,
-    sqlite_where=(jobs.c.state == "queued") & (jobs.c.held == 0) & (jobs.c.waits == 0),
-    postgresql_where=(jobs.c.state == "queued") & (jobs.c.held == 0) & (jobs.c.waits == 0),
+    "ix_jobs_command", jobs.c.target, jobs.c.service, jobs.c.seq,
+    sqlite_where=text(COMMANDS_SQL), postgresql_where=text(COMMANDS_SQL),
 )  # fmt: skip
 Index(
     "ix_jobs_not_before", jobs.c.not_before, jobs.c.seq,

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -103,7 +103,11 @@ class Store:
         `withdraw` follows in any case. Its answer need not wait for the disk (`Standing`). It is a short cut: who waits is woken by the
         topic as well, unless the operation has hushed it.
         """
-        standing = Standing(topic, operation, args, asyncio.get_running_loop().create_future())
+        return self.stand_for({topic: operation}, *args)
+
+    def stand_for(self, operations: Mapping[Topic, Callable[..., object | None]], *args: object) -> Standing:
+        """The same for several topics, each with its operation; all are given the same arguments, and the first answer counts."""
+        standing = Standing(operations, args, asyncio.get_running_loop().create_future())
         self._writer.stand(standing)
         return standing
 

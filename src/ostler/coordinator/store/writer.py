@@ -5,7 +5,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from ostler.model.errors import StoreBusy
 from ostler.runtime.clock import Clock
 
 ABREAST = 8  # of those that stand for one topic, as many are tried in a transaction
+MOST_STANDING = 64  # of those that stand for whatever topic; the others are woken behind it
 MAX_BATCH_S = 0.02  # no further operation is begun in a transaction this old, so that its first one is not kept waiting
 
 
@@ -49,7 +50,7 @@ class Pending:
 
 @dataclass(slots=True, eq=False)
 class Standing:
-    """An operation that waits for a topic: it is run behind the operations that publish it, in their transaction, until it answers
+    """Operations that wait, each for a topic: it is run behind the operations that publish it, in their transaction, until one answers
     something else than None. So what it does costs no transaction and no way through the event loop of its own.
 
     `future` is its answer: None once it was withdrawn without one. It does not wait for the disk, unless the operation has said so
@@ -57,8 +58,7 @@ class Standing:
     the commit, and learns whether that was done.
     """
 
-    topic: Topic
-    operation: Callable[..., Any]
+    operations: Mapping[Topic, Callable[..., Any]]
     args: tuple[Any, ...]
     future: asyncio.Future[Any]
     running: bool = False
@@ -107,7 +107,8 @@ class Writer:
     def stand(self, standing: Standing) -> None:
         """Keep an operation for whoever publishes its topic; `withdraw` follows."""
         with self._some:
-            self._standing.setdefault(standing.topic, {})[standing] = None
+            for topic in standing.operations:
+                self._standing.setdefault(topic, {})[standing] = None
 
     def withdraw(self, standing: Standing) -> None:
         """Run it no more. Where it is being run its answer comes all the same, and what it did stands."""
@@ -120,10 +121,11 @@ class Writer:
             standing.future.set_result(None)
 
     def _forget(self, standing: Standing) -> None:
-        line = self._standing.get(standing.topic, {})
-        line.pop(standing, None)
-        if not line:
-            self._standing.pop(standing.topic, None)
+        for topic in standing.operations:
+            line = self._standing.get(topic, {})
+            line.pop(standing, None)
+            if not line:
+                self._standing.pop(topic, None)
 
     def close(self) -> None:
         """Finish what waits, then end the thread."""
@@ -214,13 +216,15 @@ class Writer:
         """Run what stands for the topics of this transaction; what has answered joins the batch, as the first: somebody's work waits
         for it."""
         hushed: set[Topic] = set()
+        tried = 0
         for topic in {topic for pending in batch if pending.error is None for topic in pending.topics} & self._standing.keys():
             for standing in list(self._standing.get(topic, ()))[:ABREAST]:
                 with self._some:
-                    if standing.withdrawn:
+                    if standing.withdrawn or tried >= MOST_STANDING:
                         continue
                     standing.running = True
-                pending = Pending(standing.operation, standing.args, {}, standing.future, early=True)
+                tried += 1
+                pending = Pending(standing.operations[topic], standing.args, {}, standing.future, early=True)
                 batch.insert(0, pending)
                 self._execute(connection, pending, late, first=False, durable=durable, alone=alone)
                 if pending.error is _AGAIN:  # its caller is woken by the topic, and asks anew

@@ -107,6 +107,15 @@ from ostler.protocol.messages.records import (
     WebhookView,
 )
 from ostler.protocol.messages.releases import ReleasePage, ReleaseQuery, ReleaseView
+from ostler.protocol.messages.services import (
+    Delivery,
+    LeftOut,
+    ServicePage,
+    ServiceQuery,
+    ServiceRequest,
+    ServiceResponse,
+    ServiceView,
+)
 
 __all__ = [
     "INLINE_BYTES",
@@ -133,6 +142,7 @@ __all__ = [
     "Blob",
     "Blocker",
     "CancelRequest",
+    "Delivery",
     "DependencyView",
     "Directive",
     "DirectiveKind",
@@ -152,6 +162,7 @@ __all__ = [
     "JobPage",
     "JobQuery",
     "JobView",
+    "LeftOut",
     "LogEnd",
     "LogQuery",
     "NodeLoad",
@@ -191,6 +202,11 @@ __all__ = [
     "SecretValue",
     "SecretValues",
     "SecretView",
+    "ServicePage",
+    "ServiceQuery",
+    "ServiceRequest",
+    "ServiceResponse",
+    "ServiceView",
     "SubmitResponse",
     "Submitted",
     "TokenKind",

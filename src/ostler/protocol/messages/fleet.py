@@ -8,6 +8,7 @@ from ostler.model.manifest import DEFAULT_POOL
 from ostler.model.node import NodeState
 from ostler.protocol.messages.jobs import JobView
 from ostler.protocol.messages.leases import Held, Outside
+from ostler.protocol.messages.services import ServiceView
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,7 +17,7 @@ class NodeView:
 
     `cordoned`: a person wants no new work for it. `draining`: the node itself takes none, by its own word, with `quarantine` because
     of what it found wrong with itself. `outside`: its `protocol` is none that the coordinator speaks.
-    `release` is the one that its daemon was installed in, where it was in one.
+    `release` is the one that its daemon was installed in, where it was in one. `services` are told of one node alone, not in lists.
     """
 
     node_id: str
@@ -44,6 +45,7 @@ class NodeView:
     health: tuple[str, ...] = ()
     attempts: tuple[Held, ...] = ()
     capabilities: Capabilities | None = None
+    services: tuple[ServiceView, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

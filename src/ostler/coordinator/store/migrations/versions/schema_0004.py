@@ -1,4 +1,4 @@
-"""Schema 4: small artifacts stand in the database, since they come inside an outcome; releases and whom to believe about them."""
+"""Schema 4: small artifacts stand in the database; releases and whom to believe about them; services of nodes, and commands to them."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -10,10 +10,12 @@ depends_on = None
 
 Text = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 Int = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+QUEUED = "state = 'queued' AND held = 0 AND waits = 0 AND service IS NULL"
+COMMANDS = "service IS NOT NULL AND state IN ('acked', 'leased', 'preparing', 'queued', 'retry_wait', 'running', 'uploading')"
 
 
 def upgrade() -> None:
-    """New tables; what was delivered before stays in files."""
+    """New tables, and columns that no job of before has; what was delivered before stays in files."""
     op.create_table(
         "contents",
         sa.Column("sha256", Text, nullable=False),
@@ -42,3 +44,22 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("key_id", name=op.f("pk_release_keys")),
         sqlite_strict=True,
     )
+    op.create_table(
+        "services",
+        sa.Column("node_id", Text, nullable=False),
+        sa.Column("name", Text, nullable=False),
+        sa.Column("told_at", Int, nullable=True),
+        sa.Column("body", Text, nullable=True),
+        sa.ForeignKeyConstraint(["node_id"], ["nodes.node_id"], name=op.f("fk_services_node_id"), ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("node_id", "name", name=op.f("pk_services")),
+        sqlite_strict=True,
+    )
+    op.create_index("ix_services_name", "services", ["name", "node_id"])
+    for name in ("service", "verb", "target"):
+        op.add_column("jobs", sa.Column(name, Text, nullable=True))
+    op.drop_index("ix_jobs_claim", "jobs")
+    for name, columns, where in (
+        ("ix_jobs_claim", ["shape_id", "rank", "seq"], QUEUED),
+        ("ix_jobs_command", ["target", "service", "seq"], COMMANDS),
+    ):
+        op.create_index(name, "jobs", columns, unique=False, sqlite_where=sa.text(where), postgresql_where=sa.text(where))

@@ -1,0 +1,18 @@
+"""Whom a command that waits is for: their polls look for it at once, whatever their credit is."""
+
+from ostler.coordinator.store.tx import Tx
+
+MOST = 32  # of those who may take what any of them may
+
+
+def summon(tx: Tx, service: str, target: str) -> None:
+    """Wake the target; where it is empty, those who declare the service, last heard of first."""
+    if target:
+        tx.wake(("node", target))
+        return
+    for (node_id,) in tx.rows(
+        """SELECT s.node_id FROM services s JOIN nodes n ON n.node_id = s.node_id
+           WHERE s.name = ? AND n.state NOT IN ('lost', 'retired') ORDER BY n.last_seen_at DESC, s.node_id LIMIT ?""",
+        (service, MOST),
+    ):
+        tx.wake(("node", node_id))
