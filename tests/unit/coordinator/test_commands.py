@@ -18,7 +18,9 @@ def test_the_newest_wish_about_a_service_of_a_node_stands_for_those_before():
 
 
 def test_other_nodes_services_and_choices_stand_beside():
-    assert outdated([waiting(1, "stop"), waiting(2, "stop", "n2"), waiting(3, "stop", service="web"), waiting(4, "stop", "")]) == {}
+    assert (
+        outdated([waiting(1, "stop"), waiting(2, "stop", "n2"), waiting(3, "stop", service="web"), waiting(4, "stop", "")]) == {}
+    )
     tagged = [waiting(1, "stop", "", tags=("a",)), waiting(2, "stop", "", pool="p"), waiting(3, "start", "", tags=("a",))]
     assert {old: new.seq for old, new in outdated(tagged).items()} == {1: 3}
 
