@@ -8,7 +8,7 @@ DEV_STAMP := .venv/.dev-$(shell cksum < lock/dev.txt | cut -d' ' -f1)
 INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check
 export PYTHONDONTWRITEBYTECODE ?=
 
-.PHONY: help run test check fmt chaos test-fleet testbed testbed-down bench bench-quick venv dev lock docs clean
+.PHONY: help run test check fmt chaos test-fleet fleet-demo testbed testbed-down bench bench-quick venv dev lock docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -64,6 +64,9 @@ chaos: $(DEV_STAMP)  ## faults by SEED over JOBS jobs, and the proof that nothin
 
 test-fleet: $(DEV_STAMP)  ## rollouts on HOSTS real hosts (16), the long tests too; needs root
 	@TESTBED_HOSTS=$(or $(HOSTS),16) $(PY) -m pytest -n 0 -v tests/fleet $(ARGS)
+
+fleet-demo: $(DEV_STAMP)  ## the whole story of a fleet on HOSTS real hosts (16; 3 do): install, update, roll back, drift; needs root
+	@PYTHONPATH=tests $(PY) -m fleet.demo --hosts $(or $(HOSTS),16)
 
 testbed: $(DEV_STAMP)  ## HOSTS real hosts (systemd, sshd, own addresses) to play with; needs root
 	@$(PY) -m tests.fleet.testbed up --hosts $(or $(HOSTS),4)

@@ -16,12 +16,15 @@ from ostler.fleet.host import bundle
 from ostler.fleet.releases.keys import open_keys
 from ostler.fleet.releases.store import Release, ReleaseStore
 
-from . import variants
+from . import image, variants
 from .engine import ROOT, Unable
 from .testbed import Testbed
 
 ALLOWED = {"sh": SHELL, "sleep": {"command": {"path": "/usr/bin/sleep"}, "args": [["[0-9]{1,4}"]]}}
 NODE = {"heartbeat": {"interval_s": 2}}  # over what an installation makes of a host: the coordinator hears of a new release soon
+NO_BWRAP = {
+    "sandbox": {"level": "process"}
+}  # the systemd of Debian 13 leaves a container no /proc that bubblewrap could mount anew
 NODE_UNIT = "ostler-node.service"
 LIMIT_S = 400
 Done = subprocess.CompletedProcess[str]
@@ -48,10 +51,14 @@ class Operator:
 
     # --- what a person types ---
 
-    def cli(self, *args: object, code: int | None = None, timeout: float = LIMIT_S, stdin: str | None = None) -> Done:
+    def cli(
+        self, *args: object, code: int | None = None, timeout: float = LIMIT_S, stdin: str | None = None, cwd: Path | None = None
+    ) -> Done:
         """One command; with `code` it must end so."""
         argv = [OSTLER, *map(str, args)]
-        done = subprocess.run(argv, capture_output=True, text=True, env=self.env, timeout=timeout, input=stdin, check=False)
+        done = subprocess.run(
+            argv, capture_output=True, text=True, env=self.env, timeout=timeout, input=stdin, cwd=cwd, check=False
+        )
         assert code in {None, done.returncode}, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 
@@ -118,12 +125,15 @@ class Operator:
 
     # --- hosts ---
 
-    def know(self, *, node: Mapping[str, object] | None = None, **more: Mapping[str, object]) -> None:
+    def know(self, *, node: Mapping[str, object] | None = None, **more: dict[str, object]) -> None:
         """Write the inventory anew, as the testbed has it: sections of all nodes' configurations, and `more` of single hosts."""
+        more = {name.replace("_", "-"): dict(said) for name, said in more.items()}
         hosts = yaml.safe_load((self.bed.folder / "inventory.yml").read_text())["hosts"]
-        for name, said in more.items():
-            hosts[name.replace("_", "-")] |= said
-        self.inventory.write_text(yaml.safe_dump({"hosts": hosts, "vars": {"node": {**NODE, **(node or {})}}}, sort_keys=False))
+        for name, said in hosts.items():
+            newer = self.bed.hosts[name].release != image.own_release()
+            own = {**NODE, **(NO_BWRAP if newer else {}), **(node or {})}
+            said |= {"vars": {"node": own, **more.get(name, {}).pop("vars", {})}, **more.get(name, {})}
+        self.inventory.write_text(yaml.safe_dump({"hosts": hosts}, sort_keys=False))
 
     def install(self, *args: object, host: str = "", code: int | None = 0) -> Done:
         """`ostler fleet install`."""

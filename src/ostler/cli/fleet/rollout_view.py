@@ -41,6 +41,7 @@ STYLES = {
     Phase.HELD: "yellow",
     Phase.EXCLUDED: "dim",
 }
+JOURNAL_LINES = 12
 
 
 def show_plan(plan: Plan, looked: Mapping[str, Looked]) -> None:
@@ -76,6 +77,7 @@ class Progressing:
         self._plan = plan
         self._as_json = as_json
         self._progress = {host: Progress(host=host) for host in plan.hosts}
+        self.details: dict[str, str] = {}  # what a host said beside why it failed: its unit's journal
         live = not as_json and sys.stderr.isatty()
         self._live = Live(self._table(), console=Console(stderr=True), refresh_per_second=4) if live else None
 
@@ -92,6 +94,8 @@ class Progressing:
     def heard(self, happened: Happened, after: Progress) -> None:
         """One event."""
         self._progress[happened.host] = after
+        if happened.detail and after.failed:
+            self.details.setdefault(happened.host, happened.detail)
         if self._as_json:
             output.print_line(happened.plain())
         elif self._live is not None:
@@ -111,12 +115,16 @@ class Progressing:
         return table
 
 
-def summarise(plan: Plan, ends: Mapping[str, Progress], *, halted: str | None, retry: list[str]) -> None:
-    """How each host ended, why, and what to paste to try the others again."""
+def summarise(ends: Mapping[str, Progress], *, details: Mapping[str, str], halted: str | None, retry: list[str]) -> None:
+    """How each host ended, why, what its unit wrote where it failed, and what to paste to try the others again."""
     rows = [(one.host, WORDS[one.phase], _spent(one), one.reason) for one in ends.values()]
     output.table(output.columns("HOST|ENDED|TOOK>?|WHY+?"), rows, empty="no hosts")
     counts = {phase: sum(one.phase is phase for one in ends.values()) for phase in Phase if phase in TERMINAL}
     output.say(", ".join(f"{count} {WORDS[phase]}" for phase, count in counts.items() if count))
+    for host in details:
+        output.note(f"{host}, the last lines of its journal:")
+        for line in details[host].splitlines()[-JOURNAL_LINES:]:
+            output.note(f"  {output.clean(line)}")
     if halted:
         output.note(f"nothing new was begun: {halted}")
     if retry:

@@ -153,7 +153,8 @@ async def _update(asked: SimpleNamespace) -> int:
     if asked.as_json:
         output.print_line(view.plain(engine.progress, engine.halted))
     else:
-        view.summarise(plan, engine.progress, halted=engine.halted, retry=_retry(asked, again) if again else [])
+        retry = _retry(asked, again) if again else []
+        view.summarise(engine.progress, details=progressing.details, halted=engine.halted, retry=retry)
     return exits.FAILED if again else exits.GOOD
 
 
