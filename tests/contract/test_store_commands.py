@@ -120,7 +120,7 @@ async def test_one_delivery_for_each_node_and_who_is_left_out(rig: Rig):
     await rig.write(nodes.drain_node, "n2", m.DrainRequest())
     made = await give(rig, "stop", "all")
     assert [one.node_id for one in made.deliveries] == ["n1", "n2"]
-    assert [(one.node_id, one.reason) for one in made.left_out] == [("n3", "was retired"), ("n4", "is lost")]
+    assert [(one.node_id, one.reason) for one in made.left_out] == [("n4", "is lost"), ("n3", "was retired")]
     assert {(await rig.job(one.job_id)).group_id for one in made.deliveries} == {made.group_id}
     for one in made.deliveries:
         assert [lease.job_id for lease in await rig.pull(one.node_id, slots=0)] == [one.job_id]

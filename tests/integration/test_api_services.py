@@ -1,14 +1,18 @@
 """Services over the API: commands reach a node that waits with no credit, are given once, not too often, and by whom it is allowed."""
 
 import asyncio
+import contextlib
+import hashlib
 from dataclasses import replace
 
 import pytest
 
-from integration.api_rig import Node, capabilities, coordinator
+from cli_rig import ostler
+from integration.api_rig import ADMIN, Node, capabilities, coordinator
 from ostler.coordinator.config import LimitsConfig
 from ostler.model.access import Role
 from ostler.model.errors import Conflict, Forbidden, InvalidSpec, NoCapacity, NotFound
+from ostler.model.failures import Failure, FailureCode
 from ostler.model.job import JobState
 from ostler.model.service import Health, Observation, ServiceState
 from ostler.protocol import codec, routes
@@ -208,3 +212,94 @@ async def test_a_node_tells_of_itself_alone(rig):
     with pytest.raises(NotFound):
         await one.call(routes.HEARTBEAT, m.HeartbeatRequest(node_id="h2", held=(), services=(crashed,)))
     assert [seen.state for seen in (await rig.people.call(routes.LIST_SERVICES)).items] == [None, None]
+
+
+# --- the command line --------------------------------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def obeying(*nodes: Node, fails: str | None = None):
+    """Nodes that carry out what they are told, and say what they saw afterwards."""
+
+    async def obey(node: Node) -> None:
+        number = 0
+        while True:
+            number += 1
+            for lease in await node.pull(slots=0, wait_s=30.0, number=number):
+                verb = codec.decode(lease.spec.encode(), dict)["args"][0]
+                state = ServiceState.STOPPED if verb == "stop" else ServiceState.RUNNING
+                said = codec.encode(Observation(name="miner", state=state)) + b"\n"
+                log = m.LogEnd(stream="stdout", length=len(said), sha256=hashlib.sha256(said).hexdigest(), tail=said)
+                failure = Failure(FailureCode.SERVICE, "its unit says no") if node.node_id == fails else None
+                await node.finish(m.Outcome(job_id=lease.job_id, attempt=lease.attempt, logs=(log,), failure=failure))
+
+    tasks = [asyncio.create_task(obey(node)) for node in nodes]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@pytest.fixture
+def cli(rig, monkeypatch):
+    monkeypatch.setenv("OSTLER_URL", rig.url)
+    monkeypatch.setenv("OSTLER_TOKEN", ADMIN)
+
+    async def run(*args):
+        return await asyncio.to_thread(ostler, "service", *args)
+
+    return run
+
+
+async def test_the_command_line_waits_and_tells_what_became_of_it(rig, cli):
+    nodes = [await host(rig, f"h{number}", tags=("rig",) if number else ()) for number in range(3)]
+    async with obeying(*nodes, fails="h2"):
+        good = await cli("stop", "miner", "--on", "h0")
+        assert good.returncode == 0, good.stderr
+        assert good.stdout.splitlines()[0].split() == ["NODE", "OUTCOME", "TOOK", "STATE", "HEALTH", "WHY"]
+        assert [line.split()[::3] for line in good.stdout.splitlines()][1:] == [["h0", "stopped"]]
+        some = await cli("start", "miner", "--on", "tag=rig,pool=default", "--json")
+        assert some.returncode == 1, some.stderr
+        assert [(one["node_id"], one["outcome"], one["state"], one["why"]) for one in some.json["deliveries"]] == [
+            ("h1", "done", "running", ""), ("h2", "failed", "running", "E_SERVICE: its unit says no"),
+        ]  # fmt: skip
+        anyone = await cli("status", "miner", "--on", "any", "--on", "pool=default", "--json")
+        assert len(anyone.json["deliveries"]) == 1
+        unclear = await cli("restart", "miner")
+        assert (unclear.returncode, "3 nodes declare the service miner" in unclear.stderr) == (3, True)
+        assert "hint: write any, all" in unclear.stderr
+        everybody = await cli("status", "miner", "--json")
+        assert len(everybody.json["deliveries"]) == 3
+
+
+async def test_the_command_line_tells_of_those_who_get_nothing(rig, cli):
+    await host(rig, "h1")
+    await host(rig, "h2", "web")
+    nobody = await cli("stop", "minor", "--on", "all")
+    assert (nobody.returncode, nobody.stderr) == (3, "error: no node declares a service minor\nhint: there are: miner, web\n")
+    given = await cli("stop", "miner", "--on", "pool=default", "--ttl", "1s")
+    assert given.returncode == 1
+    assert "left out: h2 (does not declare it)" in given.stderr
+    assert "expired" in given.stdout
+    assert "time-to-live" in given.stdout
+    at_once = await cli("stop", "miner", "--no-wait")
+    assert (at_once.returncode, at_once.stdout.splitlines()[1].split()[0]) == (0, "h1")
+    assert (await cli("stop", "miner", "--ttl", "soon")).returncode == 2
+
+
+async def test_the_command_line_lists_what_nodes_saw(rig, cli):
+    node = await host(rig, "h1", "miner", "web")
+    seen = Observation(name="miner", state=ServiceState.RUNNING, health=Health.HEALTHY, metrics={"hashrate": 812.5, "shares": 3})
+    await node.call(routes.HEARTBEAT, m.HeartbeatRequest(node_id="h1", held=(), boot_epoch=node.epoch, services=(seen,)))
+    table = await cli("list")
+    assert [line.split()[:4] for line in table.stdout.splitlines()][1:] == [
+        ["miner", "h1", "running", "healthy"],
+        ["web", "h1", "-", "unknown"],
+    ]
+    assert "hashrate 812.5, shares 3" in table.stdout
+    assert [one["name"] for one in (await cli("list", "web", "--node", "h1", "--json")).json["items"]] == ["web"]
+    assert (await cli("list", "minor")).returncode == 3
+    shown = await asyncio.to_thread(ostler, "node", "show", "h1")
+    assert "hashrate 812.5" in shown.stdout

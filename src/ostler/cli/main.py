@@ -22,6 +22,7 @@ from ostler.cli import (
     retention,
     run,
     secrets,
+    services,
     sim,
     tokens,
     top,
@@ -42,6 +43,7 @@ app.command()(up.up)
 app.command()(run.run)
 app.add_typer(jobs.app, name="job")
 app.add_typer(nodes.app, name="node")
+app.add_typer(services.app, name="service")
 app.add_typer(fleet.app, name="fleet")
 app.add_typer(tokens.app, name="token")
 app.command()(top.top)

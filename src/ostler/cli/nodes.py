@@ -154,6 +154,11 @@ def show(name: NodeArgument, as_json: JsonOption = False) -> None:
             ("jobs", ", ".join(f"{one.job_id} (attempt {one.attempt})" for one in view.attempts)),
         ]
     )
+    if view.services:
+        from ostler.cli import services
+
+        output.say()
+        services.show(view.services, of_one_node=True)
     if view.capabilities is not None:
         import yaml
 

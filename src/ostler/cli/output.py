@@ -37,6 +37,11 @@ _COLOURS = {
     "quarantined": "red",
     "cordoned": "yellow",
     "retired": "dim",
+    "healthy": "green",
+    "unhealthy": "red",
+    "stale": "yellow",
+    "crashed": "red",
+    "missing": "red",
 }
 _CODES = {"green": 32, "yellow": 33, "red": 31, "cyan": 36, "bold": 1, "dim": 2}
 _GAP = 2

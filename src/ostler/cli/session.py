@@ -46,13 +46,13 @@ class Session(Client):
             except NotFound:
                 raise exc from None
 
-    def pages(self, route: Route, query: Any, limit: int) -> tuple[list[Any], bool]:
+    def pages(self, route: Route, query: Any, limit: int, **path: Any) -> tuple[list[Any], bool]:
         """At most `limit` items over as many pages as that takes, and whether there are more."""
         from dataclasses import replace
 
         found: list[Any] = []
         while True:
-            page = self.call(route, query=query)
+            page = self.call(route, query=query, **path)
             found += page.items
             if len(found) >= limit or page.next_cursor is None:
                 return found[:limit], page.next_cursor is not None or len(found) > limit

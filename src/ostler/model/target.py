@@ -40,10 +40,10 @@ class Addressee:
 
 @dataclass(slots=True)
 class Addressed:
-    """Who gets a command, and who would but cannot: (node, why) pairs."""
+    """Who gets a command, and who does not: (node, why, whether it is one that would be meant and cannot be reached now)."""
 
     nodes: list[str] = field(default_factory=list)
-    left_out: list[tuple[str, str]] = field(default_factory=list)
+    left_out: list[tuple[str, str, bool]] = field(default_factory=list)
 
 
 def read_target(words: Sequence[str]) -> Target:
@@ -87,9 +87,9 @@ def address(target: Target, nodes: Iterable[Addressee]) -> Addressed:
             continue
         if not node.declares:
             if target.selects and node.state is not NodeState.RETIRED:
-                found.left_out.append((node.node_id, "does not declare it"))
+                found.left_out.append((node.node_id, "does not declare it", False))
         elif (why := _cannot(node)) is not None:
-            found.left_out.append((node.node_id, why))
+            found.left_out.append((node.node_id, why, node.state is not NodeState.RETIRED))
         else:
             found.nodes.append(node.node_id)
     return found

@@ -61,10 +61,10 @@ def test_whom_it_means():
     ]  # fmt: skip
     everybody = address(Target(), nodes)
     assert everybody.nodes == ["a", "b", "h"]
-    gone = [("c", "is lost"), ("d", "was retired"), ("e", "speaks no protocol that the coordinator does")]
+    gone = [("c", "is lost", True), ("d", "was retired", False), ("e", "speaks no protocol that the coordinator does", True)]
     assert everybody.left_out == gone
-    assert address(Target(pool="default"), nodes).left_out == [*gone, ("f", "does not declare it")]
+    assert address(Target(pool="default"), nodes).left_out == [*gone, ("f", "does not declare it", False)]
     assert address(Target(pool="edge"), nodes).nodes == address(Target(tags=("x",)), nodes).nodes == ["b"]
     assert address(Target(tags=("x", "y")), nodes).nodes == []
-    assert address(Target(node="f"), nodes).left_out == [("f", "does not declare it")]
+    assert address(Target(node="f"), nodes).left_out == [("f", "does not declare it", False)]
     assert address(Target(node="a"), nodes).nodes == ["a"]

@@ -208,12 +208,13 @@ def command_service(tx: Tx, order: Order, owner: str | None) -> ServiceResponse:
     accepted = [(decode(text, Manifest, what="manifest"), text) for text in texts]
     group = None if target.one or target.node is not None else new_job_ids(tx.now, 1)[0]
     made = submit_jobs(tx, accepted, owner, group=group)
+    left_out = sorted(found.left_out, key=lambda one: not one[2])  # those that should worry somebody first
     return ServiceResponse(
         service=order.service, verb=order.verb, group_id=group,
         deliveries=tuple(
             Delivery(job_id=one.job_id, node_id=node_id, state=one.state) for one, node_id in zip(made.items, each, strict=True)
         ),
-        left_out=tuple(LeftOut(node_id=node_id, reason=reason) for node_id, reason in found.left_out[:MAX_NAMED]),
+        left_out=tuple(LeftOut(node_id=node_id, reason=reason, unreached=unreached) for node_id, reason, unreached in left_out[:MAX_NAMED]),
         left_out_count=len(found.left_out),
     )  # fmt: skip
 
@@ -257,7 +258,7 @@ def _meant(order: Order, nodes: Sequence[Addressee]) -> Target:
 
 
 def _nobody(tx: Tx, order: Order, target: Target, found: Addressed) -> Exception:
-    what, why = f"{order.verb.value} {order.service}", dict(found.left_out)
+    what, why = f"{order.verb.value} {order.service}", {node_id: reason for node_id, reason, _ in found.left_out}
     if target.node is not None:
         row = tx.row("SELECT state FROM nodes WHERE node_id = ?", (target.node,))
         if row is None:
@@ -268,7 +269,7 @@ def _nobody(tx: Tx, order: Order, target: Target, found: Addressed) -> Exception
             has = [row[0] for row in tx.rows("SELECT name FROM services WHERE node_id = ? ORDER BY name", (target.node,))]
             there = f"it declares {', '.join(has[:MAX_NAMED])}" if has else "it declares none"
             return NotFound(f"node {target.node} declares no service {order.service}", hint=there)
-    gone = [f"{node_id} {reason}" for node_id, reason in found.left_out if reason != "does not declare it"]
+    gone = [f"{node_id} {reason}" for node_id, reason, _ in found.left_out if reason != "does not declare it"]
     if gone:
         return Conflict(
             f"nobody is there to {what}: {', '.join(gone[:5])}{', …' if len(gone) > 5 else ''}",

@@ -78,10 +78,11 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeftOut:
-    """One node that matches and gets nothing, and why."""
+    """One node that matches and gets nothing, and why. `unreached`: it is one of the fleet's and declares the service."""
 
     node_id: str
     reason: str
+    unreached: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
