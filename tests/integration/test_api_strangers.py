@@ -184,7 +184,7 @@ async def test_a_hostile_node_reaches_its_own_attempts_and_nothing_else(rig):
                     "node_id": "honest",
                     "stream": "stdout",
                 }
-                | dict.fromkeys(("token_id", "name", "webhook_id", "principal"), "x")
+                | dict.fromkeys(("token_id", "name", "verb", "webhook_id", "principal", "release"), "x")
             )
             content = b"{}" if route.method in {"POST", "PUT"} else None
             answer = await rig.http.request(route.method, rig.url + url, headers=mine, content=content)

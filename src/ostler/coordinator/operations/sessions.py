@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 from ostler.coordinator.operations.changes import Case, write
 from ostler.coordinator.store.schema import COMMANDS_SQL
@@ -34,7 +35,7 @@ class NodeRow:
     drain_s: float | None
     resume: int
     cordoned: str | None
-    commanded: int = 0  # a command waits for it, or for whichever takes it; only where that was asked for
+    commanded: int = 0  # whether a command for it, or for whichever takes it, is not over; only where that was asked for
 
 
 _COLUMNS = """node_id, state, reason, changed_at, boot_epoch, last_seen_at, renewals, offer, cpu_slots, gpu_slots, disk_free_mb,
@@ -47,9 +48,11 @@ def find(tx: Tx, node_id: str) -> NodeRow | None:
     return None if row is None else NodeRow(row[0], _STATES[row[1]], *row[2:])
 
 
-def _commanded_sql(tx: Tx) -> str:
-    return f"""CASE WHEN EXISTS (SELECT 1 FROM jobs {tx.by_index("ix_jobs_command")}
-        WHERE {COMMANDS_SQL} AND target IN (nodes.node_id, '') AND state = 'queued') THEN 1 ELSE 0 END"""  # noqa: S608
+@cache
+def _pulling_sql(by_index: str) -> str:
+    """Two single steps down an index that is empty nearly always: with an IN it would cost six times as much."""
+    some = f"EXISTS (SELECT 1 FROM jobs {by_index} WHERE {COMMANDS_SQL} AND target ="  # noqa: S608 - fragments of ours
+    return f"SELECT {_COLUMNS}, {some} nodes.node_id) OR {some} '') FROM nodes WHERE node_id = ?"  # noqa: S608
 
 
 def known(tx: Tx, node_id: str) -> NodeRow:
@@ -80,8 +83,8 @@ def checked(node: NodeRow, boot_epoch: str | None) -> NodeRow:
 
 
 def pulling(tx: Tx, node_id: str, boot_epoch: str | None) -> NodeRow:
-    """The same of a node that asks for work, which also tells whether a command may wait for it: so most ask no second question."""
-    row = tx.row(f"SELECT {_COLUMNS}, {_commanded_sql(tx)} FROM nodes WHERE node_id = ?", (node_id,))  # noqa: S608 - fragments of ours
+    """The same of a node that asks for work, which also tells whether a command may wait for it: so most calls ask no second question."""
+    row = tx.row(_pulling_sql(tx.by_index("ix_jobs_command")), (node_id,))
     if row is None:
         return known(tx, node_id)
     return checked(NodeRow(row[0], _STATES[row[1]], *row[2:]), boot_epoch)
