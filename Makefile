@@ -8,7 +8,7 @@ DEV_STAMP := .venv/.dev-$(shell cksum < lock/dev.txt | cut -d' ' -f1)
 INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check
 export PYTHONDONTWRITEBYTECODE ?=
 
-.PHONY: help run test check fmt chaos test-fleet fleet-demo testbed testbed-down bench bench-quick venv dev lock docs clean
+.PHONY: help run test test-long check fmt chaos test-fleet fleet-demo testbed testbed-down bench bench-quick venv dev lock docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -36,13 +36,17 @@ run: $(RUN_STAMP)  ## transcode a video on a node through a coordinator (VIDEO=p
 	@tools/system-packages bubblewrap
 	@$(PY) tools/main_job.py $(if $(VIDEO),--video '$(VIDEO)')
 
+test: export PYTHONDONTWRITEBYTECODE =
 test: $(DEV_STAMP)  ## all tests, with coverage
 	@tools/system-packages bubblewrap
-	@$(PY) -m pytest -n $${TEST_JOBS:-2} --dist loadgroup --cov --cov-report= -m "not long" $(ARGS)
+	@$(PY) -m pytest -n $${TEST_JOBS:-4} --dist loadgroup --cov --cov-report= -m "not long" $(ARGS)
 	@echo "==> coverage"
 	@.venv/bin/coverage report --skip-covered --skip-empty
 	@echo "==> the pure model is covered whole"
 	@.venv/bin/coverage report --include='src/ostler/model/*' --fail-under=100 | tail -n 1
+
+test-long: $(DEV_STAMP)  ## what takes minutes: planted bugs, rollouts on real hosts
+	@$(PY) -m pytest -v -n $${TEST_JOBS:-2} --dist loadgroup -m long $(ARGS)
 
 check: $(DEV_STAMP)  ## format, lint, types, import rules, generated docs, lock files
 	@echo "==> format";  .venv/bin/ruff format --check --quiet . || { echo "run: make fmt"; exit 1; }

@@ -8,11 +8,14 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("ostler", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("ostler")
 
-# A shell starts what runs in its background with Ctrl-C and Ctrl-\\ ignored, and so would be all that the tests start.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-if signal.getsignal(signal.SIGQUIT) is signal.SIG_IGN:
-    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+# A shell starts what runs in its background with Ctrl-C and Ctrl-\\ ignored, and `nohup` with SIGHUP; so would be all that the tests start.
+for number, default in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGQUIT, signal.SIG_DFL),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, default)
 
 
 def pytest_sessionfinish() -> None:

@@ -20,7 +20,7 @@ def chaos(place, *words):
 
 @pytest.mark.xdist_group("chaos")
 def test_a_short_run_is_proven(tmp_path):
-    done = chaos(tmp_path, "--seed", 20, "--jobs", 200, "--duration", 40, "--every", 1.5)
+    done = chaos(tmp_path, "--seed", 20, "--jobs", 200, "--duration", 25, "--every", 1.5)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "proven" in done.stdout
 
@@ -29,11 +29,12 @@ def test_a_short_run_is_proven(tmp_path):
 @pytest.mark.parametrize(
     ("bug", "broken", "seeds", "words"),
     [
-        (
+        pytest.param(
             "no-fencing",
             {PROMISED, TRUE},
             (2, 1, 3),  # it shows where an attempt that was given up answers while the next one runs: many jobs, many faults
             ("--only", "stop_daemon_long,partition_long", "--jobs", 400, "--every", 2.5, "--duration", 30),
+            marks=pytest.mark.long,
         ),
         (
             "early-answers",
@@ -41,7 +42,13 @@ def test_a_short_run_is_proven(tmp_path):
             (1, 2, 3),
             ("--only", "kill_coordinator", "--jobs", 150, "--every", 2, "--duration", 18),
         ),
-        ("log-offsets", {WHOLE}, (1, 2, 3), ("--only", "lose_answers", "--jobs", 120, "--every", 0.7, "--duration", 15)),
+        pytest.param(
+            "log-offsets",
+            {WHOLE},
+            (1, 2, 3),
+            ("--only", "lose_answers", "--jobs", 120, "--every", 0.7, "--duration", 15),
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_a_planted_bug_is_found(tmp_path, bug, broken, seeds, words):

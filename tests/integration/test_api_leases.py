@@ -250,6 +250,16 @@ async def test_a_heartbeat_raises_the_credit_of_an_open_pull(rig):
     assert len(await asyncio.wait_for(pulling, 5)) == 1
 
 
+async def test_a_node_that_takes_work_again_gets_it_by_the_pull_that_came_before_its_word(rig):
+    node = await rig.enrolled()
+    await node.call(routes.HEARTBEAT, m.HeartbeatRequest(node_id=node.node_id, held=(), draining=True))
+    job_id = await rig.submit()
+    poll = asyncio.create_task(node.pull(wait_s=20))
+    await rig.open_calls(routes.PULL)
+    await node.call(routes.HEARTBEAT, m.HeartbeatRequest(node_id=node.node_id, held=(), draining=False))
+    assert [one.job_id for one in await asyncio.wait_for(poll, 10)] == [job_id]
+
+
 async def test_a_cancel_reaches_an_open_pull_at_once_and_only_once(rig):
     node = await rig.enrolled()
     held = await node.take()

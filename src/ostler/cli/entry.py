@@ -13,6 +13,7 @@ def main() -> int:
             from ostler.cli.exits import guard
 
             return guard(lambda: launch.become_node(file))
+        sys.modules["httpx._main"] = None  # type: ignore[assignment]  # its own command line: 50 ms of imports that nobody calls
         from ostler.cli.main import main as program
     except KeyboardInterrupt:
         return 130

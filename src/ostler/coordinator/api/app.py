@@ -39,7 +39,7 @@ from ostler.coordinator.api import secrets as confidential
 from ostler.coordinator.api.auth import NOBODY, CallerKind
 from ostler.coordinator.api.bodies import Body, ClientGone
 from ostler.coordinator.api.calls import Answer, Call, Endpoint, Services
-from ostler.coordinator.api.exchanges import Header, Whole, reply_to
+from ostler.coordinator.api.exchanges import Header, Whole, exchange_of
 from ostler.coordinator.api.trail import entry_of
 from ostler.model.errors import (
     InvalidSpec,
@@ -167,7 +167,7 @@ class _Bound:
             if isinstance(response, Whole):
                 started, status = True, response.status
                 response.headers = await ours(response.headers)
-                await reply_to(scope)(response)
+                await exchange_of(scope).reply(response)
             else:
                 await response(scope, receive, send_ours)
         except ClientGone:
@@ -178,13 +178,13 @@ class _Bound:
                 stopping = Unavailable("the coordinator is shutting down", retry_after=1, hint="try again in a moment")
                 answer = _problem(stopping, request_id)
                 status, answer.headers = answer.status, await ours(answer.headers)
-                await reply_to(scope)(answer)
+                await exchange_of(scope).reply(answer)
         except Exception as exc:
             if not started:
                 self._services.logger.exception("request_crashed", extra={"attrs": {"request": request_id}})
                 answer = _crash(request_id)
                 answer.headers = await ours(answer.headers)
-                await reply_to(scope)(answer)
+                await exchange_of(scope).reply(answer)
                 return
             if not isinstance(exc, OstlerError):
                 raise

@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope
 from ostler.coordinator.api.auth import Caller, CallerKind, Doorkeeper
 from ostler.coordinator.api.bodies import JSON_LIMIT, Body, decode_json, decode_query
 from ostler.coordinator.api.credentials import Credentials, NodeToken
+from ostler.coordinator.api.exchanges import exchange_of
 from ostler.coordinator.api.feed import Feed
 from ostler.coordinator.api.metrics import Metrics
 from ostler.coordinator.api.pulls import PullLine
@@ -180,10 +181,21 @@ class Call:
 
     @contextlib.asynccontextmanager
     async def subscribe(self, *topics: Topic) -> AsyncIterator[asyncio.Event]:
-        """Wake-ups for a call that stays open: of these topics, and of the caller's token, which may be revoked meanwhile."""
+        """Wake-ups for a call that stays open: of these topics, of the caller's token, which may be revoked meanwhile, and
+        of its end: see `gone`."""
         mine = () if self.caller.token_id is None else (("token", self.caller.token_id),)
         async with self.services.store.wakeups.subscribe(*topics, *mine) as event:
-            yield event
+            exchange = exchange_of(self.scope)
+            exchange.on_gone = event.set
+            try:
+                yield event
+            finally:
+                exchange.on_gone = None
+
+    @property
+    def gone(self) -> bool:
+        """Whether the caller has hung up: what stays open for it need not."""
+        return bool(exchange_of(self.scope).disconnected)
 
     async def readmit(self) -> None:
         """Raises Unauthenticated once the caller's token is good no longer; on each turn of a call that stays open."""
@@ -204,7 +216,7 @@ class Call:
                 event.clear()
                 await self.readmit()
                 view = await store.read(operation, name)
-                if view.finished_at is not None or loop.time() >= until or store.wakeups.closed:
+                if view.finished_at is not None or loop.time() >= until or store.wakeups.closed or self.gone:
                     return view
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout_at(until):

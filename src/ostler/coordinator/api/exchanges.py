@@ -1,7 +1,7 @@
 """One request and its answer on a connection: uvicorn's own, made with less, and answered in one piece where the answer is whole."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
@@ -13,7 +13,7 @@ from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 SHORT_URL = 64  # bytes up to which a URL is taken apart once and remembered
-_REPLY = "ostler.reply"
+_EXCHANGE = "ostler.exchange"
 _NONE: Mapping[str, str] = MappingProxyType({})
 _CLOSE = (b"connection", b"close")
 _BODILESS = frozenset({204, 304})
@@ -41,12 +41,9 @@ class Whole:
         return cls(status, headers, body)
 
 
-Reply = Callable[[Whole], Awaitable[None]]
-
-
-def reply_to(scope: Scope) -> Reply:
-    """How to answer a request in one piece: ASGI takes two messages, and each looks at every header anew."""
-    found: Reply = scope["extensions"][_REPLY]
+def exchange_of(scope: Scope) -> "Exchange":
+    """The exchange of a request. Its `reply` answers in one piece: ASGI takes two messages, and each looks at every header anew."""
+    found: Exchange = scope["extensions"][_EXCHANGE]
     return found
 
 
@@ -70,7 +67,7 @@ class Exchange(RequestResponseCycle):
             "scheme": protocol.scheme,
             "server": protocol.server,
             "client": protocol.client,
-            "extensions": {_REPLY: self.reply},
+            "extensions": {_EXCHANGE: self},
         }
         self.scope = scope
         self.transport, self.flow, self.logger = protocol.transport, protocol.flow, protocol.logger
@@ -84,6 +81,7 @@ class Exchange(RequestResponseCycle):
         self.body, self.more_body = bytearray(), True
         self.chunked_encoding: bool | None = None
         self.expected_content_length = 0
+        self.on_gone: Callable[[], None] | None = None  # told when the caller hangs up before it has its answer
 
     async def run_asgi(self, app: Any) -> None:
         """Have it answered. Its scope lets go of it then: a cycle keeps both until the collector comes, thousands of them."""

@@ -115,7 +115,7 @@ async def await_jobs(call: Call) -> m.AwaitResponse:
             event.clear()
             await call.readmit()
             found, missing = await call.read(reads.ended_jobs, ids, MAX_ENDED, call.owner)
-            if found or missing or loop.time() >= until or store.wakeups.closed:
+            if found or missing or loop.time() >= until or store.wakeups.closed or call.gone:
                 return m.AwaitResponse(items=await _with_contents(call, found, set(asked.contents)), missing=missing)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(until):

@@ -89,6 +89,8 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._entered is not None:
             self.crowd.leave(self._entered)
         super().connection_lost(exc)
+        if isinstance(self.cycle, Exchange) and self.cycle.on_gone is not None:
+            self.cycle.on_gone()
 
     def _hurry(self, *, slow: bool) -> None:
         """A head that is not whole yet has its time; most come whole, and no timer is made for them."""

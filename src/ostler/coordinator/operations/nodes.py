@@ -186,6 +186,8 @@ def heartbeat(tx: Tx, request: HeartbeatRequest, protocol: int | None = None) ->
     node = sessions.advanced(tx, node, NodeEvent.BEAT)
     changed = request.capabilities is not None
     node = replace(node, draining=int(request.draining), resume=node.resume if request.draining else 0)
+    if (found.draining and not node.draining) or (node.state is NodeState.READY and found.state is not node.state):
+        tx.wake(("node", node.node_id))  # its poll came first, and was found to be of a node that takes no work
     tx.run(
         """UPDATE nodes SET renewals = renewals + 1, last_seen_at = ?, load = ?, free_mb = ?, gpu_free = ?,
                disk_free_mb = coalesce(?, disk_free_mb), health = ?, version = coalesce(?, version), protocol = coalesce(?, protocol),
