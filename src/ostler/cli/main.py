@@ -20,6 +20,7 @@ from ostler.cli import (
     quota,
     release,
     retention,
+    rollout,
     run,
     secrets,
     services,
@@ -60,6 +61,7 @@ app.add_typer(db.app, name="db")
 app.add_typer(backup.app, name="backup")
 app.command()(backup.restore)
 app.add_typer(release.app, name="release")
+app.add_typer(rollout.app, name="rollout")
 app.add_typer(config.app, name="config")
 app.add_typer(sim.app, name="sim")
 app.command()(doctor.doctor)

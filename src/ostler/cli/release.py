@@ -201,7 +201,7 @@ def push(
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Give a release to the coordinator, from which nodes that have no SSH get it.
+    """Give a release to the coordinator, from which nodes that have no SSH get it: `ostler rollout start`.
 
     The coordinator checks it as a host does, by the release keys that it trusts.
     """

@@ -32,6 +32,7 @@ from ostler.coordinator.loops.node_watcher import NodeWatcher
 from ostler.coordinator.loops.on_duty import run_on_duty
 from ostler.coordinator.loops.pruner import Pruner
 from ostler.coordinator.loops.retry_promoter import RetryPromoter
+from ostler.coordinator.loops.rollout_driver import RolloutDriver
 from ostler.coordinator.loops.start_promoter import StartPromoter
 from ostler.coordinator.loops.webhook_sender import WebhookSender
 from ostler.coordinator.operations import contents, installation, nodes, quotas, tokens
@@ -228,6 +229,7 @@ def _loops(config: CoordinatorConfig, store: Store, clock: Clock, logger: loggin
         RetryPromoter(store, clock=clock, logger=logger),
         StartPromoter(store, clock=clock, logger=logger),
         Expirer(store, clock=clock, logger=logger),
+        RolloutDriver(store, clock=clock, logger=logger),
     )
 
 

@@ -159,7 +159,8 @@ class HealthProblem:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
     """All of it. `disk_free_mb` is the free space of the workspaces, which `disks` names first; `release` the one that the daemon was
-    installed in, where it was; `services` the names of those that its configuration declares."""
+    installed in, where it was; `services` the names of those that its configuration declares; `updates` the platform (`cp311-x86_64`)
+    for which it takes releases from the coordinator, None where it takes none."""
 
     node_id: str
     version: str
@@ -180,6 +181,7 @@ class Capabilities:
     health: tuple[HealthProblem, ...] = ()
     release: str | None = None
     services: tuple[str, ...] = ()
+    updates: str | None = None
 
     @property
     def gpu_count(self) -> int:

@@ -8,6 +8,7 @@ OstlerError
 │  ├─ QuotaExceeded 403
 │  │  └─ NodeRetired
 │  ├─ NotFound 404
+│  ├─ Outdated 412        `If-Match` names another state than the present one
 │  ├─ Gone 410            what is over or was deleted: a stale attempt's log, old events
 │  ├─ TooLarge 413
 │  ├─ UpgradeRequired 426
@@ -127,6 +128,13 @@ class Gone(Rejected):
 
     code = "gone"
     status = 410
+
+
+class Outdated(Rejected):
+    """The thing has changed since the caller looked at it (`If-Match`): look again, and decide anew."""
+
+    code = "outdated"
+    status = 412
 
 
 class TooLarge(Rejected):

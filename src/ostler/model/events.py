@@ -40,6 +40,7 @@ NODE_KINDS: dict[str, str] = {
     NodeEvent.DRAIN: "It gets no new work.",
     NodeEvent.EMPTY: "It drained: nothing runs on it any more.",
     NodeEvent.RESUME: "It gets work again.",
+    "rollout": "A rollout came further there: the message says which, and how far.",
     NodeEvent.RETIRE: "It is no longer part of the fleet.",
 }
 

@@ -28,6 +28,7 @@ _BY_STATUS: dict[int, type[OstlerError]] = {
     405: errors.NotFound,
     409: errors.Conflict,
     410: errors.Gone,
+    412: errors.Outdated,
     413: errors.TooLarge,
     422: errors.InvalidSpec,
     426: errors.UpgradeRequired,

@@ -374,6 +374,36 @@ REMOVE_RELEASE = Route(
     name="remove_release", method="DELETE", path="/releases/{release}", audience=Audience.CLIENT, grants=RUN, response=m.ReleaseView,
     summary="Keep a release no longer; hosts that have it go on", errors=(errors.NotFound, errors.Conflict),
 )  # fmt: skip
+PLAN_ROLLOUT = Route(
+    name="plan_rollout", method="POST", path="/rollouts", audience=Audience.CLIENT, grants=RUN, body=Body.JSON, status=201,
+    request=m.RolloutRequest, response=m.RolloutView,
+    summary="Plan a release for nodes, which changes nothing yet: `resume_rollout` begins what was planned",
+    errors=(errors.InvalidSpec, errors.NotFound),
+)  # fmt: skip
+LIST_ROLLOUTS = Route(
+    name="list_rollouts", method="GET", path="/rollouts", audience=Audience.CLIENT, grants=RUN, query=m.PageQuery,
+    response=m.RolloutPage, summary="List rollouts, newest first, without their nodes", errors=(errors.InvalidSpec,),
+)  # fmt: skip
+SHOW_ROLLOUT = Route(
+    name="show_rollout", method="GET", path="/rollouts/{rollout_id}", audience=Audience.CLIENT, grants=RUN, response=m.RolloutView,
+    summary="One rollout with each node's progress; its ETag is for the calls that change it", errors=_JOB,
+)  # fmt: skip
+RESUME_ROLLOUT = Route(
+    name="resume_rollout", method="POST", path="/rollouts/{rollout_id}/resume", audience=Audience.CLIENT, grants=RUN,
+    response=m.RolloutView, summary="Begin what was planned, or go on with what is held; with `If-Match` only while it is as it was seen",
+    errors=(errors.NotFound, errors.InvalidTransition, errors.OperationInFlight, errors.Outdated),
+)  # fmt: skip
+PAUSE_ROLLOUT = Route(
+    name="pause_rollout", method="POST", path="/rollouts/{rollout_id}/pause", audience=Audience.CLIENT, grants=RUN, body=Body.JSON,
+    request=m.ReasonRequest, response=m.RolloutView, summary="Begin no further node; those under way are brought to an end",
+    errors=(errors.NotFound, errors.InvalidTransition, errors.Outdated),
+)  # fmt: skip
+ABORT_ROLLOUT = Route(
+    name="abort_rollout", method="POST", path="/rollouts/{rollout_id}/abort", audience=Audience.CLIENT, grants=RUN, body=Body.JSON,
+    request=m.ReasonRequest, response=m.RolloutView,
+    summary="End a rollout: no further node is begun, those under way are brought to an end",
+    errors=(errors.NotFound, errors.InvalidTransition, errors.Outdated),
+)  # fmt: skip
 SET_SECRET = Route(
     name="set_secret", method="PUT", path="/secrets/{name}", audience=Audience.CLIENT, grants=WORK, body=Body.BYTES,
     query=m.SecretQuery, response=m.SecretView, max_body=MAX_SECRET_BYTES,
@@ -420,5 +450,6 @@ ROUTES: tuple[Route, ...] = (
     LIST_QUOTAS, SHOW_QUOTA, SET_QUOTA, REMOVE_QUOTA, SHOW_RETENTION, APPLY_RETENTION,
     SET_SECRET, LIST_SECRETS, DELETE_SECRET,
     PUSH_RELEASE, LIST_RELEASES, SHOW_RELEASE, GET_BUNDLE, REMOVE_RELEASE,
+    PLAN_ROLLOUT, LIST_ROLLOUTS, SHOW_ROLLOUT, RESUME_ROLLOUT, PAUSE_ROLLOUT, ABORT_ROLLOUT,
     VERSION, OPENAPI, HEALTHZ, READYZ, METRICS,
 )  # fmt: skip

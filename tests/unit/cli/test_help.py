@@ -22,6 +22,7 @@ NAMES = {
     "backup create", "backup list", "backup verify", "backup prune", "restore",
     "audit list", "audit verify",
     "release build", "release list", "release show", "release verify", "release prune", "release push",
+    "rollout start", "rollout list", "rollout show", "rollout pause", "rollout resume", "rollout abort",
     "service start", "service stop", "service restart", "service status", "service list",
     "release key new", "release key list", "release key retire",
     "webhook add", "webhook list", "webhook rm", "webhook test", "webhook enable",

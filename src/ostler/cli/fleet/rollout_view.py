@@ -1,46 +1,16 @@
 """A rollout for people: the plan before it, one line for each host while it runs, the summary after it."""
 
 import shlex
-import sys
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from rich.console import Console
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
-
 from ostler.cli import output
+from ostler.cli.phases import WORDS, Board, took
 from ostler.fleet.rollout.by_ssh import Looked
 from ostler.fleet.rollout.journal import Happened
 from ostler.model.rollout.plan import Plan
-from ostler.model.rollout.progress import FAILURES, IN_FLIGHT, TERMINAL, Phase, Progress
+from ostler.model.rollout.progress import FAILURES, TERMINAL, Phase, Progress
 
-WORDS = {
-    Phase.PLANNED: "waits",
-    Phase.LOCKING: "takes the lock",
-    Phase.UPLOADING: "gets the release",
-    Phase.SWITCHING: "switches and restarts",
-    Phase.GATING: "is watched",
-    Phase.CONFIRMING: "is good",
-    Phase.GOING_BACK: "goes back",
-    Phase.UNLOCKING: "gives the lock back",
-    Phase.CURRENT: "unchanged",
-    Phase.UPDATED: "updated",
-    Phase.FAILED: "failed",
-    Phase.UNHEALTHY: "unhealthy",
-    Phase.UNREACHABLE: "unreachable",
-    Phase.EXCLUDED: "left out",
-    Phase.HELD: "not begun",
-}
-STYLES = {
-    **dict.fromkeys(FAILURES, "red"),
-    Phase.GOING_BACK: "red",
-    Phase.UPDATED: "green",
-    Phase.HELD: "yellow",
-    Phase.EXCLUDED: "dim",
-}
 JOURNAL_LINES = 12
 
 
@@ -74,50 +44,29 @@ class Progressing:
     """Hears of each event. On a terminal one line per host that changes; else, and for `--json`, one line per event."""
 
     def __init__(self, plan: Plan, *, as_json: bool) -> None:
-        self._plan = plan
         self._as_json = as_json
-        self._progress = {host: Progress(host=host) for host in plan.hosts}
+        self._board = Board({host: Progress(host=host) for host in plan.hosts}, quiet=as_json)
         self.details: dict[str, str] = {}  # what a host said beside why it failed: its unit's journal
-        live = not as_json and sys.stderr.isatty()
-        self._live = Live(self._table(), console=Console(stderr=True), refresh_per_second=4) if live else None
 
     def __enter__(self) -> "Progressing":
-        if self._live is not None:
-            self._live.start()
+        self._board.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._live is not None:
-            self._live.update(self._table(), refresh=True)
-            self._live.stop()
+        self._board.__exit__(None, None, None)
 
     def heard(self, happened: Happened, after: Progress) -> None:
         """One event."""
-        self._progress[happened.host] = after
         if happened.detail and after.failed:
             self.details.setdefault(happened.host, happened.detail)
         if self._as_json:
             output.print_line(happened.plain())
-        elif self._live is not None:
-            self._live.update(self._table())
-        else:
-            reason = f": {happened.reason}" if happened.reason else ""
-            output.note(f"{happened.at:%H:%M:%S} {happened.host} {WORDS[happened.phase]}{reason}")
-
-    def _table(self) -> Table:
-        table = Table(box=None, pad_edge=False, show_header=False)
-        for host in self._plan.hosts:
-            one = self._progress[host]
-            spent = _span(datetime.now(UTC) - one.began_at) if one.began_at is not None and one.phase in IN_FLIGHT else ""
-            table.add_row(
-                Text(host), Text(WORDS[one.phase], style=STYLES.get(one.phase, "")), Text(spent), Text(one.reason or "")
-            )
-        return table
+        self._board.change(after, at=happened.at, reason=happened.reason)
 
 
 def summarise(ends: Mapping[str, Progress], *, details: Mapping[str, str], halted: str | None, retry: list[str]) -> None:
     """How each host ended, why, what its unit wrote where it failed, and what to paste to try the others again."""
-    rows = [(one.host, WORDS[one.phase], _spent(one), one.reason) for one in ends.values()]
+    rows = [(one.host, WORDS[one.phase], took(one), one.reason) for one in ends.values()]
     output.table(output.columns("HOST|ENDED|TOOK>?|WHY+?"), rows, empty="no hosts")
     counts = {phase: sum(one.phase is phase for one in ends.values()) for phase in Phase if phase in TERMINAL}
     output.say(", ".join(f"{count} {WORDS[phase]}" for phase, count in counts.items() if count))
@@ -142,11 +91,3 @@ def plain(ends: Mapping[str, Progress], halted: str | None) -> dict[str, Any]:
         "hosts": {host: {"ended": one.phase.value, "reason": one.reason} for host, one in ends.items()},
         "halted": halted,
     }
-
-
-def _spent(one: Progress) -> str:
-    return _span(one.since - one.began_at) if one.since is not None and one.began_at is not None else ""
-
-
-def _span(time: timedelta) -> str:
-    return f"{time.total_seconds():.1f} s"

@@ -31,6 +31,7 @@ from ostler.coordinator.api import (
     quotas,
     releases,
     retention,
+    rollouts,
     services,
     tokens,
     webhooks,
@@ -59,7 +60,8 @@ from ostler.protocol.problems import MEDIA_TYPE, describe, encode
 from ostler.protocol.routes import ROUTES, Route
 
 _MODULES = (
-    audit, events, nodes, leases, logs, blobs, jobs, tokens, confidential, services, quotas, releases, retention, webhooks, about,
+    audit, events, nodes, leases, logs, blobs, jobs, tokens, confidential, services, quotas, releases, rollouts, retention,
+    webhooks, about,
 )  # fmt: skip
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _DRAIN = 2**20  # what is left of a refused body is read up to here, so that the answer is not lost in a reset
@@ -78,6 +80,7 @@ _PATH_RULES = {
     "principal": NAME,
     "verb": re.compile("|".join(Verb)),
     "webhook_id": NAME,
+    "rollout_id": NAME,
     "release": re.compile(r"(?a)[A-Za-z0-9][A-Za-z0-9._+-]{0,99}"),
 }
 _SHAPES = {NAME: "1 to 63 letters, digits, '.', '_' or '-'", JOB_ID: "1 to 128 letters, digits, '.', '_' or '-'"}

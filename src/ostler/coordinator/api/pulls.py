@@ -11,7 +11,7 @@ from itertools import islice
 from ostler.coordinator.operations.takers import Asking, Takers
 from ostler.coordinator.store.wakeups import Wakeups
 from ostler.model.errors import Unavailable
-from ostler.protocol.messages import Directive
+from ostler.protocol.messages import Directive, WantedUpdate
 
 ABREAST = 8  # how many are woken at a time: enough to fill a group commit, few enough to leave the loop to others
 REST_S = 0.005  # between two looks at what waits, which cost a read each
@@ -23,7 +23,7 @@ AT_ONCE = 3
 SLACK_S = 0.005  # for so long after that it waits for a submission that carries its claim along, and saves it a sync of its own
 UNKNOWN = frozenset({-1})  # what waits, where the store cannot tell
 
-DirectiveKey = tuple[str, str | None, int | None, float | None]
+DirectiveKey = tuple[str, str | None, int | None, float | None, WantedUpdate | None]
 
 
 @dataclass(slots=True, eq=False)
@@ -144,7 +144,7 @@ class PullLine:
 
     def news(self, node_id: str, directives: Iterable[Directive]) -> list[Directive]:
         """Those that this node was not told before. Once a directive's cause is gone, the same one later is news again."""
-        keyed = {(d.kind.value, d.job_id, d.attempt, d.timeout_s): d for d in directives}
+        keyed = {(d.kind.value, d.job_id, d.attempt, d.timeout_s, d.update): d for d in directives}
         told = self._told.get(node_id, set())
         self._told[node_id] = set(keyed)
         return [directive for key, directive in keyed.items() if key not in told]

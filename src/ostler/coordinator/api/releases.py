@@ -12,6 +12,8 @@ from ostler.coordinator.api.calls import Call
 from ostler.coordinator.api.downloads import serve
 from ostler.coordinator.artifacts.store import Staging
 from ostler.coordinator.operations import releases as ops
+from ostler.coordinator.operations.rollout_turns import check_free, is_asked
+from ostler.coordinator.store.tx import Tx
 from ostler.model.access import Role
 from ostler.model.errors import Forbidden, InvalidSpec, NotFound, Problem
 from ostler.model.release import Release
@@ -79,7 +81,7 @@ async def show_release(call: Call) -> m.ReleaseView:
 
 async def get_bundle(call: Call) -> Response:
     """Its bytes."""
-    if call.is_node:
+    if call.is_node and not await call.read(is_asked, call.node.node_id, call.path["release"]):
         raise NotFound(f"node {call.node.node_id} is not asked to run release {call.path['release']}")
     release = await call.read(ops.show_release, call.path["release"])
     return await serve(call, release.sha256, f"{release.release}.tar", "application/x-tar")
@@ -87,4 +89,9 @@ async def get_bundle(call: Call) -> Response:
 
 async def remove_release(call: Call) -> m.ReleaseView:
     """From now on nobody can be asked to run it."""
-    return await call.write(ops.remove_release, call.path["release"])
+    return await call.write(_remove, call.path["release"])
+
+
+def _remove(tx: Tx, release: str) -> m.ReleaseView:
+    check_free(tx, release)
+    return ops.remove_release(tx, release)

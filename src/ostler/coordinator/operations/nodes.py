@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import NamedTuple
 
-from ostler.coordinator.operations import services, sessions
+from ostler.coordinator.operations import rollout_turns, services, sessions
 from ostler.coordinator.operations.changes import Case, Changes, load_live, load_to_cancel, shortened
 from ostler.coordinator.operations.leases import lose
 from ostler.coordinator.operations.sessions import NodeRow
@@ -202,6 +202,8 @@ def heartbeat(tx: Tx, request: HeartbeatRequest, protocol: int | None = None) ->
         _store_capabilities(tx, node.node_id, request.capabilities)
     if request.services is not None:
         services.observe(tx, node.node_id, request.services)
+    if request.update is not None and node.rollout_id is not None:
+        rollout_turns.note_report(tx, node.node_id, node.rollout_id, request.update)
     return derive(tx, node, live, request.held)
 
 
@@ -234,6 +236,8 @@ def derive(tx: Tx, node: NodeRow, live: Sequence[Case], held: Sequence[Held] | N
             found.append(Directive(kind=DirectiveKind.RECONCILE, job_id=job_id, attempt=attempt))
     for one in _over(held or (), live):
         found.append(Directive(kind=DirectiveKind.FORGET, job_id=one.job_id, attempt=one.attempt))
+    if node.rollout_id is not None and (wish := rollout_turns.wish(tx, node.node_id, node.rollout_id)) is not None:
+        found.append(wish)
     for job_id, attempt in tx.rows(
         "SELECT j.job_id, a.attempt FROM attempts a JOIN jobs j ON j.seq = a.job_seq "
         "WHERE a.node_id = ? AND a.debug_at IS NOT NULL AND a.workspace IS NULL",

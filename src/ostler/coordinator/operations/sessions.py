@@ -35,11 +35,12 @@ class NodeRow:
     drain_s: float | None
     resume: int
     cordoned: str | None
+    rollout_id: str | None = None  # the one that may ask it for a release
     commanded: int = 0  # whether a command for it, or for whichever takes it, is not over; only where that was asked for
 
 
 _COLUMNS = """node_id, state, reason, changed_at, boot_epoch, last_seen_at, renewals, offer, cpu_slots, gpu_slots, disk_free_mb,
-    draining, drain_s, resume, cordoned"""
+    draining, drain_s, resume, cordoned, rollout_id"""
 
 
 def find(tx: Tx, node_id: str) -> NodeRow | None:

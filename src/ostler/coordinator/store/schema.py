@@ -32,6 +32,8 @@ from ostler.model.job import TERMINAL as TERMINAL_JOB
 from ostler.model.job import JobState
 from ostler.model.manifest import DEFAULT_POOL
 from ostler.model.node import NodeState
+from ostler.model.rollout.progress import IN_FLIGHT, Phase
+from ostler.model.rollout.state import RolloutState
 
 # The bits of `jobs.waits`: a job is leased only once none is set.
 FOR_JOBS, UNTIL_TIME = 1, 2
@@ -62,6 +64,7 @@ def listed(values: Iterable[StrEnum]) -> str:
 
 LIVE_SQL = listed(LIVE_ATTEMPT)  # for the partial index of live attempts: a query must repeat it word for word to use it
 NOT_OVER_SQL = listed(frozenset(JobState) - TERMINAL_JOB)
+IN_FLIGHT_SQL = listed(IN_FLIGHT)
 LIVE_JOB_SQL = listed(frozenset(JobState) - TERMINAL_JOB - {JobState.QUEUED, JobState.RETRY_WAIT})  # a node has them
 PENDING_SQL = listed((JobState.QUEUED, JobState.RETRY_WAIT))
 # Word for word the conditions of two indexes over `jobs`.
@@ -143,6 +146,7 @@ nodes = Table(
     Column("pool", Text, nullable=False, server_default=DEFAULT_POOL),
     Column("cordoned", Text),  # why a person wants no new work for it, empty where they did not say; null: nobody does
     Column("quarantine", Text),  # why the node trusts itself with no work, for as long as it says so
+    Column("rollout_id", Text),  # the one rollout that may ask it for a release now
     _in("state", NodeState),
     _flag("draining"),
     _flag("resume"),
@@ -603,4 +607,47 @@ release_keys = Table(
     Column("public", LargeBinary, nullable=False),
     Column("generation", Int, nullable=False),
     sqlite_strict=True,
+)
+
+rollouts = Table(
+    "rollouts",  # releases onto nodes that call in
+    metadata,
+    Column("rollout_id", Text, primary_key=True),
+    Column("state", Text, nullable=False),
+    Column("release", Text, nullable=False),
+    Column("plan", Text, nullable=False),  # what was asked for
+    Column("revision", Int, nullable=False),  # grows with each decision about it
+    Column("reason", Text),
+    Column("created_at", Int, nullable=False),
+    Column("created_by", Text),
+    Column("started_at", Int),
+    Column("finished_at", Int),
+    _in("state", RolloutState),
+    Index("ix_rollouts_created", "created_at", "rollout_id"),
+    sqlite_strict=True,
+)
+
+rollout_hosts = Table(
+    "rollout_hosts",
+    metadata,
+    Column("rollout_id", Text, ForeignKey("rollouts.rollout_id", ondelete="CASCADE"), primary_key=True),
+    Column("node_id", Text, primary_key=True),
+    Column("place", Int, nullable=False),  # in the plan's order
+    Column("phase", Text, nullable=False),
+    Column("fate", Text, nullable=False),  # where it ends once it has nothing more to do
+    Column("reason", Text),
+    Column("excluded", Text),  # why the plan leaves it alone
+    Column("window_s", Real, nullable=False),  # for how long the release must be good there
+    Column("began_at", Int),
+    Column("since", Int),
+    Column("job_id", Text),  # its canary job
+    Column("report", Text),  # what the node said last
+    _in("phase", Phase),
+    sqlite_strict=True,
+)
+Index(
+    "ix_rollout_hosts_flight",
+    rollout_hosts.c.phase,
+    sqlite_where=text(f"phase IN ({IN_FLIGHT_SQL})"),
+    postgresql_where=text(f"phase IN ({IN_FLIGHT_SQL})"),
 )

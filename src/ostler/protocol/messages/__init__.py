@@ -67,6 +67,7 @@ from ostler.protocol.messages.leases import (
     RegisterResponse,
     SecretValue,
     SecretValues,
+    WantedUpdate,
     mend_outside,
     outside,
     register_message,
@@ -107,6 +108,7 @@ from ostler.protocol.messages.records import (
     WebhookView,
 )
 from ostler.protocol.messages.releases import ReleasePage, ReleaseQuery, ReleaseView
+from ostler.protocol.messages.rollouts import RolloutHost, RolloutPage, RolloutRequest, RolloutView
 from ostler.protocol.messages.services import (
     Delivery,
     LeftOut,
@@ -197,6 +199,10 @@ __all__ = [
     "RetentionPlan",
     "RetentionQuery",
     "RetentionView",
+    "RolloutHost",
+    "RolloutPage",
+    "RolloutRequest",
+    "RolloutView",
     "SecretPage",
     "SecretQuery",
     "SecretValue",
@@ -215,6 +221,7 @@ __all__ = [
     "TokenView",
     "VersionView",
     "WaitQuery",
+    "WantedUpdate",
     "WebhookDelivery",
     "WebhookPage",
     "WebhookRequest",

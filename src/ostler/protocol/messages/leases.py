@@ -8,6 +8,7 @@ from ostler.model.attempt import AttemptState, Usage
 from ostler.model.capabilities import Capabilities
 from ostler.model.failures import Failure
 from ostler.model.manifest import InputFile
+from ostler.model.rollout.observe import Report
 from ostler.model.service import Observation
 from ostler.protocol.dsse import Envelope
 
@@ -105,6 +106,21 @@ class DirectiveKind(StrEnum):
     REFRESH_TOKEN = "refresh_token"  # noqa: S105 - a kind of directive
     REGISTER = "register"
     DEBUG = "debug"
+    UPDATE = "update"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WantedUpdate:
+    """The release that a node is to run: its bundle by sha256 and size, and for how long it must be good there. With `back` (why) the
+    node is to undo this very update in place of making it.
+    """
+
+    rollout_id: str
+    release: str
+    sha256: str
+    size: int
+    window_s: float
+    back: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +130,8 @@ class Directive:
     cancel: end this attempt and report it cancelled. reconcile: the coordinator believes that you hold this attempt; if not, report it
     failed with E_LOST. forget: this attempt is over for the coordinator; stop and discard it. refresh_token: use `token` from
     now on. register: your session is unknown, register anew. debug: pin this attempt's workspace and upload it.
-    drain (with `timeout_s`: what then still runs is cancelled) and resume speak to the node as a whole.
+    drain (with `timeout_s`: what then still runs is cancelled) and resume speak to the node as a whole; so does update, to nodes whose
+    capabilities say that they take releases.
     """
 
     kind: DirectiveKind
@@ -123,6 +140,7 @@ class Directive:
     reason: str | None = None
     token: str | None = None
     timeout_s: float | None = None
+    update: WantedUpdate | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +161,7 @@ class HeartbeatRequest:
     slots: int | None = None
     capabilities: Capabilities | None = None  # only when they changed
     services: tuple[Observation, ...] | None = None  # all that the node declares; only when something changed
+    update: Report | None = None  # how the newest update stands, where there ever was one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
