@@ -8,7 +8,7 @@ DEV_STAMP := .venv/.dev-$(shell cksum < lock/dev.txt | cut -d' ' -f1)
 INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check
 export PYTHONDONTWRITEBYTECODE ?=
 
-.PHONY: help run test test-long check fmt chaos test-fleet fleet-demo testbed testbed-down bench bench-quick venv dev lock docs clean
+.PHONY: help run test test-long check fmt chaos test-fleet fleet-demo testbed testbed-down bench bench-quick bench-fleet venv dev lock docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -85,6 +85,9 @@ bench: $(DEV_STAMP)  ## product and peers in turns: rates, latency, footprint, v
 bench-quick: $(DEV_STAMP)  ## the same with few jobs and the peers that matter most, in three minutes
 	@tools/system-packages bubblewrap
 	@$(PY) bench/run.py --quick $(ARGS)
+
+bench-fleet: $(DEV_STAMP)  ## rollouts onto HOSTS real hosts (16) beside Ansible and pyinfra; needs root
+	@$(PY) bench/rollouts.py --hosts $(or $(HOSTS),16) $(ARGS)
 
 lock: $(DEV_STAMP)  ## pin the dependencies anew
 	@for set in run dev release; do \
