@@ -88,6 +88,16 @@ class Operator:
             process.wait(30)
             process.stdout.close()
 
+    @contextlib.contextmanager
+    def without_coordinator(self) -> Iterator[None]:
+        """Commands meanwhile find nobody where the coordinator should be."""
+        before = self.env
+        self.env = {**before, "OSTLER_URL": "http://127.0.0.1:9"}
+        try:
+            yield
+        finally:
+            self.env = before
+
     def mend(self, command: str, *, code: int = 0) -> Done:
         """A command that was printed, as it was pasted into a terminal; only what a profile would say is added."""
         words = command.split()

@@ -105,7 +105,14 @@ def test_nothing_is_left(operator, bare):
     assert operator.health("bare")["running"] == 1
     said = operator.fleet("uninstall", "--yes", "--end-jobs", host="bare", code=0).stdout
     assert "left: the journal of ostler-node.service" in said
+    assert ", node retired; left: " in said
+    assert operator.node("bare")["state"] == "retired"
     assert bare.exec("sh", "-c", TREE).stdout == tree
     assert bare.exec("pgrep", "-f", "ostler", check=False).stdout == ""
     assert bare.exec("sh", "-c", "ls -d /dev/shm/ostler* /run/ostler*; id ostler", check=False).stdout == ""
     assert "nothing had to be changed" in operator.fleet("uninstall", "--yes", host="bare", code=0).stdout
+    with operator.without_coordinator():
+        said = operator.fleet("uninstall", "--yes", host="bare", code=1).stderr
+        assert "bare: the host is bare, but the coordinator still knows node bare: " in said
+        assert "later: ostler node retire bare" in said
+        assert "nothing had to be changed" in operator.fleet("uninstall", "--yes", "--keep-node", host="bare", code=0).stdout

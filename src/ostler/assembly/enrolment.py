@@ -45,12 +45,46 @@ def enrol(file: Path, token: str, *, env: Mapping[str, str]) -> Enrolled:
 
 
 def reach(file: Path, *, env: Mapping[str, str]) -> Enrolled:
-    """Whether the coordinator talks to this release of this node. Opens no session, so a daemon that has one keeps it.
+    """Whether the coordinator talks to this release of this node, and knows its key. Opens no session, so a daemon that has one keeps it.
 
     Raises Rejected where it does not, Unavailable where there is no answer.
     """
     config = resolve_node(file, env=env, need_secrets=False).value
     return asyncio.run(_reach(config))
+
+
+def who_am_i(config: NodeConfig) -> str:
+    """The node's id: as configured, else the one that was made for it. Raises NotFound for a node that was never enrolled."""
+    if not (config.state / KEY).exists():
+        raise NotFound(f"this node has no key in {config.state}: it was never enrolled", hint="ostler node enrol --config FILE")
+    return config.node_id or _known_as(config.state / JOURNAL)
+
+
+def client_of(config: NodeConfig) -> AsyncClient:
+    """To its coordinator, for a few short calls."""
+    address = config.coordinator
+    return AsyncClient(address.base_url, trust=address.trust, timeout_s=min(REACH_S, address.timeout_s))
+
+
+async def prove(client: AsyncClient, node_id: str, key: NodeKey) -> m.KeyStanding:
+    """Which keys the coordinator knows of this node, one of which `key` is. Raises Unauthenticated where it does not know it, and the
+    rest of the error tree."""
+    asked = m.ProveRequest(node_id=node_id, protocol=m.PROTOCOL, public_key=key.public)
+    challenge = await challenge_of(client, asked)
+    signature = key.sign(m.prove_message(challenge, node_id))
+    standing: m.KeyStanding = await client.call(routes.PROVE_NODE, replace(asked, challenge=challenge, signature=signature))
+    return standing
+
+
+async def challenge_of(client: AsyncClient, asked: m.ProveRequest) -> str:
+    """What this coordinator wants signed. Raises the error tree."""
+    try:
+        await client.call(routes.PROVE_NODE, asked)
+    except Unauthenticated as exc:
+        if exc.challenge is None:
+            raise
+        return exc.challenge
+    raise Unauthenticated("whatever answers there asks for no proof, as no coordinator does")
 
 
 async def _enrol(config: NodeConfig, token: str) -> Enrolled:
@@ -89,21 +123,27 @@ async def _enrol(config: NodeConfig, token: str) -> Enrolled:
 
 
 async def _reach(config: NodeConfig) -> Enrolled:
-    address = config.coordinator
-    if not (config.state / KEY).exists():
-        raise NotFound(f"this node has no key in {config.state}: it was never enrolled", hint="ostler node enrol --config FILE")
-    node_id = config.node_id or _known_as(config.state / JOURNAL)
+    """A coordinator of before this question answers 404; then the challenge that it has for everybody is all there is to know."""
+    node_id = who_am_i(config)
+    key = NodeKey.open(config.state / KEY)
+    async with client_of(config) as client:
+        try:
+            await prove(client, node_id, key)
+        except NotFound:
+            await _is_spoken_to(client, node_id, key)
+    return Enrolled(node_id=node_id, coordinator=config.coordinator.base_url)
+
+
+async def _is_spoken_to(client: AsyncClient, node_id: str, key: NodeKey) -> None:
     request = m.RegisterRequest(
         node_id=node_id, version=__version__, protocol=m.PROTOCOL, boot_epoch="asked", capabilities=_NOBODY,
-        public_key=NodeKey.open(config.state / KEY).public, cpu_slots=0, gpu_slots=0, held=(),
+        public_key=key.public, cpu_slots=0, gpu_slots=0, held=(),
     )  # fmt: skip
-    async with AsyncClient(address.base_url, trust=address.trust, timeout_s=min(REACH_S, address.timeout_s)) as client:
-        try:
-            await client.call(routes.REGISTER, request)
-        except Unauthenticated as exc:
-            if exc.challenge is None:
-                raise
-    return Enrolled(node_id=node_id, coordinator=address.base_url)
+    try:
+        await client.call(routes.REGISTER, request)
+    except Unauthenticated as exc:
+        if exc.challenge is None:
+            raise
 
 
 def _known_as(journal: Path) -> str:

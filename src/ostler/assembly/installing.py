@@ -15,12 +15,13 @@ from ostler.fleet.inventory.host import Host
 from ostler.fleet.node_config import CA, CANARY, Own, render
 from ostler.fleet.releases.store import Release, for_platform
 from ostler.fleet.ssh.step import Outcome, Step
-from ostler.model.errors import InvalidSpec, MachineUnreachable
+from ostler.model.errors import InvalidSpec, MachineUnreachable, NotFound
+from ostler.model.node import NodeState
 from ostler.node.allowlist import parse_entry
 from ostler.node.session import is_loopback
 from ostler.protocol import routes
 from ostler.protocol.client import AsyncClient
-from ostler.protocol.messages import TokenKind, TokenRequest
+from ostler.protocol.messages import NodeView, ReasonRequest, TokenKind, TokenRequest
 from ostler.protocol.trust import Trust
 
 JOIN_S = 900.0
@@ -47,6 +48,20 @@ async def join_token(endpoint: Endpoint, host: Host) -> str:
     async with AsyncClient(endpoint.url, token=endpoint.token, trust=tls) as client:
         made = await client.call(routes.CREATE_TOKEN, asked)
     return str(made.token)
+
+
+async def retire(endpoint: Endpoint, node_id: str) -> bool:
+    """Have the coordinator forget a node whose host has no Ostler any more; False where it did already. Raises the error tree."""
+    tls = Trust(ca_file=endpoint.ca_file, client_cert=endpoint.client_cert, client_key=endpoint.client_key)
+    async with AsyncClient(endpoint.url, token=endpoint.token, trust=tls) as client:
+        try:
+            node: NodeView = await client.call(routes.SHOW_NODE, node_id=node_id)
+            if node.state is NodeState.RETIRED:
+                return False
+            await client.call(routes.RETIRE_NODE, ReasonRequest(reason="ostler fleet uninstall"), node_id=node_id)
+        except NotFound:
+            return False
+    return True
 
 
 def own_of(host: Host, *, coordinator: str, ca_file: Path | None, allowlist: Mapping[str, str]) -> Own:

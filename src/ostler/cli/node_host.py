@@ -42,7 +42,7 @@ def enrol(
 
 
 def reach(config: ConfigOption = SYSTEM_CONFIG, as_json: JsonOption = False) -> None:
-    """Ask the coordinator whether it talks to this release of this node. Opens no session: a daemon that runs is not disturbed."""
+    """Ask the coordinator whether it talks to this release of this node and knows its key. A daemon that runs is not disturbed."""
     from ostler.assembly import enrolment
 
     done = enrolment.reach(config, env=os.environ)
@@ -50,6 +50,22 @@ def reach(config: ConfigOption = SYSTEM_CONFIG, as_json: JsonOption = False) -> 
         output.print_json(done)
     else:
         output.say(f"{done.coordinator} answers {done.node_id}")
+
+
+def rotate_key(config: ConfigOption = SYSTEM_CONFIG, as_json: JsonOption = False) -> None:
+    """Give this node a new key. Both are good until its daemon, started anew, opens a session with the new one; asked then, it says so.
+
+    Run it as the user that the daemon has. `ostler fleet rotate-credentials` does all of it, on all hosts.
+    """
+    from ostler.assembly import rekeying
+
+    done = rekeying.rotate(config, env=os.environ)
+    if as_json:
+        output.print_json(done)
+    elif done.proven:
+        output.say(f"{done.node_id} has the key {done.key_id}; the one before opens nothing any more")
+    else:
+        output.say(f"{done.node_id} has the key {done.key_id} from its daemon's next start on; then say this again")
 
 
 def install(

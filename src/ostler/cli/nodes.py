@@ -14,6 +14,7 @@ from ostler.model.node import NodeState
 app = typer.Typer()
 app.command()(node_host.enrol)
 app.command()(node_host.reach)
+app.command()(node_host.rotate_key)
 app.command()(node_host.install)
 app.command()(node_host.uninstall)
 

@@ -84,6 +84,10 @@ class HostSteps:
         words = [*(["--keep-state"] if keep_state else []), *(["--end-jobs"] if end_jobs else [])]
         return self.ask("stop and remove", "uninstall", *words, timeout_s=300.0)
 
+    def rotate_key(self, *, wait_s: float = 60.0) -> Step:
+        """A new key for the node, proven by a session of its daemon."""
+        return self.ask("replace the key", "rotate-key", "--wait", f"{wait_s:g}", timeout_s=180.0 + wait_s)
+
     def prune(self, *, keep: int) -> Step:
         """Remove old releases, never one that runs or could be gone back to."""
         return self.ask("remove old releases", "prune", "--keep", str(keep))

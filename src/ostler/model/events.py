@@ -28,6 +28,7 @@ JOB_KINDS: dict[str, str] = {
 
 NODE_KINDS: dict[str, str] = {
     "enrol": "It joined with a join token.",
+    "new_key": "It has a new key, which opened a session; the one before opens none any more.",
     NodeEvent.REGISTER: "Its daemon opened a new session.",
     NodeEvent.BEAT: "It gave a sign of life and is ready.",
     NodeEvent.MISS: "It is silent: unknown, its attempts are not judged yet.",

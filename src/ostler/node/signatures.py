@@ -68,6 +68,10 @@ class NodeKey:
             os.close(folder)
         return cls(private)
 
+    def sign(self, message: bytes) -> bytes:
+        """A signature over a message that says for what it is."""
+        return self._private.sign(message)
+
     def prove(self, challenge: str, node_id: str, boot_epoch: str) -> bytes:
         """The signature that opens a session."""
         return self._private.sign(register_message(challenge, node_id, boot_epoch))

@@ -71,6 +71,17 @@ REGISTER = Route(
     request=m.RegisterRequest, response=m.RegisterResponse,
     errors=(errors.InvalidSpec, errors.Unauthenticated, errors.UpgradeRequired, errors.Forbidden, errors.AlreadyExists),
 )  # fmt: skip
+PROVE_NODE = Route(
+    name="prove_node", method="POST", path="/nodes/prove", audience=Audience.ENROL, body=Body.JSON,
+    summary="Ask by a signed challenge whether a node's key is known here; opens no session",
+    request=m.ProveRequest, response=m.KeyStanding,
+    errors=(errors.InvalidSpec, errors.Unauthenticated, errors.UpgradeRequired, errors.Forbidden),
+)  # fmt: skip
+REPLACE_KEY = Route(
+    name="replace_key", method="POST", path="/nodes/key", audience=Audience.ENROL, body=Body.JSON,
+    summary="A new key for a node, signed by the one that it has; that stays good until the new one opened a session",
+    request=m.KeyRequest, response=m.KeyStanding, errors=(errors.InvalidSpec, errors.Unauthenticated, errors.Forbidden),
+)  # fmt: skip
 HEARTBEAT = Route(
     name="heartbeat", method="POST", path="/nodes/heartbeat", audience=Audience.NODE, body=Body.JSON,
     summary="Renew the leases that a node holds; answers directives",
@@ -440,7 +451,7 @@ METRICS = Route(
 )  # fmt: skip
 
 ROUTES: tuple[Route, ...] = (
-    REGISTER, HEARTBEAT, PULL, ACK, PROGRESS, RESULT, FAIL, APPEND_LOG, UPLOAD_WORKSPACE, FETCH_SECRETS,
+    REGISTER, PROVE_NODE, REPLACE_KEY, HEARTBEAT, PULL, ACK, PROGRESS, RESULT, FAIL, APPEND_LOG, UPLOAD_WORKSPACE, FETCH_SECRETS,
     SUBMIT, LIST_JOBS, SHOW_JOB, AWAIT_JOB, AWAIT_JOBS, EXPLAIN_JOB, READ_LOG, LIST_ARTIFACTS, GET_ARTIFACT,
     CANCEL_JOB, RETRY_JOB, HOLD_JOB, RELEASE_JOB, DEBUG_JOB, GET_WORKSPACE, SHOW_GROUP, CANCEL_GROUP, UPLOAD_BLOB, GET_BLOB,
     LIST_SERVICES, SHOW_SERVICE, COMMAND_SERVICE,

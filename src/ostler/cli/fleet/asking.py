@@ -2,6 +2,7 @@
 
 import asyncio
 import getpass
+import sys
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import typer
 
 from ostler.cli import output
-from ostler.model.errors import MachineUnreachable, NotFound, OstlerError, Rejected
+from ostler.model.errors import Conflict, MachineUnreachable, NotFound, OstlerError, Rejected
 
 
 def chosen(
@@ -59,3 +60,21 @@ def why(error: OstlerError) -> str:
     """One line of an error, with what to do."""
     said = error.message if error.hint is None else f"{error.message} ({error.hint})"
     return f"unreachable: {said}" if isinstance(error, MachineUnreachable) else said
+
+
+def show_steps(host: Any, steps: list[Any]) -> None:
+    """What would be executed on a host, in its order."""
+    output.say(f"\n{host.name} ({host.target}):")
+    for step in steps:
+        shown = " ".join(step.shown(host.user or "").split())
+        output.say(f"  {step.title}: {output.clean(shown if len(shown) < 400 else f'{shown[:120]} … {shown[-160:]}')}")
+
+
+def agree(question: str, ask: bool) -> None:
+    """Ask; raises where there is nobody to ask, or where it is not wanted."""
+    if not ask:
+        return
+    if not sys.stdin.isatty():
+        raise typer.BadParameter("there is nobody to ask; say --yes, or --dry-run to look", param_hint="'--yes'")
+    if not typer.confirm(question, err=True):
+        raise Conflict("nothing was changed")

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,6 +28,7 @@ DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Look, print what 
 KeepStateOption = Annotated[
     bool, typer.Option("--keep-state", help="Leave user, key, journal and workspaces, for an installation that comes later.")
 ]
+KeepNodeOption = Annotated[bool, typer.Option("--keep-node", help="The coordinator goes on knowing the nodes.")]
 EndJobsOption = Annotated[
     bool, typer.Option("--end-jobs", help="End the jobs that run. Without it, a host that has any is refused.")
 ]
@@ -108,9 +108,9 @@ def install(  # noqa: PLR0917 - the options of a command
             output.note(f"{name}: {output.clean(why)}")
     if dry_run:
         for name, one in ready.items():
-            _show_steps(one, asyncio.run(installation(None, one).steps(looked[name], token=_placeholder)))
+            asking.show_steps(one, asyncio.run(installation(None, one).steps(looked[name], token=_placeholder)))
         raise exits.Exit(exits.FAILED if wrong else exits.GOOD)
-    _agree(f"Install on {len(ready)} hosts?", bool(ready) and not yes)
+    asking.agree(f"Install on {len(ready)} hosts?", bool(ready) and not yes)
     answers = asyncio.run(asking.on_each(ready, act, accept_new=accept_new, known_hosts=known_hosts))
     _summarise(answers, wrong, done="is a node", again="ostler fleet install", as_json=as_json)
 
@@ -125,6 +125,7 @@ def uninstall(  # noqa: PLR0917 - the options of a command
     known_hosts: KnownHostsOption = None,
     accept_new: AcceptNewOption = False,
     keep_state: KeepStateOption = False,
+    keep_node: KeepNodeOption = False,
     end_jobs: EndJobsOption = False,
     yes: YesOption = False,
     dry_run: DryRunOption = False,
@@ -132,24 +133,38 @@ def uninstall(  # noqa: PLR0917 - the options of a command
 ) -> None:
     """Stop daemon and keeper on hosts and take back all that was installed; what stays (logs) is named.
 
-    The coordinator still knows the nodes: `ostler node retire NODE` makes a name free for another machine.
+    Then the coordinator retires their nodes, which makes the names free for other machines; not with `--keep-node`, or where the state,
+    and with it the node's key, is kept.
 
-    Exit code 0: all hosts are bare; 1: some are not; 2: wrong usage.
+    Exit code 0: all hosts are bare and retired; 1: some are not; 2: wrong usage.
     """
+    from ostler.assembly import installing as bring
+    from ostler.assembly.endpoint import look_for_endpoint
     from ostler.fleet import installing
     from ostler.fleet.host_steps import HostSteps
 
     hosts = asking.chosen(
         inventories=inventory, destination=dest, accessories=accessories, groups=group, hosts=host, ssh_config=ssh_config
     )
+    endpoint = None if keep_node or keep_state else look_for_endpoint()
+    if endpoint is None and not (keep_node or keep_state):
+        output.note("note: no coordinator is named that could retire the nodes; later: ostler node retire NODE")
     if dry_run:
         for one in hosts.values():
-            _show_steps(one, [HostSteps().uninstall(keep_state=keep_state, end_jobs=end_jobs)])
+            asking.show_steps(one, [HostSteps().uninstall(keep_state=keep_state, end_jobs=end_jobs)])
+            if endpoint is not None:
+                output.say(f"  retire the node: POST {endpoint.url}/api/v1/nodes/{one.name}/retire")
         return
-    _agree(f"Uninstall Ostler from {len(hosts)} hosts ({', '.join(hosts)})?", not yes)
+    asking.agree(f"Uninstall Ostler from {len(hosts)} hosts ({', '.join(hosts)})?", not yes)
 
     async def act(lines: Any, one: Any) -> Any:
-        return await installing.uninstall(lambda step: lines.run(one, step), keep_state=keep_state, end_jobs=end_jobs)
+        done = await installing.uninstall(lambda step: lines.run(one, step), keep_state=keep_state, end_jobs=end_jobs)
+        node_id = str(done["node_id"] or one.name)
+        try:
+            return done | {"retired": endpoint is not None and await bring.retire(endpoint, node_id)}
+        except OstlerError as exc:
+            why = f"the host is bare, but the coordinator still knows node {node_id}: {asking.why(exc)}"
+            raise Conflict(why, hint=f"later: ostler node retire {node_id}") from exc
 
     answers = asyncio.run(asking.on_each(hosts, act, accept_new=accept_new, known_hosts=known_hosts))
     _summarise(answers, {}, done="has no Ostler any more", again="ostler fleet uninstall", as_json=as_json)
@@ -164,22 +179,6 @@ async def _placeholder() -> str:
 def _needs(looked: Any) -> str:
     parts = [*(["upload"] if looked.upload else []), *(["join"] if looked.enrol else []), "set up and start"]
     return f"{looked.facts.os}, {looked.facts.abi}-{looked.facts.arch}: {', '.join(parts)}"
-
-
-def _show_steps(host: Any, steps: list[Any]) -> None:
-    output.say(f"\n{host.name} ({host.target}):")
-    for step in steps:
-        shown = " ".join(step.shown(host.user or "").split())
-        output.say(f"  {step.title}: {output.clean(shown if len(shown) < 400 else f'{shown[:120]} … {shown[-160:]}')}")
-
-
-def _agree(question: str, ask: bool) -> None:
-    if not ask:
-        return
-    if not sys.stdin.isatty():
-        raise typer.BadParameter("there is nobody to ask; say --yes, or --dry-run to look", param_hint="'--yes'")
-    if not typer.confirm(question, err=True):
-        raise Conflict("nothing was changed")
 
 
 def _summarise(answers: dict[str, Any], wrong: dict[str, str], *, done: str, again: str, as_json: bool) -> None:
@@ -198,6 +197,8 @@ def _summarise(answers: dict[str, Any], wrong: dict[str, str], *, done: str, aga
                 output.note(output.clean(f"{name}: {failed[name]}"))
                 continue
             what = ", ".join(answer.get("changed") or answer.get("removed") or ()) or "nothing had to be changed"
+            if answer.get("retired"):
+                what += ", node retired"
             left = f"; left: {', '.join(answer['left'])}" if answer.get("left") else ""
             output.say(output.clean(f"{name} {done} ({what}{left})"))
             for warning in answer.get("warnings") or ():

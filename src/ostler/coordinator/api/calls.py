@@ -163,6 +163,11 @@ class Call:
         entry = entry_of(self.route, self.caller, self.scope, self.path, self.request_id, target=self.target)
         return await self.services.store.write(audited, entry, operation, *args, **kwargs)
 
+    async def write_for(self, principal: str, operation: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The same for a caller who proved by the body who it is."""
+        entry = entry_of(self.route, self.caller, self.scope, self.path, self.request_id, target=self.target)
+        return await self.services.store.write(audited, entry._replace(principal=principal), operation, *args, **kwargs)
+
     async def note_download(self) -> None:
         """A row of the audit log for who gets at the bytes of a job that is another's."""
         if self.owner is None and not self.is_node:

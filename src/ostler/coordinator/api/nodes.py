@@ -1,7 +1,7 @@
 """Endpoints of and about nodes: registration, heartbeats, and what people decide about them."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -56,7 +56,7 @@ async def register_node(call: Call) -> Any:
         call.target = request.node_id
         session = await call.write(_enrol, request, call.caller.secret, services.credentials.challenge())
     else:
-        await _check_signature(call, request)
+        await _check_registrant(call, request)
         session = await services.store.write(ops.open_session, request)
         services.credentials.spend(request.challenge or "")
     services.door.note_session(request.node_id, request.boot_epoch)
@@ -92,7 +92,7 @@ async def _refuse_outsider(call: Call, raw: bytes, protocol: int) -> UpgradeRequ
     if found:
         raise InvalidSpec("the registration is not valid", found)
     call.target = said.node_id
-    await _check_signature(call, said)
+    await _check_registrant(call, said)
     refusal = window.refusal(protocol, said.node_id, lease_s=services.config.lease.total_seconds())
     await services.store.write(
         ops.renew_outside, said.node_id, said.boot_epoch, said.held, protocol=protocol, version=said.version, why=refusal.message
@@ -135,7 +135,52 @@ def _enrol(tx: Tx, request: m.RegisterRequest, join_token: str, challenge: str) 
     return ops.open_session(tx, request)
 
 
-async def _check_signature(call: Call, request: m.RegisterRequest | _Outsider) -> None:
+async def prove_node(call: Call) -> m.KeyStanding:
+    """By a node that is asked whether it is known here; its session, if there is one, goes on."""
+    request = await call.json(m.ProveRequest)
+    if m.outside(request.protocol) is not None:
+        raise window.refusal(request.protocol, request.node_id)
+    message = m.prove_message(request.challenge or "", request.node_id)
+    await _check_signature(call, request, message)
+    call.services.credentials.spend(request.challenge or "")
+    return await call.read(ops.key_standing, request.node_id)
+
+
+async def replace_key(call: Call) -> m.KeyStanding:
+    """By a node, for itself. Who has no longer the old key cannot, and who has not the new one either."""
+    request = await call.json(m.KeyRequest)
+    if len(request.new_key) != KEY_BYTES:
+        raise InvalidSpec(
+            "the key is not valid", [Problem("new_key", f"must be a raw Ed25519 key of {KEY_BYTES} bytes, in base64")]
+        )
+    message = m.key_message(request.challenge, request.node_id, request.new_key)
+    await _check_signature(call, request, message)
+    if not _verifies(request.new_key, request.new_signature, message):
+        raise Unauthenticated("the new key did not sign for itself")
+    call.services.credentials.spend(request.challenge)
+    call.target = request.node_id
+    return await call.write_for(f"node {request.node_id}", ops.replace_key, request.node_id, request.new_key)
+
+
+async def _check_registrant(call: Call, request: m.RegisterRequest | _Outsider) -> None:
+    message = m.register_message(request.challenge or "", request.node_id, request.boot_epoch)
+    await _check_signature(call, request, message)
+
+
+class _Proof(Protocol):
+    """What a node shows to prove that it has the private half of its key."""
+
+    @property
+    def node_id(self) -> str: ...
+    @property
+    def public_key(self) -> bytes: ...
+    @property
+    def challenge(self) -> str | None: ...
+    @property
+    def signature(self) -> bytes | None: ...
+
+
+async def _check_signature(call: Call, request: _Proof, message: bytes) -> None:
     credentials = call.services.credentials
     if request.challenge is None or request.signature is None or not credentials.challenge_is_good(request.challenge):
         raise Unauthenticated(
@@ -143,9 +188,8 @@ async def _check_signature(call: Call, request: m.RegisterRequest | _Outsider) -
             challenge=credentials.challenge(),
             hint="make a join token with `ostler token create --join` if this node was never enrolled",
         )
-    key = await call.services.store.read(ops.node_key, request.node_id)
-    message = m.register_message(request.challenge, request.node_id, request.boot_epoch)
-    if key is None or key != request.public_key or not _verifies(key, request.signature, message):
+    keys = await call.services.store.read(ops.node_keys, request.node_id)
+    if request.public_key not in keys or not _verifies(request.public_key, request.signature, message):
         raise Unauthenticated(
             f"no node {request.node_id!r} is enrolled with this key",
             hint="enrol it: `ostler token create --join`, then start it with the token",

@@ -68,6 +68,8 @@ def detail_of(value: Any) -> str | None:
             return f"{webhook_id} at {urlsplit(url).hostname}"  # the rest of a URL may be what lets one in
         case Standing(quota=quota) if quota is not None:
             return quota.text()
+        case m.KeyStanding(key_id=key_id, next_key_id=next_key_id):
+            return f"key {key_id}, to be replaced by {next_key_id or 'none'}"
         case m.SecretView(shared=shared, version=version):
             return f"{'shared' if shared else 'own'}, version {version}"
         case m.JobView(job_id=job_id):

@@ -16,19 +16,21 @@ from ostler.coordinator.operations.sessions import NodeRow
 from ostler.coordinator.operations.views import node_view
 from ostler.coordinator.store.beside import beside_others
 from ostler.coordinator.store.times import span
-from ostler.coordinator.store.tx import Tx
+from ostler.coordinator.store.tx import Row, Tx
 from ostler.model.attempt import BEGUN
 from ostler.model.capabilities import Capabilities
 from ostler.model.errors import AlreadyExists, InvalidSpec, Problem, StaleAttempt
 from ostler.model.manifest import DEFAULT_POOL, NAME
 from ostler.model.node import NodeEvent, NodeState
 from ostler.protocol.codec import encode
+from ostler.protocol.dsse import key_id
 from ostler.protocol.messages import (
     Directive,
     DirectiveKind,
     DrainRequest,
     HeartbeatRequest,
     Held,
+    KeyStanding,
     NodeView,
     RegisterRequest,
 )
@@ -49,13 +51,13 @@ def enrol_node(tx: Tx, request: RegisterRequest, join_token_id: str) -> None:
     """Make the node known by its public key. The same key again is no error; another key is AlreadyExists, a retired one
     NodeRetired. A node without a key is known by the join token that it came with.
     """
-    row = tx.row("SELECT public_key, state, token_id FROM nodes WHERE node_id = ?", (request.node_id,))
+    row = tx.row("SELECT public_key, next_key, state, token_id FROM nodes WHERE node_id = ?", (request.node_id,))
     if row is not None:
-        if row[1] == NodeState.RETIRED:
-            if bytes(row[0]) == request.public_key:
+        if row[2] == NodeState.RETIRED:
+            if request.public_key in _keys(row):
                 raise sessions.retired(request.node_id)
         else:
-            if bytes(row[0]) == request.public_key and (request.public_key or row[2] == join_token_id):
+            if request.public_key in _keys(row) and (request.public_key or row[3] == join_token_id):
                 return
             if not request.public_key and not row[0]:
                 raise AlreadyExists(
@@ -88,6 +90,7 @@ def open_session(tx: Tx, request: RegisterRequest) -> Session:
     Raises NotFound (not enrolled), NodeRetired, StaleAttempt (a newer session was opened since).
     """
     node = sessions.present(tx, request.node_id, None)
+    _promote(tx, node.node_id, request.public_key)
     held = {(one.job_id, one.attempt) for one in request.held}
     live = load_live(tx, node.node_id)
     if request.boot_epoch == node.boot_epoch:
@@ -328,14 +331,40 @@ def retire_node(tx: Tx, node_id: str, reason: str | None = None) -> NodeView:
 
 def is_enrolled(tx: Tx, node_id: str, public_key: bytes) -> bool:
     """Whether there is this node, with this key, and not retired. Works in a read."""
-    sql = "SELECT 1 FROM nodes WHERE node_id = ? AND public_key = ? AND state <> 'retired'"
-    return tx.row(sql, (node_id, public_key)) is not None
+    sql = "SELECT 1 FROM nodes WHERE node_id = ? AND (public_key = ? OR next_key = ?) AND state <> 'retired'"
+    return tx.row(sql, (node_id, public_key, public_key)) is not None
 
 
-def node_key(tx: Tx, node_id: str) -> bytes | None:
-    """The raw public key of a node that was ever enrolled; None where there is none. For `Store.read`."""
-    row = tx.row("SELECT public_key FROM nodes WHERE node_id = ?", (node_id,))
-    return None if row is None else bytes(row[0])
+def node_keys(tx: Tx, node_id: str) -> tuple[bytes, ...]:
+    """The raw public keys of a node that was ever enrolled: its own, and the one that is to take its place. For `Store.read`."""
+    row = tx.row("SELECT public_key, next_key FROM nodes WHERE node_id = ?", (node_id,))
+    return () if row is None else _keys(row)
+
+
+def key_standing(tx: Tx, node_id: str) -> KeyStanding:
+    """Which keys a node has. NotFound, NodeRetired. Works in a read."""
+    sessions.in_service(tx, node_id)
+    key, *more = node_keys(tx, node_id)
+    return KeyStanding(node_id=node_id, key_id=key_id(key), next_key_id=key_id(more[0]) if more else None)
+
+
+def replace_key(tx: Tx, node_id: str, new_key: bytes) -> KeyStanding:
+    """A key that takes the place of the node's with the first session that it opens; with the node's own, none does. NotFound,
+    NodeRetired."""
+    sessions.in_service(tx, node_id)
+    tx.run("UPDATE nodes SET next_key = nullif(?, public_key) WHERE node_id = ?", (new_key, node_id))
+    return key_standing(tx, node_id)
+
+
+def _promote(tx: Tx, node_id: str, key: bytes) -> None:
+    """The key that opens a session is the node's own from now on."""
+    sql = "UPDATE nodes SET public_key = next_key, next_key = NULL WHERE node_id = ? AND next_key = ?"
+    if tx.run(sql, (node_id, key)):
+        sessions.note(tx, "new_key", node_id, key_id(key))
+
+
+def _keys(row: Row) -> tuple[bytes, ...]:
+    return tuple(bytes(key) for key in row[:2] if key is not None)
 
 
 def newest_session(tx: Tx, node_id: str) -> str | None:

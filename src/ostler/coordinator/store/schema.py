@@ -147,6 +147,7 @@ nodes = Table(
     Column("cordoned", Text),  # why a person wants no new work for it, empty where they did not say; null: nobody does
     Column("quarantine", Text),  # why the node trusts itself with no work, for as long as it says so
     Column("rollout_id", Text),  # the one rollout that may ask it for a release now
+    Column("next_key", LargeBinary),  # takes the place of `public_key` with the first session that it opens
     _in("state", NodeState),
     _flag("draining"),
     _flag("resume"),

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ostler.fleet.host import facts, installing, lock, setting_up, switching, systemd, watcher
+from ostler.fleet.host import facts, installing, lock, rekeying, setting_up, switching, systemd, watcher
 from ostler.fleet.host.places import NODE_UNIT, Places, read_json
 from ostler.fleet.host.refusals import Refused
 from ostler.fleet.host.told import Told
@@ -60,6 +60,10 @@ def _set_up(places: Places, given: argparse.Namespace) -> Answer:
 
 def _uninstall(places: Places, given: argparse.Namespace) -> Answer:
     return setting_up.uninstall(places, keep_state=given.keep_state, end_jobs=given.end_jobs)
+
+
+def _rotate_key(places: Places, given: argparse.Namespace) -> Answer:
+    return rekeying.rotate(places, wait_s=given.wait)
 
 
 def _switch(places: Places, given: argparse.Namespace) -> Answer:
@@ -118,6 +122,7 @@ VERBS: dict[str, tuple[Callable[[Places, argparse.Namespace], Answer], tuple[tup
     "prune": (_prune, (("--keep", {"type": int, "required": True}),)),
     "set-up": (_set_up, (("--release", {"required": True}), ("--wait", {"type": float, "default": 60.0}))),
     "uninstall": (_uninstall, (("--keep-state", {"action": "store_true"}), ("--end-jobs", {"action": "store_true"}))),
+    "rotate-key": (_rotate_key, (("--wait", {"type": float, "default": 60.0}),)),
     "switch": (
         _switch,
         (

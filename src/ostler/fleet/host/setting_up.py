@@ -29,8 +29,8 @@ def set_up(places: Places, release: str, told: Told, *, wait_s: float) -> dict[s
     Answers what was changed and the daemon's health, once that says that it can run a job and has a coordinator, within `wait_s`.
     Raises Refused.
     """
-    _require(places)
-    with _alone(places):
+    require(places)
+    with alone(places):
         home = _check(places, release, told)
         traces = Traces(places)
         due = places.updates / "start.due"  # one that was cut off may have changed what the daemon has not read
@@ -53,11 +53,12 @@ def uninstall(places: Places, *, keep_state: bool, end_jobs: bool) -> dict[str, 
     """Stop everything and take back all that was made; what stays is named in the answer. Raises Refused while jobs run, unless told
     to end them.
     """
-    _require(places)
+    require(places)
     there = [one for one in (places.ostler, *(() if keep_state else (places.updates,))) if one.is_dir()]
-    with _alone(places):
+    with alone(places):
+        health = daemon.ask(places.door, "GET", "/healthz")
         if not end_jobs:
-            _refuse_jobs(places)
+            _refuse_jobs(health)
         traces = Traces(places)
         _stop(places, traces)
         state, logs = places.state, places.logs
@@ -77,10 +78,12 @@ def uninstall(places: Places, *, keep_state: bool, end_jobs: bool) -> dict[str, 
             if own.is_dir():
                 shutil.rmtree(own)
     journals = f"the journal of {', '.join((*UNITS, WATCH_UNIT))}"
-    return {"removed": removed, "restored": restored, "left": [*map(str, left), journals]}
+    node_id = (health or {}).get("node_id")
+    return {"removed": removed, "restored": restored, "left": [*map(str, left), journals], "node_id": node_id}
 
 
-def _require(places: Places) -> None:
+def require(places: Places) -> None:
+    """Root, on a host with systemd; raises Refused."""
     if os.geteuid() != 0:
         raise Refused("unfit", "this needs root: it makes a user and installs units")
     if not (places.root / "run/systemd/system").is_dir():
@@ -93,7 +96,7 @@ def _require(places: Places) -> None:
 
 
 @contextlib.contextmanager
-def _alone(places: Places) -> Iterator[None]:
+def alone(places: Places) -> Iterator[None]:
     """No switch, no rollout and no open update beside this."""
     with guarded(places, switching.SWITCH, wait=False):
         if (held := read_json(places.lock)) is not None:
@@ -242,8 +245,7 @@ def _in_contact(health: dict[str, Any] | None) -> bool:
     return isinstance(contact, int | float) and contact <= CONTACT_S
 
 
-def _refuse_jobs(places: Places) -> None:
-    health = daemon.ask(places.door, "GET", "/healthz")
+def _refuse_jobs(health: dict[str, Any] | None) -> None:
     if health is None:
         if systemd.show(KEEPER_UNIT, "ActiveState")["ActiveState"] == "active":
             raise Refused("busy", "the daemon does not answer, so jobs may run under the keeper; say --end-jobs to end them")

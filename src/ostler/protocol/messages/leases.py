@@ -74,6 +74,49 @@ def register_message(challenge: str, node_id: str, boot_epoch: str) -> bytes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProveRequest:
+    """A node asks whether its key is known, and opens no session. `signature` is over `prove_message(...)`."""
+
+    node_id: str
+    protocol: int
+    public_key: bytes
+    challenge: str | None = None
+    signature: bytes | None = None
+
+
+def prove_message(challenge: str, node_id: str) -> bytes:
+    """What a node signs to ask whether its key is known."""
+    return f"ostler-prove-v1\n{challenge}\n{node_id}".encode()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyRequest:
+    """A node's new key in the place of the one that it has: both sign `key_message(...)`."""
+
+    node_id: str
+    public_key: bytes
+    new_key: bytes
+    challenge: str
+    signature: bytes
+    new_signature: bytes
+
+
+def key_message(challenge: str, node_id: str, new_key: bytes) -> bytes:
+    """What a node signs with its key and with the new one."""
+    return f"ostler-key-v1\n{challenge}\n{node_id}\n{new_key.hex()}".encode()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyStanding:
+    """The ids of a node's keys (`dsse.key_id`): the one that it has, and the one that takes its place with the first session that it
+    opens. Until then both are good."""
+
+    node_id: str
+    key_id: str
+    next_key_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RegisterResponse:
     """What the node lives by from now on. `coordinator_key` is the raw Ed25519 key that signs assignments.
 

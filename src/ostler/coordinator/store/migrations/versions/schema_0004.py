@@ -1,5 +1,5 @@
 """Schema 4: small artifacts stand in the database; releases and whom to believe about them; services of nodes, and commands to them;
-rollouts."""
+rollouts; keys that are to replace those of nodes."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -116,3 +116,4 @@ def upgrade() -> None:
         "ix_rollout_hosts_flight", "rollout_hosts", ["phase"], unique=False, sqlite_where=sa.text(FLIGHT),
         postgresql_where=sa.text(FLIGHT),
     )  # fmt: skip
+    op.add_column("nodes", sa.Column("next_key", sa.LargeBinary(), nullable=True))

@@ -1,0 +1,91 @@
+"""What an operator does on many hosts beside rollouts, on real ones: new keys, and what an old keeper still needs."""
+
+import json
+import re
+
+import pytest
+
+from e2e.fleet import until
+
+pytestmark = [pytest.mark.xdist_group("testbed"), pytest.mark.timeout(300, func_only=True)]
+KEY, OLD = "/var/lib/ostler/node/node.key", "/var/lib/ostler/node/node.key.old"
+# Arguments and environment of every process that comes up, for as long as the file is there.
+RECORD = """
+touch /run/recording
+while [ -e /run/recording ]; do cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ 2>/dev/null; done | tr '\\0' '\\n' | sort -u > /run/seen
+touch /run/recorded
+"""
+
+
+def secret_of(pem):
+    """The private part, as it stands in the file."""
+    return re.search("-----BEGIN PRIVATE KEY-----\n(.+)\n-----END", pem)[1]
+
+
+def test_all_nodes_get_new_keys_and_no_secret_is_seen(installed, host):
+    shown = installed.fleet("rotate-credentials", "--dry-run", code=0).stdout
+    assert shown.count("rotate-key --wait 60") == len(installed.bed.hosts)
+    before = {name: one.exec("cat", KEY).stdout for name, one in installed.bed.hosts.items()}
+    job, pids = installed.sleeper("mini-1")
+    host.exec("tee", "/run/record.sh", stdin=RECORD)
+    host.exec("systemd-run", "--collect", "sh", "/run/record.sh")
+    until(lambda: host.exec("ls", "/run/recording", check=False).stdout, what="the record")
+    try:
+        done = installed.fleet("rotate-credentials", "--yes", "--json", code=0)
+    finally:
+        host.exec("rm", "-f", "/run/recording")
+    until(lambda: host.exec("ls", "/run/recorded", check=False).stdout, what="the end of the record")
+    said = {one["host"]: one for one in json.loads(done.stdout)}
+    assert set(said) == set(installed.bed.hosts)
+    after = {name: one.exec("cat", KEY).stdout for name, one in installed.bed.hosts.items()}
+    seen = host.exec("cat", "/run/seen").stdout
+    assert "rotate-key" in seen
+    logs = host.exec("journalctl", "--no-pager", "--output=cat").stdout + (installed.folder / "coordinator.log").read_text()
+    for name in installed.bed.hosts:
+        assert after[name] != before[name]
+        assert said[name]["proven"]
+        assert said[name]["key_id"] != said[name]["previous"]
+        assert installed.health(name)["session"]
+        for pem in (before[name], after[name]):
+            assert secret_of(pem) not in seen + logs + done.stdout + done.stderr
+    assert host.exec("sh", "-c", f"stat --format='%a %U' {KEY}; ls {OLD} 2>/dev/null; true").stdout == "600 ostler\n"
+    assert installed.pids("mini-1") == pids
+    assert installed.job(job)["state"] == "running"
+    installed.cli("job", "cancel", job, code=0)
+    rows = json.loads(installed.cli("audit", "list", "--action", "replace_key", "--json", code=0).stdout)
+    assert {one["target"] for one in rows} == set(installed.bed.hosts)
+
+
+@pytest.mark.long
+def test_a_host_that_loses_its_power_while_its_key_is_replaced_is_let_in_again(installed):
+    host = installed.bed.hosts["mini-2"]
+    host.exec(
+        "systemctl", "mask", "--runtime", "--now", "ostler-node"
+    )  # so that it stays in the middle: no daemon opens a session
+    try:
+        failed = installed.fleet("rotate-credentials", "--yes", host="mini-2", code=1)
+        assert "ostler-node" in failed.stderr
+        assert "again: ostler fleet rotate-credentials --host mini-2" in failed.stderr
+        host.exec("ls", OLD)
+        host.kill()
+    finally:
+        host.start()
+    installed.good_again("mini-2")
+    assert installed.health("mini-2")["session"]
+    assert "node mini-2 has the key" in installed.fleet("rotate-credentials", "--yes", host="mini-2", code=0).stdout
+    host.exec("sh", "-c", f"! ls {OLD}")
+
+
+@pytest.mark.long
+def test_what_the_keeper_was_started_from_is_never_pruned(installed):
+    """Two updates later its release is neither the one in force nor the one before, and its parts are loaded yet."""
+    name = "mini-3"
+    keeper = "tr '\\0' ' ' < /proc/$(systemctl show --value --property=MainPID ostler-keeper)/cmdline"
+    [release] = re.findall("/opt/ostler/releases/([^/]+)/bin/python", installed.bed.hosts[name].exec("sh", "-c", keeper).stdout)[
+        :1
+    ]
+    for word in ("one later", "two later", "three later"):
+        assert installed.update(installed.good(word), host=name).ends == {name: "updated"}
+    assert release not in installed.ask(name, "prune", "--keep", "1")["removed"]
+    assert release in installed.facts(name)["releases"]
+    assert release != installed.in_force(name)
