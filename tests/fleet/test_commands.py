@@ -1,7 +1,8 @@
-"""What an operator does on many hosts beside rollouts, on real ones: new keys, and what an old keeper still needs."""
+"""What an operator does on many hosts beside rollouts, on real ones: new keys, a guarded health port, what an old keeper still needs."""
 
 import json
 import re
+import urllib.request
 
 import pytest
 
@@ -52,16 +53,16 @@ def test_all_nodes_get_new_keys_and_no_secret_is_seen(installed, host):
     assert installed.pids("mini-1") == pids
     assert installed.job(job)["state"] == "running"
     installed.cli("job", "cancel", job, code=0)
-    rows = json.loads(installed.cli("audit", "list", "--action", "replace_key", "--json", code=0).stdout)
+    rows = json.loads(installed.cli("audit", "list", "--action", "replace_key", "--json", code=0).stdout)["items"]
     assert {one["target"] for one in rows} == set(installed.bed.hosts)
 
 
 @pytest.mark.long
 def test_a_host_that_loses_its_power_while_its_key_is_replaced_is_let_in_again(installed):
     host = installed.bed.hosts["mini-2"]
-    host.exec(
-        "systemctl", "mask", "--runtime", "--now", "ostler-node"
-    )  # so that it stays in the middle: no daemon opens a session
+    drop_in = "/run/systemd/system/ostler-node.service.d/never.conf"  # it stays in the middle: no daemon opens a session
+    host.exec("sh", "-c", f"mkdir -p $(dirname {drop_in}); printf '[Service]\\nExecStartPre=/bin/false\\n' > {drop_in}")
+    host.exec("systemctl", "daemon-reload")
     try:
         failed = installed.fleet("rotate-credentials", "--yes", host="mini-2", code=1)
         assert "ostler-node" in failed.stderr
@@ -89,3 +90,70 @@ def test_what_the_keeper_was_started_from_is_never_pruned(installed):
     assert release not in installed.ask(name, "prune", "--keep", "1")["removed"]
     assert release in installed.facts(name)["releases"]
     assert release != installed.in_force(name)
+
+
+def configure(installed, name, config):
+    """By hand, as it is not for the inventory that these tests are."""
+    installed.bed.hosts[name].exec("tee", "/etc/ostler/node.yaml", stdin=config)
+    installed.bed.hosts[name].exec("systemctl", "restart", "ostler-node")
+    installed.good_again(name)
+
+
+def reaches(host):
+    """Whether this machine gets an answer of the host's health port."""
+    try:
+        with urllib.request.urlopen(f"http://{host.address}:7481/healthz", timeout=2) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
+
+
+@pytest.mark.long
+def test_the_health_port_is_for_given_networks_alone(installed):
+    """Seen from this machine and from a neighbour; SSH goes on, a reboot changes nothing, and what was made goes again."""
+    first, second = installed.bed.hosts["mini-1"], installed.bed.hosts["mini-2"]
+    before = first.exec("nft", "list", "ruleset").stdout
+    config = installed.config("mini-1")
+    try:
+        configure(installed, "mini-1", config + "health: {listen: '0.0.0.0:7481'}\n")
+        assert reaches(first)
+        shown = installed.fleet("firewall", "--allow", "192.0.2.0/24", "--dry-run", host="mini-1", code=0).stdout
+        assert 'iifname != "lo" tcp dport 7481 ip saddr != { 192.0.2.0/24 } counter drop' in shown
+        assert first.exec("nft", "list", "ruleset").stdout == before
+        words = ("--allow", second.address, "--allow", "2001:db8::/32", "--yes")
+        said = installed.fleet("firewall", *words, host="mini-1", code=0).stdout
+        assert f"rules in force; closed for {installed.bed.gateway}, as it should be" in said
+        assert "nothing had to be changed; closed" in installed.fleet("firewall", *words, host="mini-1", code=0).stdout
+        assert not reaches(first)
+        get = f"import urllib.request; print(urllib.request.urlopen('http://{first.address}:7481/healthz', timeout=5).status)"
+        assert second.exec("python3", "-c", get).stdout == "200\n"
+        assert first.exec("python3", "-c", get.replace(first.address, "127.0.0.1")).stdout == "200\n"
+        first.reboot()
+        installed.good_again("mini-1")
+        assert not reaches(first)
+        said = installed.fleet("firewall", "--allow", f"{installed.bed.gateway}/32", "--yes", host="mini-1", code=0).stdout
+        assert f"open for {installed.bed.gateway}, as it should be" in said
+        assert "ostler-firewall.service" in installed.fleet("firewall", "--remove", "--yes", host="mini-1", code=0).stdout
+        assert "nothing had to be changed" in installed.fleet("firewall", "--remove", "--yes", host="mini-1", code=0).stdout
+        assert first.exec("nft", "list", "ruleset").stdout == before
+        assert first.exec("sh", "-c", "ls /etc/ostler/*.nft /etc/systemd/system/ostler-firewall* 2>/dev/null; true").stdout == ""
+    finally:
+        configure(installed, "mini-1", config)
+
+
+def test_a_host_without_nftables_and_a_port_of_others_are_refused(installed):
+    host = installed.bed.hosts["mini-2"]
+    host.exec("mv", "/usr/sbin/nft", "/usr/sbin/nft.away")
+    try:
+        said = installed.fleet("firewall", "--allow", "10.0.0.0/8", "--yes", host="mini-2", code=1).stderr
+        assert "nft is not on this host: `apt-get install nftables` brings it" in said
+    finally:
+        host.exec("mv", "/usr/sbin/nft.away", "/usr/sbin/nft")
+    config = host.exec("cat", "/etc/ostler/node.yaml").stdout
+    try:
+        host.exec("tee", "/etc/ostler/node.yaml", stdin=config + "health: {listen: '0.0.0.0:22'}\n")
+        said = installed.fleet("firewall", "--allow", "10.0.0.0/8", "--yes", host="mini-2", code=1).stderr
+        assert "port 22 is the one of SSH" in said
+        assert host.exec("nft", "list", "ruleset").stdout == ""
+    finally:
+        host.exec("tee", "/etc/ostler/node.yaml", stdin=config)

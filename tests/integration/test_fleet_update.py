@@ -53,3 +53,18 @@ def test_an_address_that_hosts_do_not_reach_is_told_before_anything_is_looked_fo
     assert "only this machine reaches" in done.stderr
     assert "say --coordinator URL" in done.stderr
     assert "ostler release build" in ostler("fleet", "update", "--keep-config").stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ([], "say either who gets through, or --remove"),
+        (["--allow", "10.0.0.0/8", "--remove"], "say either who gets through, or --remove"),
+        (["--allow", "10.0.0.1/8"], "10.0.0.1/8 has host bits set"),
+        (["--allow", "10.0.0.0/8; flush ruleset"], "say it as 10.0.0.0/8, 192.0.2.7 or fd00::/8"),
+    ],
+)
+def test_mistakes_in_whom_to_let_through(args: list[str], said: str) -> None:
+    done = ostler("fleet", "firewall", *args)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in " ".join(done.stderr.replace("│", " ").split())

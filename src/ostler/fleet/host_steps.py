@@ -84,6 +84,15 @@ class HostSteps:
         words = [*(["--keep-state"] if keep_state else []), *(["--end-jobs"] if end_jobs else [])]
         return self.ask("stop and remove", "uninstall", *words, timeout_s=300.0)
 
+    def firewall(self, port: int, *, ssh_port: int, rules: str) -> Step:
+        """Let these rules of nftables guard the daemon's health port, now and after each boot."""
+        words = ("--port", str(port), "--ssh-port", str(ssh_port))
+        return self.ask("guard the health port", "firewall", *words, stdin=rules.encode())
+
+    def no_firewall(self) -> Step:
+        """Take such rules away."""
+        return self.ask("leave the health port unguarded", "firewall", "--remove")
+
     def rotate_key(self, *, wait_s: float = 60.0) -> Step:
         """A new key for the node, proven by a session of its daemon."""
         return self.ask("replace the key", "rotate-key", "--wait", f"{wait_s:g}", timeout_s=180.0 + wait_s)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 NODE_UNIT, KEEPER_UNIT, WATCH_UNIT = "ostler-node.service", "ostler-keeper.service", "ostler-watch.service"
+FIREWALL_UNIT = "ostler-firewall.service"
 UNITS = (NODE_UNIT, KEEPER_UNIT)
 
 
@@ -45,6 +46,11 @@ class Places:
     def allowlist(self) -> Path:
         """What jobs may execute."""
         return self.root / "etc/ostler/allowlist.d"
+
+    @property
+    def rules(self) -> Path:
+        """Who may reach the health port, for nft."""
+        return self.root / "etc/ostler/firewall.nft"
 
     @property
     def state(self) -> Path:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ostler.fleet.host import facts, installing, lock, rekeying, setting_up, switching, systemd, watcher
+from ostler.fleet.host import facts, firewall, installing, lock, rekeying, setting_up, switching, systemd, watcher
 from ostler.fleet.host.places import NODE_UNIT, Places, read_json
 from ostler.fleet.host.refusals import Refused
 from ostler.fleet.host.told import Told
@@ -60,6 +60,12 @@ def _set_up(places: Places, given: argparse.Namespace) -> Answer:
 
 def _uninstall(places: Places, given: argparse.Namespace) -> Answer:
     return setting_up.uninstall(places, keep_state=given.keep_state, end_jobs=given.end_jobs)
+
+
+def _firewall(places: Places, given: argparse.Namespace) -> Answer:
+    if given.remove:
+        return firewall.open_again(places)
+    return firewall.close(places, port=given.port, ssh_port=given.ssh_port, rules=sys.stdin.read())
 
 
 def _rotate_key(places: Places, given: argparse.Namespace) -> Answer:
@@ -122,6 +128,14 @@ VERBS: dict[str, tuple[Callable[[Places, argparse.Namespace], Answer], tuple[tup
     "prune": (_prune, (("--keep", {"type": int, "required": True}),)),
     "set-up": (_set_up, (("--release", {"required": True}), ("--wait", {"type": float, "default": 60.0}))),
     "uninstall": (_uninstall, (("--keep-state", {"action": "store_true"}), ("--end-jobs", {"action": "store_true"}))),
+    "firewall": (
+        _firewall,
+        (
+            ("--port", {"type": int, "default": 0}),
+            ("--ssh-port", {"type": int, "default": 22}),
+            ("--remove", {"action": "store_true"}),
+        ),
+    ),
     "rotate-key": (_rotate_key, (("--wait", {"type": float, "default": 60.0}),)),
     "switch": (
         _switch,

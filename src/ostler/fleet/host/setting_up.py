@@ -12,7 +12,7 @@ from typing import Any
 
 from ostler.fleet.host import accounts, daemon, switching, systemd
 from ostler.fleet.host.lock import guarded
-from ostler.fleet.host.places import KEEPER_UNIT, NODE_UNIT, UNITS, WATCH_UNIT, Places, read_json
+from ostler.fleet.host.places import FIREWALL_UNIT, KEEPER_UNIT, NODE_UNIT, UNITS, WATCH_UNIT, Places, read_json
 from ostler.fleet.host.refusals import Refused
 from ostler.fleet.host.told import Told
 from ostler.fleet.host.traces import Traces
@@ -257,7 +257,7 @@ def _refuse_jobs(health: dict[str, Any] | None) -> None:
 def _stop(places: Places, traces: Traces) -> None:
     """The daemon first, which then reports no job's end as a failure; the keeper ends what runs. A unit that was put back already is
     somebody else's."""
-    for name in (WATCH_UNIT, NODE_UNIT, KEEPER_UNIT):
+    for name in (WATCH_UNIT, NODE_UNIT, KEEPER_UNIT, FIREWALL_UNIT):
         if not traces.is_back(places.units / name) and systemd.show(name, "LoadState")["LoadState"] == "loaded":
             systemd.act("stop", name)
             systemd.act("disable", name)
