@@ -30,11 +30,32 @@ K = m.DirectiveKind
 async def test_enrolment_is_by_key(rig: Rig):
     await rig.join()
     await rig.join()
-    key = await rig.read(nodes.node_key, "n1")
-    assert key == registration().public_key
+    assert await rig.read(nodes.node_keys, "n1") == (registration().public_key,)
     with pytest.raises(AlreadyExists, match="another key"):
         await rig.write(nodes.enrol_node, registration(key=b"x" * 32), "join")
-    assert await rig.read(nodes.node_key, "nobody") is None
+    assert await rig.read(nodes.node_keys, "nobody") == ()
+
+
+async def test_a_key_takes_anothers_place_with_the_first_session_that_it_opens(rig: Rig):
+    await rig.join()
+    old, new = registration().public_key, b"z" * 32
+    for _ in range(2):
+        await rig.write(nodes.replace_key, "n1", new)
+        assert await rig.read(nodes.node_keys, "n1") == (old, new)
+        assert await rig.read(nodes.is_enrolled, "n1", new)
+    await rig.write(nodes.open_session, registration(epoch="boot:2"))
+    assert await rig.read(nodes.node_keys, "n1") == (old, new)
+    await rig.write(nodes.open_session, registration(epoch="boot:3", key=new))
+    assert await rig.read(nodes.node_keys, "n1") == (new,)
+    assert not await rig.read(nodes.is_enrolled, "n1", old)
+    await rig.write(nodes.replace_key, "n1", old)
+    await rig.write(nodes.replace_key, "n1", new)  # with its own key, none waits any more
+    assert await rig.read(nodes.node_keys, "n1") == (new,)
+    with pytest.raises(NotFound):
+        await rig.write(nodes.replace_key, "nobody", new)
+    await rig.write(nodes.retire_node, "n1")
+    with pytest.raises(NodeRetired):
+        await rig.write(nodes.replace_key, "n1", old)
 
 
 async def test_a_retired_id_is_free_again(rig: Rig):
@@ -53,7 +74,7 @@ async def test_a_retired_id_is_free_again(rig: Rig):
     with pytest.raises(InvalidTransition):
         await rig.write(nodes.retire_node, "n1")
     await rig.join(key=b"y" * 32)
-    assert await rig.read(nodes.node_key, "n1") == b"y" * 32
+    assert await rig.read(nodes.node_keys, "n1") == (b"y" * 32,)
     assert (await rig.read(reads.show_node, "n1")).state is NodeState.JOINING
 
 

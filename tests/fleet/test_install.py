@@ -100,6 +100,8 @@ def test_nothing_is_left(operator, bare):
     assert "--digest" in operator.install("--dry-run", host="bare").stdout
     assert bare.exec("sh", "-c", TREE).stdout == tree
     assert "bare is a node (user ostler, " in operator.install("--yes", host="bare").stdout
+    guarded = operator.fleet("firewall", "--allow", "10.0.0.0/8", "--yes", host="bare", code=0).stdout
+    assert "rules in force; the daemon listens for its own host alone" in guarded
     operator.wait(operator.submit("sleep 600", requirements={"node": "bare"}), "running")
     operator.fleet("uninstall", "--yes", host="bare", code=1)
     assert operator.health("bare")["running"] == 1
@@ -109,6 +111,7 @@ def test_nothing_is_left(operator, bare):
     assert operator.node("bare")["state"] == "retired"
     assert bare.exec("sh", "-c", TREE).stdout == tree
     assert bare.exec("pgrep", "-f", "ostler", check=False).stdout == ""
+    assert bare.exec("nft", "list", "ruleset").stdout == ""
     assert bare.exec("sh", "-c", "ls -d /dev/shm/ostler* /run/ostler*; id ostler", check=False).stdout == ""
     assert "nothing had to be changed" in operator.fleet("uninstall", "--yes", host="bare", code=0).stdout
     with operator.without_coordinator():
