@@ -15,7 +15,7 @@ from typing import Any
 from ostler.assembly.endpoint import Endpoint, look_for_endpoint
 from ostler.fleet.gate import CoordinatorGate
 from ostler.fleet.inventory.host import Host
-from ostler.fleet.node_config import Own
+from ostler.fleet.node_config import Own, services_of
 from ostler.fleet.releases.store import Release, for_platform
 from ostler.fleet.rollout.by_ssh import Content, Lines, Looked, SshCarrier
 from ostler.fleet.rollout.engine import Engine
@@ -162,8 +162,13 @@ def _client(endpoint: Endpoint) -> AsyncClient:
 
 
 def services(host: Host) -> list[dict[str, Any]]:
-    """The programs of the host's services, as its inventory's variable `services` has them."""
-    return [one for one in host.vars.get("services", ()) if isinstance(one, dict)]
+    """The programs of the host's services, as its inventory has them."""
+    found = services_of(host)
+    return [
+        {"service": name, "expected": one["binary"], "candidates": one.get("candidates") or [], "version": one.get("version")}
+        for name, one in (found.items() if isinstance(found, Mapping) else ())
+        if isinstance(one, Mapping) and one.get("binary")
+    ]
 
 
 def _open(facts: Facts | None) -> bool:

@@ -58,9 +58,9 @@ class HostSteps:
         """Give it back."""
         return self.ask("give the lock back", "unlock", "--rollout", rollout)
 
-    def switch(self, rollout: str, release: str, *, window_s: float, own: Own | None, services: list[dict[str, Any]]) -> Step:
+    def switch(self, rollout: str, release: str, *, window_s: float, own: Own | None) -> Step:
         """Drain, switch, restart; the host's watcher is armed before. Without `own`, the configuration stays as it is."""
-        words = ["--rollout", rollout, "--release", release, "--window", f"{window_s:g}", "--services", json.dumps(services)]
+        words = ["--rollout", rollout, "--release", release, "--window", f"{window_s:g}"]
         told = b""
         if own is not None:
             words += ["--told", "-"]

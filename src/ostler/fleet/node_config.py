@@ -31,8 +31,8 @@ def render(host: Host, *, coordinator: str, own_ca: bool) -> str:
     """node.yaml as text. `coordinator` is the URL of its API as the host reaches it; `own_ca`: the certificate of its authority is
     installed beside, and alone believed.
 
-    The variable `node` of the host (or of its groups) has sections of the node's configuration, which go over what is made here. Region
-    and labels become tags: `region.eu`, `rack.7`.
+    The variable `services` of the host (or of its groups) is that section of the node's configuration; `node` has others, which go over
+    what is made here. Region and labels become tags: `region.eu`, `rack.7`.
     """
     base: dict[str, Any] = {
         "node_id": host.name,
@@ -43,9 +43,19 @@ def render(host: Host, *, coordinator: str, own_ca: bool) -> str:
         "sandbox": {"level": "bwrap"},
         "state_dir": "/var/lib/ostler/node",
     }
+    if services := host.vars.get("services"):
+        base["services"] = services
     own = host.vars.get("node")
     text: str = yaml.safe_dump(_over(base, own if isinstance(own, Mapping) else {}), sort_keys=False, allow_unicode=True)
     return _HEAD + text
+
+
+def services_of(host: Host) -> Any:
+    """The section `services` of a host's configuration; nobody has looked whether it is one."""
+    own = host.vars.get("node")
+    above = own.get("services") if isinstance(own, Mapping) else None
+    below = host.vars.get("services") or {}
+    return _over(below, above) if isinstance(below, Mapping) and isinstance(above, Mapping) else above or below
 
 
 def _tags(host: Host) -> list[str]:

@@ -9,6 +9,7 @@ import yaml
 
 from ostler.assembly.endpoint import Endpoint
 from ostler.assembly.installing import address_for_hosts, own_of
+from ostler.assembly.rollouts import services
 from ostler.fleet.installing import Looked, Wanted, look_at
 from ostler.fleet.inventory.host import Host
 from ostler.fleet.node_config import Own, changed_keys, differences, digest
@@ -109,3 +110,19 @@ def test_a_configuration_that_is_not_there_or_is_none(before: str | None, words:
     own = Own(config="".join(f"{name}: 1\n" for name in "abcdefg"))
     (line,) = differences(own, config=before, applied_sha256=None if before is None else digest(before), beside={})
     assert re.fullmatch(words, line)
+
+
+def test_services_of_the_inventory_are_written_once() -> None:
+    """They are a section of the configuration, and what an update looks for on the host before it begins."""
+    xmrig = {"unit": "xmrig.service", "binary": "/usr/local/bin/xmrig", "candidates": ["/usr/bin/xmrig"], "version": "^XMRig "}
+    host = replace(HOST, vars={"services": {"xmrig": xmrig, "pool": {"unit": "pool.service"}}, "node": {"tags": ["miner"]}})
+    own = own_of(host, coordinator=URL, ca_file=None, allowlist={})
+    assert yaml.safe_load(own.config or "")["services"]["xmrig"] == xmrig
+    program = {"service": "xmrig", "expected": "/usr/local/bin/xmrig", "candidates": ["/usr/bin/xmrig"], "version": "^XMRig "}
+    assert services(host) == [program]
+    other = replace(host, vars={**host.vars, "node": {"services": {"xmrig": {"binary": "/opt/xmrig"}}}})
+    assert services(other)[0]["expected"] == "/opt/xmrig"
+    for wrong in ([xmrig], {"xmrig": {**xmrig, "unit": "ssh.socket"}}, {"xmrig": "xmrig.service"}):
+        with pytest.raises(InvalidSpec, match="services"):
+            own_of(replace(HOST, vars={"services": wrong}), coordinator=URL, ca_file=None, allowlist={})
+        assert services(replace(HOST, vars={"services": "xmrig"})) == []

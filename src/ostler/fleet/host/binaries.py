@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ostler.fleet.host.places import Places, point
+from ostler.fleet.host.traces import Traces
 
 VERSION_S = 5.0
 
@@ -43,8 +44,10 @@ def find(binary: Binary, places: Places) -> Found:
     expected = places.root / binary.expected.lstrip("/")
     if os.path.lexists(expected) and not expected.is_symlink():
         return Found(binary.service, warning=_unfit(expected, binary))  # its owner put it there: left alone, whatever it is
-    if expected.is_symlink() and (why := _unfit(expected, binary)) is None:
-        return Found(binary.service)
+    if expected.is_symlink():
+        target = Path(binary.expected).parent / expected.readlink()
+        if _unfit(places.root / str(target).lstrip("/"), binary) is None:
+            return Found(binary.service)
     reasons = []
     for candidate in binary.candidates:
         place = places.root / candidate.lstrip("/")
@@ -61,12 +64,13 @@ def find(binary: Binary, places: Places) -> Found:
     )
 
 
-def link(binary: Binary, places: Places) -> Found:
-    """Make the link where one is needed; what stands in its place is left alone."""
+def link(binary: Binary, places: Places, traces: Traces) -> Found:
+    """Make the link where one is needed, and write down what was there; a file that stands in its place is left alone."""
     found = find(binary, places)
     if found.link_to is not None:
         expected = places.root / binary.expected.lstrip("/")
-        expected.parent.mkdir(parents=True, exist_ok=True)
+        traces.directory(expected.parent, mode=0o755)
+        traces.expect(expected)
         point(expected, found.link_to)
     return found
 

@@ -53,6 +53,11 @@ class Places:
         return self.root / "etc/ostler/firewall.nft"
 
     @property
+    def permits(self) -> Path:
+        """What polkit permits the node's user."""
+        return self.root / "etc/polkit-1/rules.d/50-ostler-services.rules"
+
+    @property
     def state(self) -> Path:
         """What belongs to the node's own user: key, journal, workspaces."""
         return self.root / "var/lib/ostler"

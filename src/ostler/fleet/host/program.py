@@ -80,7 +80,6 @@ def _switch(places: Places, given: argparse.Namespace) -> Answer:
         window_s=given.window,
         program=Path(sys.argv[0]).read_bytes(),
         told=Told.read(sys.stdin.buffer.read()) if given.told == "-" else Told(),
-        services=switching.read_services(given.services),
     )
 
 
@@ -144,7 +143,6 @@ VERBS: dict[str, tuple[Callable[[Places, argparse.Namespace], Answer], tuple[tup
             ("--release", {"required": True}),
             ("--window", {"type": float, "required": True}),
             ("--told", {"help": "- for configuration and files on standard input, as JSON; left out, they stay as they are"}),
-            _SERVICES,
         ),
     ),
     "observe": (_observe, (_ROLLOUT,)),

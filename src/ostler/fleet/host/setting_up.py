@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ostler.fleet.host import accounts, daemon, switching, systemd
+from ostler.fleet.host import accounts, daemon, services, switching, systemd
 from ostler.fleet.host.lock import guarded
 from ostler.fleet.host.places import FIREWALL_UNIT, KEEPER_UNIT, NODE_UNIT, UNITS, WATCH_UNIT, Places, read_json
 from ostler.fleet.host.refusals import Refused
@@ -38,15 +38,17 @@ def set_up(places: Places, release: str, told: Told, *, wait_s: float) -> dict[s
         due.touch()
         changed = [f"user {accounts.NAME}"] if accounts.make(places) else []
         changed += _write(places, traces, home, told)
-        if _apply(places, traces, release, told):
-            changed.append(f"release {release}")
+        anew, wanted = _apply(places, traces, release, told)
+        changed += [*([f"release {release}"] if anew else []), *wanted.changed]
+        traces = Traces(places)  # as it is now: a switch writes down by itself what it makes
         if _enrol(places, home, told.token):
             changed.append("enrolment")
         _start(places, traces, anew=cut_off or bool(changed))
         due.unlink()
         _verify(places, home)
         health = _await_health(places, wait_s)
-    return {"release": release, "changed": changed, "health": health, "warnings": _warnings()}
+        warnings = [*_warnings(), *wanted.warnings, *_unpermitted(wanted.units)]
+    return {"release": release, "changed": changed, "health": health, "warnings": warnings}
 
 
 def uninstall(places: Places, *, keep_state: bool, end_jobs: bool) -> dict[str, Any]:
@@ -148,8 +150,8 @@ def _write(places: Places, traces: Traces, home: Path, told: Told) -> list[str]:
     return changed
 
 
-def _apply(places: Places, traces: Traces, release: str, told: Told) -> bool:
-    """Units and link, as a switch writes them."""
+def _apply(places: Places, traces: Traces, release: str, told: Told) -> tuple[bool, services.Outcome]:
+    """Units, link and what services need, as a switch writes them; whether the first two were not so yet."""
     home = places.release(release)
     same = places.in_force() == release and all(
         (places.units / name).is_file() and (places.units / name).read_bytes() == (home / "units" / name).read_bytes()
@@ -157,8 +159,7 @@ def _apply(places: Places, traces: Traces, release: str, told: Told) -> bool:
     )
     for name in UNITS:
         traces.expect(places.units / name)
-    switching.apply(places, release, Told(config=told.config))
-    return not same
+    return not same, switching.apply(places, release, Told(config=told.config))
 
 
 def _enrol(places: Places, home: Path, token: str | None) -> bool:
@@ -216,6 +217,12 @@ def _warnings() -> list[str]:
         if drop_ins := systemd.show(name, "DropInPaths")["DropInPaths"]:
             found.append(f"{name} is changed by {drop_ins}")
     return found
+
+
+def _unpermitted(units: tuple[str, ...]) -> list[str]:
+    """What polkit, asked about the daemon that runs, does not permit."""
+    user, pid = accounts.identity(), systemd.show(NODE_UNIT, "MainPID")["MainPID"]
+    return services.refused(int(pid), user[0], units) if units and user is not None and pid.isdecimal() else []
 
 
 def _await_health(places: Places, wait_s: float) -> dict[str, Any]:

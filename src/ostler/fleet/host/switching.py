@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ostler.fleet.host import binaries, daemon, systemd
+from ostler.fleet.host import accounts, binaries, daemon, services, systemd
 from ostler.fleet.host.lock import guarded
 from ostler.fleet.host.places import KEEPER_UNIT, NODE_UNIT, UNITS, WATCH_UNIT, Places, point, read_json, sync, write, write_json
 from ostler.fleet.host.refusals import Refused
@@ -28,7 +28,6 @@ def switch(
     window_s: float,
     program: bytes,
     told: Told = Told(),  # noqa: B008 - a value
-    services: tuple[binaries.Binary, ...] = (),
 ) -> dict[str, Any]:
     """Put `release` in force and have it watched for `window_s`; again for the same rollout, it goes on where it was.
 
@@ -46,17 +45,16 @@ def switch(
         if update is None:
             _check_config(places, release, told)
             update = _open(places, rollout=rollout, release=release, window_s=window_s, program=program, files=told.files)
-        warnings = [found.warning for one in services if (found := binaries.link(one, places)).warning]
         if update["state"] == "armed":
             daemon.ask(places.door, "POST", "/drain")
-            apply(places, release, told)
+            applied = apply(places, release, told)
             failure = _restart()
             write_json(
                 places.update,
                 update | {"state": "watching", "began": time.clock_gettime(time.CLOCK_BOOTTIME), "boot_id": boot_id()},
             )
-            return {"state": "watching", "failure": failure, "warnings": warnings}
-    return {"state": update["state"], "failure": None, "warnings": warnings}
+            return {"state": "watching", "failure": failure, "warnings": applied.warnings}
+    return {"state": update["state"], "failure": None, "warnings": []}
 
 
 def go_back(places: Places, reason: str, *, rollout: str | None = None) -> dict[str, Any]:
@@ -91,9 +89,9 @@ def is_abandoned(places: Places) -> bool:
         return False
 
 
-def apply(places: Places, release: str, told: Told) -> None:
-    """Link, units, configuration of a release and what stands beside that; nothing is restarted. Each step is whole, and may be done
-    again.
+def apply(places: Places, release: str, told: Told) -> services.Outcome:
+    """Link, units, configuration of a release and what stands beside that, and what its services need; nothing is restarted. Each step is
+    whole, and may be done again.
 
     Without a configuration: the one that was put in force last, or the one that is there where none was.
     """
@@ -118,6 +116,7 @@ def apply(places: Places, release: str, told: Told) -> None:
             write(there, content, mode=0o644)
     point(places.current, f"releases/{release}")
     systemd.act("daemon-reload")
+    return services.apply(places, traces, home, user=accounts.NAME)
 
 
 def close(places: Places, update: dict[str, Any], state: str, reason: str | None) -> dict[str, Any]:

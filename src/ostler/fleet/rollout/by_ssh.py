@@ -203,7 +203,6 @@ class SshCarrier:
             self._plan.release,
             window_s=self._plan.window_for(host).total_seconds(),
             own=self._content.own.get(host),
-            services=self._content.services.get(host, []),
         )
 
     async def _watch(self, host: Host) -> Result:

@@ -11,6 +11,7 @@ import pytest
 from ostler.fleet.host import binaries, bundle, facts, lock
 from ostler.fleet.host.places import Places, point, read_json, write_json
 from ostler.fleet.host.refusals import Refused
+from ostler.fleet.host.traces import Traces
 
 XMRIG = binaries.Binary("xmrig", "/usr/local/bin/xmrig", ("/usr/local/bin/xmrig", "/usr/bin/xmrig"), r"XMRig \d")
 
@@ -62,10 +63,11 @@ def test_what_a_crash_left_of_a_file_is_nothing(places: Places) -> None:
 
 @needs_root
 def test_a_program_elsewhere_is_linked(places: Places) -> None:
+    places.updates.mkdir(parents=True)
     miner(places.root / "usr/bin/xmrig")
     assert binaries.find(XMRIG, places) == binaries.Found("xmrig", link_to="/usr/bin/xmrig")
     assert not (places.root / "usr/local/bin/xmrig").exists()
-    binaries.link(XMRIG, places)
+    binaries.link(XMRIG, places, Traces(places))
     assert (places.root / "usr/local/bin/xmrig").readlink() == Path("/usr/bin/xmrig")
 
 
@@ -73,12 +75,12 @@ def test_a_program_elsewhere_is_linked(places: Places) -> None:
 def test_a_program_in_its_place_is_left_alone(places: Places) -> None:
     there = miner(places.root / "usr/local/bin/xmrig")
     miner(places.root / "usr/bin/xmrig")
-    assert binaries.link(XMRIG, places) == binaries.Found("xmrig")
+    assert binaries.link(XMRIG, places, Traces(places)) == binaries.Found("xmrig")
     assert not there.is_symlink()
 
 
 def test_a_missing_program_is_a_warning(places: Places) -> None:
-    assert binaries.link(XMRIG, places).warning == "xmrig not found, its service will not work"
+    assert binaries.link(XMRIG, places, Traces(places)).warning == "xmrig not found, its service will not work"
 
 
 @needs_root
@@ -94,7 +96,7 @@ def test_a_missing_program_is_a_warning(places: Places) -> None:
 def test_a_program_that_root_would_not_execute(places: Places, mode: int, says: str, owner: int, words: str) -> None:
     there = miner(places.root / "usr/bin/xmrig", mode=mode, says=says)
     os.chown(there, owner, 0)
-    found = binaries.link(XMRIG, places)
+    found = binaries.link(XMRIG, places, Traces(places))
     assert found.link_to is None
     assert words in (found.warning or "")
 
