@@ -252,20 +252,19 @@ def test_what_nobody_wants_is_left_alone_and_forgotten():
 
 
 def test_a_wish_outlives_the_daemon_and_tells_a_reboot(tmp_path):
-    first = Wishes(tmp_path, boot_id=lambda: "one")
-    assert (first.of("xmrig"), first.rebooted) == (Wish(), False)
+    first = Wishes(tmp_path)
+    assert (first.of("xmrig"), first.is_new("@1")) == (Wish(), False)
+    first.settle("@1")
     first.keep("xmrig", Wish(Desired.STOPPED, 2, 1))
-    again = Wishes(tmp_path, boot_id=lambda: "one")
-    assert (again.of("xmrig"), again.rebooted) == (Wish(Desired.STOPPED, 2, 1), False)
-    later = Wishes(tmp_path, boot_id=lambda: "two")
-    assert later.rebooted
-    later.settle()
-    assert (Wishes(tmp_path, boot_id=lambda: "two").rebooted, later.of("xmrig").desired) == (False, Desired.STOPPED)
+    again = Wishes(tmp_path)
+    assert (again.of("xmrig"), again.is_new("@1"), again.is_new("@2")) == (Wish(Desired.STOPPED, 2, 1), False, True)
+    again.settle("@2")
+    assert (Wishes(tmp_path).is_new("@2"), again.of("xmrig").desired) == (False, Desired.STOPPED)
 
 
 def test_what_is_torn_counts_as_nothing_asked_and_a_full_disk_keeps_the_old(tmp_path):
-    (tmp_path / "services.json").write_text('{"boot": "one", "services": {"xm')
-    one = Wishes(tmp_path, boot_id=lambda: "one")
+    (tmp_path / "services.json").write_text('{"boot": "@1", "services": {"xm')
+    one = Wishes(tmp_path)
     assert one.of("xmrig") == Wish()
     (tmp_path / ".services.json.new").mkdir()
     with pytest.raises(OSError, match="directory"):

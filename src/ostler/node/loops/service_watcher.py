@@ -27,8 +27,8 @@ from ostler.runtime.loop import Loop
 EVERY_S = 5.0
 GATHER_S = 0.05  # systemd tells of one change in several signals
 TELL_S = 1.0  # changes are told no more often
-AFRESH_S = 60.0  # and all of it so often, changed or not
 METRICS_S = 3.0
+SETTLING = 10  # tenths of a second, for a start without a program
 PERMIT = "run `ostler node install` or `ostler fleet update`, which permit the node's user exactly its declared units"
 
 
@@ -55,7 +55,6 @@ class _Watched:
     measured_at: float = 0.0
     measuring: bool = False
     told: Observation | None = None
-    boot_due: bool = False  # it is wanted running, and nobody has looked since the machine was started anew
 
     @property
     def desired(self) -> Desired | None:
@@ -103,8 +102,6 @@ class ServiceWatcher(Loop):
         self._told_at: float | None = None
         self._watching = self._settled = False
         self._all = {name: _watched(name, config, wishes.of(name)) for name, config in services.items()}
-        for one in self._all.values():
-            one.boot_due = wishes.rebooted and one.wish.desired is Desired.RUNNING
 
     @property
     def observations(self) -> tuple[Observation, ...]:
@@ -230,16 +227,20 @@ class ServiceWatcher(Loop):
             self._spawn(self._anew(one, Verb.START if state is ServiceState.CRASHED else Verb.RESTART))
 
     async def _start_wanted(self) -> None:
-        """The machine was started anew: what is wanted running and was not started with it is started, once."""
-        for one in self._all.values():
-            if one.boot_due and one.view is not None and not one.trouble:
-                one.boot_due = False
-                if judge(_seen(one))[0] is ServiceState.STOPPED:
+        """After the machine was started anew, once: what is wanted running and was not started with it is started."""
+        if self._settled or any(one.view is None or one.trouble for one in self._all.values()):
+            return
+        try:
+            boot = await self._units.booted()
+        except UnitTrouble:
+            return
+        self._settled = True
+        if self._wishes.is_new(boot):
+            for one in self._all.values():
+                if one.wish.desired is Desired.RUNNING and judge(_seen(one))[0] is ServiceState.STOPPED:
                     self._spawn(self._anew(one, Verb.START))
-        if not self._settled and not any(one.boot_due for one in self._all.values()):
-            self._settled = True
-            with contextlib.suppress(OSError):
-                await asyncio.to_thread(self._wishes.settle)
+        with contextlib.suppress(OSError):
+            await asyncio.to_thread(self._wishes.settle, boot)
 
     async def _anew(self, one: _Watched, verb: Verb) -> None:
         attrs: dict[str, object] = {"service": one.name, "unit": one.config.unit, "verb": verb.value, "count": one.restarts.count}
@@ -305,7 +306,13 @@ class ServiceWatcher(Loop):
     async def _verdict(self, one: _Watched, verb: Verb, end: str) -> Failure | None:
         """What systemd's word for the end of its job means."""
         unit = one.config.unit
+        absent = None if verb is Verb.STOP else await asyncio.to_thread(self._programs.absent, one.name, one.config)
         await self._look(one)
+        for _ in range(SETTLING if absent is not None and end == "done" else 0):
+            if not one.runs:  # systemd calls a unit of the type `simple` started before it has found the program
+                break
+            await asyncio.sleep(0.1)
+            await self._look(one)
         view = one.view
         if end == "done" and (verb is Verb.STOP or view is None or view.active != "failed"):
             return None
@@ -319,7 +326,6 @@ class ServiceWatcher(Loop):
         if view is not None and view.result == "success":
             why = f"systemd says: {end}"
         words = "" if verb is Verb.STOP else await asyncio.to_thread(self._journals.last_words, unit)
-        absent = await asyncio.to_thread(self._programs.absent, one.name, one.config)
         return Failure(FailureCode.SERVICE, "\n".join(x for x in (f"{unit} did not {verb.value}: {why}", absent, words) if x))
 
     # --- telling ---
@@ -336,9 +342,9 @@ class ServiceWatcher(Loop):
                 attrs = {"service": one.name, "state": fresh[one.name].state.value, "message": fresh[one.name].message}
                 self.logger.info("service_state", extra={"attrs": attrs})
             one.told = fresh[one.name]
-        if soon or measured or self._told_at is None or now - self._told_at >= AFRESH_S:
-            if soon or self._told_at is None or now - self._told_at >= AFRESH_S:
-                self._told_at = now
+        if soon:
+            self._told_at = now
+        if soon or measured:
             self.tell(tuple(fresh.values()), soon)
         return EVERY_S
 

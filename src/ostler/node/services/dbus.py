@@ -18,6 +18,7 @@ KEPT = 64  # ends of jobs that nobody has asked for yet
 _NAME = "org.freedesktop.systemd1"
 _MANAGER = DBusAddress("/org/freedesktop/systemd1", _NAME, "org.freedesktop.systemd1.Manager")
 _BUS = DBusAddress("/org/freedesktop/DBus", "org.freedesktop.DBus", "org.freedesktop.DBus")
+_PROPERTIES = "org.freedesktop.DBus.Properties"
 _METHODS = {Verb.START: "StartUnit", Verb.STOP: "StopUnit", Verb.RESTART: "RestartUnit"}
 _TROUBLES = {
     "org.freedesktop.systemd1.NoSuchUnit": Trouble.MISSING,
@@ -134,7 +135,7 @@ class UnitsByBus:
         """How it is now."""
         line = await self._open()
         names = [(f"{_NAME}.Unit", one) for one in PROPERTIES] + [(f"{_NAME}.Service", one) for one in SERVICE_PROPERTIES]
-        where = DBusAddress(unit_object(unit), _NAME, "org.freedesktop.DBus.Properties")
+        where = DBusAddress(unit_object(unit), _NAME, _PROPERTIES)
         bodies = await asyncio.gather(*(line.call(where, "Get", "ss", name) for name in names))
         found = {name: body[0][1] for (_, name), body in zip(names, bodies, strict=True)}
         return UnitView(
@@ -154,6 +155,13 @@ class UnitsByBus:
         (job,) = await line.call(_MANAGER, _METHODS[verb], "ss", (unit, "replace"))
         accepted()
         return await line.end_of(job)
+
+    async def booted(self) -> str:
+        """When systemd began."""
+        line = await self._open()
+        where = DBusAddress(_MANAGER.object_path, _NAME, _PROPERTIES)
+        ((_, micros),) = await line.call(where, "Get", "ss", (_MANAGER.interface, "UserspaceTimestamp"))
+        return f"@{micros // 1_000_000}"
 
     async def watch(self, units: Collection[str], changed: Callable[[], None]) -> None:
         """From now on, over this connection and each later one. Before it, no verb's end is told."""
@@ -198,7 +206,7 @@ class UnitsByBus:
             ends = MatchRule(type="signal", sender=_NAME, interface=_MANAGER.interface, member="JobRemoved")
             ends.add_arg_condition(2, unit)
             changes = MatchRule(
-                type="signal", sender=_NAME, interface="org.freedesktop.DBus.Properties", member="PropertiesChanged",
+                type="signal", sender=_NAME, interface=_PROPERTIES, member="PropertiesChanged",
                 path=unit_object(unit),
             )  # fmt: skip
             for rule in (ends, changes):

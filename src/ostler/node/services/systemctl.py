@@ -22,6 +22,9 @@ def show(unit: str) -> list[str]:
     return ["systemctl", "show", f"--property={','.join((*PROPERTIES, *SERVICE_PROPERTIES))}", "--", unit]
 
 
+BEGAN = ("systemctl", "show", "--value", "--timestamp=unix", "--property=UserspaceTimestamp")
+
+
 def command(verb: Verb, unit: str) -> list[str]:
     """A verb; it ends when systemd's job has ended, and asks nobody for a password."""
     return ["systemctl", "--no-ask-password", verb.value, "--", unit]
@@ -85,6 +88,13 @@ class UnitsBySystemctl:
         end = read_end(await asyncio.to_thread(self._orders.run, *command(verb, unit)), unit)
         accepted()
         return end
+
+    async def booted(self) -> str:
+        """When systemd began."""
+        said = await asyncio.to_thread(self._questions.run, *BEGAN)
+        if said.code != 0 or not said.text.startswith("@"):
+            raise UnitTrouble(Trouble.UNREACHABLE, said.errors.strip() or f"systemctl says {said.text.strip()!r}")
+        return said.text.strip()
 
     async def watch(self, units: Collection[str], changed: Callable[[], None]) -> None:
         """There is no way to know."""

@@ -57,6 +57,10 @@ class Units(Protocol):
         "timeout", "canceled", "dependency", "skipped", …). Raises UnitTrouble where systemd did not take it."""
         ...
 
+    async def booted(self) -> str:
+        """When systemd began, in whole seconds: another text after each boot. Raises UnitTrouble."""
+        ...
+
     async def watch(self, units: Collection[str], changed: Callable[[], None]) -> None:
         """From now on `changed` is called when one of them does, where there is a way to know."""
         ...
@@ -105,6 +109,15 @@ class Either:
             if exc.trouble is not Trouble.UNREACHABLE or taken:
                 raise
             return await self._second.act(verb, unit, accepted)
+
+    async def booted(self) -> str:
+        """By the first way that leads there."""
+        try:
+            return await self._first.booted()
+        except UnitTrouble as exc:
+            if exc.trouble is not Trouble.UNREACHABLE:
+                raise
+            return await self._second.booted()
 
     async def watch(self, units: Collection[str], changed: Callable[[], None]) -> None:
         """By the first way; the second has none."""

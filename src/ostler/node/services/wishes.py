@@ -1,7 +1,6 @@
 """What people last asked of each service, on the disk: it holds over restarts of the daemon and of the machine (S14)."""
 
 import os
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +10,6 @@ import msgspec
 from ostler.model.service import Desired
 
 FILE = "services.json"
-BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,18 +30,16 @@ class _Written:
 class Wishes:
     """A small file, replaced whole and on the disk before `keep` returns. What cannot be read counts as nothing asked."""
 
-    def __init__(self, state: Path, *, boot_id: Callable[[], str] = lambda: BOOT.read_text().strip()) -> None:
+    def __init__(self, state: Path) -> None:
         """`state` is the node's directory. Blocks."""
         self._file = state / FILE
-        self._boot_id = boot_id()
         self._now = _Written()
         with suppress(OSError, msgspec.MsgspecError):
             self._now = msgspec.json.decode(self._file.read_bytes(), type=_Written)
 
-    @property
-    def rebooted(self) -> bool:
-        """Whether the machine was started anew since this was last written."""
-        return self._now.boot not in {"", self._boot_id}
+    def is_new(self, boot: str) -> bool:
+        """Whether another boot than this was the last that was settled."""
+        return self._now.boot not in {"", boot}
 
     def of(self, name: str) -> Wish:
         """What is known of one service."""
@@ -52,12 +48,12 @@ class Wishes:
     def keep(self, name: str, wish: Wish) -> None:
         """From now on it is this. Blocks; raises OSError, and then the old one still stands."""
         if self._now.services.get(name) != wish:
-            self._write(replace(self._now, boot=self._boot_id, services={**self._now.services, name: wish}))
+            self._write(replace(self._now, services={**self._now.services, name: wish}))
 
-    def settle(self) -> None:
+    def settle(self, boot: str) -> None:
         """What a new boot asked for is done. Blocks; raises OSError."""
-        if self._now.boot != self._boot_id:
-            self._write(replace(self._now, boot=self._boot_id))
+        if self._now.boot != boot:
+            self._write(replace(self._now, boot=boot))
 
     def _write(self, fresh: _Written) -> None:
         half = self._file.with_name(f".{self._file.name}.new")
