@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 import postgres
-from ostler.coordinator.operations import duties, reads
+from ostler.coordinator.operations import duties, reads, services
 from ostler.coordinator.operations.uploads import work_waits
 from ostler.coordinator.store.tx import Tx
+from ostler.model.manifest import Requirements, Runner
 from ostler.protocol import messages as m
 from store_rig import Rig
 
@@ -47,22 +48,31 @@ async def test_no_query_grows_with_what_is_stored(walks, statistics):
     name = server.with_tables()
     rig = Rig.open(server.url(name))
     try:
-        await rig.join("n1", slots=4)
+        await rig.join("n1", slots=4, runners=("cli", "service"), services=("miner",))
         await rig.submit(1)
         fill = f"""INSERT INTO jobs (seq, job_id, state, shape_id, priority, queue, runner, title, labels, submitted_at, attempt, tries,
                                     held, rank, owner, finished_at)
                    SELECT 1000 + g, 'j' || g, CASE WHEN g % 3 = 0 THEN 'done' WHEN g % 5000 = 1 THEN 'failed' ELSE 'queued' END, shape_id,
                           0, queue, runner, title, labels, submitted_at + g, 0, 0, 0, rank + g, 'alice', submitted_at + g
                    FROM jobs, generate_series(1, {STORED}) g WHERE seq = 1"""
+        over = f"""INSERT INTO jobs (seq, job_id, state, shape_id, priority, queue, runner, title, labels, submitted_at, attempt, tries,
+                                     held, rank, owner, service, verb, target, finished_at)
+                   SELECT 100000 + g, 'c' || g, 'done', shape_id, 0, queue, 'service', title, labels, submitted_at, 0, 0, 0, rank, 'alice',
+                          'miner', 'stop', 'n1', submitted_at
+                   FROM jobs, generate_series(1, {STORED}) g WHERE seq = 1"""
         specs = "INSERT INTO specs SELECT seq, '{}' FROM jobs WHERE seq > 1"
         server.execute("ALTER TABLE jobs SET (autovacuum_enabled = off)", database=name)
         if statistics == "of when there was little":
             server.execute("ANALYZE", database=name)
-        server.execute(fill, specs, database=name)
+        server.execute(fill, over, specs, database=name)
         if statistics == "fresh":
             server.execute("ANALYZE", database=name)
         walks.clear()
         assert len(await rig.pull("n1", slots=4)) == 4
+        for verb in ("stop", "start", "status"):  # the second stands for the first
+            await rig.submit(runner=Runner.SERVICE, command="miner", args=(verb,), requirements=Requirements(node="n1"))
+        assert len(await rig.pull("n1", slots=0, fresh=False)) == 2
+        await rig.read(services.list_services, m.ServiceQuery(), "miner")
         for query in (
             m.JobQuery(), m.JobQuery(state="queued"), m.JobQuery(state="failed"), m.JobQuery(state="running"), m.JobQuery(owner="alice"),
             m.JobQuery(state="failed", owner="alice"), m.JobQuery(queue="default"), m.JobQuery(queue="other"),

@@ -144,7 +144,11 @@ def _command(verb: Verb, name: str, on: list[str] | None, ttl: float | None, *, 
                 jobs = [(one.node_id or "(any)", one.job_id) for one in made.deliveries]
                 output.table(output.columns("NODE~|JOB"), jobs)
             return
-        ends = _wait(session, made, request.ttl_s)
+        try:
+            ends = _wait(session, made, request.ttl_s)
+        except KeyboardInterrupt:
+            output.note(f"the command goes on: `ostler job show {made.group_id or made.deliveries[0].job_id}`")
+            raise
         rows = [_row(session, one, ends[one.job_id]) for one in made.deliveries]
     if as_json:
         output.print_json(
@@ -174,13 +178,17 @@ def _tell_left_out(made: Any) -> None:
 
 
 def _wait(session: Any, made: Any, ttl: float) -> dict[str, Any]:
-    """The jobs of all deliveries once they are over. Who interrupts this leaves them as they are."""
+    """The jobs of all deliveries once they are over, through restarts of the coordinator. Who interrupts this leaves them as they are."""
+    from ostler.cli.session import FOLLOW_PATIENCE_S
+    from ostler.model.errors import Unavailable
     from ostler.protocol import routes
     from ostler.protocol.messages import AwaitRequest
+    from ostler.runtime.backoff import Backoff
 
     nodes = {one.job_id: one.node_id or "any node" for one in made.deliveries}
     ends: dict[str, Any] = {}
-    began, told = time.monotonic(), False
+    began = heard_at = time.monotonic()
+    backoff, told = Backoff(min_s=0.2, max_s=5.0), False
     while len(ends) < len(nodes):
         left = tuple(job_id for job_id in nodes if job_id not in ends)
         waited = time.monotonic() - began
@@ -189,7 +197,15 @@ def _wait(session: Any, made: Any, ttl: float) -> dict[str, Any]:
             some = ", ".join(nodes[job_id] for job_id in left[:MOST_NAMED]) + (", …" if len(left) > MOST_NAMED else "")
             output.note(f"waiting for {some}; what no node takes within {output.span(ttl)} is given up")
         rest = POLL_S if told else max(0.0, TOLD_AFTER_S - waited)
-        answer = session.call(routes.AWAIT_JOBS, AwaitRequest(job_ids=left, wait_s=rest))
+        try:
+            answer = session.call(routes.AWAIT_JOBS, AwaitRequest(job_ids=left, wait_s=rest))
+        except Unavailable:  # the command goes on without the coordinator, where a node has it
+            if time.monotonic() - heard_at >= FOLLOW_PATIENCE_S:
+                raise
+            time.sleep(backoff.next_s())
+            continue
+        backoff.reset()
+        heard_at = time.monotonic()
         ends |= {one.job.job_id: one.job for one in answer.items} | dict.fromkeys(answer.missing)
     return ends
 

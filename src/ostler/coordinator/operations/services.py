@@ -10,10 +10,11 @@ from typing import Any
 from ostler.coordinator.operations.claims import Placements
 from ostler.coordinator.operations.jobs import new_job_ids, submit_jobs
 from ostler.coordinator.operations.views import check_limit, read_cursor, write_cursor
+from ostler.coordinator.placement.offer import declared
 from ostler.coordinator.store.times import when_or_none
 from ostler.coordinator.store.tx import Row, Tx
 from ostler.model.errors import Conflict, InvalidSpec, NodeRetired, NotFound, Problem
-from ostler.model.manifest import NAME, Manifest
+from ostler.model.manifest import Manifest
 from ostler.model.node import NodeState
 from ostler.model.service import STALE, Health, Observation, Verb
 from ostler.model.target import HINT, Addressed, Addressee, Target, address
@@ -28,7 +29,6 @@ from ostler.protocol.messages import (
     outside,
 )
 
-MAX_SERVICES = 256  # of one node
 MAX_METRICS = 32  # of one service
 MAX_EVENTS = 32  # of one report
 MAX_TEXT = 500
@@ -41,7 +41,7 @@ METRIC = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]{0,63}")
 
 def declare(tx: Tx, node_id: str, names: Iterable[str]) -> None:
     """What a node declares from now on; what was seen of the others is forgotten."""
-    wanted = set(sorted(name for name in set(names) if NAME.fullmatch(name))[:MAX_SERVICES])
+    wanted = set(declared(names))
     there = {row[0] for row in tx.rows("SELECT name FROM services WHERE node_id = ?", (node_id,))}
     if gone := there - wanted:
         tx.many("DELETE FROM services WHERE node_id = ? AND name = ?", [(node_id, name) for name in sorted(gone)])

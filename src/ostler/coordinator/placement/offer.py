@@ -1,10 +1,18 @@
 """What a node's capabilities offer to placement."""
 
+from collections.abc import Iterable
+
 from ostler.model.capabilities import Capabilities, usable_gpus
-from ostler.model.manifest import DEFAULT_POOL, Runner
+from ostler.model.manifest import DEFAULT_POOL, NAME, Runner
 from ostler.model.resources import Offer, Resources
 
+MAX_SERVICES = 256  # of one node
 _RUNNERS = {runner.value: runner for runner in Runner}
+
+
+def declared(services: Iterable[str]) -> list[str]:
+    """The names of services that count, of those that a node says it declares."""
+    return sorted(name for name in set(services) if NAME.fullmatch(name))[:MAX_SERVICES]
 
 
 def offer_of(node_id: str, has: Capabilities | None, *, cpu_slots: int, gpu_slots: int, pool: str = DEFAULT_POOL) -> Offer:
@@ -23,7 +31,7 @@ def offer_of(node_id: str, has: Capabilities | None, *, cpu_slots: int, gpu_slot
         ),
         vram_mb=tuple(gpu.vram_mb for gpu in usable_gpus(has.gpu)),
         tags=frozenset(has.tags),
-        services=frozenset(has.services),
+        services=frozenset(declared(has.services)),
         runners=frozenset(_RUNNERS[name] for name in has.runners if name in _RUNNERS),
         sandbox_levels=frozenset(has.sandbox.known_levels()),
     )
