@@ -25,7 +25,14 @@ from fleet.engine import Unable  # noqa: E402
 from fleet.rig import Operator, here  # noqa: E402
 from fleet.testbed import Testbed  # noqa: E402
 
-UNIT = "[Unit]\nDescription=A service\nStartLimitIntervalSec=0\n[Service]\nExecStart=/usr/bin/tail -f /dev/null\n[Install]\nWantedBy=multi-user.target\n"
+UNIT = """[Unit]
+Description=A service
+StartLimitIntervalSec=0
+[Service]
+ExecStart=/usr/bin/tail -f /dev/null
+[Install]
+WantedBy=multi-user.target
+"""
 TARGET_MS = 50.0
 ASKED = ("ActiveExitTimestampMonotonic", "InactiveEnterTimestampMonotonic")
 
