@@ -175,17 +175,7 @@ async def test_a_hostile_node_reaches_its_own_attempts_and_nothing_else(rig):
     # whatever is for people is refused before anybody looks for the thing itself
     for route in ROUTES:
         if route.audience is Audience.CLIENT:
-            url = route.url.replace("{path:path}", "out").format_map(
-                {
-                    "job_id": theirs.job_id,
-                    "group_id": "g",
-                    "attempt": "1",
-                    "sha256": digest,
-                    "node_id": "honest",
-                    "stream": "stdout",
-                }
-                | dict.fromkeys(("token_id", "name", "verb", "webhook_id", "principal", "release"), "x")
-            )
+            url = url_of(route, job_id=theirs.job_id, sha256=digest, node_id="honest")
             content = b"{}" if route.method in {"POST", "PUT"} else None
             answer = await rig.http.request(route.method, rig.url + url, headers=mine, content=content)
             assert answer.status_code == 403, (route.name, answer.text)
