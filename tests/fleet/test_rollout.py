@@ -60,7 +60,7 @@ def test_the_configuration_comes_along_and_goes_back_with_its_release(installed)
         assert installed.update(release, host="mini-2").ends == {"mini-2": "current"}
         installed.fleet("status", "--release", release, host="mini-2", code=0)
         installed.know(node={"heartbeat": {"interval_s": 4}})
-        assert "mini-2 is a node (/etc/ostler/node.yaml)" in installed.install("--yes", host="mini-2").stdout
+        assert "mini-2 is a node (/etc/ostler/node.yaml)" in installed.install("--yes", "--release", release, host="mini-2").stdout
         assert "interval_s: 4" in installed.config("mini-2")
     finally:
         installed.know()
