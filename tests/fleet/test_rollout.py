@@ -60,7 +60,9 @@ def test_the_configuration_comes_along_and_goes_back_with_its_release(installed)
         assert installed.update(release, host="mini-2").ends == {"mini-2": "current"}
         installed.fleet("status", "--release", release, host="mini-2", code=0)
         installed.know(node={"heartbeat": {"interval_s": 4}})
-        assert "mini-2 is a node (/etc/ostler/node.yaml)" in installed.install("--yes", "--release", release, host="mini-2").stdout
+        assert (
+            "mini-2 is a node (/etc/ostler/node.yaml)" in installed.install("--yes", "--release", release, host="mini-2").stdout
+        )
         assert "interval_s: 4" in installed.config("mini-2")
     finally:
         installed.know()
@@ -80,6 +82,22 @@ def test_a_release_that_does_not_start_goes_back_and_its_journal_is_shown(instal
     assert {name: installed.in_force(name) for name in installed.bed.hosts} == before
     installed.good_again("mini-1")
     assert installed.facts("mini-1")["lock"] is None
+
+
+@pytest.mark.long
+def test_a_configuration_that_finds_no_coordinator_goes_back(installed):
+    """The release before, with its own configuration, still reaches it; the release is the same here."""
+    before, release = installed.config("mini-2"), installed.in_force("mini-2")
+    installed.know(node={"coordinator": {"base_url": "http://127.0.0.1:9/api/v1"}})
+    try:
+        done = installed.update(release, "--no-coordinator", host="mini-2")
+        assert done.ends == {"mini-2": "unhealthy"}, done.text
+        assert "the coordinator does not let it in, and still answers" in done.reasons["mini-2"]
+    finally:
+        installed.know()
+    assert installed.config("mini-2") == before
+    installed.good_again("mini-2")
+    assert installed.update(release, host="mini-2").ends == {"mini-2": "current"}
 
 
 @pytest.mark.long

@@ -12,6 +12,7 @@ from ostler.assembly.endpoint import Endpoint, look_for_endpoint
 from ostler.assembly.resolve import resolve_node
 from ostler.fleet.installing import Wanted
 from ostler.fleet.inventory.host import Host
+from ostler.fleet.inventory.load import COMMAND_LINE
 from ostler.fleet.node_config import CA, CANARY, Own, render
 from ostler.fleet.releases.store import Release, for_platform
 from ostler.fleet.ssh.step import Outcome, Step
@@ -76,10 +77,13 @@ def own_of(host: Host, *, coordinator: str, ca_file: Path | None, allowlist: Map
 
 
 def owns(hosts: Mapping[str, Host], *, coordinator: str | None) -> dict[str, Own]:
-    """What is each host's own, as its inventory has it now; nothing where no coordinator is named here or by `coordinator`, its URL as
-    the hosts reach it. Raises InvalidSpec with the first host's mistakes."""
+    """What is each host's own, as its inventory has it now. Raises InvalidSpec with the first host's mistakes.
+
+    Nothing of hosts that were only named, and of none where no coordinator is named here or by `coordinator`, its URL as hosts reach it.
+    """
+    hosts = {name: host for name, host in hosts.items() if host.origin.get("name") != COMMAND_LINE}
     endpoint = look_for_endpoint()
-    if endpoint is None and coordinator is None:
+    if not hosts or (endpoint is None and coordinator is None):
         return {}
     found = endpoint or Endpoint(url=coordinator or "", origin="--coordinator")
     address = address_for_hosts(found, coordinator)

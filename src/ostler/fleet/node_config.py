@@ -88,6 +88,12 @@ def differences(own: Own, *, config: str | None, applied_sha256: str | None, bes
     return lines
 
 
+def node_id_of(config: str | None) -> str | None:
+    """Whose configuration it is; None where it does not say."""
+    found = dict(_settings(config or "")).get("node_id")
+    return None if found is None else str(found)
+
+
 def changed_keys(before: str, after: str) -> list[str]:
     """The settings, such as `heartbeat.interval_s`, that two configurations do not have in common; never their values."""
     old, new = dict(_settings(before)), dict(_settings(after))

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from ostler.assembly.endpoint import Endpoint
-from ostler.assembly.installing import address_for_hosts, own_of
+from ostler.assembly.installing import address_for_hosts, own_of, owns
 from ostler.assembly.rollouts import services
 from ostler.fleet.installing import Looked, Wanted, look_at
 from ostler.fleet.inventory.host import Host
@@ -126,3 +126,13 @@ def test_services_of_the_inventory_are_written_once() -> None:
         with pytest.raises(InvalidSpec, match="services"):
             own_of(replace(HOST, vars={"services": wrong}), coordinator=URL, ca_file=None, allowlist={})
         assert services(replace(HOST, vars={"services": "xmrig"})) == []
+
+
+def test_hosts_that_were_only_named_keep_what_they_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    named, known = replace(HOST, origin={"name": "--inventory"}), replace(HOST, name="box-2", origin={"name": "fleet.yml:2"})
+    for name in ("OSTLER_URL", "OSTLER_TOKEN"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("HOME", "/nonexistent")
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    assert set(owns({"box-1": named, "box-2": known}, coordinator=URL)) == {"box-2"}
+    assert owns({"box-2": known}, coordinator=None) == {}

@@ -166,7 +166,9 @@ def _own(asked: SimpleNamespace, hosts: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     own = owns({name: one for name, one in hosts.items() if one.paused is None}, coordinator=asked.address)
     if not own:
-        output.note("note: no coordinator is named, so the hosts keep their configurations; see --coordinator")
+        output.note(
+            "note: the hosts keep their configurations: they are in no inventory, or no coordinator is named (--coordinator)"
+        )
     return own
 
 

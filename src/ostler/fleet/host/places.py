@@ -113,6 +113,11 @@ class Places:
         return self.updates / "files.before"
 
     @property
+    def before(self) -> Path:
+        """Where both are files again, for the release of before to look at."""
+        return self.updates / "before"
+
+    @property
     def trial(self) -> Path:
         """A configuration that a release is asked about, before it is anybody's."""
         return self.updates / "trial.yaml"

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 import subprocess
 import time
 from collections.abc import Iterable
@@ -119,6 +120,22 @@ def apply(places: Places, release: str, told: Told) -> services.Outcome:
     return services.apply(places, traces, home, user=accounts.NAME)
 
 
+def config_before(places: Places) -> Path:
+    """The configuration of before the open update as a file of its own, which names what stood beside it then."""
+    if not places.kept.exists():
+        return places.config
+    config = places.kept.read_text()
+    for name, content in (read_json(places.kept_files) or {}).items():
+        beside = places.before / name
+        config = config.replace(str(places.config.parent / name), str(beside))
+        if content is not None:
+            beside.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write(beside, content.encode(), mode=0o600)
+    places.before.mkdir(mode=0o700, exist_ok=True)
+    write(places.before / places.config.name, config.encode(), mode=0o600)
+    return places.before / places.config.name
+
+
 def close(places: Places, update: dict[str, Any], state: str, reason: str | None) -> dict[str, Any]:
     """Write down how an update ended, and stop watching. What was kept for the way back stays: the coordinator may yet want it."""
     ended = update | {"state": state, "reason": reason, "ended_at": time.time()}
@@ -126,6 +143,7 @@ def close(places: Places, update: dict[str, Any], state: str, reason: str | None
     places.update.unlink(missing_ok=True)
     for left in _spares(places):
         left.unlink(missing_ok=True)
+    shutil.rmtree(places.before, ignore_errors=True)
     sync(places.updates)
     with contextlib.suppress(Refused):  # its condition fails from now on anyway
         systemd.act("disable", WATCH_UNIT)

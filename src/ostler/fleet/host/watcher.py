@@ -64,11 +64,11 @@ class Watcher:
         )
 
     def _ask(self, seen: watch.Watch, now: float) -> None:
-        """Let the release before call the coordinator."""
+        """Let the release before call the coordinator, with the configuration of before: the new one may be what is wrong."""
         program = self._places.release(seen.previous or "") / "bin/ostler"
         try:
             done = subprocess.run(
-                [str(program), "node", "reach", "--config", str(self._places.config)],
+                [str(program), "node", "reach", "--config", str(switching.config_before(self._places))],
                 capture_output=True, timeout=REACH_S, check=False, env={"PATH": "/usr/bin:/bin"}, stdin=subprocess.DEVNULL,
             )  # fmt: skip
             self._reaches = done.returncode == 0

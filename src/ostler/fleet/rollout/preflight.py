@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from ostler.fleet.node_config import Own, differences
+from ostler.fleet.node_config import Own, differences, node_id_of
 
 NODE_UNIT = "ostler-node.service"
 KEEPER_UNIT = "ostler-keeper.service"
@@ -149,6 +149,8 @@ def _refusal(facts: Facts, wanted: Wanted, asked_at: datetime, answered_at: date
         return f"cannot write to {directory}: {why}"
     if NODE_UNIT not in facts.units or facts.units[NODE_UNIT].sha256 is None:
         return "the service is not installed: run `ostler fleet install` first"
+    if (other := _another_node(facts, wanted.own)) is not None:
+        return other
     platform = facts.platform
     if platform not in wanted.platforms:
         has = ", ".join(sorted(wanted.platforms))
@@ -168,6 +170,17 @@ def _refusal(facts: Facts, wanted: Wanted, asked_at: datetime, answered_at: date
     if (update := facts.update) is not None and update.update_id != wanted.rollout_id:
         return f"update {update.update_id} to {update.release} is still being watched ({update.state}); try again when its window is over"
     return None
+
+
+def _another_node(facts: Facts, own: Own | None) -> str | None:
+    """A configuration for another node than the one that was enrolled there would put it out of its coordinator's reach."""
+    now = (facts.health or {}).get("node_id") or node_id_of(facts.config)
+    then = node_id_of(own.config) if own is not None else None
+    if now is None or then is None or now == then:
+        return None
+    return (
+        f"its node is {now}, and the inventory makes it {then}: say `vars: {{node: {{node_id: {now}}}}}` there, or --keep-config"
+    )
 
 
 def _locked(lock: Lock, now: float) -> str:

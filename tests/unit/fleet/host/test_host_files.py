@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ostler.fleet.host import binaries, bundle, facts, lock
+from ostler.fleet.host import binaries, bundle, facts, lock, switching
 from ostler.fleet.host.places import Places, point, read_json, write_json
 from ostler.fleet.host.refusals import Refused
 from ostler.fleet.host.traces import Traces
@@ -188,6 +188,19 @@ def test_what_the_release_cannot_read_changes_nothing(places: Places, rooted: tu
         *rooted, "switch", "--rollout", "r1", "--release", "1.0", "--window", "5", "--told", "-", more=told.encode()
     )
     assert (code, answer["error"]) == (1, "usage")
+
+
+def test_the_release_of_before_looks_with_the_configuration_of_before(places: Places) -> None:
+    """And at what stood beside it: the new one may be what is wrong."""
+    assert switching.config_before(places) == places.config
+    beside = places.config.parent / "ca.pem"
+    places.updates.mkdir(parents=True)
+    places.kept.write_text(f"coordinator: {{base_url: http://before, ca_file: {beside}}}\n")
+    write_json(places.kept_files, {"ca.pem": "the old one", "allowlist.d/x.yaml": None})
+    before = switching.config_before(places)
+    assert before.read_text() == f"coordinator: {{base_url: http://before, ca_file: {places.before / 'ca.pem'}}}\n"
+    assert (places.before / "ca.pem").read_text() == "the old one"
+    assert sorted(one.name for one in places.before.iterdir()) == ["ca.pem", "node.yaml"]
 
 
 def test_the_program_is_the_same_bytes_each_time() -> None:

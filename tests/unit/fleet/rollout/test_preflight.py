@@ -57,6 +57,8 @@ def test_a_host_that_has_all_of_it_has_no_drift() -> None:
         ({"refused": {"/opt/ostler": "read-only file system"}}, "cannot write to /opt/ostler: read-only file system"),
         ({"units": {}}, "run `ostler fleet install` first"),
         ({"units": {NODE_UNIT: Unit(state="inactive")}}, "run `ostler fleet install` first"),
+        ({"health": {"node_id": "mini-9"}}, "its node is mini-9, and the inventory makes it mini-1"),
+        ({"config": "node_id: mini-9\n"}, "its node is mini-9, and the inventory makes it mini-1"),
         ({"abi": "cp312"}, "has nothing for cp312-x86_64"),
         ({"disk_free_mb": 79}, "79 MB are free for releases, 80 are needed"),
         ({"now": ASKED.timestamp() + 3600}, "its clock is 60 min ahead"),
