@@ -50,13 +50,19 @@ def new_keys(directory: Path) -> ReleaseKeys:
 
 
 def make(
-    store: Path, keys: ReleaseKeys, version: str = "1.0", *, platforms: tuple[Platform, ...] = (HERE, OTHER), **options: object
+    store: Path,
+    keys: ReleaseKeys,
+    version: str = "1.0",
+    *,
+    platforms: tuple[Platform, ...] = (HERE, OTHER),
+    made: int = 0,
+    **options: object,
 ) -> Release:
-    """A release in the store: an application, a unit, and a file that another platform needs alone."""
+    """A release in the store: an application, a unit, and a file that another platform needs alone. `made`: the time of its commit."""
     parts = {
         f"wheels/ostler-{version}-py3-none-any.whl": Part(wheel(version, **options)),
         "units/ostler-node.service": Part(b"[Service]\nExecStart=/bin/true\n"),
         "wheels/other-1-py3-none-any.whl": Part(hashlib.sha512(b"x").digest() * 99, (str(OTHER),)),
     }
-    application = Application({}, version, (1, 1), 4, None)
+    application = Application({}, version, (1, 1), 4, None, made)
     return ReleaseStore(store).add(lambda into: write_bundle(into, parts, application, platforms, keys))

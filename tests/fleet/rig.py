@@ -121,12 +121,12 @@ class Operator:
         self.first = ReleaseStore(self.store).find(json.loads(built.stdout)["release"])
         return self.first
 
-    def variant(self, changes: Mapping[str, tuple[str, str]]) -> str:
-        """The id of a release that differs from the first one so; made once."""
-        what = repr(changes)
+    def variant(self, changes: Mapping[str, tuple[str, str]], *, older_s: int = 0) -> str:
+        """The id of a release that differs from the first one so, of a commit that is so much older; made once."""
+        what = repr((changes, older_s))
         if what not in self._variants:
             keys = open_keys(self.folder / "data/ostler/release-keys")
-            self._variants[what] = variants.variant(self.first, self.store, keys, changes).release
+            self._variants[what] = variants.variant(self.first, self.store, keys, changes, older_s=older_s).release
         return self._variants[what]
 
     def good(self, word: str) -> str:

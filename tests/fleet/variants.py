@@ -28,8 +28,8 @@ FILLS_THE_DISK = {NODE: (MAIN, MAIN + FILLING)}
 GOOD = {NODE: (MAIN, MAIN + "    # another release\n")}
 
 
-def variant(of: Release, store: Path, keys: ReleaseKeys, changes: Mapping[str, tuple[str, str]]) -> Release:
-    """`of` with `changes` in its application: file → (what stands there once, what is to stand there)."""
+def variant(of: Release, store: Path, keys: ReleaseKeys, changes: Mapping[str, tuple[str, str]], *, older_s: int = 0) -> Release:
+    """`of` with `changes` in its application: file → (what stands there once, what is to stand there); its commit is so much older."""
     manifest = of.manifest
     with tarfile.open(of.bundle) as bundle:
         contents = {name: file.read() for name in manifest.files if (file := bundle.extractfile(name)) is not None}
@@ -37,7 +37,7 @@ def variant(of: Release, store: Path, keys: ReleaseKeys, changes: Mapping[str, t
     for name, content in contents.items():
         patched = _patched(content, changes) if name.startswith("wheels/ostler-") else content
         parts[name] = Part(patched, tuple(manifest.files[name].platforms))
-    application = Application({}, manifest.version, manifest.protocol, manifest.schema, manifest.commit)
+    application = Application({}, manifest.version, manifest.protocol, manifest.schema, manifest.commit, manifest.made - older_s)
     platforms = [Platform.parse(one) for one in manifest.platforms]
     return ReleaseStore(store).add(lambda into: write_bundle(into, parts, application, platforms, keys))
 

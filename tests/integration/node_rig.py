@@ -17,7 +17,7 @@ import uvicorn
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from ostler.model.capabilities import Capabilities, Cpu, Load
@@ -89,6 +89,9 @@ class FakeCoordinator:
         self.logs: dict[tuple[str, int, str], bytes] = defaultdict(bytes)
         self.files: dict[str, bytes] = {}
         self.workspaces: dict[tuple[str, int], bytes] = {}
+        self.bundles: dict[str, bytes] = {}
+        self.served: list[str | None] = []  # of bundles: the ranges that were asked for
+        self.cuts: list[int] = []  # after so many bytes the next answer with a bundle breaks off
         self.progress: list[m.ProgressItem] = []
         self.registrations: list[m.RegisterRequest] = []
         self.beats: list[m.HeartbeatRequest] = []
@@ -122,6 +125,7 @@ class FakeCoordinator:
                     self._guard("workspace", self.workspace),
                     methods=["PUT"],
                 ),
+                Route("/api/v1/releases/{release}/bundle", self._guard("bundle", self.bundle)),
             ]
         )
         listener = socket.socket()
@@ -323,6 +327,19 @@ class FakeCoordinator:
         self.logs[key] += content
         return Response(status_code=204, headers={"Upload-Offset": str(len(self.logs[key]))})
 
+    async def bundle(self, request):
+        content, wanted = self.bundles[request.path_params["release"]], request.headers.get("range")
+        self.served.append(wanted)
+        start = 0 if wanted is None else int(wanted.removeprefix("bytes=").removesuffix("-"))
+        left, cut = content[start:], self.cuts.pop(0) if self.cuts else None
+
+        async def body():
+            yield left[:cut]
+            if cut is not None:
+                raise ConnectionError("cut")
+
+        return StreamingResponse(body(), 206 if start else 200, {"Content-Length": str(len(left))})
+
     async def workspace(self, request):
         key = (request.path_params["job_id"], request.path_params["attempt"])
         self.workspaces[key] = await request.body()
@@ -445,12 +462,22 @@ class NodeRig:
     """One node's directory, and daemons that come and go on it."""
 
     def __init__(
-        self, folder: Path, coordinator: FakeCoordinator, *, runner=None, slots=2, prefetch=32, config=None, services=None
+        self,
+        folder: Path,
+        coordinator: FakeCoordinator,
+        *,
+        runner=None,
+        slots=2,
+        prefetch=32,
+        config=None,
+        services=None,
+        updates=None,
     ):
         self.folder = folder
         self.coordinator = coordinator
         self.runner = runner or TestRunner()
         self.services = services  # makes the watcher of a daemon's services
+        self.updates = updates
         self.capabilities = Capabilities(
             node_id="node-1", version="0", cpu=Cpu(cores=2, arch="x86_64"), memory_mb=1000, disk_free_mb=1000, machine_id="m1"
         )
@@ -507,7 +534,7 @@ class NodeRig:
                 look=lambda: self.capabilities, gpus=lambda: self.capabilities.gpu,
                 sample=lambda: Load(load=0.1, free_mb=1, gpu_free=0, disk_free_mb=1, cpu_load=1.0, vram_free_mb=0),
                 first_look=self.capabilities, clock=SystemClock(), logger=LOGGER,
-                no_op=no_op, manager=self.manager, release="0.2.0-test",
+                no_op=no_op, manager=self.manager, release="0.2.0-test", updates=self.updates,
             )
         )  # fmt: skip
         self.running = asyncio.create_task(self.daemon.run())

@@ -44,7 +44,7 @@ import uvloop
 from ostler import __version__
 from ostler.assembly import handover
 from ostler.assembly.keeper_stop import is_attempt
-from ostler.assembly.release import own_release
+from ostler.assembly.release import own_platform, own_release, update_places
 from ostler.model.calls import BY_VALUE_TAG
 from ostler.model.capabilities import Capabilities
 from ostler.model.errors import (
@@ -120,6 +120,7 @@ class Eyes:
             xids=self.kernel.xids(),
             release=own_release(),
             services=services,
+            updates=None if update_places() is None else own_platform(),
         )
 
 
@@ -294,7 +295,7 @@ async def run(config: NodeConfig, file: Path | None, manager: ServiceManager, *,
             config=config, journal=journal, identity=identity, client=client, heart=heart, runners=runners,
             keeper=keepers.again, tidy=keepers.tidy, prepare=prepare, vault=vault, look=eyes.look,
             gpus=lambda: eyes.gpus.read().gpus, sample=eyes.gauge.load, first_look=first_look,
-            manager=manager, release=own_release(), services=services, clock=clock, logger=logger,
+            manager=manager, release=own_release(), services=services, updates=update_places(), clock=clock, logger=logger,
             no_op=no_op(processes, folder=state / "self-check", level=config.sandbox.level),
         )
     )  # fmt: skip

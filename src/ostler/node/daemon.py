@@ -12,6 +12,7 @@ from ostler.model.capabilities import Capabilities, Gpu, Load
 from ostler.model.errors import OstlerError
 from ostler.model.failures import Failure, FailureCode
 from ostler.model.manifest import Runner
+from ostler.model.rollout.observe import Report
 from ostler.model.service import Observation
 from ostler.node.attempts import AttemptTable, Live, Slots
 from ostler.node.confidences import Confidences
@@ -47,6 +48,7 @@ from ostler.node.readiness import Readiness, Reason
 from ostler.node.recovery import Recovery
 from ostler.node.self_check import NoOp, SelfCheck
 from ostler.node.session import Dialect, SelfDescription, Session
+from ostler.node.updates import UpdatePlaces, Updates
 from ostler.node.vault import Vault
 from ostler.node.workspace import Workspace
 from ostler.protocol import messages as m
@@ -84,7 +86,8 @@ class Parts:
     """What the daemon is made of; wired together in `assembly`. `prepare` brings an attempt's inputs, `keeper` returns when a
     keeper answers again, `tidy` ends what the keeper has beside these keys, `look` probes the machine, `gpus` its GPUs alone and
     `sample` its load (all three block), `no_op` runs an attempt that does nothing, `manager` started this daemon, `release` is the
-    one it was installed in, `services` watches those of this host where the configuration declares any."""
+    one it was installed in, `services` watches those of this host where the configuration declares any, `updates` is where releases are
+    asked for on a host that takes them from the coordinator."""
 
     config: NodeConfig
     journal: Journal
@@ -104,6 +107,7 @@ class Parts:
     manager: ServiceManager
     release: str | None
     services: Services | None = None
+    updates: UpdatePlaces | None = None
     clock: Clock
     logger: logging.Logger
 
@@ -233,6 +237,9 @@ class NodeDaemon:
             readiness=self.readiness,
             logger=logger,
         )
+        self.updates: Updates | None = None
+        if parts.updates is not None:
+            self.updates = Updates(self.session, client=parts.client, places=parts.updates, told=self._on_update, logger=logger)
         self.directives = Directives(
             self.session,
             table=self.table,
@@ -240,6 +247,7 @@ class NodeDaemon:
             readiness=self.readiness,
             drain=self.drains.begin,
             debug=self.debug.request,
+            update=self._want,
             clock=clock,
             logger=logger,
         )
@@ -251,7 +259,7 @@ class NodeDaemon:
             vitals=self.vitals,
             sample=parts.sample,
             credit=lambda: self._credit().cpu,
-            apply=self.directives.apply,
+            apply=self._on_beat,
             renew=self.warden.renew,
             clock=clock,
             logger=logger,
@@ -355,6 +363,8 @@ class NodeDaemon:
         await self.puller.close()
         await self.outbox.close()
         await self.debug.close()
+        if self.updates is not None:
+            await self.updates.close()
         await self.drains.close()
         await asyncio.gather(*running, return_exceptions=True)
         works = [live.work for live in self.table if live.work is not None and not live.work.done()]
@@ -456,6 +466,20 @@ class NodeDaemon:
                 self.heart.wake()
         if pulled.directives:
             self.directives.apply(pulled.directives)
+
+    def _on_beat(self, directives: Sequence[m.Directive]) -> None:
+        """A heartbeat's answer is all that is wanted now: an update that it does not name is wanted no longer."""
+        if not any(one.kind is m.DirectiveKind.UPDATE for one in directives):
+            self._want(None)
+        self.directives.apply(directives)
+
+    def _want(self, update: m.WantedUpdate | None) -> None:
+        if self.updates is not None:
+            self.updates.want(update)
+
+    def _on_update(self, report: Report) -> None:
+        self.vitals.update = report
+        self.heart.wake()
 
     def _on_services(self, seen: tuple[Observation, ...], soon: bool) -> None:
         self.vitals.services = seen

@@ -11,7 +11,7 @@ from ostler.node.executor import Executor
 from ostler.node.leases import Lease
 from ostler.node.readiness import Readiness, Reason
 from ostler.node.session import Session
-from ostler.protocol.messages import Directive, DirectiveKind
+from ostler.protocol.messages import Directive, DirectiveKind, WantedUpdate
 from ostler.runtime.clock import Clock
 
 
@@ -27,16 +27,19 @@ class Directives:
         readiness: Readiness,
         drain: Callable[[Reason, str, float | None], None],
         debug: Callable[[str, int], None],
+        update: Callable[[WantedUpdate | None], None],
         clock: Clock,
         logger: logging.Logger,
     ) -> None:
-        """`drain` begins a drain, with the seconds after which what still runs is ended; `debug` uploads a workspace."""
+        """`drain` begins a drain, with the seconds after which what still runs is ended; `debug` uploads a workspace,
+        `update` sees to a release."""
         self._session = session
         self._table = table
         self._executor = executor
         self._readiness = readiness
         self._drain = drain
         self._debug = debug
+        self._update = update
         self._clock = clock
         self._logger = logger
 
@@ -59,6 +62,8 @@ class Directives:
                     self._session.refresh(one.token)
             case DirectiveKind.REGISTER:
                 self._session.close()
+            case DirectiveKind.UPDATE:
+                self._update(one.update)
 
     def _about_attempt(self, one: Directive, job_id: str, attempt: int) -> None:
         if one.kind is DirectiveKind.DEBUG:

@@ -1,13 +1,10 @@
 """The host program as one file, and the argument list that has a host run it from memory."""
 
-import io
-import zipfile
 from importlib import resources
 
+from ostler.fleet.host.packing import pack
+
 _PACKAGE = "ostler.fleet.host"
-_MAIN = "import sys\nfrom ostler.fleet.host.program import main\nsys.exit(main(sys.argv[1:]))\n"
-_NOT_THERE = {"bundle.py"}
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # the same bytes for the same program
 
 # What a host is asked to execute: it reads the program, whose length is the first argument, from standard input into a file that exists
 # in memory alone, and runs it with the other arguments. What follows on standard input is the verb's.
@@ -26,21 +23,9 @@ LOADER = (
 
 def program() -> bytes:
     """The host program: a zip file that Python executes."""
-    content = io.BytesIO()
-    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, text in sorted(_files().items()):
-            archive.writestr(zipfile.ZipInfo(name, _EPOCH), text, zipfile.ZIP_DEFLATED)
-    return content.getvalue()
+    return pack({one.name: one.read_text() for one in resources.files(_PACKAGE).iterdir() if one.name.endswith(".py")})
 
 
 def command(size: int, verb: str, *arguments: str) -> list[str]:
     """What is to be executed on the host, as root; the program's `size` bytes come first on its standard input."""
     return ["/usr/bin/python3", "-I", "-c", LOADER, str(size), verb, *arguments]
-
-
-def _files() -> dict[str, str]:
-    files = {"__main__.py": _MAIN, "ostler/__init__.py": "", "ostler/fleet/__init__.py": ""}
-    for one in resources.files(_PACKAGE).iterdir():
-        if one.name.endswith(".py") and one.name not in _NOT_THERE:
-            files[f"ostler/fleet/host/{one.name}"] = one.read_text()
-    return files

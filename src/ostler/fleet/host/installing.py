@@ -13,12 +13,12 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ostler.fleet.host import archive, trust, wheels
-from ostler.fleet.host.places import Places, read_json, sync
+from ostler.fleet.host import archive, packing, trust, wheels
+from ostler.fleet.host.places import PROGRAM, Places, read_json, sync
 from ostler.fleet.host.refusals import Refused
 
 PARTIAL = ".partial"
@@ -34,11 +34,18 @@ def own_platform() -> str:
     return f"cp{sys.version_info.major}{sys.version_info.minor}-{platform.machine()}"
 
 
-def install(places: Places, bundle: BinaryIO, *, digest: str | None = None) -> dict[str, Any]:
+def install(
+    places: Places,
+    bundle: BinaryIO,
+    *,
+    digest: str | None = None,
+    check: Callable[[archive.Manifest], None] = lambda manifest: None,
+) -> dict[str, Any]:
     """Install a bundle as it is read, unless its release is there; answers the id and whether it was there.
 
     `digest` is the manifest's sha256 in hex as the operator knows it: a host that trusts no key yet installs nothing without it, and
-    takes the release keys from that release. A host that trusts keys installs what one of them signed. Raises Refused.
+    takes the release keys from that release. A host that trusts keys installs what one of them signed. `check` may refuse a manifest that
+    is good otherwise. Raises Refused.
     """
     trusted = trust.read(places.keys)
     if not trusted.keys and digest is None:
@@ -46,6 +53,7 @@ def install(places: Places, bundle: BinaryIO, *, digest: str | None = None) -> d
     with _readable(), _alone(places), archive.opened(bundle, trusted.keys or None) as (manifest, envelope, contents):
         if digest is not None and manifest.digest != digest:
             raise Refused("untrusted", f"release {manifest.release} is not the one that was announced: its digest is another")
+        check(manifest)
         home = places.release(manifest.release)
         answer = {"release": manifest.release, "version": manifest.version, "was_there": home.is_dir()}
         if answer["was_there"]:
@@ -120,6 +128,7 @@ def _make(home: Path, manifest: archive.Manifest, envelope: bytes, contents: arc
         half.mkdir()
         _unpack(half, home, contents)
         (half / archive.MANIFEST).write_bytes(envelope)
+        _pack_program(half)
         _try(half, manifest)
         _to_disk(half)
     except BaseException as exc:
@@ -153,6 +162,13 @@ def _unpack(half: Path, home: Path, contents: archive.Contents) -> None:
                 wheels.scripts(target.name, packages, commands, f"{home}/bin/python -I")
             target.unlink()
     shutil.rmtree(half / "wheels", ignore_errors=True)
+
+
+def _pack_program(half: Path) -> None:
+    """The release's own host program, which root runs while this release is in force."""
+    modules = {one.name: one.read_text() for one in (half / PACKAGES / packing.FOLDER).glob("*.py")}
+    if modules:
+        (half / PROGRAM).write_bytes(packing.pack(modules))
 
 
 def _try(half: Path, manifest: archive.Manifest) -> None:

@@ -9,6 +9,9 @@ from typing import Any
 NODE_UNIT, KEEPER_UNIT, WATCH_UNIT = "ostler-node.service", "ostler-keeper.service", "ostler-watch.service"
 FIREWALL_UNIT = "ostler-firewall.service"
 UNITS = (NODE_UNIT, KEEPER_UNIT)
+UPDATE_PATH, UPDATE_UNIT = "ostler-update.path", "ostler-update.service"
+LATER_UNITS = (UPDATE_PATH, UPDATE_UNIT)  # that releases of before did not have: a way back to one takes them away
+PROGRAM = "host.pyz"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,21 @@ class Places:
     def program(self) -> Path:
         """The host program as the watcher runs it."""
         return self.updates / "host.pyz"
+
+    @property
+    def floor(self) -> Path:
+        """How old a release may be that the daemon asks for."""
+        return self.updates / "floor.json"
+
+    @property
+    def published(self) -> Path:
+        """How the newest update stands, for everybody to read."""
+        return self.ostler / "update.json"
+
+    @property
+    def drop(self) -> Path:
+        """Where the daemon, and whoever has taken it over, puts what it asks for."""
+        return self.state / "update"
 
     @property
     def keys(self) -> Path:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ostler.fleet.host import facts, firewall, installing, lock, rekeying, setting_up, switching, systemd, watcher
+from ostler.fleet.host import facts, firewall, installing, lock, rekeying, setting_up, switching, systemd, taking, watcher
 from ostler.fleet.host.places import NODE_UNIT, Places, read_json
 from ostler.fleet.host.refusals import Refused
 from ostler.fleet.host.told import Told
@@ -104,6 +104,10 @@ def _journal(places: Places, given: argparse.Namespace) -> Answer:
     return {"journal": systemd.journal(NODE_UNIT, given.lines)}
 
 
+def _take(places: Places, given: argparse.Namespace) -> Answer:
+    return taking.take(places, Path(sys.argv[0]).read_bytes())
+
+
 def _watch(places: Places, given: argparse.Namespace) -> Answer:
     watcher.main(places.root)
     return {}
@@ -148,6 +152,7 @@ VERBS: dict[str, tuple[Callable[[Places, argparse.Namespace], Answer], tuple[tup
     "observe": (_observe, (_ROLLOUT,)),
     "go-back": (_go_back, (_ROLLOUT, ("--reason", {"required": True}))),
     "journal": (_journal, (("--lines", {"type": int, "default": 30}),)),
+    "take": (_take, ()),
     "watch": (_watch, ()),
 }
 

@@ -12,7 +12,18 @@ from typing import Any
 
 from ostler.fleet.host import accounts, daemon, services, switching, systemd
 from ostler.fleet.host.lock import guarded
-from ostler.fleet.host.places import FIREWALL_UNIT, KEEPER_UNIT, NODE_UNIT, UNITS, WATCH_UNIT, Places, read_json
+from ostler.fleet.host.places import (
+    FIREWALL_UNIT,
+    KEEPER_UNIT,
+    LATER_UNITS,
+    NODE_UNIT,
+    UNITS,
+    UPDATE_PATH,
+    UPDATE_UNIT,
+    WATCH_UNIT,
+    Places,
+    read_json,
+)
 from ostler.fleet.host.refusals import Refused
 from ostler.fleet.host.told import Told
 from ostler.fleet.host.traces import Traces
@@ -70,7 +81,7 @@ def uninstall(places: Places, *, keep_state: bool, end_jobs: bool) -> dict[str, 
         removed, restored = traces.take_back(keep=keep)
         systemd.act("daemon-reload")
         with contextlib.suppress(Refused):
-            systemd.act("reset-failed", *UNITS, WATCH_UNIT)
+            systemd.act("reset-failed", *UNITS, WATCH_UNIT, *LATER_UNITS)
         if keep_state:
             left.append(state)
         elif accounts.remove(places):
@@ -264,7 +275,7 @@ def _refuse_jobs(health: dict[str, Any] | None) -> None:
 def _stop(places: Places, traces: Traces) -> None:
     """The daemon first, which then reports no job's end as a failure; the keeper ends what runs. A unit that was put back already is
     somebody else's."""
-    for name in (WATCH_UNIT, NODE_UNIT, KEEPER_UNIT, FIREWALL_UNIT):
+    for name in (UPDATE_PATH, UPDATE_UNIT, WATCH_UNIT, NODE_UNIT, KEEPER_UNIT, FIREWALL_UNIT):
         if not traces.is_back(places.units / name) and systemd.show(name, "LoadState")["LoadState"] == "loaded":
             systemd.act("stop", name)
             systemd.act("disable", name)

@@ -9,13 +9,28 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ostler.fleet.host import accounts, binaries, daemon, services, systemd
+from ostler.fleet.host import accounts, binaries, daemon, floor, services, systemd
 from ostler.fleet.host.lock import guarded
-from ostler.fleet.host.places import KEEPER_UNIT, NODE_UNIT, UNITS, WATCH_UNIT, Places, point, read_json, sync, write, write_json
+from ostler.fleet.host.places import (
+    KEEPER_UNIT,
+    LATER_UNITS,
+    NODE_UNIT,
+    UNITS,
+    UPDATE_PATH,
+    WATCH_UNIT,
+    Places,
+    point,
+    read_json,
+    sync,
+    write,
+    write_json,
+)
+from ostler.fleet.host.publishing import publish
 from ostler.fleet.host.refusals import Refused
 from ostler.fleet.host.told import Told
 from ostler.fleet.host.traces import Traces
 
+WANTS = "multi-user.target.wants"
 SPARE = 1 << 20  # what a way back may need on a disk that has been filled since
 READ_S = 60.0
 SWITCH = "switch"  # the guard that a switch, or a way back, holds for as long as it works
@@ -29,12 +44,13 @@ def switch(
     window_s: float,
     program: bytes,
     told: Told = Told(),  # noqa: B008 - a value
+    asked: bool = False,
 ) -> dict[str, Any]:
     """Put `release` in force and have it watched for `window_s`; again for the same rollout, it goes on where it was.
 
     `program` is this program's own file; `told` brings the node's configuration (None: as it is) and files beside it. Raises Refused, also
     for a configuration that the release cannot read; what it refuses has changed nothing. After a failed restart the update is open
-    nevertheless: the watcher decides.
+    nevertheless: the watcher decides. `asked`: the daemon asked for it, and not whoever has root.
     """
     with guarded(places, SWITCH, wait=False):
         update = read_json(places.update)
@@ -45,7 +61,9 @@ def switch(
         _check(places, release, rollout)
         if update is None:
             _check_config(places, release, told)
-            update = _open(places, rollout=rollout, release=release, window_s=window_s, program=program, files=told.files)
+            update = _open(
+                places, rollout=rollout, release=release, window_s=window_s, program=program, files=told.files, asked=asked
+            )
         if update["state"] == "armed":
             daemon.ask(places.door, "POST", "/drain")
             applied = apply(places, release, told)
@@ -54,6 +72,7 @@ def switch(
                 places.update,
                 update | {"state": "watching", "began": time.clock_gettime(time.CLOCK_BOOTTIME), "boot_id": boot_id()},
             )
+            publish(places, update, "watching", None)
             return {"state": "watching", "failure": failure, "warnings": applied.warnings}
     return {"state": update["state"], "failure": None, "warnings": []}
 
@@ -115,8 +134,12 @@ def apply(places: Places, release: str, told: Told) -> services.Outcome:
         there = places.units / name
         if not there.exists() or there.read_bytes() != content:
             write(there, content, mode=0o644)
+    _write_later_units(places, traces, home)
     point(places.current, f"releases/{release}")
     systemd.act("daemon-reload")
+    if (places.units / UPDATE_PATH).exists():
+        systemd.act("enable", UPDATE_PATH)
+        systemd.act("start", UPDATE_PATH)
     return services.apply(places, traces, home, user=accounts.NAME)
 
 
@@ -136,11 +159,32 @@ def config_before(places: Places) -> Path:
     return places.before / places.config.name
 
 
+def _write_later_units(places: Places, traces: Traces, home: Path) -> None:
+    """Those by which the daemon may ask for a release; taken away again on the way back to a release that has none."""
+    for name in LATER_UNITS:
+        unit, there = home / "units" / name, places.units / name
+        if unit.is_file():
+            if name == UPDATE_PATH:
+                traces.directory(places.units / WANTS, mode=0o755)
+                traces.expect(places.units / WANTS / name)
+            traces.file(there, unit.read_bytes())
+        elif there.exists():
+            if name == UPDATE_PATH:
+                systemd.act("stop", name)
+                systemd.act("disable", name)
+            there.unlink()
+
+
 def close(places: Places, update: dict[str, Any], state: str, reason: str | None) -> dict[str, Any]:
     """Write down how an update ended, and stop watching. What was kept for the way back stays: the coordinator may yet want it."""
     ended = update | {"state": state, "reason": reason, "ended_at": time.time()}
     write_json(places.last, ended)
     places.update.unlink(missing_ok=True)
+    publish(places, ended, state, reason)
+    if state == "good":
+        floor.settle(places, update.get("release"), lower=not update.get("asked"))
+    elif state == "went_back":
+        floor.settle(places, update.get("previous"), lower=True)
     for left in _spares(places):
         left.unlink(missing_ok=True)
     shutil.rmtree(places.before, ignore_errors=True)
@@ -195,7 +239,9 @@ def _check_config(places: Places, release: str, told: Told) -> None:
         raise Refused("unfit", f"release {release} cannot read the configuration: {why or f'exit code {done.returncode}'}")
 
 
-def _open(places: Places, *, rollout: str, release: str, window_s: float, program: bytes, files: Iterable[str]) -> dict[str, Any]:
+def _open(
+    places: Places, *, rollout: str, release: str, window_s: float, program: bytes, files: Iterable[str], asked: bool
+) -> dict[str, Any]:
     """Arm the watcher before anything is changed; what is to be changed is kept for the way back."""
     update = {
         "update_id": rollout,
@@ -206,6 +252,7 @@ def _open(places: Places, *, rollout: str, release: str, window_s: float, progra
         "restarts": _restarts(),
         "drained": bool((daemon.ask(places.door, "GET", "/healthz") or {}).get("draining")),
         "opened_at": time.time(),
+        "asked": asked,
     }
     places.kept.unlink(missing_ok=True)
     if places.config.exists():
@@ -216,6 +263,7 @@ def _open(places: Places, *, rollout: str, release: str, window_s: float, progra
     for spare in _spares(places):
         write(spare, bytes(SPARE), mode=0o600)
     write_json(places.update, update)
+    publish(places, update, "armed", None)
     systemd.act("daemon-reload")
     systemd.act("enable", WATCH_UNIT)
     systemd.act("restart", WATCH_UNIT)

@@ -10,6 +10,7 @@ from typing import Any
 from ostler.fleet.host import daemon, switching, systemd, watch
 from ostler.fleet.host.lock import guarded
 from ostler.fleet.host.places import NODE_UNIT, Places, read_json, write_json
+from ostler.fleet.host.publishing import publish
 from ostler.fleet.host.refusals import Refused
 
 LOOK_S = 1.0
@@ -95,6 +96,7 @@ class Watcher:
                 name: getattr(seen, name)
                 for name in ("restarts", "ended", "bad_since", "alone_since", "good_since", "resumed", "reason")
             }
+            publish(self._places, update, seen.state.value, seen.reason)
             try:
                 write_json(self._places.update, update | fields | {"state": seen.state.value, "boot_id": switching.boot_id()})
             except OSError:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from ostler import __version__
 from ostler.model.capabilities import Capabilities, Load
 from ostler.model.errors import Rejected
+from ostler.model.rollout.observe import Report
 from ostler.model.service import Observation
 from ostler.node.attempts import AttemptTable
 from ostler.node.config import Heartbeat
@@ -25,12 +26,13 @@ SESSION_S = 60.0
 
 @dataclass(slots=True)
 class Vitals:
-    """The last known load and health; capabilities and services where they changed and are not told yet."""
+    """The last known load and health, and how an update stands; capabilities and services where they changed and are not told yet."""
 
     load: Load | None = None
     health: tuple[str, ...] = ()
     news: Capabilities | None = None
     services: tuple[Observation, ...] | None = None
+    update: Report | None = None
 
 
 class Heart(Loop):
@@ -121,6 +123,7 @@ class Heart(Loop):
             slots=self._credit(),
             capabilities=news,
             services=services,
+            update=self._vitals.update,
         )
 
     async def _look(self) -> None:

@@ -22,6 +22,7 @@ def probe(
     gpus: GpuReading | None = None,
     xids: Sequence[Xid] | None = None,
     release: str | None = None,
+    updates: str | None = None,
     services: Iterable[str] = (),
     root: Path = Path("/"),
 ) -> Capabilities:
@@ -54,6 +55,7 @@ def probe(
         machine_id=host.machine_id(root=root),
         engines=host.engines(root=root),
         release=release,
+        updates=updates,
         services=tuple(services),
         sandbox=sandbox or SandboxAbilities(),
         health=(*reading.problems, *health.problems(gpus=found, disks=disks, xids=logged)),

@@ -1,0 +1,65 @@
+"""Releases onto real hosts that no SSH reaches: fetched from the coordinator by the daemon, verified and switched by root, judged there."""
+
+import json
+import re
+
+import pytest
+
+from fleet import variants
+from fleet.variants import MAIN, NODE
+
+pytestmark = [pytest.mark.xdist_group("testbed"), pytest.mark.timeout(600, func_only=True), pytest.mark.long]
+NAMES = ("mini-1", "mini-2")
+SSH = ("ssh.socket", "ssh.service")
+
+
+@pytest.fixture
+def unreachable(installed):
+    """Two hosts whose sshd is gone; the coordinator knows the release keys."""
+    installed.cli("release", "push", installed.first.release, "--trust", code=0)
+    for name in NAMES:
+        installed.bed.hosts[name].exec("systemctl", "stop", *SSH, check=False)
+    yield installed
+    for name in NAMES:
+        installed.bed.hosts[name].exec("systemctl", "start", "ssh.service")
+        installed.bed.hosts[name].wait()
+
+
+def start(operator, release, *args, code):
+    """Push and roll out; the rollout as it ended, by node."""
+    operator.cli("release", "push", release, code=0)
+    nodes = [word for name in NAMES for word in ("--node", name)]
+    done = operator.cli("rollout", "start", release, *nodes, "--yes", "--window", "2s", "--json", *args, code=code)
+    view = json.loads(done.stdout.splitlines()[-1])
+    return {host["node_id"]: host for host in view["hosts"]}, view
+
+
+def test_a_good_release_comes_and_a_bad_one_goes_back_by_itself(unreachable):
+    before = {name: unreachable.in_force(name) for name in NAMES}
+    good = unreachable.good("through the coordinator")
+    pids = {name: unreachable.sleeper(name)[1] for name in NAMES}
+    hosts, view = start(unreachable, good, code=0)
+    assert {name: host["phase"] for name, host in hosts.items()} == dict.fromkeys(NAMES, "updated"), view
+    for name in NAMES:
+        assert unreachable.in_force(name) == good != before[name]
+        assert unreachable.node(name)["release"] == good
+        assert set(pids[name]) <= set(unreachable.pids(name))
+        assert unreachable.facts(name)["lock"] is None
+
+    hosts, view = start(unreachable, unreachable.variant(variants.DOES_NOT_START), code=1)
+    assert {name: host["phase"] for name, host in hosts.items()} == {"mini-1": "unhealthy", "mini-2": "held"}, view
+    assert view["reason"] == "canary mini-1 failed"
+    assert "the daemon" in hosts["mini-1"]["reason"]
+    unreachable.good_again(*NAMES)
+    assert {unreachable.in_force(name) for name in NAMES} == {good}
+
+    older = unreachable.variant({NODE: (MAIN, MAIN + "    # of yesterday\n")}, older_s=86_400)
+    hosts, view = start(unreachable, older, "--canary", "0", "--max-failures", "2", code=1)
+    assert {host["phase"] for host in hosts.values()} == {"failed"}
+    assert f"release {older} is older than {good}, which was good here" in hosts["mini-2"]["reason"]
+
+    host = unreachable.bed.hosts["mini-1"]
+    said = host.exec("stat", "--format=%U %a", "/opt/ostler/update.json", "/var/lib/ostler/update").stdout
+    assert said == "root 644\nostler 700\n"
+    exposed = host.exec("systemd-analyze", "security", "--no-pager", "ostler-update.service", check=False).stdout
+    assert float(re.search(r"exposure level for \S+: ([0-9.]+)", exposed)[1]) <= 4.0, exposed
