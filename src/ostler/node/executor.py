@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +23,7 @@ from ostler.node.disk_lane import DiskLane
 from ostler.node.gpus import Card, choose
 from ostler.node.journal import Journal
 from ostler.node.log_tails import ends, has_logs, open_tails
+from ostler.node.spares import Spares
 from ostler.node.workspace import Workspace, disk_failure
 from ostler.protocol.messages import ArtifactEntry, LogEnd, Outcome
 from ostler.protocol.ports import AttemptTask, Ending, Progress, RunnerPort, Withdrawn
@@ -75,6 +77,7 @@ class Executor:
     ) -> None:
         """`cards` looks at the GPUs, `prepare` brings the inputs, `keeper` returns when a keeper answers again."""
         self._root = root
+        self._spares = Spares(root)
         self._level = level
         self._grace_s = grace_s
         self._runners = runners
@@ -110,7 +113,8 @@ class Executor:
         Until it begins there is no `state.json` in it: that tells a later life of the daemon that nothing was run.
         """
         if live.furnished is None and not self._is_lent(live):
-            live.furnished = self._disk.do(Workspace.create, self._root, live.job_id, live.attempt)
+            make = self._spares.take if _is_plain(live) else partial(Workspace.create, self._root)
+            live.furnished = self._disk.do(make, live.job_id, live.attempt)
 
     def withdraw(self, live: Live) -> None:
         """Take back what waits for room at the keeper: somebody else shall have the next slot."""
@@ -475,7 +479,7 @@ class Executor:
         await self._settle(live, outcome)
 
     async def _settle(self, live: Live, outcome: Outcome) -> None:
-        durable = self._journal.finish(outcome)
+        durable = self._journal.finish(outcome, gather=self._table.queued() > 0)
         live.settling = True
         self._watchers.freed()  # the next one need not wait for the disk to be sure of this one's end
         state = AttemptState.FAILED if outcome.failure is not None else AttemptState.DONE
@@ -519,17 +523,24 @@ class Executor:
             live.log_ends = live.log_ends or ()
             return
         passed: tuple[AttemptState, ...] = (AttemptState.UPLOADING,) if state is AttemptState.DONE else ()
+        may_go = live.unnoted and live.furnished is not None and state is AttemptState.DONE and not (live.outputs or live.tails)
         if live.unnoted:
             if live.note is not None:
                 live.note.cancel()
             passed = (*_PASSED[AttemptState.RUNNING], AttemptState.RUNNING, *passed)
             facts = {**_origin(live), **facts}
         try:
+            if may_go and await self._disk.do(self._spares.give_back, live.workspace):
+                live.forsake_workspace()
+                live.log_ends = ()
+                return
             live.log_ends = await self._disk.do(
                 _last_word, live, live.workspace, state, at=self._clock.now(), passed=passed, facts=facts
             )
         except OSError as exc:
             self._not_noted(live, exc)
+        if live.furnished is not None and not self._table.queued():
+            self._disk.do(self._spares.have_one)
 
 
 def _is_plain(live: Live) -> bool:

@@ -26,6 +26,7 @@ from ostler.protocol.messages import Held, Outcome
 SCHEMA = 2
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 MAX_BATCH = 512
+GATHER_S = 0.01  # how long an outcome that nobody waits for may wait for others, so that they share a commit
 LAZY_S = 1.0  # how long a deletion may wait for a commit that is due anyway
 
 _TABLES = """
@@ -83,7 +84,9 @@ class Journal:
         self.failure: str | None = None
         self._boot_id = BOOT_ID.read_text().strip()
         self._logger = logger
-        self._writes: SimpleQueue[_Write | None] = SimpleQueue()
+        self._writes: SimpleQueue[list[_Write] | None] = SimpleQueue()
+        self._gathered: list[_Write] = []
+        self._gathering: asyncio.TimerHandle | None = None
         self._lazy: deque[tuple[str, int]] = deque()
         self._lock = threading.Lock()
         self._durable = True
@@ -149,7 +152,7 @@ class Journal:
 
     def note_renewal(self, lease: Lease) -> None:
         """Keep when the leases were last renewed, for the next daemon; rides along with what is written anyway."""
-        self._writes.put(_Write(_FACT, [("renewal", codec.encode([self._boot_id, lease.sent_at, lease.lease_s]))]))
+        self._hand_over(_Write(_FACT, [("renewal", codec.encode([self._boot_id, lease.sent_at, lease.lease_s]))]))
 
     def last_renewal(self) -> Lease | None:
         """What an earlier daemon noted; None where the machine was started anew since, and its clock with it."""
@@ -175,9 +178,10 @@ class Journal:
         rows = [(e.job_id, e.attempt, e.spec, e.tries, e.lease_s, codec.encode(e.inputs) if e.inputs else None) for e in entries]
         return self._submit(_ACCEPT, rows, durable=durable)
 
-    def finish(self, outcome: Outcome) -> asyncio.Future[None]:
-        """Resolves when the outcome is durable, the first one of its attempt; raises StoreBusy when it cannot be."""
-        return self._submit(_FINISH, [(outcome.job_id, outcome.attempt, codec.encode(outcome))])
+    def finish(self, outcome: Outcome, *, gather: bool = False) -> asyncio.Future[None]:
+        """Resolves when the outcome is durable, the first one of its attempt; raises StoreBusy when it cannot be. With `gather` it
+        waits a moment for others."""
+        return self._submit(_FINISH, [(outcome.job_id, outcome.attempt, codec.encode(outcome))], gather=gather)
 
     def amend(self, outcome: Outcome) -> asyncio.Future[None]:
         """Like `finish`, in the place of an outcome that the coordinator will never take."""
@@ -199,6 +203,7 @@ class Journal:
         if self._timer is not None:
             self._timer.cancel()
         if self._thread is not None:
+            self._hand_over()
             self._writes.put(None)
             await asyncio.to_thread(self._thread.join)
         self._db.close()
@@ -206,13 +211,30 @@ class Journal:
     def _flush(self) -> None:
         self._timer = None
         if self._lazy:
-            self._writes.put(_Write("", ()))
+            self._hand_over(_Write("", ()))
 
-    def _submit(self, sql: str, rows: Sequence[tuple[Any, ...]], *, durable: bool = True) -> asyncio.Future[None]:
+    def _hand_over(self, *more: _Write) -> None:
+        """Have all that was gathered written, and this with it."""
+        if self._gathering is not None:
+            self._gathering.cancel()
+            self._gathering = None
+        if writes := [*self._gathered, *more]:
+            self._gathered.clear()
+            self._writes.put(writes)
+
+    def _submit(
+        self, sql: str, rows: Sequence[tuple[Any, ...]], *, durable: bool = True, gather: bool = False
+    ) -> asyncio.Future[None]:
         if self._loop is None:
             raise RuntimeError("the journal is not started")
         done: asyncio.Future[None] = self._loop.create_future()
-        self._writes.put(_Write(sql, rows, done, durable))
+        write = _Write(sql, rows, done, durable)
+        if not gather:
+            self._hand_over(write)
+            return done
+        self._gathered.append(write)
+        if self._gathering is None:
+            self._gathering = self._loop.call_later(GATHER_S, self._hand_over)
         return done
 
     def _write(self) -> None:
@@ -225,7 +247,7 @@ class Journal:
                 if first is None:
                     ended = True
                     break
-                batch.append(first)
+                batch += first
                 if len(batch) >= MAX_BATCH or self._writes.empty():
                     break
                 first = self._writes.get()

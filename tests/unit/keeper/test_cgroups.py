@@ -123,10 +123,20 @@ def test_a_group_that_was_limited_or_changed_serves_one_attempt(tmp_path):
     assert fresh not in (killed, nested, gone)
     groups.release(fresh, empty=False)
     assert groups.take("c", memory_mb=None, cpu_pct=None, processes=None) is not fresh, "processes are stuck in it"
-    groups = Cgroups("v1", {"freezer": str(tmp_path / "freezer")})
-    limited = groups.take("a", memory_mb=None, cpu_pct=None, processes=7)
-    groups.release(limited, empty=True)
-    assert groups.take("b", memory_mb=None, cpu_pct=None, processes=7) is not limited
+    groups = Cgroups("v1", {"freezer": str(tmp_path / "freezer"), "memory": str(tmp_path / "memory")})
+    (tmp_path / "memory").mkdir()
+    few = groups.take("a", memory_mb=None, cpu_pct=None, processes=7)
+    groups.release(few, empty=True)
+    assert groups.take("b", memory_mb=None, cpu_pct=None, processes=8) is not few
+    assert groups.take("c", memory_mb=None, cpu_pct=None, processes=None) is not few
+    assert groups.take("d", memory_mb=None, cpu_pct=None, processes=7) is few
+
+
+def test_numbers_of_processes_beyond_a_few_have_no_groups_of_their_own(tmp_path):
+    groups = Cgroups("v1", {"freezer": str(tmp_path)})
+    for number in range(1, 10):
+        groups.release(groups.take("a", memory_mb=None, cpu_pct=None, processes=number), empty=True)
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 def test_removal_takes_what_a_job_made_below(tmp_path):

@@ -13,7 +13,8 @@ _CPU_PERIOD_US = 100_000
 # Which version 1 hierarchy tells the members of a group, best first: only `pids` can also forbid further forks.
 _V1_TRACKING = ("pids", "freezer", "memory")
 _V1_USED = ("pids", "freezer", "memory", "cpu")
-_SPARE = 64
+_SPARE = 64  # groups of each kind
+_KINDS = 4  # numbers of processes; jobs that ask for others have groups of their own
 
 
 class CgroupError(Exception):
@@ -139,10 +140,10 @@ def remove(directory: str) -> bool:
 class Group:
     """The groups of one attempt, one directory per hierarchy; `directories[0]` tells who its members are.
 
-    One that is `plain` limits nothing and counts nothing: the next attempt may have it.
+    One that is `plain` counts nothing, and limits at most the number of `processes`: the next attempt with the same limit may have it.
     """
 
-    __slots__ = ("_cpu", "_entrance", "_memory", "_pids", "directories", "plain", "source", "v2")
+    __slots__ = ("_cpu", "_entrance", "_memory", "_pids", "directories", "plain", "processes", "source", "v2")
 
     def __init__(self, directories: list[str], *, v2: bool, memory: str | None, pids: str | None, cpu: str | None) -> None:
         self.directories = directories
@@ -151,6 +152,7 @@ class Group:
         self._pids = pids
         self._cpu = cpu
         self.plain = False
+        self.processes: int | None = None
         self._entrance: list[int] = []
         self.source = "cgroup-v2" if v2 else "cgroup-v1"
 
@@ -251,7 +253,7 @@ class Cgroups:
         self._v2_parent = parents.get("")
         self._tracking = next((name for name in _V1_TRACKING if name in parents), None)
         self._serial = 0
-        self._spare: list[Group] = []
+        self._spare: dict[int | None, list[Group]] = {}
 
     @property
     def parents(self) -> list[str]:
@@ -259,24 +261,26 @@ class Cgroups:
         return sorted(set(self._parents.values()))
 
     def take(self, key: str, *, memory_mb: float | None, cpu_pct: float | None, processes: int | None) -> Group | None:
-        """An attempt's group: one that is there already where nothing is limited, else a new one (see `create`)."""
-        plain = self.version == "v1" and memory_mb is None and cpu_pct is None and processes is None
-        while plain and self._spare:
-            group = self._spare.pop()
+        """An attempt's group: one that is there already where at most the number of processes is limited, else a new one (`create`)."""
+        plain = self.version == "v1" and memory_mb is None and cpu_pct is None
+        spare = self._spare.get(processes) if plain else None
+        while spare:
+            group = spare.pop()
             if _is_bare(group.directories[0]):
                 return group
             group.shut()  # somebody tidied up
         made = self.create("any" if plain else key, memory_mb=memory_mb, cpu_pct=cpu_pct, processes=processes)
         if made is not None:
-            made.plain = plain
+            made.plain, made.processes = plain, processes
         return made
 
     def release(self, group: Group, *, empty: bool) -> list[str]:
         """Take a group back from an attempt that is over, for the next one; or remove it. Returns what could not be removed yet."""
         if not group.plain:
             return group.remove()
-        if empty and len(self._spare) < _SPARE and _is_bare(group.directories[0]):
-            self._spare.append(group)
+        spare = self._spare.setdefault(group.processes, []) if group.processes in self._spare or len(self._spare) < _KINDS else ()
+        if isinstance(spare, list) and empty and len(spare) < _SPARE and _is_bare(group.directories[0]):
+            spare.append(group)
             return []
         return group.remove()
 
@@ -337,7 +341,7 @@ class Cgroups:
 
     def close(self) -> None:
         """Remove the spare groups and the directories that held the groups, where they are empty."""
-        for group in self._spare:
+        for group in [group for spare in self._spare.values() for group in spare]:
             group.remove()
         for parent in self.parents:
             remove(parent)
