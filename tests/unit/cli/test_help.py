@@ -12,7 +12,7 @@ NAMES = {
     "node", "node probe", "node list", "node show", "node drain", "node resume", "node cordon", "node uncordon",
     "node pool", "node retire", "node enrol", "node reach", "node keeper", "node install", "node uninstall", "node rotate-key", "top",
     "fleet hosts", "fleet install", "fleet uninstall", "fleet status", "fleet update", "fleet run", "fleet logs",
-    "fleet trust", "fleet lock status", "fleet lock break", "fleet firewall", "fleet rotate-credentials",
+    "fleet trust", "fleet lock status", "fleet lock break", "fleet firewall", "fleet prune", "fleet rotate-credentials",
     "token create", "token list", "token revoke",
     "secret set", "secret list", "secret rm",
     "events", "retention",

@@ -2,7 +2,7 @@
 
 import typer
 
-from ostler.cli.fleet import commands, credentials, firewall, hosts, install, status, update
+from ostler.cli.fleet import commands, credentials, firewall, hosts, install, prune, status, update
 
 app = typer.Typer(help="Look after hosts over SSH.", no_args_is_help=True)
 
@@ -17,6 +17,7 @@ app.command(name="install")(install.install)
 app.command(name="uninstall")(install.uninstall)
 app.command(name="rotate-credentials")(credentials.rotate_credentials)
 app.command(name="firewall")(firewall.firewall)
+app.command(name="prune")(prune.prune)
 app.command(name="status")(status.status)
 app.command(name="update")(update.update)
 app.command(name="run")(commands.run)

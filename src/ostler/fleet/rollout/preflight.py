@@ -160,7 +160,7 @@ def _refusal(facts: Facts, wanted: Wanted, asked_at: datetime, answered_at: date
         )
     need = wanted.bundle_mb * (1 + ROOM)
     if wanted.release not in facts.releases and facts.disk_free_mb < need:
-        return f"{facts.disk_free_mb} MB are free for releases, {need} are needed; `ostler fleet prune` removes old releases"
+        return f"{facts.disk_free_mb} MB are free for releases, {need} are needed; `ostler fleet prune --keep 1` removes old releases"
     wrong = skew(facts, asked_at, answered_at)
     if abs(wrong) > SKEW:
         side = "ahead" if wrong > timedelta() else "behind"
