@@ -132,6 +132,20 @@ async def test_who_may(rig):
         await node.call(routes.COMMAND_SERVICE, m.ServiceRequest(), name="miner", verb="stop")
 
 
+async def test_who_may_no_longer_command_cannot_give_an_old_command_anew(rig):
+    await host(rig, "h1")
+    async with rig.person(Role.OPERATOR, "olga") as olga:
+        job_id = (await give(olga, "stop", on="h1")).deliveries[0].job_id
+        await olga.call(routes.CANCEL_JOB, m.CancelRequest(), job_id=job_id)
+        newest = await give(olga, "start", on="h1")
+    async with rig.person(Role.SUBMITTER, "olga") as olga:
+        with pytest.raises(Forbidden, match="may not use the runner service"):
+            await olga.call(routes.RETRY_JOB, job_id=job_id)
+    anew = await rig.people.call(routes.RETRY_JOB, job_id=job_id)
+    assert (await rig.show(newest.deliveries[0].job_id)).state is JobState.CANCELLED  # a command given anew is the newest wish
+    assert anew.expires_at is not None
+
+
 MISTAKES = [
     ({"on": []}, 422, "1 to 32 words"),
     ({"on": ["rack=1", "pool="]}, 422, "rack"),

@@ -10,15 +10,17 @@ import pytest
 
 import postgres
 from ostler.coordinator.loops.on_duty import run_on_duty
-from ostler.coordinator.operations import installation, jobs
+from ostler.coordinator.operations import installation, jobs, leases, nodes
 from ostler.coordinator.store.peers import CHANNEL, MAX_BYTES, _pieces
 from ostler.coordinator.store.silent import Sessions
 from ostler.coordinator.store.store import Store
 from ostler.model.errors import Rejected, StoreBusy
+from ostler.model.manifest import Requirements, Runner
+from ostler.protocol import messages as m
 from ostler.runtime.clock import SystemClock
 from ostler.runtime.loop import Loop
 from postgres import Server
-from store_rig import LOGGER, manifest
+from store_rig import LOGGER, manifest, registration
 
 PATIENCE_S = 30
 
@@ -86,6 +88,30 @@ async def test_what_one_commits_wakes_who_waits_at_the_other(two):
         await here.write(jobs.cancel_job, job_id)
         await woken(job)
         assert not another.is_set()
+
+
+async def test_a_command_reaches_the_nodes_of_both_and_one_gets_what_is_for_any(two):
+    here, there = two
+    await acquainted(here, there)
+    for node_id in ("n1", "n2"):
+        request = registration(node_id, runners=("service",), services=("miner",))
+        await here.write(nodes.enrol_node, request, "join")
+        await here.write(nodes.open_session, request)
+
+    def pull(store: Store, node_id: str):
+        return store.write(leases.lease_jobs, m.PullRequest(node_id=node_id, slots=0, protocol=1, number=1))
+
+    async def give(need: Requirements) -> str:
+        one = manifest(runner=Runner.SERVICE, command="miner", args=("restart",), requirements=need)
+        return (await here.write(jobs.submit_jobs, [one])).items[0].job_id
+
+    async with there.wakeups.subscribe(("node", "n2")) as event:
+        for need in (Requirements(node="n2"), Requirements()):
+            event.clear()
+            job_id = await give(need)
+            await woken(event)
+            got = await asyncio.gather(pull(here, "n1"), pull(there, "n2"))
+            assert [one.job_id for some in got for one in some] == [job_id]
 
 
 async def test_who_was_not_told_of_yet_misses_nothing(database):

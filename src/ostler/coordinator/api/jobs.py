@@ -190,7 +190,8 @@ async def cancel_group(call: Call) -> m.GroupView:
 
 
 async def retry_job(call: Call) -> m.JobView:
-    """Once more."""
+    """Once more, as who calls could submit it now."""
+    _check_runners(call, [(await call.read_job(reads.manifest_of), "")])
     await call.read_job(check_named_by, call.caller.role or Role.VIEWER)
     return await call.write_job(ops.retry_job)
 

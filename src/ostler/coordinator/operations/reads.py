@@ -33,6 +33,7 @@ from ostler.coordinator.store.tx import Tx
 from ostler.model.attempt import TERMINAL as TERMINAL_ATTEMPT
 from ostler.model.errors import NotFound
 from ostler.model.job import TERMINAL, JobState
+from ostler.model.manifest import Manifest
 from ostler.protocol.codec import decode
 from ostler.protocol.messages import (
     ArtifactEntry,
@@ -60,6 +61,7 @@ __all__ = [
     "list_jobs",
     "list_nodes",
     "log_facts",
+    "manifest_of",
     "read_log",
     "show_job",
     "show_node",
@@ -119,6 +121,14 @@ def show_job(tx: Tx, job_id: str, owner: str | None = None) -> JobView:
 def job_state(tx: Tx, job_id: str) -> JobView:
     """One job without attempts, timeline, artifacts and manifest: one row, for waiters. NotFound."""
     return job_view(tx, job_id)
+
+
+def manifest_of(tx: Tx, job_id: str) -> Manifest:
+    """What was submitted. NotFound."""
+    row = tx.row("SELECT s.body FROM jobs j JOIN specs s ON s.job_seq = j.seq WHERE j.job_id = ?", (job_id,))
+    if row is None:
+        raise no_job(tx, job_id)
+    return decode(row[0], Manifest, what="manifest")
 
 
 def ended_jobs(

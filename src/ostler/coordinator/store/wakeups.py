@@ -1,10 +1,11 @@
 """Who waits for what: topics that operations publish after their commit, and events that waiters sleep on.
 
-Topics are tuples: ("queue",) new or requeued work; ("node", node_id) a directive or credit changed; ("job", job_id) its state
-changed; ("over", job_id) it came to its end; ("group", group_id) its last job is over; ("log", job_id, attempt) bytes arrived;
-("token", token_id) it was revoked; ("events",) something was appended to the table of events. A wake-up is a hint and carries nothing:
-the waiter reads the rows again, so a spurious or a doubled one does no harm. What other coordinators publish on the same database comes
-from their own threads (`store.peers`); all other methods are called in the event loop's thread.
+Topics are tuples: ("queue",) new or requeued work; ("node", node_id) a directive or credit changed, or a command waits for it;
+("job", job_id) its state changed; ("over", job_id) it came to its end; ("group", group_id) its last job is over;
+("log", job_id, attempt) bytes arrived; ("token", token_id) it was revoked; ("events",) something was appended to the table of events. A
+wake-up is a hint and carries nothing: the waiter reads the rows again, so a spurious or a doubled one does no harm. What other
+coordinators publish on the same database comes from their own threads (`store.peers`); all other methods are called in the event loop's
+thread.
 """
 
 import asyncio
