@@ -14,7 +14,7 @@ import yaml
 from e2e.fleet import OSTLER, SHELL, until
 from ostler.fleet.host import bundle
 from ostler.fleet.releases.keys import open_keys
-from ostler.fleet.releases.store import Release, ReleaseStore
+from ostler.fleet.releases.store import Release, ReleaseStore, for_platform
 
 from . import image, variants
 from .engine import ROOT, Unable
@@ -146,15 +146,17 @@ class Operator:
         self.inventory.write_text(yaml.safe_dump({"hosts": hosts}, sort_keys=False))
 
     def install(self, *args: object, host: str = "", code: int | None = 0) -> Done:
-        """`ostler fleet install`."""
-        return self.fleet("install", "--allowlist", self.folder / "allow", *args, host=host, code=code)
+        """`ostler fleet install` of what these hosts have in force; of the first release, where they are bare."""
+        there = {self.in_force(name) for name in (host.split(",") if host else self.bed.hosts)} - {""}
+        release = there.pop() if len(there) == 1 else self.first.release
+        return self.fleet("install", "--release", release, "--allowlist", self.folder / "allow", *args, host=host, code=code)
 
-    def ask(self, name: str, verb: str, *args: str) -> dict[str, object]:
+    def ask(self, name: str, verb: str, *args: str, more: bytes = b"") -> dict[str, object]:
         """The host program's answer, past the network and sshd."""
         program = bundle.program()
         done = subprocess.run(
             ["podman", "exec", "-i", self.bed.hosts[name].container, *bundle.command(len(program), verb, *args)],
-            input=program, capture_output=True, timeout=300, check=False,
+            input=program + more, capture_output=True, timeout=300, check=False,
         )  # fmt: skip
         assert done.returncode == 0, (name, verb, done.stdout, done.stderr)
         return json.loads(done.stdout)
@@ -168,8 +170,8 @@ class Operator:
         return self.facts(name)["health"] or {}
 
     def in_force(self, name: str) -> str:
-        """The release that a host has."""
-        return Path(self.bed.hosts[name].exec("readlink", "/opt/ostler/current").stdout.strip()).name
+        """The release that a host has; nothing where it is bare."""
+        return Path(self.bed.hosts[name].exec("readlink", "/opt/ostler/current", check=False).stdout.strip()).name
 
     def config(self, name: str) -> str:
         """The configuration that a host has."""
@@ -179,6 +181,14 @@ class Operator:
         """Wait until the daemons of these hosts run the release in force and can run jobs, and no update is open."""
         for name in names:
             until(lambda name=name: _is_good(self.facts(name)), timeout=120, what=f"{name} is good")
+
+    def put(self, name: str, release: str) -> str:
+        """Bring a release to a host and leave it lying there, past the network and sshd; its id."""
+        found = ReleaseStore(self.store).find(release)
+        facts = self.facts(name)
+        content = for_platform(found.bundle, f"{facts['abi']}-{facts['arch']}")
+        self.ask(name, "install", "--digest", found.manifest.digest, more=content)
+        return release
 
     # --- jobs ---
 

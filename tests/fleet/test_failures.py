@@ -1,14 +1,32 @@
 """What can go wrong with a host or with the updater: each is told in a line that says what to do, and touches no other host."""
 
+import contextlib
 import json
 import re
 
 import pytest
 
 from fleet import variants
+from fleet.breaking import hanging_ssh, little_room, other_clock, other_host_key, paused, read_only
 from fleet.rig import Rollout
 
 pytestmark = [pytest.mark.xdist_group("testbed"), pytest.mark.timeout(600, func_only=True)]
+
+
+def said_of(host, done):
+    """The line of the summary about a host."""
+    return re.findall(rf"^{host} .*$", done.stdout, re.MULTILINE)[-1]
+
+
+def retry(done):
+    """The command that is offered for pasting."""
+    return re.search(r"try again: (ostler fleet update .*)", done.stderr)[1]
+
+
+def update(operator, release, *args):
+    """Onto the first three hosts, as a person sees it; some of them fail."""
+    words = ("--release", release, "--yes", "--canary", "0", "--max-failures", "3", "--window", "2s", *args)
+    return operator.fleet("update", *words, host="mini-1,mini-2,mini-3", code=1)
 
 
 def test_troubles_of_one_host_touch_no_other(installed):
@@ -16,24 +34,144 @@ def test_troubles_of_one_host_touch_no_other(installed):
     good = installed.in_force("mini-1")
     one, two, three = (installed.bed.hosts[f"mini-{number}"] for number in (1, 2, 3))
     one.exec("sh", "-c", "echo '# by hand' >> /etc/systemd/system/ostler-node.service; echo '# by hand' >> /etc/ostler/node.yaml")
-    two.exec("sh", "-c", "mount --bind /opt/ostler /opt/ostler && mount -o remount,bind,ro /opt/ostler")
-    three.pause()
+    with read_only(two, "/opt/ostler"), paused(three):
+        done = update(installed, good)
+        assert re.match(r"mini-1 +updated", said_of("mini-1", done)), done.stdout
+        assert "failed" in said_of("mini-2", done)
+        assert "cannot write to /opt/ostler/releases: read-only file system" in said_of("mini-2", done)
+        assert re.match(r"mini-3 +unreachable .*no SSH at", said_of("mini-3", done)), done.stdout
+        assert retry(done).endswith("--host mini-2,mini-3")
+    assert "2 unchanged" in installed.mend(retry(done)).stdout
+
+
+@pytest.mark.long
+def test_hosts_that_are_not_reached(installed, bare):
+    """sshd that says nothing, a host key that is not the known one, a machine that is off: told apart, the others are updated."""
+    good = installed.good("not reached")
+    one, two = installed.bed.hosts["mini-1"], installed.bed.hosts["mini-2"]
+    bare.kill()
+    with hanging_ssh(one), other_host_key(two):
+        words = ("--release", good, "--yes", "--canary", "0", "--max-failures", "9", "--window", "2s")
+        done = installed.fleet("update", *words, host="mini-1,mini-2,mini-3,bare", code=1)
+    bare.start()
+    assert re.match(rf"mini-1 +unreachable .*no SSH at {one.address}:22 within 5 s", said_of("mini-1", done)), done.stdout
+    assert re.match(
+        rf"mini-2 +unreachable .*the host key of {two.address} is not the known one: it shows", said_of("mini-2", done)
+    )
+    assert f"ostler fleet trust {two.address}" in said_of("mini-2", done)
+    assert re.match(r"mini-3 +updated", said_of("mini-3", done))
+    assert re.match(r"bare +unreachable .*(no SSH at|cannot connect to)", said_of("bare", done))
+    assert "1 updated, 3 unreachable" in done.stdout
+    again = installed.mend(retry(done).replace(",bare", ""))
+    assert "2 updated" in again.stdout
+
+
+@pytest.mark.long
+def test_hosts_that_refuse(installed):
+    """No sudo, no room, a wrong clock: said before anything is changed, and what to do."""
+    good = installed.good("refused")
+    before = {name: installed.facts(name)["releases"] for name in installed.bed.hosts}
+    installed.know(mini_1={"user": "plain"})
     try:
-        done = installed.fleet(
-            "update", "--release", good, "--yes", "--canary", "0", "--max-failures", "2", "--window", "2s", code=1
-        )
-        assert re.search(r"mini-1 +updated", done.stdout), done.stdout
-        assert re.search(r"mini-2 +failed .*cannot write to /opt/ostler/releases: read-only file system", done.stdout), (
-            done.stdout
-        )
-        assert re.search(r"mini-3 +unreachable .*no SSH at", done.stdout), done.stdout
-        assert "1 updated" in done.stdout
-        again = re.search(r"try again: (ostler fleet update .*)", done.stderr)[1]
-        assert again.endswith("--host mini-2,mini-3")
+        with (
+            little_room(installed.bed.hosts["mini-2"], "/opt/ostler/releases", 20),
+            other_clock(installed.bed.hosts["mini-3"], 100),
+        ):
+            done = update(installed, good)
+            assert re.match(r"mini-1 +failed .*plain cannot use sudo there: it asks for a password", said_of("mini-1", done)), (
+                done.stdout
+            )
+            assert "NOPASSWD" in said_of("mini-1", done)
+            assert re.match(
+                r"mini-2 +failed .*\d+ MB are free for releases, \d+ are needed; `ostler fleet prune`", said_of("mini-2", done)
+            )
+            assert "mini-2: " in installed.fleet("prune", "--yes", host="mini-2", code=0).stdout
+            assert re.match(r"mini-3 +failed .*its clock is \d+ s ahead; `timedatectl set-ntp true`", said_of("mini-3", done))
     finally:
-        two.exec("umount", "/opt/ostler")
-        three.unpause()
-    assert "2 unchanged" in installed.mend(again).stdout
+        installed.know()
+    assert {name: installed.facts(name)["releases"] for name in installed.bed.hosts} == before
+    assert "3 updated" in installed.mend(retry(done)).stdout
+
+
+@pytest.mark.long
+def test_a_release_that_fills_the_disk_goes_back_on_the_full_disk(operator, bare):
+    """All that an update writes lies on one file system, which the new release's daemon fills to the last byte."""
+    moves = "".join(
+        f"cp -a {place} /mnt{number}; mount --bind /mnt{number} {place}; "
+        for number, place in (("/opt", "/opt"), ("/lib", "/var/lib"), ("/units", "/etc/systemd/system"))
+    )
+    bare.exec("sh", "-ec", f"mount -t tmpfs -o size=900m little /mnt; {moves}")
+    operator.install("--yes", host="bare")
+    before = operator.in_force("bare")
+    job, pids = operator.sleeper("bare")
+    done = operator.update(operator.variant(variants.FILLS_THE_DISK), host="bare", window="20s", code=1)
+    assert done.ends == {"bare": "unhealthy"}, done.text
+    assert operator.in_force("bare") == before
+    assert "no space left" in done.details("bare") + done.text
+    assert bare.exec("df", "--output=avail", "/opt/ostler").stdout.split()[-1] == "0"  # what filled it is still there
+    bare.exec("rm", "/var/lib/ostler/fill")
+    operator.good_again("bare")
+    assert operator.facts("bare")["lock"] is None
+    assert operator.pids("bare") == pids
+    operator.cli("job", "cancel", job, code=0)
+    assert operator.update(operator.good("room again"), host="bare", code=0).ends == {"bare": "updated"}
+
+
+@pytest.mark.long
+def test_a_host_whose_power_is_cut_while_it_is_watched_ends_well(installed):
+    """Its watcher goes on after the boot, and so does the rollout."""
+    good = installed.good("power")
+    host = installed.bed.hosts["mini-2"]
+    with installed.updating(good, "--canary", "0", host="mini-2") as updater:
+        for line in updater.stdout:
+            if json.loads(line).get("phase") == "gating":
+                host.kill()
+                host.start()
+                break
+        last = [*updater.stdout][-1]
+    assert json.loads(last)["hosts"]["mini-2"]["ended"] == "updated", last
+    installed.good_again("mini-2")
+    assert (installed.in_force("mini-2"), installed.facts("mini-2")["lock"]) == (good, None)
+
+
+@pytest.mark.long
+def test_ssh_that_hangs_while_a_host_is_watched_does_no_harm(installed):
+    """It hangs for longer than the rollout waits: told as not reached. The host has become good by itself, and the same command goes on."""
+    good = installed.good("hangs")
+    host = installed.bed.hosts["mini-2"]
+    with contextlib.ExitStack() as stack:
+        updater = stack.enter_context(installed.updating(good, "--canary", "0", "--timeout", "20s", host="mini-2"))
+        for line in updater.stdout:
+            if json.loads(line).get("phase") == "gating":
+                stack.enter_context(hanging_ssh(host))
+                break
+        told = json.loads([*updater.stdout][-1])["hosts"]["mini-2"]
+    assert told["ended"] == "unreachable", told
+    assert "its watcher goes on by itself" in told["reason"]
+    installed.good_again("mini-2")
+    assert installed.in_force("mini-2") == good
+    assert installed.update(good, host="mini-2", code=0).ends == {"mini-2": "current"}
+    assert installed.facts("mini-2")["lock"] is None
+
+
+@pytest.mark.long
+def test_a_second_operator_is_told_whose_turn_it_is(installed):
+    """While one updates, another is refused with whose lock it is; what a dead one left is broken with a word why."""
+    good, other = installed.good("first come"), installed.good("second come")
+    with installed.updating(good) as updater:
+        for line in updater.stdout:
+            if json.loads(line).get("phase") == "gating":
+                break
+        refused = installed.update(other, host="mini-1", code=1)
+        assert re.match(r"locked by \w+@\S+ for \d+ s \(update\)", refused.reasons["mini-1"]), refused.text
+        assert re.search(r"mini-1 +\w+@\S+ .*update", installed.fleet("lock status").stdout)
+        ended = {name: one["ended"] for name, one in json.loads([*updater.stdout][-1])["hosts"].items()}
+    assert ended == dict.fromkeys(installed.bed.hosts, "updated")
+    assert "no host is locked" in installed.fleet("lock status").stderr
+    installed.ask("mini-1", "lock", "--rollout", "eve", "--owner", "eve@laptop", "--message", "lunch")
+    assert "locked by eve@laptop for" in installed.update(other, host="mini-1", code=1).reasons["mini-1"]
+    broken = installed.fleet("lock break", "--why", "eve has gone home", "--yes", host="mini-1", code=0)
+    assert broken.stdout == "mini-1: the lock of eve@laptop (lunch) is broken\n"
 
 
 @pytest.mark.long
@@ -41,14 +179,15 @@ def test_troubles_of_one_host_touch_no_other(installed):
 def test_an_updater_that_is_killed_at_any_step_is_gone_on_with(installed, phase):
     """SIGKILL as the canary begins this step; `--resume` finds what was done, does the rest, and nothing is left locked."""
     good = installed.good(f"killed while {phase}")
-    with installed.updating(good) as updater:
+    with installed.updating(good, host="mini-1,mini-2") as updater:
         for line in updater.stdout:
             if json.loads(line).get("phase") == phase:
                 break
         updater.kill()
     done = Rollout(installed.fleet("update", "--resume", "--json", code=0))
-    assert set(done.ends.values()) == {"updated"}, done.text
-    for name in installed.bed.hosts:
+    was_there = "current" if phase in {"confirming", "unlocking"} else "updated"
+    assert done.ends == {"mini-1": was_there, "mini-2": "updated"}, done.text
+    for name in done.ends:
         facts = installed.facts(name)
         assert (facts["current"], facts["lock"], facts["update"]) == (good, None, None)
     again = installed.fleet("update", "--resume", code=3)
@@ -59,13 +198,21 @@ def test_an_updater_that_is_killed_at_any_step_is_gone_on_with(installed, phase)
 def test_an_updater_that_is_killed_while_a_host_goes_back(installed):
     """The host is on its release of before, by itself; the resumed rollout says why, and holds the others."""
     before = installed.in_force("mini-1")
-    with installed.updating(installed.variant(variants.DOES_NOT_START)) as updater:
+    with installed.updating(installed.variant(variants.DOES_NOT_START), host="mini-1,mini-2") as updater:
         for line in updater.stdout:
             if json.loads(line).get("phase") == "going_back":
                 break
         updater.kill()
     installed.good_again("mini-1")
     done = Rollout(installed.fleet("update", "--resume", "--json", code=1))
-    assert done.ends == {"mini-1": "unhealthy", **dict.fromkeys([*installed.bed.hosts][1:], "held")}, done.text
+    assert done.ends == {"mini-1": "unhealthy", "mini-2": "held"}, done.text
     assert installed.in_force("mini-1") == before
     assert installed.facts("mini-1")["lock"] is None
+
+
+@pytest.mark.long
+def test_wrong_usage_is_told_apart_from_hosts_that_fail(installed):
+    """Exit code 2, and no host is looked at."""
+    for words in (("--serial", "x"), ("--timeout", "soon"), ("--host", "mimi-1")):
+        done = installed.fleet("update", "--yes", *words, code=2)
+        assert "Traceback" not in done.stderr

@@ -19,7 +19,7 @@ from ostler.fleet.node_config import Own, services_of
 from ostler.fleet.releases.store import Release, for_platform
 from ostler.fleet.rollout.by_ssh import Content, Lines, Looked, SshCarrier
 from ostler.fleet.rollout.engine import Engine
-from ostler.fleet.rollout.journal import Happened, Journal
+from ostler.fleet.rollout.journal import Happened, Journal, is_over
 from ostler.fleet.rollout.preflight import Facts, Wanted
 from ostler.fleet.ssh.step import Step
 from ostler.fleet.ssh.trust import Trust
@@ -88,6 +88,7 @@ class Rollout:
             owner=owner(),
             message=self.message,
             gate=self._ask if self.gate is not None else None,
+            is_over=lambda rollout_id: is_over(journals(), rollout_id),
         )
 
     async def look(self, names: Sequence[str]) -> None:
@@ -112,6 +113,7 @@ class Rollout:
         engine = Engine(
             self.plan, self._carrier, journal=journal, progress=progress, heard=heard, clock=lambda: datetime.now(UTC)
         )
+        await asyncio.gather(*(self._carrier.clear(name) for name in self.looked))
         for name, looked in self.looked.items():
             if name in self.plan.excluded or engine.progress[name].phase is not Phase.PLANNED:
                 continue

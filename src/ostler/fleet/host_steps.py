@@ -101,9 +101,10 @@ class HostSteps:
         """Remove old releases, never one that runs or could be gone back to."""
         return self.ask("remove old releases", "prune", "--keep", str(keep))
 
-    def observe(self, rollout: str) -> Step:
-        """How the watcher judges."""
-        return self.ask("watch", "observe", "--rollout", rollout)
+    def observe(self, rollout: str, *, seen: str = "", wait_s: float = 0.0) -> Step:
+        """How the watcher judges. The host answers as soon as that is not what was `seen` before, after `wait_s` at the latest."""
+        words = ["--rollout", rollout, *(["--wait", f"{wait_s:g}", "--seen", seen] if wait_s else [])]
+        return self.ask("watch", "observe", *words, timeout_s=30.0 + wait_s)
 
     def go_back(self, rollout: str, reason: str) -> Step:
         """Put back what was in force before."""

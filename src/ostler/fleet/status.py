@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from ostler.fleet.node_config import Own
-from ostler.fleet.rollout.preflight import LOCK_STALE, NODE_UNIT, SKEW, Facts, edited, not_running, skew
+from ostler.fleet.rollout.preflight import LOCK_STALE, NODE_UNIT, SKEW, Facts, edited, not_running, skew, unlinked
 from ostler.protocol import messages as m
 
 
@@ -30,7 +30,7 @@ def appraise(
     found = []
     if release is not None and facts.current != release:
         found.append(Finding(f"release {facts.current}, not {release}", update))
-    found += [Finding(line, update) for line in edited(facts, own)]
+    found += [Finding(line, update) for line in (*edited(facts, own), *unlinked(facts))]
     found += [Finding(line, f"{run} systemctl restart {NODE_UNIT}") for line in not_running(facts)]
     found += _health(facts, host)
     found += [Finding(warning, f"put the program there, then: {update}") for warning in facts.warnings]

@@ -19,6 +19,7 @@ MOST_FILES = 500
 
 def gather(places: Places, wanted: tuple[binaries.Binary, ...] = (), *, with_config: bool = False) -> dict[str, Any]:
     """All of it; changes nothing. `with_config`: the configuration itself, too, which may hold a secret."""
+    programs = [(one, binaries.find(one, places)) for one in wanted]
     return {
         "hostname": platform.node(),
         "os": _os(places.root / "etc/os-release"),
@@ -43,7 +44,8 @@ def gather(places: Places, wanted: tuple[binaries.Binary, ...] = (), *, with_con
         "lock": read_json(places.lock),
         "update": read_json(places.update),
         "last": read_json(places.last),
-        "warnings": [found.warning for one in wanted if (found := binaries.find(one, places)).warning],
+        "links": {one.expected: found.link_to for one, found in programs if found.link_to},
+        "warnings": [found.warning for _, found in programs if found.warning],
     }
 
 

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from ostler.fleet.host.refusals import Refused
 from ostler.fleet.host.told import Told
 
 Answer = dict[str, Any]
+LOOK_S = 0.2
 
 
 def _facts(places: Places, given: argparse.Namespace) -> Answer:
@@ -84,16 +86,23 @@ def _switch(places: Places, given: argparse.Namespace) -> Answer:
 
 
 def _observe(places: Places, given: argparse.Namespace) -> Answer:
-    """How the update of this rollout stands; it tells the lock that the rollout lives."""
+    """How the update of this rollout stands; it tells the lock that the rollout lives. It waits until that is not what was seen before."""
     with contextlib.suppress(Refused):
         lock.beat(places, given.rollout)
+    until = time.monotonic() + given.wait
+    while (answer := _standing(places))["seen"] == given.seen and time.monotonic() < until:
+        time.sleep(LOOK_S)
+    if answer["state"] in ("went_back", "stuck"):
+        answer["journal"] = systemd.journal(NODE_UNIT)
+    return answer
+
+
+def _standing(places: Places) -> Answer:
     update = read_json(places.update)
     if update is None:
         update = read_json(places.last) or {"update_id": None, "state": "missing", "reason": "there is no update on this host"}
     answer: Answer = {name: update.get(name) for name in ("update_id", "release", "previous", "state", "reason", "resumed")}
-    if answer["state"] in ("went_back", "stuck"):
-        answer["journal"] = systemd.journal(NODE_UNIT)
-    return answer
+    return answer | {"seen": f"{answer['update_id']} {answer['state']} {answer['resumed']}"}
 
 
 def _go_back(places: Places, given: argparse.Namespace) -> Answer:
@@ -149,7 +158,7 @@ VERBS: dict[str, tuple[Callable[[Places, argparse.Namespace], Answer], tuple[tup
             ("--told", {"help": "- for configuration and files on standard input, as JSON; left out, they stay as they are"}),
         ),
     ),
-    "observe": (_observe, (_ROLLOUT,)),
+    "observe": (_observe, (_ROLLOUT, ("--wait", {"type": float, "default": 0.0}), ("--seen", {"default": ""}))),
     "go-back": (_go_back, (_ROLLOUT, ("--reason", {"required": True}))),
     "journal": (_journal, (("--lines", {"type": int, "default": 30}),)),
     "take": (_take, ()),

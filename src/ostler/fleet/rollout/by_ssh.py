@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
+
 from ostler.fleet.host_steps import HostRefused, HostSteps, answer, read_facts
 from ostler.fleet.inventory.host import Host
 from ostler.fleet.node_config import Own
@@ -19,7 +21,8 @@ from ostler.model.errors import MachineUnreachable, Rejected
 from ostler.model.rollout.plan import Plan
 from ostler.model.rollout.progress import Event, Phase
 
-LOOK_S = 1.0
+LOOK_S = 1.0  # while the coordinator is asked, its answer is looked for as often
+WAIT_S = 10.0  # else the host waits so long for something new before it answers: each question costs it the start of a Python
 AGAIN_S = 2.0
 AT_ONCE = 64
 KEEP = 3  # releases on a host, the one in force and the one before it among them
@@ -107,7 +110,8 @@ class Looked:
 
 
 class SshCarrier:
-    """The `Carrier` over SSH. `gate` asks the coordinator of a host whose daemon is good in itself; it answers what is wrong."""
+    """The `Carrier` over SSH. `gate` asks the coordinator of a host whose daemon is good in itself; it answers what is wrong. `is_over`
+    knows rollouts of this operator that came to an end: a lock of theirs was left where a host was lost, and binds nobody."""
 
     def __init__(
         self,
@@ -119,6 +123,7 @@ class SshCarrier:
         owner: str,
         message: str,
         gate: Gate | None,
+        is_over: Callable[[str], bool] = lambda rollout_id: False,
     ) -> None:
         self._lines = lines
         self._hosts = hosts
@@ -127,6 +132,7 @@ class SshCarrier:
         self._owner = owner
         self._message = message
         self._gate = gate
+        self._is_over = is_over
         self._steps = HostSteps()
         self._facts: dict[str, Facts] = {}
 
@@ -140,7 +146,21 @@ class SshCarrier:
         except Rejected as exc:
             return Looked(verdict=Verdict(refusal=_line(exc)))
         self._facts[host] = facts
-        return Looked(facts=facts, verdict=judge(facts, wanted, asked_at=asked, answered_at=datetime.now(UTC)))
+        free = msgspec.structs.replace(facts, lock=None) if self._left(facts) else facts
+        return Looked(facts=facts, verdict=judge(free, wanted, asked_at=asked, answered_at=datetime.now(UTC)))
+
+    async def clear(self, host: str) -> None:
+        """Give back a lock that a rollout left which is over; or this one, before it was interrupted."""
+        facts = self._facts.get(host)
+        if facts is None or facts.lock is None or facts.update is not None:
+            return
+        if not self._left(facts) and facts.lock.rollout_id != self._plan.rollout_id:
+            return
+        with contextlib.suppress(MachineUnreachable, HostRefused, StepFailed):
+            await self._ask(self._hosts[host], self._steps.unlock(facts.lock.rollout_id))
+
+    def _left(self, facts: Facts) -> bool:
+        return facts.lock is not None and self._is_over(facts.lock.rollout_id)
 
     def steps(self, host: str) -> list[Step]:
         """All steps of a host that was looked at, as they would be carried out where nothing goes wrong."""
@@ -214,7 +234,9 @@ class SshCarrier:
             async with asyncio.timeout(self._plan.timeout.total_seconds()):
                 while True:
                     try:
-                        said = await self._ask(host, self._steps.observe(self._plan.rollout_id))
+                        wait_s = LOOK_S if asking is not None and not asking.done() else WAIT_S
+                        step = self._steps.observe(self._plan.rollout_id, seen=str(said.get("seen", "")), wait_s=wait_s)
+                        said = await self._ask(host, step)
                     except MachineUnreachable:
                         answers = False
                         await asyncio.sleep(AGAIN_S)
@@ -229,7 +251,6 @@ class SshCarrier:
                         return Result(event=Event.SICK, reason=wrong)
                     if good and (asking is None or asking.done()):
                         return Result(event=Event.DONE, reason=said.get("reason"))
-                    await asyncio.sleep(LOOK_S)
         except TimeoutError:
             state = said.get("reason") or said.get("state") or "it does not answer"
             event = Event.REFUSED if answers else Event.LOST
@@ -239,8 +260,10 @@ class SshCarrier:
                 asking.cancel()
 
     async def _confirm(self, host: Host) -> Result:
-        with contextlib.suppress(HostRefused):
-            await self._ask(host, self._steps.prune(keep=KEEP))
+        facts = self._facts.get(host.name)
+        if facts is None or len({*facts.releases, self._plan.release}) > KEEP:
+            with contextlib.suppress(HostRefused):
+                await self._ask(host, self._steps.prune(keep=KEEP))
         return Result(event=Event.DONE)
 
     async def _go_back(self, host: Host, reason: str | None) -> Result:

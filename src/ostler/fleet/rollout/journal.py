@@ -104,6 +104,15 @@ def unfinished(folder: Path) -> str | None:
     return None
 
 
+def is_over(folder: Path, rollout_id: str) -> bool:
+    """Whether this is a rollout of this machine whose hosts have all come to an end."""
+    try:
+        _, progress, _ = _read(folder / f"{rollout_id}.jsonl")
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return all(one.phase in TERMINAL for one in progress.values())
+
+
 def _read(path: Path) -> tuple[Plan, dict[str, Progress], dict[str, Any]]:
     lines = _lines(path)
     head = next(lines, None)

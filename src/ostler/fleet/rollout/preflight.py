@@ -49,7 +49,7 @@ class OpenUpdate(msgspec.Struct, frozen=True, kw_only=True):
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """The answer of the host program's `facts`. `abi` is Python's (`cp311`), `now` seconds since the epoch, `refused` why a
     directory cannot be written. `config` is there where it was asked for, and is shown to nobody: it may hold a secret; `beside` are the
-    hashes of what stands beside it."""
+    hashes of what stands beside it; `links` are those that programs of services need, with what they are to refer to."""
 
     hostname: str
     os: str
@@ -69,6 +69,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     health: Mapping[str, Any] | None = None
     lock: Lock | None = None
     update: OpenUpdate | None = None
+    links: Mapping[str, str] = {}
     warnings: tuple[str, ...] = ()
 
     @property
@@ -114,7 +115,7 @@ def skew(facts: Facts, asked_at: datetime, answered_at: datetime) -> timedelta:
 def drift(facts: Facts, wanted: Wanted) -> tuple[str, ...]:
     """What is not there as `wanted` has it, one line each."""
     lines = [] if facts.current == wanted.release else [f"release {facts.current or 'none'} → {wanted.release}"]
-    lines += edited(facts, wanted.own)
+    lines += edited(facts, wanted.own) + unlinked(facts)
     if facts.current == wanted.release:
         lines += not_running(facts)
     return tuple(lines)
@@ -134,6 +135,11 @@ def edited(facts: Facts, own: Own | None) -> list[str]:
     if facts.applied_sha256 is not None and facts.config_sha256 != facts.applied_sha256:
         lines.append("the configuration was edited" if facts.config_sha256 else "the configuration is missing")
     return lines
+
+
+def unlinked(facts: Facts) -> list[str]:
+    """Where a service expects a program that is somewhere else."""
+    return [f"{there} is missing, the program is at {target}" for there, target in sorted(facts.links.items())]
 
 
 def not_running(facts: Facts) -> list[str]:

@@ -46,7 +46,7 @@ class Line:
             raise MachineUnreachable(f"{step.title}: no end in {step.timeout.total_seconds():g} s") from None
         except (OSError, asyncssh.Error) as exc:
             raise MachineUnreachable(f"{step.title}: the connection was lost ({exc or type(exc).__name__})") from exc
-        if outcome.code not in step.codes:
+        if outcome.code not in step.codes or _refused_by_sudo(step, outcome):
             raise _failure(step, outcome, self.user)
         return outcome
 
@@ -151,6 +151,11 @@ async def _read(stream: "asyncssh.SSHReader[bytes]") -> bytes:
     while block := await stream.read(_BLOCK):
         kept += block[: OUTPUT_BYTES - len(kept)]
     return bytes(kept)
+
+
+def _refused_by_sudo(step: Step, outcome: Outcome) -> bool:
+    """sudo's own refusal has an exit code that may be an answer of what it was to execute."""
+    return step.sudo and outcome.code == 1 and not outcome.stdout and outcome.stderr.lstrip().startswith(b"sudo:")
 
 
 def _failure(step: Step, outcome: Outcome, user: str) -> StepFailed:

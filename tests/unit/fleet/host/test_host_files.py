@@ -160,6 +160,8 @@ def test_it_runs_from_memory(places: Places, rooted: tuple[str, ...]) -> None:
     assert (code, answer["message"]) == (1, "release 1.0 is not on this host")
     assert not places.update.exists()
     code, answer = run(*rooted, "observe", "--rollout", "r1")
+    assert run(*rooted, "observe", "--rollout", "r1", "--wait", "0.3", "--seen", answer["seen"]) == (code, answer)
+    assert run(*rooted, "observe", "--rollout", "r1", "--wait", "999", "--seen", "something else") == (code, answer)
     assert answer["state"] == "missing"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ostler.fleet.rollout.engine import Engine, Result
-from ostler.fleet.rollout.journal import Happened, Journal, rollouts, unfinished
+from ostler.fleet.rollout.journal import Happened, Journal, is_over, rollouts, unfinished
 from ostler.model.errors import Conflict, InvalidSpec, NotFound
 from ostler.model.rollout.plan import Plan, Share
 from ostler.model.rollout.progress import Event, Phase, Progress
@@ -47,6 +47,7 @@ def engine(
 
 async def test_a_rollout_runs_to_its_end(tmp_path: Path) -> None:
     journal, carrier, heard = Journal.create(tmp_path, PLAN, extra={"digest": "d"}), Scripted(), []
+    assert not is_over(tmp_path, "r1")
     ends = await engine(journal, carrier, heard=heard).run()
     assert {name: one.phase for name, one in ends.items()} == {"a": Phase.UPDATED, "b": Phase.UPDATED, "c": Phase.EXCLUDED}
     assert [phase for host, phase, _ in carrier.asked if host == "a"] == [
@@ -56,6 +57,8 @@ async def test_a_rollout_runs_to_its_end(tmp_path: Path) -> None:
     assert len(heard) == 1 + 2 * 7
     journal.close()
     assert unfinished(tmp_path) is None
+    assert is_over(tmp_path, "r1")
+    assert not is_over(tmp_path, "somebody-elses")
 
 
 async def test_why_a_host_goes_back_reaches_it_and_the_summary(tmp_path: Path) -> None:

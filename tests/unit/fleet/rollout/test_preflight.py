@@ -121,6 +121,7 @@ def test_drift_is_told_line_by_line() -> None:
         config=(edited := CONFIG + "tags: [a]\n"),
         config_sha256=digest(edited),
         beside={"other": "o"},
+        links={"/usr/local/bin/xmrig": "/usr/bin/xmrig"},
         health={"release": "0.1.0-old"},
     )
     assert judge(there, WANTED, asked_at=ASKED, answered_at=ANSWERED).drift == (
@@ -128,6 +129,7 @@ def test_drift_is_told_line_by_line() -> None:
         "ostler-node.service was edited",
         f"configuration, edited on the host, {digest(edited)[:8]} → {digest(CONFIG)[:8]}: tags",
         "ca.pem is missing",
+        "/usr/local/bin/xmrig is missing, the program is at /usr/bin/xmrig",
         "the daemon still runs 0.1.0-old",
         "ostler-node.service is failed",
     )
