@@ -33,10 +33,15 @@ def put(config: Any) -> int:
     return descriptor
 
 
-def take(descriptor: int, shape: type[T]) -> T:
-    """Read the configuration from an inherited descriptor and close it, so that no child of the daemon has it."""
+def read(descriptor: int) -> bytes:
+    """All that an inherited descriptor holds; it is closed, so that no child of the daemon has it."""
     with os.fdopen(descriptor, "rb") as stream:
-        return decode(stream.read(), shape)
+        return stream.read()
+
+
+def take(descriptor: int, shape: type[T]) -> T:
+    """Read the configuration from an inherited descriptor."""
+    return decode(read(descriptor), shape)
 
 
 def _plain(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The node daemon's process: `python -m ostler.assembly.node --config-fd N [--config-file FILE] [--await-keeper]`.
+"""The node daemon's process: `python -m ostler.assembly.node --config-fd N [--checked-by PID] [--config-file FILE] [--await-keeper]`.
 
 The configuration arrives checked over an inherited descriptor. SIGTERM and SIGINT end the daemon and leave attempts to the
 keeper, SIGHUP reads FILE anew. Exit codes: 0 stopped, 2 wrong usage, 3 cannot start as configured.
@@ -404,10 +404,19 @@ def main(arguments: Sequence[str]) -> int:
     forbid_core_dumps()
     parser = argparse.ArgumentParser(prog="python -m ostler.assembly.node", description=__doc__)
     parser.add_argument("--config-fd", type=int, required=True, metavar="N", help="read the checked configuration from it")
+    parser.add_argument(
+        "--checked-by", type=int, metavar="PID", help="the child that writes it; with nothing, where it is no good"
+    )
     parser.add_argument("--config-file", type=Path, metavar="FILE", help="what SIGHUP reads anew")
     parser.add_argument("--await-keeper", action="store_true", help="a unit of its own starts the keeper")
     given = parser.parse_args(arguments)
-    config = handover.take(given.config_fd, NodeConfig)
+    content = handover.read(given.config_fd)
+    if given.checked_by is not None:
+        _, status = os.waitpid(given.checked_by, 0)
+        if status:
+            code = os.waitstatus_to_exitcode(status)
+            return code if code > 0 else CANNOT_START
+    config = handover.decode(content, NodeConfig)
     manager = ServiceManager.of(os.environ, pid=os.getpid())
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

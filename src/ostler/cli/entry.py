@@ -1,7 +1,6 @@
 """The `ostler` program's first step: Ctrl-C while its parts are loaded ends it without a word, as it does later."""
 
 import sys
-from pathlib import Path
 
 
 def main() -> int:
@@ -9,10 +8,9 @@ def main() -> int:
     for anything else."""
     try:
         if (file := _daemons_file(sys.argv[1:])) is not None:
-            from ostler.assembly import launch
-            from ostler.cli.exits import guard
+            from ostler.assembly import ahead
 
-            return guard(lambda: launch.become_node(file))
+            ahead.become_node(file, "ostler.cli.checked")
         sys.modules["httpx._main"] = None  # type: ignore[assignment]  # its own command line: 50 ms of imports that nobody calls
         from ostler.cli.main import main as program
     except KeyboardInterrupt:
@@ -20,9 +18,9 @@ def main() -> int:
     return program()
 
 
-def _daemons_file(words: list[str]) -> Path | None:
+def _daemons_file(words: list[str]) -> str | None:
     """FILE where the words are `node --config FILE` and nothing else."""
     match words:
         case ["node", "--config", file] if file and not file.startswith("-"):
-            return Path(file)
+            return file
     return None
