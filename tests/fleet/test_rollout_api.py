@@ -63,3 +63,19 @@ def test_a_good_release_comes_and_a_bad_one_goes_back_by_itself(unreachable):
     assert said == "root 644\nostler 700\n"
     exposed = host.exec("systemd-analyze", "security", "--no-pager", "ostler-update.service", check=False).stdout
     assert float(re.search(r"exposure level for \S+: ([0-9.]+)", exposed)[1]) <= 4.0, exposed
+
+
+def test_what_the_coordinator_thinks_worse_of_than_the_host_is_undone(unreachable):
+    """Its canary job is denied there: the node is asked to go back, and root lets it, since the update came this way."""
+    host, before = unreachable.bed.hosts["mini-1"], unreachable.in_force("mini-1")
+    host.exec("mv", "/etc/ostler/allowlist.d/ostler-canary.yaml", "/root/")
+    host.exec("systemctl", "reload", "ostler-node")
+    try:
+        hosts, view = start(unreachable, unreachable.good("denied through the coordinator"), code=1)
+    finally:
+        host.exec("mv", "/root/ostler-canary.yaml", "/etc/ostler/allowlist.d/")
+        host.exec("systemctl", "reload", "ostler-node")
+    assert {name: host["phase"] for name, host in hosts.items()} == {"mini-1": "unhealthy", "mini-2": "held"}, view
+    assert "E_DENY" in hosts["mini-1"]["reason"]
+    unreachable.good_again("mini-1")
+    assert unreachable.in_force("mini-1") == before
