@@ -30,9 +30,18 @@ class Fleet:
             await self.rig.join(name, release=release, updates=updates, **more)
             await self.rig.beat(name)
 
-    async def say(self, name: str, stage: Stage | None = None, reason: str | None = None, *, rollout_id: str, **more):
+    async def say(
+        self,
+        name: str,
+        stage: Stage | None = None,
+        reason: str | None = None,
+        detail: str | None = None,
+        *,
+        rollout_id: str,
+        **more,
+    ):
         """A heartbeat with a word about the update; answers what the node is asked for."""
-        report = None if stage is None else Report(update_id=rollout_id, release=NEW, stage=stage, reason=reason)
+        report = None if stage is None else Report(update_id=rollout_id, release=NEW, stage=stage, reason=reason, detail=detail)
         asked = await self.rig.beat(name, update=report, **more)
         return next((one.update for one in asked if one.kind is m.DirectiveKind.UPDATE), None)
 
@@ -142,11 +151,14 @@ async def test_the_canary_then_the_others_and_the_end(fleet: Fleet) -> None:
 async def test_a_canary_that_went_back_holds_all_others(fleet: Fleet) -> None:
     await fleet.join("a", "b")
     await begun(fleet)
-    await fleet.say("a", Stage.WENT_BACK, "the daemon ended 2 times", rollout_id="r1")
+    await fleet.say("a", Stage.WENT_BACK, "the daemon ended 2 times", "x" * 9000 + "\0Traceback", rollout_id="r1")
     view = await fleet.drive()
     assert (view.state, view.reason) == (RolloutState.FAILED, "canary a failed")
     assert phases(view) == {"a": Phase.UNHEALTHY, "b": Phase.HELD}
     assert view.hosts[0].reason == "the daemon ended 2 times"
+    assert view.hosts[0].detail is not None
+    assert view.hosts[0].detail.endswith("\0Traceback")
+    assert len(view.hosts[0].detail) == rollout_turns.MAX_DETAIL
 
 
 async def test_a_canary_job_that_fails_has_the_node_go_back(fleet: Fleet) -> None:

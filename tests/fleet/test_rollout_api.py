@@ -50,6 +50,7 @@ def test_a_good_release_comes_and_a_bad_one_goes_back_by_itself(unreachable):
     assert {name: host["phase"] for name, host in hosts.items()} == {"mini-1": "unhealthy", "mini-2": "held"}, view
     assert view["reason"] == "canary mini-1 failed"
     assert "the daemon" in hosts["mini-1"]["reason"]
+    assert "this release does not start" in hosts["mini-1"]["detail"]
     unreachable.good_again(*NAMES)
     assert {unreachable.in_force(name) for name in NAMES} == {good}
 
@@ -59,8 +60,8 @@ def test_a_good_release_comes_and_a_bad_one_goes_back_by_itself(unreachable):
     assert f"release {older} is older than {good}, which was good here" in hosts["mini-2"]["reason"]
 
     host = unreachable.bed.hosts["mini-1"]
-    said = host.exec("stat", "--format=%U %a", "/opt/ostler/update.json", "/var/lib/ostler/update").stdout
-    assert said == "root 644\nostler 700\n"
+    said = host.exec("stat", "--format=%U %G %a", "/opt/ostler/update.json", "/var/lib/ostler/update").stdout
+    assert said == "root ostler 640\nostler ostler 700\n"
     exposed = host.exec("systemd-analyze", "security", "--no-pager", "ostler-update.service", check=False).stdout
     assert float(re.search(r"exposure level for \S+: ([0-9.]+)", exposed)[1]) <= 4.0, exposed
 

@@ -94,7 +94,7 @@ def test_what_is_signed_and_newer_is_installed_with_its_own_program(site, keys, 
     home = site.places.release(newer.release)
     done = subprocess.run(["/usr/bin/python3", "-I", home / PROGRAM, "take"], check=False)
     assert done.returncode == 0
-    assert stat.S_IMODE(site.places.published.stat().st_mode) == 0o644
+    assert stat.S_IMODE(site.places.published.stat().st_mode) == 0o640
     assert accepted(site.request(newer, b""))  # it is there: the bundle is not looked at
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ostler.protocol.routes import Route
 
 LOOK_S = 1.0
-PATIENCE_S = 3600.0
+JOURNAL_LINES = 12
 app = typer.Typer(no_args_is_help=True, help="Bring a release to nodes that have no SSH: they fetch it from the coordinator.")
 RolloutArgument = Annotated[str | None, typer.Argument(metavar="ROLLOUT", help="Its id; the newest if absent.")]
 ReasonOption = Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Why; shown with it.")]
@@ -270,6 +270,11 @@ def _summarise(view: "RolloutView") -> None:
     hosts = _progress(view)
     rows = [(host.node_id, host.release, WORDS[host.phase], took(hosts[host.node_id]), host.reason) for host in view.hosts]
     output.table(output.columns("NODE|RELEASE?|IS|TOOK>?|WHY+?"), rows, empty="no nodes")
+    for host in view.hosts:
+        if host.detail:
+            output.note(f"{host.node_id}, the last lines of its journal:")
+            for line in host.detail.splitlines()[-JOURNAL_LINES:]:
+                output.note(f"  {output.clean(line)}")
     if view.state.value in {"failed", "aborted"} and (left := _left(view)):
         again = " ".join(f"--node {name}" for name in left)
         output.note(f"try again: ostler rollout start {view.release} {again}")

@@ -477,9 +477,10 @@ class NodeDaemon:
         if self.updates is not None:
             self.updates.want(update)
 
-    def _on_update(self, report: Report) -> None:
+    def _on_update(self, report: Report | None) -> None:
         self.vitals.update = report
-        self.heart.wake()
+        if report is not None:
+            self.heart.wake()
 
     def _on_services(self, seen: tuple[Observation, ...], soon: bool) -> None:
         self.vitals.services = seen

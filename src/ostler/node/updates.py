@@ -51,10 +51,10 @@ class Updates:
         *,
         client: AsyncClient,
         places: UpdatePlaces,
-        told: Callable[[Report], None],
+        told: Callable[[Report | None], None],
         logger: logging.Logger,
     ) -> None:
-        """`told` hears of each change."""
+        """`told` hears of each change; None: there is nothing to tell any more."""
         self._session = session
         self._client = client
         self._places = places
@@ -82,6 +82,7 @@ class Updates:
             before.cancel()
             await asyncio.gather(before, return_exceptions=True)
         if wanted is None:
+            self._told(None)
             await asyncio.to_thread(self._clear)
             return
         try:

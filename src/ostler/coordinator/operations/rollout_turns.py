@@ -1,10 +1,11 @@
 """How rollouts come further: what nodes are asked for and report, and what follows from it, a transaction at a time."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 
 from ostler.coordinator.operations import jobs, rollouts
-from ostler.coordinator.operations.changes import failure_of
+from ostler.coordinator.operations.changes import failure_of, shortened
 from ostler.coordinator.operations.rollouts import Loaded
 from ostler.coordinator.store.schema import IN_FLIGHT_SQL, LIVE_SQL
 from ostler.coordinator.store.tx import Row, Tx
@@ -24,6 +25,7 @@ CANARY = {
     "runner": "cli", "command": "/usr/bin/true", "timeout_s": 30.0, "ttl_s": 90.0, "retries": 0, "queue": "interactive",
     "labels": {"ostler": "canary"},
 }  # fmt: skip
+MAX_DETAIL = 8000
 Waited = Mapping[tuple[str, Phase], timedelta]  # by node and phase
 _OPEN = f"'{RolloutState.HELD}', '{RolloutState.RUNNING}'"
 
@@ -51,6 +53,7 @@ def note_report(tx: Tx, node_id: str, rollout_id: str, report: Report) -> None:
     """What the node says of an update; of another one than this rollout's it is nobody's business."""
     if report.update_id != rollout_id:
         return
+    report = replace(report, reason=shortened(report.reason), detail=report.detail and report.detail[-MAX_DETAIL:])
     body = encode(report).decode()
     if tx.run(
         "UPDATE rollout_hosts SET report = ? WHERE rollout_id = ? AND node_id = ? AND coalesce(report, '') <> ?",

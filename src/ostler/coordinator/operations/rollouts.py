@@ -17,7 +17,7 @@ from ostler.coordinator.store.tx import Row, Tx
 from ostler.model.errors import InvalidSpec, NotFound, OperationInFlight, Outdated, Problem
 from ostler.model.node import NodeState
 from ostler.model.rollout import state as states
-from ostler.model.rollout.observe import Candidate, outlook
+from ostler.model.rollout.observe import Candidate, Report, outlook
 from ostler.model.rollout.plan import Plan, Share
 from ostler.model.rollout.progress import TERMINAL, Event, Phase, Progress, advance
 from ostler.model.rollout.state import RolloutEvent, RolloutState
@@ -268,24 +268,29 @@ def load(tx: Tx, rollout_id: str) -> Loaded:
 def show_rollout(tx: Tx, rollout_id: str) -> RolloutView:
     """One rollout with its hosts; raises NotFound."""
     one = load(tx, rollout_id)
-    running: dict[str, str | None] = dict(
-        tx.rows(
-            f"""SELECT h.node_id, {tx.json_text("c.body", "release")} FROM rollout_hosts h
-                JOIN capabilities c ON c.node_id = h.node_id WHERE h.rollout_id = ?""",  # noqa: S608 - a fragment of ours
+    told = {
+        name: (release, report)
+        for name, release, report in tx.rows(
+            f"""SELECT h.node_id, {tx.json_text("c.body", "release")}, h.report FROM rollout_hosts h
+                LEFT JOIN capabilities c ON c.node_id = h.node_id WHERE h.rollout_id = ?""",  # noqa: S608 - fragments of ours
             (rollout_id,),
         )
-    )
+    }
     counts: dict[Phase, int] = {}
     for host in one.progress.values():
         counts[host.phase] = counts.get(host.phase, 0) + 1
     hosts = tuple(
         RolloutHost(
-            node_id=name, phase=host.phase, reason=host.reason, release=running.get(name), canary=name in one.plan.canaries,
-            began_at=host.began_at, since=host.since, job_id=one.jobs.get(name),
+            node_id=name, phase=host.phase, reason=host.reason, release=told[name][0], canary=name in one.plan.canaries,
+            began_at=host.began_at, since=host.since, job_id=one.jobs.get(name), detail=_detail(told[name][1]) if host.failed else None,
         )
         for name, host in one.progress.items()
     )  # fmt: skip
     return _view(one.row, one.asked, counts, hosts)
+
+
+def _detail(report: str | None) -> str | None:
+    return None if report is None else decode(report, Report, what="report").detail
 
 
 def list_rollouts(tx: Tx, query: PageQuery) -> RolloutPage:

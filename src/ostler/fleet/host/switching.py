@@ -175,12 +175,12 @@ def _write_later_units(places: Places, traces: Traces, home: Path) -> None:
             there.unlink()
 
 
-def close(places: Places, update: dict[str, Any], state: str, reason: str | None) -> dict[str, Any]:
+def close(places: Places, update: dict[str, Any], state: str, reason: str | None, journal: str | None = None) -> dict[str, Any]:
     """Write down how an update ended, and stop watching. What was kept for the way back stays: the coordinator may yet want it."""
     ended = update | {"state": state, "reason": reason, "ended_at": time.time()}
     write_json(places.last, ended)
     places.update.unlink(missing_ok=True)
-    publish(places, ended, state, reason)
+    publish(places, ended, state, reason, journal)
     if state == "good":
         floor.settle(places, update.get("release"), lower=not update.get("asked"))
     elif state == "went_back":
@@ -292,9 +292,10 @@ def _spares(places: Places) -> tuple[Path, ...]:
 def _go_back(places: Places, update: dict[str, Any], reason: str) -> dict[str, Any]:
     for spare in _spares(places):
         spare.unlink(missing_ok=True)
+    journal = systemd.journal(NODE_UNIT)
     previous = update.get("previous")
     if previous is None:
-        return close(places, update, "stuck", f"{reason}; there is no release before it to go back to")
+        return close(places, update, "stuck", f"{reason}; there is no release before it to go back to", journal)
     files = read_json(places.kept_files) or {}
     config = places.kept.read_text() if places.kept.exists() else None
     apply(places, previous, Told(config, files={name: content for name, content in files.items() if content is not None}))
@@ -303,7 +304,11 @@ def _go_back(places: Places, update: dict[str, Any], reason: str) -> dict[str, A
             (places.config.parent / name).unlink(missing_ok=True)
     failure = _restart()
     ended = close(
-        places, update, "went_back" if failure is None else "stuck", reason if failure is None else f"{reason}; {failure}"
+        places,
+        update,
+        "went_back" if failure is None else "stuck",
+        reason if failure is None else f"{reason}; {failure}",
+        journal,
     )
     if not update.get("drained"):
         resume(places)

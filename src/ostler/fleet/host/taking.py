@@ -144,7 +144,6 @@ def _go_back(places: Places, request: Request) -> dict[str, Any]:
     if isinstance(ended_at, int | float) and not 0 <= time.time() - ended_at <= BACK_S:
         raise Refused("unfit", f"the update was kept more than {BACK_S:.0f} s ago")
     ended = switching.go_back(places, (request.back or "")[:MAX_REASON], rollout=request.rollout_id)
-    publish(places, ended, str(ended.get("state")), ended.get("reason"))
     return {**request.named, "stage": ended.get("state"), "reason": ended.get("reason")}
 
 

@@ -30,12 +30,14 @@ _ORDER = {stage: number for number, stage in enumerate(Stage)}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What a host says of one update. `update_id` is the rollout that asked for it; `reason` says why it is so."""
+    """What a host says of one update. `update_id` is the rollout that asked for it; `reason` says why it is so, `detail` what the unit of
+    a release that was no good wrote last."""
 
     update_id: str
     release: str
     stage: Stage
     reason: str | None = None
+    detail: str | None = None
 
 
 class Trial(StrEnum):

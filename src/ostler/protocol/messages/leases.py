@@ -204,7 +204,7 @@ class HeartbeatRequest:
     slots: int | None = None
     capabilities: Capabilities | None = None  # only when they changed
     services: tuple[Observation, ...] | None = None  # all that the node declares; only when something changed
-    update: Report | None = None  # how the newest update stands, where there ever was one
+    update: Report | None = None  # how the update stands that is wanted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

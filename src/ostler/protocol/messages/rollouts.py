@@ -30,7 +30,7 @@ class RolloutRequest:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutHost:
     """One node in a rollout: how far it is, why, and the release that its daemon runs now. `canary`: it goes first. `job_id` is its canary
-    job."""
+    job, `detail` what the unit of a release that was no good wrote last."""
 
     node_id: str
     phase: Phase
@@ -40,6 +40,7 @@ class RolloutHost:
     began_at: datetime | None = None
     since: datetime | None = None
     job_id: str | None = None
+    detail: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
