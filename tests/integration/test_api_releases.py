@@ -128,7 +128,10 @@ async def test_bytes_come_back_in_ranges_and_not_to_any_node(rig, release):
 
 async def test_one_that_is_removed_is_gone(rig, release):
     await trusting(rig, release)
-    view = await rig.people.call(routes.REMOVE_RELEASE, release=release.release)
+    tag = (await rig.http.get(f"/releases/{release.release}", headers=rig.bearer())).headers["etag"]
+    stale = await rig.http.delete(f"/releases/{release.release}", headers=rig.bearer(**{"If-Match": '"other"'}))
+    assert (stale.status_code, tag in stale.json()["detail"]) == (412, True)
+    view = await rig.people.call(routes.REMOVE_RELEASE, release=release.release, headers={"If-Match": tag})
     assert view.release == release.release
     assert (await rig.http.get(f"/releases/{release.release}", headers=rig.bearer())).status_code == 404
     assert (await rig.http.delete(f"/releases/{release.release}", headers=rig.bearer())).status_code == 404

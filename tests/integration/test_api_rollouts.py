@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from cli_rig import ostler
-from integration.api_rig import ADMIN, capabilities, coordinator
+from integration.api_rig import ADMIN, Rig, capabilities, coordinator, until
 from ostler.cli import exits
 from ostler.model.access import Role
 from ostler.model.errors import Forbidden, Unauthenticated
@@ -27,6 +27,10 @@ async def rig(tmp_path):
 
 @pytest.fixture
 async def release(rig, tmp_path):
+    return await pushed(rig, tmp_path)
+
+
+async def pushed(rig, tmp_path):
     made = make(tmp_path / "store", new_keys(tmp_path / "keys"))
     await rig.http.put(
         f"/releases/{made.release}", params={"trust": True, "digest": made.manifest.digest}, headers=rig.bearer(),
@@ -173,6 +177,26 @@ async def test_by_hand(rig, release, cli):
     wrong = await cli("resume")
     assert (wrong.returncode, "resume is not possible" in wrong.stderr) == (exits.REJECTED, True)
     assert (await cli("show", "nothing")).returncode == exits.REJECTED
+
+
+async def test_a_coordinator_that_was_restarted_goes_on(tmp_path):
+    """In the middle of a rollout, under nodes that it finds again in whatever state they came to meanwhile."""
+    one = Rig(tmp_path / "c")
+    async with one.running():
+        made = await pushed(one, tmp_path)
+        hosts = [await Host(one.node(name)).join() for name in ("a", "b")]
+        planned = await one.people.call(routes.PLAN_ROLLOUT, m.RolloutRequest(release=made.release, window_s=1.0))
+        await one.people.call(routes.RESUME_ROLLOUT, rollout_id=planned.rollout_id)
+        await until(hosts[0].beat)
+    async with one.running(), living(*hosts):
+
+        async def over():
+            view = await one.people.call(routes.SHOW_ROLLOUT, rollout_id=planned.rollout_id)
+            return view if view.state != "running" else None
+
+        await until(over)
+        view = await over()
+    assert (view.state, view.counts) == ("done", {"updated": 2})
 
 
 async def test_who_may(rig, release):

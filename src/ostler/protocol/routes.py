@@ -383,7 +383,7 @@ GET_BUNDLE = Route(
 )  # fmt: skip
 REMOVE_RELEASE = Route(
     name="remove_release", method="DELETE", path="/releases/{release}", audience=Audience.CLIENT, grants=RUN, response=m.ReleaseView,
-    summary="Keep a release no longer; hosts that have it go on", errors=(errors.NotFound, errors.Conflict),
+    summary="Keep a release no longer; hosts that have it go on", errors=(errors.NotFound, errors.Conflict, errors.Outdated),
 )  # fmt: skip
 PLAN_ROLLOUT = Route(
     name="plan_rollout", method="POST", path="/rollouts", audience=Audience.CLIENT, grants=RUN, body=Body.JSON, status=201,

@@ -50,7 +50,8 @@ _HEADERS: dict[str, Sequence[tuple[str, bool, str]]] = {
     "read_log": (("Last-Event-ID", False, "With `follow`: go on after this event."),),
     "list_events": (("Last-Event-ID", False, "With `follow`: go on after this event, whatever the query says."),),
     **dict.fromkeys(
-        ("resume_rollout", "pause_rollout", "abort_rollout"), (("If-Match", False, "Only while the rollout's ETag is this one."),)
+        ("resume_rollout", "pause_rollout", "abort_rollout", "remove_release"),
+        (("If-Match", False, "Only while its ETag is this one."),),
     ),
     **dict.fromkeys(_RANGED, (("Range", False, "One range of bytes."), ("If-Range", False, "Only while the ETag is this one."))),
 }

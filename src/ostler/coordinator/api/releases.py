@@ -8,14 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 from starlette.responses import Response
 
-from ostler.coordinator.api.calls import Call
+from ostler.coordinator.api.calls import Answer, Call
 from ostler.coordinator.api.downloads import serve
 from ostler.coordinator.artifacts.store import Staging
 from ostler.coordinator.operations import releases as ops
 from ostler.coordinator.operations.rollout_turns import check_free, is_asked
 from ostler.coordinator.store.tx import Tx
 from ostler.model.access import Role
-from ostler.model.errors import Forbidden, InvalidSpec, NotFound, Problem
+from ostler.model.errors import Forbidden, InvalidSpec, NotFound, Outdated, Problem
 from ostler.model.release import Release
 from ostler.protocol import messages as m
 from ostler.protocol.ports import BundleReader
@@ -74,9 +74,10 @@ async def list_releases(call: Call) -> m.ReleasePage:
     return await call.read(ops.list_releases)
 
 
-async def show_release(call: Call) -> m.ReleaseView:
-    """One."""
-    return await call.read(ops.show_release, call.path["release"])
+async def show_release(call: Call) -> Answer:
+    """One; its ETag is that of its bundle."""
+    view = await call.read(ops.show_release, call.path["release"])
+    return Answer(view, headers={"ETag": f'"{view.sha256}"'})
 
 
 async def get_bundle(call: Call) -> Response:
@@ -89,9 +90,12 @@ async def get_bundle(call: Call) -> Response:
 
 async def remove_release(call: Call) -> m.ReleaseView:
     """From now on nobody can be asked to run it."""
-    return await call.write(_remove, call.path["release"])
+    return await call.write(_remove, call.path["release"], call.header(b"if-match"))
 
 
-def _remove(tx: Tx, release: str) -> m.ReleaseView:
+def _remove(tx: Tx, release: str, expected: str | None) -> m.ReleaseView:
+    there = ops.show_release(tx, release).sha256
+    if expected not in {None, "*", f'"{there}"'}:
+        raise Outdated(f'the bundle of release {release} is another one: its ETag is "{there}"')
     check_free(tx, release)
     return ops.remove_release(tx, release)

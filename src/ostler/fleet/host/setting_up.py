@@ -203,7 +203,7 @@ def _start(places: Places, traces: Traces, *, anew: bool) -> None:
 
 def _verify(places: Places, home: Path) -> None:
     """What systemd goes by is what was written."""
-    for name in UNITS:
+    for name in (*UNITS, *((UPDATE_PATH,) if (home / "units" / UPDATE_PATH).is_file() else ())):
         shown = systemd.show(name, "FragmentPath", "NeedDaemonReload", "UnitFileState", "LoadState")
         there = places.units / name
         wrong = [
