@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from ostler.coordinator.operations import waits
-from ostler.coordinator.operations.summons import summon
+from ostler.coordinator.operations.summons import summon_jobs
 from ostler.coordinator.store.beside import Changed
 from ostler.coordinator.store.schema import LIVE_SQL, NOT_OVER_SQL
 from ostler.coordinator.store.times import micros, span, when_or_none
@@ -34,7 +34,7 @@ _ATTEMPT_STATES = {state.value: state for state in AttemptState}
 
 _COLUMNS = """
     SELECT j.seq, j.job_id, j.state, j.attempt, j.tries, j.node_id, j.due_at, j.finished_at, j.failure_code, j.failure_message,
-           j.retry, j.cancel_at, j.held, j.shape_id, j.group_id, j.service, j.target,
+           j.retry, j.cancel_at, j.held, j.shape_id, j.group_id,
            a.node_id, a.boot_epoch, a.state, a.acked_at, a.failure_code, a.failure_message, a.missing"""
 
 
@@ -50,8 +50,6 @@ class Case:
     held: bool
     shape_id: int
     group_id: str | None
-    service: str | None = None  # of a command
-    target: str = ""
     boot_epoch: str = ""
     acked_at: int | None = None
     missing: int | None = None
@@ -177,13 +175,13 @@ def load_expired(tx: Tx, *, limit: int) -> list[Case]:
 def _case(row: Row) -> Case:
     (
         seq, job_id, state, number, tries, node_id, due_at, finished_at, code, message, policy, cancel_at, held, shape_id,
-        group_id, service, target, attempt_node, boot_epoch, attempt_state, acked_at, attempt_code, attempt_message, missing,
+        group_id, attempt_node, boot_epoch, attempt_state, acked_at, attempt_code, attempt_message, missing,
     ) = row  # fmt: skip
     job = Job(
         job_id=job_id, state=_JOB_STATES[state], attempt=number, tries=tries, node_id=node_id,
         due_at=when_or_none(due_at), finished_at=when_or_none(finished_at), failure=failure_of(code, message),
     )  # fmt: skip
-    case = Case(seq, job, None, policy, cancel_at, bool(held), shape_id, group_id, service, target or "", read_job=job.state)
+    case = Case(seq, job, None, policy, cancel_at, bool(held), shape_id, group_id, read_job=job.state)
     if attempt_state is not None:
         case.attempt = Attempt(
             job_id=job_id, attempt=number, node_id=attempt_node, state=_ATTEMPT_STATES[attempt_state],
@@ -211,6 +209,7 @@ class Changes:
         self._tx = tx
         self._touched: dict[int, Case] = {}
         self._groups: set[str] = set()  # those that a job ended in
+        self._queued: list[int] = []  # those that may be leased now, and could not before
         self._events: list[tuple[int, str, int | None, int | None, str | None, str | None]] = []
 
     def apply(
@@ -235,8 +234,8 @@ class Changes:
             case.acked_at = None
         case.attempt = attempt
         self._touched[case.seq] = case
-        if case.service is not None and case.job.state is JobState.QUEUED:
-            summon(tx, case.service, case.target)
+        if case.job.state is JobState.QUEUED:
+            self._queued.append(case.seq)
         if case.job.state in jobs.TERMINAL:
             tx.wake(("over", case.job.job_id))
             if case.group_id is not None:
@@ -285,8 +284,7 @@ class Changes:
                 if not one.waits and one.seq not in lacking:
                     self.note("ready", one.seq, None, None, "what it waited for is over")
                     tx.wake(("job", one.job_id), ("queue",))
-                    if one.service is not None:
-                        summon(tx, one.service, one.target or "")
+                    self._queued.append(one.seq)
             self._write()
             further |= dict.fromkeys(found.cancelled, JobState.CANCELLED) | dict.fromkeys(lacking, JobState.FAILED)
             ended, free = dict.fromkeys(lacking, JobState.FAILED), ()
@@ -334,6 +332,9 @@ class Changes:
             if case.attempt is not None:
                 case.read_attempt = case.attempt.state
         self._touched.clear()
+        if self._queued:
+            summon_jobs(tx, self._queued)
+            self._queued = []
         if self._groups:
             tx.at_commit(_tell_ended_groups, self._groups)
             self._groups = set()

@@ -8,7 +8,7 @@ from ostler.coordinator.operations import sessions
 from ostler.coordinator.operations.changes import Changes, load_distant, load_due, load_expired, waits_too_long, write
 from ostler.coordinator.operations.leases import expire_attempts
 from ostler.coordinator.operations.nodes import empty_node
-from ostler.coordinator.operations.summons import summon
+from ostler.coordinator.operations.summons import summon_jobs
 from ostler.coordinator.store.schema import LIVE_SQL, UNTIL_TIME
 from ostler.coordinator.store.times import when_or_none
 from ostler.coordinator.store.tx import Tx
@@ -143,19 +143,19 @@ def next_start_s(tx: Tx) -> float | None:
 def start_due(tx: Tx) -> int:
     """Let jobs go whose `not_before` has come, as far as that was what they waited for; how many."""
     rows = tx.rows(
-        f"SELECT seq, job_id, waits, service, target FROM jobs {tx.by_index('ix_jobs_not_before')} "  # noqa: S608 - a fragment of ours
+        f"SELECT seq, job_id, waits FROM jobs {tx.by_index('ix_jobs_not_before')} "  # noqa: S608 - a fragment of ours
         "WHERE waits >= 2 AND not_before <= ? ORDER BY not_before, seq LIMIT ?",
         (tx.at, BATCH),
     )
     write(tx, "UPDATE jobs SET waits = waits - ? WHERE seq = ? AND waits = ?", [(UNTIL_TIME, row[0], row[2]) for row in rows])
     changes = Changes(tx)
-    for seq, job_id, waits, service, target in rows:
+    for seq, job_id, waits in rows:
         if waits == UNTIL_TIME:
             changes.note("ready", seq, None, None, "its time has come")
             tx.wake(("job", job_id), ("queue",))
-            if service is not None:
-                summon(tx, service, target)
     changes.flush()
+    if rows:
+        summon_jobs(tx, [row[0] for row in rows])
     return len(rows)
 
 

@@ -11,7 +11,7 @@ from ostler.coordinator.operations import commands, dependencies, quotas
 from ostler.coordinator.operations.cancels import PENDING, cancel_case
 from ostler.coordinator.operations.changes import Case, Changes, load, shortened, write
 from ostler.coordinator.operations.dependencies import Accepted, Name
-from ostler.coordinator.operations.summons import summon
+from ostler.coordinator.operations.summons import summon_jobs
 from ostler.coordinator.operations.uploads import check_named
 from ostler.coordinator.operations.views import job_view, no_job
 from ostler.coordinator.placement.rank import rank_of
@@ -262,8 +262,8 @@ def _set_held(tx: Tx, job_id: str, *, held: bool) -> JobView:
         changes.note(verb, case.seq, None, None)
         changes.flush()
         tx.wake(("job", job_id), *([] if held else [("queue",)]))
-        if case.service is not None and not held:
-            summon(tx, case.service, case.target)
+        if not held:
+            summon_jobs(tx, [case.seq])
     return job_view(tx, job_id)
 
 

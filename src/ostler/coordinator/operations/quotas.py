@@ -104,7 +104,7 @@ def meter(tx: Tx, owner: str | None, first: int, count: int) -> None:
     quota = known(tx).quotas.get(owner or "")
     if quota is None or owner is None:
         return
-    tx.run("UPDATE jobs SET metered = 1 WHERE seq >= ? AND seq < ? AND service IS NULL", (first, first + count))
+    tx.run("UPDATE jobs SET metered = 1 WHERE seq >= ? AND seq < ? AND runner <> 'service'", (first, first + count))
     if quota.queued is not None:
         waiting = _count(tx, owner, PENDING_SQL, quota.queued)
         before, after = queue_gauge(quota, waiting - count), queue_gauge(quota, waiting)
@@ -286,7 +286,7 @@ def set_quota(tx: Tx, principal: str, quota: Quota) -> Standing:
         (principal, quota.queued, quota.running, quota.cpu_us, quota.gpu_us, quota.money),
     )
     tx.run(
-        f"UPDATE jobs SET metered = 1 WHERE state IN ({NOT_OVER_SQL}) AND owner = ? AND metered = 0 AND service IS NULL",  # noqa: S608
+        f"UPDATE jobs SET metered = 1 WHERE state IN ({NOT_OVER_SQL}) AND owner = ? AND metered = 0 AND runner <> 'service'",  # noqa: S608
         (principal,),
     )
     _changed(tx)

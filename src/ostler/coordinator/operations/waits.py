@@ -26,8 +26,6 @@ class Freed:
     seq: int
     job_id: str
     waits: int
-    service: str | None = None  # of a command
-    target: str | None = None
 
 
 def fallout_of(tx: Tx, ended: Mapping[int, JobState], *, since: int = 0) -> Fallout:
@@ -81,11 +79,11 @@ def free(tx: Tx, candidates: Collection[int]) -> list[Freed]:
     last = "SELECT d.on_seq FROM dependencies d JOIN jobs o ON o.seq = d.on_seq WHERE d.job_seq = j.seq"
     still = f"{last} AND o.state IN ({NOT_OVER_SQL}) ORDER BY d.on_seq DESC LIMIT 1"
     rows = tx.rows(
-        f"SELECT j.seq, j.job_id, j.waits, j.service, j.target FROM jobs j WHERE {tx.any_of('j.seq')} AND {_WAITS} AND ({still}) IS NULL",  # noqa: S608
+        f"SELECT j.seq, j.job_id, j.waits FROM jobs j WHERE {tx.any_of('j.seq')} AND {_WAITS} AND ({still}) IS NULL",  # noqa: S608
         (tx.array(candidates),),
     )
     tx.many("UPDATE jobs SET waits = waits - ? WHERE seq = ?", [(FOR_JOBS, row[0]) for row in rows])
-    return [Freed(seq, job_id, waits - FOR_JOBS, service, target) for seq, job_id, waits, service, target in rows]
+    return [Freed(seq, job_id, waits - FOR_JOBS) for seq, job_id, waits in rows]
 
 
 def hand_over(tx: Tx, seqs: Collection[int]) -> dict[int, str]:

@@ -67,9 +67,9 @@ NOT_OVER_SQL = listed(frozenset(JobState) - TERMINAL_JOB)
 IN_FLIGHT_SQL = listed(IN_FLIGHT)
 LIVE_JOB_SQL = listed(frozenset(JobState) - TERMINAL_JOB - {JobState.QUEUED, JobState.RETRY_WAIT})  # a node has them
 PENDING_SQL = listed((JobState.QUEUED, JobState.RETRY_WAIT))
-# Word for word the conditions of two indexes over `jobs`.
-QUEUED_SQL = "state = 'queued' AND held = 0 AND waits = 0 AND service IS NULL"
-COMMANDS_SQL = f"service IS NOT NULL AND state IN ({NOT_OVER_SQL})"
+# Word for word the conditions of two indexes over `jobs`. The runner stands in front in a row: each change of each job looks at it.
+QUEUED_SQL = "state = 'queued' AND held = 0 AND waits = 0 AND runner <> 'service'"
+COMMANDS_SQL = f"runner = 'service' AND state IN ({NOT_OVER_SQL})"
 
 
 def _in(column: str, kind: type[StrEnum]) -> CheckConstraint:

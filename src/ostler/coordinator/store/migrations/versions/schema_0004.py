@@ -12,8 +12,8 @@ depends_on = None
 Text = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 Real: sa.types.TypeEngine[float] = sa.Double().with_variant(sa.REAL(), "sqlite")
 Int = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
-QUEUED = "state = 'queued' AND held = 0 AND waits = 0 AND service IS NULL"
-COMMANDS = "service IS NOT NULL AND state IN ('acked', 'leased', 'preparing', 'queued', 'retry_wait', 'running', 'uploading')"
+QUEUED = "state = 'queued' AND held = 0 AND waits = 0 AND runner <> 'service'"
+COMMANDS = "runner = 'service' AND state IN ('acked', 'leased', 'preparing', 'queued', 'retry_wait', 'running', 'uploading')"
 
 PHASES = (
     "'confirming', 'current', 'excluded', 'failed', 'gating', 'going_back', 'held', 'locking', 'planned', 'switching', 'unhealthy', "
