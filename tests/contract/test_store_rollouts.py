@@ -305,3 +305,13 @@ async def test_a_node_that_is_gone_is_lost(fleet: Fleet) -> None:
     await fleet.rig.write(nodes.retire_node, "a")
     view = await fleet.drive(a=700)
     assert phases(view)["a"] is Phase.UNREACHABLE
+
+
+async def test_old_ones_are_forgotten_but_for_those_under_way(fleet: Fleet) -> None:
+    await fleet.join("a", "b")
+    await begun(fleet, nodes=("a",))
+    await fleet.rig.write(rollouts.plan_rollout, m.RolloutRequest(release=NEW, nodes=("b",)), "r2", "bob")
+    fleet.rig.clock.advance(91 * 86_400)
+    await fleet.rig.write(rollouts.plan_rollout, m.RolloutRequest(release=NEW, nodes=("b",)), "r3", "bob")
+    page = await fleet.rig.read(rollouts.list_rollouts, m.PageQuery())
+    assert [one.rollout_id for one in page.items] == ["r3", "r1"]

@@ -69,8 +69,9 @@ def find(session: Session, which: str | None) -> ReleaseView:
         one for one in found if one.release.startswith(which or "")
     ]
     if len(fits) != 1:
-        what = f"{len(fits)} releases begin with {which}" if fits else f"the coordinator has no release {which}"
-        raise NotFound(what, hint="ostler release list --pushed")
+        if not fits:
+            raise NotFound(f"the coordinator has no release {which}", hint=f"ostler release push {which}")
+        raise NotFound(f"{len(fits)} releases begin with {which}", hint="ostler release list --pushed")
     one: ReleaseView = fits[0]
     return one
 

@@ -74,6 +74,10 @@ def detail_of(value: Any) -> str | None:
             return f"{'shared' if shared else 'own'}, version {version}"
         case m.JobView(job_id=job_id):
             return job_id
+        case m.ReleaseView(digest=digest, signed_by=signed_by):
+            return f"digest {digest}, signed by {', '.join(signed_by)}"
+        case m.RolloutView(release=release, state=state, counts=counts):
+            return f"{release} onto {sum(counts.values())} nodes, {state}"
         case Standing(quota=quota):
             return "no quota" if quota is None else quota.text()
         case m.RetentionPass(removed=removed):

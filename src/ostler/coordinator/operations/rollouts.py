@@ -11,8 +11,8 @@ from datetime import timedelta
 from ostler.coordinator.operations import releases, sessions
 from ostler.coordinator.operations.changes import shortened
 from ostler.coordinator.operations.views import check_limit, read_cursor, write_cursor
-from ostler.coordinator.store.schema import listed
-from ostler.coordinator.store.times import micros, when, when_or_none
+from ostler.coordinator.store.schema import IN_FLIGHT_SQL, listed
+from ostler.coordinator.store.times import micros, span, when, when_or_none
 from ostler.coordinator.store.tx import Row, Tx
 from ostler.model.errors import InvalidSpec, NotFound, OperationInFlight, Outdated, Problem
 from ostler.model.node import NodeState
@@ -25,6 +25,7 @@ from ostler.protocol.codec import decode, encode
 from ostler.protocol.messages import PageQuery, RolloutHost, RolloutPage, RolloutRequest, RolloutView, mend_outside, outside
 
 TOPIC = ("rollouts",)
+KEPT = timedelta(days=90)
 MAX_WINDOW_S, MAX_TIMEOUT_S, MAX_NODES, MAX_SHOWN = 3600.0, 86_400.0, 10_000, 20
 _COLUMNS = "rollout_id, state, release, plan, revision, reason, created_at, created_by, started_at, finished_at"
 _OVER = listed(TERMINAL)
@@ -48,6 +49,7 @@ def plan_rollout(tx: Tx, asked: RolloutRequest, rollout_id: str, by: str | None)
     """Write down what a rollout would do, in the state `planned`. Nodes that cannot get the release have come to their end already. Raises
     InvalidSpec, NotFound (no such release).
     """
+    _forget_old(tx)
     release = releases.show_release(tx, asked.release)
     found = [(one, outlook(one, release.release, release.platforms)) for one in _candidates(tx, asked)]
     found.sort(key=lambda pair: pair[1].event is not None)  # canaries are of those that can begin
@@ -72,6 +74,15 @@ def plan_rollout(tx: Tx, asked: RolloutRequest, rollout_id: str, by: str | None)
         rows,
     )
     return show_rollout(tx, rollout_id)
+
+
+def _forget_old(tx: Tx) -> None:
+    """What was over, or never begun, three months ago."""
+    tx.run(
+        f"""DELETE FROM rollouts WHERE created_at < ? AND state NOT IN ('{RolloutState.RUNNING}', '{RolloutState.HELD}')
+            AND NOT EXISTS (SELECT 1 FROM rollout_hosts h WHERE h.rollout_id = rollouts.rollout_id AND h.phase IN ({IN_FLIGHT_SQL}))""",  # noqa: S608
+        (tx.at - span(KEPT),),
+    )
 
 
 def _plan(rollout_id: str, asked: RolloutRequest, hosts: Sequence[str], excluded: Mapping[str, str]) -> Plan:
