@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from e2e.fleet import until
+from fleet import variants
 from fleet.rig import NODE_UNIT
 from fleet.test_install import TREE
 
@@ -69,6 +70,29 @@ async def main():
 asyncio.run(main())
 """
 
+# A unit's lines since they were looked at, as text, whether there is a place where they end, and whether they could be read.
+JOURNAL = """
+import json, subprocess, time
+from ostler.node.services.journals import Journals
+
+journals, said = Journals(), []
+lines = journals.after("xmrig.service", None)
+said.append((lines.text, lines.cursor is not None, lines.readable))
+for again in (lines.readable, False):
+    if again:
+        subprocess.run(["systemctl", "restart", "xmrig"], check=True)
+    until = time.monotonic() + 20
+    while True:
+        fresh = journals.after("xmrig.service", lines.cursor)
+        kept = [line for line in fresh.text.splitlines() if line == "mining"]
+        if kept or not again or time.monotonic() > until:
+            break
+        time.sleep(0.1)
+    lines = fresh
+    said.append(("\\n".join(kept), lines.cursor is not None, lines.readable))
+print(json.dumps(said))
+"""
+
 
 class Miner:
     """A host with a miner, and its operator."""
@@ -80,7 +104,7 @@ class Miner:
 
     def install(self, services=SERVICES):
         self.operator.know(miner={"vars": {"services": services}})
-        done = self.operator.install("--yes", host="miner")
+        done = self.operator.install("--yes", "--release", self.operator.first.release, host="miner")
         return done.stdout + done.stderr
 
     def do(self, verb, service="xmrig"):
@@ -92,14 +116,14 @@ class Miner:
         said = self.http.get(f"/jobs/{job}/logs", params={"stream": "stdout"}).text
         return ended, json.loads(said) if said else {}
 
-    def status(self, what, wanted):
-        """What the node sees, once `wanted` holds of it."""
+    def told(self, what, wanted):
+        """What the coordinator was told of it, once `wanted` holds of that."""
 
         def look():
-            seen = self.do("status")[1]
+            seen = next(iter(self.http.get("/services/xmrig").raise_for_status().json()["items"]), None)
             if seen and wanted(seen):
                 return seen
-            time.sleep(0.2)  # the coordinator takes only so many calls a second
+            time.sleep(0.1)  # the coordinator takes only so many calls a second
             return None
 
         return until(look, timeout=60, what=what)
@@ -142,8 +166,9 @@ def test_commands_are_carried_out_by_the_nodes_own_user(miner):
     host = miner.host
     assert host.exec("readlink", "/usr/local/bin/xmrig").stdout.strip() == "/usr/bin/xmrig"
     assert miner.operator.node("miner")["capabilities"]["services"] == ["xmrig", "ghost"]
+    said = miner.operator.cli("service", "start", "xmrig", "--on", "miner", code=0).stdout
+    assert re.search("miner .*done .*running", said), said
     for verb, state, active in (
-        ("start", "running", "active"),
         ("stop", "stopped", "inactive"),
         ("restart", "running", "active"),
     ):
@@ -151,7 +176,7 @@ def test_commands_are_carried_out_by_the_nodes_own_user(miner):
         assert ended["state"] == "done", ended
         assert (seen["name"], seen["unit"], seen["state"]) == ("xmrig", "xmrig.service", state)
         assert miner.show("ActiveState") == active
-    seen = miner.status("its health", lambda seen: seen["health"] == "healthy" and seen.get("metrics"))
+    seen = miner.told("its health", lambda seen: seen["health"] == "healthy" and seen.get("metrics"))
     assert (seen["metrics"]["hashrate"], seen["desired"], seen["pid"]) == (1234.5, "running", int(miner.show("MainPID")))
     ended, _ = miner.do("start", "ghost")
     assert (ended["failure"]["code"], "no unit ghost.service" in ended["failure"]["message"]) == ("E_SERVICE", True)
@@ -197,19 +222,27 @@ def test_both_ways_to_systemd_say_the_same(miner):
     assert said["lost"] == ["unreachable", 0]
 
 
+def test_the_journal_is_read_from_where_it_was_left_and_by_nobody_who_may_not(miner):
+    miner.do("start")
+    argv = ("/opt/ostler/current/bin/python", "-I", "-c", JOURNAL)
+    done = miner.host.exec(*argv)
+    assert json.loads(done.stdout) == [["", True, True], ["mining", True, True], ["", True, True]]
+    assert json.loads(miner.as_node(*argv).stdout)[0] == ["", False, False]
+
+
 def test_an_ill_miner_is_told_and_a_crashed_one_is_started_anew_after_a_while(miner):
     miner.do("start")
     miner.host.exec("touch", "/run/ill")
-    seen = miner.status("its illness", lambda seen: seen["state"] == "unhealthy")
+    seen = miner.told("its illness", lambda seen: seen["state"] == "unhealthy")
     assert f"{URL} answers 500" in seen["message"]
     miner.host.exec("rm", "/run/ill")
-    miner.status("its health", lambda seen: seen["health"] == "healthy")
+    miner.told("its health", lambda seen: seen["health"] == "healthy")
     before = miner.show("MainPID")
     miner.host.exec("systemctl", "kill", "--signal=SEGV", "xmrig")
-    seen = miner.status("its crash", lambda seen: seen["state"] == "crashed" and seen["retry_s"])
+    seen = miner.told("its crash", lambda seen: seen["state"] == "crashed" and seen["retry_s"])
     assert "signal 11" in seen["message"]
     assert 0 < seen["retry_s"] <= 10
-    seen = miner.status("another one", lambda seen: seen["state"] == "running")
+    seen = miner.told("another one", lambda seen: seen["state"] == "running")
     assert (seen["restarts"], seen["pid"] != int(before)) == (1, True)
 
 
@@ -228,7 +261,7 @@ def test_a_missing_program_is_told_and_the_daemon_stays_what_it_was(miner):
     miner.host.exec("mv", "/usr/bin/xmrig", "/root/")
     try:
         assert "warning: xmrig not found, its service will not work" in miner.install()
-        seen = miner.status("its absence", lambda seen: seen["state"] == "missing")
+        seen = miner.told("its absence", lambda seen: seen["state"] == "missing")
         assert seen["message"] == "xmrig not found, its service will not work"
         ended, _ = miner.do("start")
         assert ended["failure"]["code"] == "E_SERVICE"
@@ -248,8 +281,23 @@ def test_a_missing_program_is_told_and_the_daemon_stays_what_it_was(miner):
 def test_what_is_wanted_comes_back_with_the_machine_and_what_is_not_does_not(miner):
     miner.do("start")
     miner.host.reboot()
-    miner.status("a start by the node", lambda seen: seen["state"] == "running")
+    miner.told("a start by the node", lambda seen: seen["state"] == "running")
     miner.do("stop")
     miner.host.reboot()
     miner.operator.good_again("miner")
     assert miner.do("status")[1]["state"] == "stopped"
+
+
+@pytest.mark.long
+def test_a_way_back_brings_the_permission_back(miner):
+    """A release that does not start, with a configuration that declares nothing: the host goes back from both."""
+    bad = miner.operator.variant(variants.DOES_NOT_START)
+    miner.operator.know(miner={"vars": {"services": {}}})
+    try:
+        done = miner.operator.update(bad, host="miner", window="20s")
+        assert done.ends == {"miner": "unhealthy"}
+        miner.operator.good_again("miner")
+        assert '"xmrig.service"' in miner.host.exec("cat", RULES).stdout
+        assert miner.do("restart")[0]["state"] == "done"
+    finally:
+        miner.install()

@@ -39,6 +39,7 @@ class PlayedUnits:
         self.gate: asyncio.Event | None = None
         self.starts = 0
         self.boot = "@1"
+        self.ends = "done"
         self.changed = lambda: None
 
     def set(self, **fields):
@@ -58,6 +59,8 @@ class PlayedUnits:
         accepted()
         if self.gate is not None:
             await self.gate.wait()
+        if self.ends != "done":
+            return self.ends
         if verb in self.fails:
             self.set(active="failed", sub="failed", result="exit-code", status=203)
             return "failed"
@@ -280,6 +283,32 @@ async def test_changes_are_told_soon_and_without_a_storm(tmp_path, units, clock)
     units.set(active="active", sub="running", pid=2)
     await turned(one, clock, 0.8)
     assert [seen.pid for seen, _ in one.news] == [None, 1, 2]
+
+
+async def test_a_newer_wish_does_not_wait_for_an_older_one(tmp_path, units, clock):
+    """A start that hangs is dropped by systemd when somebody wants a stop; what is kept is the last wish."""
+    one = watcher(tmp_path, units, clock)
+    units.gate = asyncio.Event()
+    starting = asyncio.ensure_future(do(one, Verb.START))
+    await until(lambda: units.asked == [Verb.START])
+    hanging, units.gate = units.gate, None
+    stopped = await do(one, Verb.STOP)
+    assert (stopped.failure, stopped.seen.state, stopped.seen.desired) == (None, ServiceState.STOPPED, Desired.STOPPED)
+    units.ends = "canceled"
+    hanging.set()
+    failure = (await starting).failure
+    assert (failure.code, "something else was asked" in failure.message) == (FailureCode.SERVICE, True)
+    assert Wishes(tmp_path).of("xmrig").desired is Desired.STOPPED
+
+
+async def test_wishes_of_several_services_are_all_kept(tmp_path, units, clock):
+    names = [f"s{n}" for n in range(8)]
+    one = ServiceWatcher(
+        {name: ServiceConfig(unit=UNIT) for name in names}, units=units, wishes=Wishes(tmp_path), journals=Silent(), clock=clock,
+        logger=LOGGER,
+    )  # fmt: skip
+    await asyncio.gather(*(one.carry_out(Command(name, Verb.STOP)) for name in names))
+    assert {Wishes(tmp_path).of(name).desired for name in names} == {Desired.STOPPED}
 
 
 # --- probes ---

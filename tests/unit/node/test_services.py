@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ostler.model.failures import FailureCode
 from ostler.model.service import Desired, Health, ServiceState, Verb
 from ostler.node.config import MetricsConfig, ProbeConfig, RestartConfig, ServiceConfig
 from ostler.node.probe.command import Output
@@ -19,6 +20,7 @@ from ostler.node.services.restarts import FIRST_S, MOST_S, WELL_S, Condition, Re
 from ostler.node.services.rules import service_problems
 from ostler.node.services.standing import Standing, Terms, advance, overall
 from ostler.node.services.units import Trouble, UnitTrouble, UnitView, unit_object
+from ostler.node.services.verdicts import verdict
 from ostler.node.services.wishes import Wish, Wishes
 
 XMRIG = ServiceConfig(
@@ -193,6 +195,30 @@ def test_only_crashes_and_where_wanted_illness_are_mended():
             if state is ServiceState.UNHEALTHY and sick:
                 expected = Condition.SICK
             assert condition(state, restart_sick=sick) is expected
+
+
+FAILED = UnitView(load="loaded", active="failed", result="exit-code", status=3)
+RUNS = UnitView(load="loaded", active="active")
+
+
+@pytest.mark.parametrize(
+    ("verb", "end", "view", "code", "word"),
+    [
+        (Verb.START, "done", RUNS, None, ""),
+        (Verb.STOP, "done", FAILED, None, ""),
+        (Verb.START, "skipped", RUNS, None, ""),
+        (Verb.START, "done", FAILED, FailureCode.SERVICE, "x.service did not start: it ended with exit code 3"),
+        (Verb.RESTART, "failed", FAILED, FailureCode.SERVICE, "exit code 3"),
+        (Verb.START, "skipped", replace(RUNS, active="inactive"), FailureCode.SERVICE, "systemd says: skipped"),
+        (Verb.START, "dependency", replace(RUNS, active="inactive"), FailureCode.SERVICE, "depends on"),
+        (Verb.START, "canceled", RUNS, FailureCode.SERVICE, "something else was asked"),
+        (Verb.STOP, "timeout", RUNS, FailureCode.TIMEOUT, "in the time that systemd gives it"),
+    ],
+)
+def test_what_systemd_says_becomes_a_verdict(verb, end, view, code, word):
+    failure = verdict("x.service", verb, end, view, None)
+    assert (failure.code if failure else None) is code
+    assert failure is None or word in failure.message
 
 
 # --- restarts ---

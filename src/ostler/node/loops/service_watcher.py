@@ -7,19 +7,21 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ostler.model.failures import Failure, FailureCode
-from ostler.model.service import Command, Desired, Health, Observation, ServiceState, Verb
+from ostler.model.service import Command, Desired, Observation, ServiceState, Verb
 from ostler.node.config import ServiceConfig
-from ostler.node.services.asking import Asking, Question, Unasked, metrics
+from ostler.node.services.asking import Asking, Unasked, metrics
 from ostler.node.services.journals import Journals
-from ostler.node.services.judging import Seen, condition, judge, why_it_ended
+from ostler.node.services.judging import condition, judge
 from ostler.node.services.programs import Programs
 from ostler.node.services.restarts import Restarts, decide
 from ostler.node.services.standing import Standing, Terms, advance, overall
-from ostler.node.services.units import Trouble, Units, UnitTrouble, UnitView
+from ostler.node.services.units import Trouble, Units, UnitTrouble
+from ostler.node.services.verdicts import PERMIT, refused, verdict
+from ostler.node.services.watched import Watched, gist, observe, seen_of, watched
 from ostler.node.services.wishes import Wish, Wishes
 from ostler.runtime.clock import Clock
 from ostler.runtime.loop import Loop
@@ -29,42 +31,6 @@ GATHER_S = 0.05  # systemd tells of one change in several signals
 TELL_S = 1.0  # changes are told no more often
 METRICS_S = 3.0
 SETTLING = 10  # tenths of a second, for a start without a program
-PERMIT = "run `ostler node install` or `ostler fleet update`, which permit the node's user exactly its declared units"
-
-
-@dataclass(slots=True, eq=False)
-class _Watched:
-    """One service and what is known of it. Times are monotonic seconds."""
-
-    name: str
-    config: ServiceConfig
-    wish: Wish
-    restarts: Restarts
-    questions: list[Question]
-    standings: list[Standing]
-    asked_at: list[float]
-    asking: set[int] = field(default_factory=set)
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    doing: Verb | None = None
-    view: UnitView | None = None
-    trouble: str = ""
-    absent: str | None = None
-    started_at: float = 0.0
-    note: str = ""
-    metrics: dict[str, float] = field(default_factory=dict)
-    measured_at: float = 0.0
-    measuring: bool = False
-    told: Observation | None = None
-
-    @property
-    def desired(self) -> Desired | None:
-        """What is wanted, by a person or else by the configuration."""
-        return self.wish.desired or self.config.restart.keep
-
-    @property
-    def runs(self) -> bool:
-        """Whether it can be asked anything."""
-        return self.view is not None and self.view.active == "active"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +66,9 @@ class ServiceWatcher(Loop):
         self._tasks: set[asyncio.Task[None]] = set()
         self._gathering: asyncio.TimerHandle | None = None
         self._told_at: float | None = None
+        self._writing = asyncio.Lock()
         self._watching = self._settled = False
-        self._all = {name: _watched(name, config, wishes.of(name)) for name, config in services.items()}
+        self._all = {name: watched(name, config, wishes.of(name)) for name, config in services.items()}
 
     @property
     def observations(self) -> tuple[Observation, ...]:
@@ -150,7 +117,7 @@ class ServiceWatcher(Loop):
         self._gathering = None
         self.wake()
 
-    async def _look(self, one: _Watched) -> None:
+    async def _look(self, one: Watched) -> None:
         try:
             view = await self._units.look(one.config.unit)
         except UnitTrouble as exc:
@@ -165,7 +132,7 @@ class ServiceWatcher(Loop):
         if not one.runs or before is None:
             one.absent = await asyncio.to_thread(self._programs.absent, one.name, one.config)
 
-    def _ask(self, one: _Watched, now: float) -> None:
+    def _ask(self, one: Watched, now: float) -> None:
         """Put the questions that are due, beside everything else."""
         if not one.runs:
             return
@@ -179,7 +146,7 @@ class ServiceWatcher(Loop):
             one.measured_at, one.measuring = now, True
             self._spawn(self._measure(one))
 
-    async def _put(self, one: _Watched, i: int) -> None:
+    async def _put(self, one: Watched, i: int) -> None:
         invocation = one.view.invocation if one.view is not None else ""
         probe = one.questions[i].config
         try:
@@ -203,7 +170,7 @@ class ServiceWatcher(Loop):
         if overall(one.standings) != before:
             self.wake()
 
-    async def _measure(self, one: _Watched) -> None:
+    async def _measure(self, one: Watched) -> None:
         try:
             if one.config.metrics is not None:
                 found = await metrics(one.config.metrics, timeout_s=METRICS_S)
@@ -213,16 +180,17 @@ class ServiceWatcher(Loop):
 
     # --- starting anew ---
 
-    async def _mend(self, one: _Watched, now: float) -> None:
-        if one.lock.locked() or one.view is None or one.trouble:
+    async def _mend(self, one: Watched, now: float) -> None:
+        if one.doing is not None or one.view is None or one.trouble:
             return
-        state, _ = judge(_seen(one))
+        state, _ = judge(seen_of(one))
         found = condition(state, restart_sick=one.config.restart.unhealthy)
         wanted = one.desired is Desired.RUNNING
         decision = decide(one.restarts, found, wanted=wanted, limit=one.config.restart.limit, now=now)
         one.restarts = decision.restarts
         if (one.wish.restarts, one.wish.tries) != (one.restarts.count, one.restarts.tries):
-            await self._keep(one, replace(one.wish, restarts=one.restarts.count, tries=one.restarts.tries))
+            one.wish = replace(one.wish, restarts=one.restarts.count, tries=one.restarts.tries)
+            await self._keep(one)
         if decision.now:
             self._spawn(self._anew(one, Verb.START if state is ServiceState.CRASHED else Verb.RESTART))
 
@@ -237,33 +205,41 @@ class ServiceWatcher(Loop):
         self._settled = True
         if self._wishes.is_new(boot):
             for one in self._all.values():
-                if one.wish.desired is Desired.RUNNING and judge(_seen(one))[0] is ServiceState.STOPPED:
+                if one.wish.desired is Desired.RUNNING and judge(seen_of(one))[0] is ServiceState.STOPPED:
                     self._spawn(self._anew(one, Verb.START))
         with contextlib.suppress(OSError):
-            await asyncio.to_thread(self._wishes.settle, boot)
+            async with self._writing:
+                await asyncio.to_thread(self._wishes.settle, boot)
 
-    async def _anew(self, one: _Watched, verb: Verb) -> None:
+    async def _anew(self, one: Watched, verb: Verb) -> None:
         attrs: dict[str, object] = {"service": one.name, "unit": one.config.unit, "verb": verb.value, "count": one.restarts.count}
-        async with one.lock:
-            if one.desired is not Desired.RUNNING:
-                return  # a person came before
-            self.logger.warning("service_restarted", extra={"attrs": attrs})
-            one.doing = verb
-            try:
-                await self._units.act(verb, one.config.unit, lambda: None)
-                one.note = ""
-            except UnitTrouble as exc:
-                one.note = f"it cannot be started anew: {PERMIT if exc.trouble is Trouble.DENIED else exc}"
-                self.logger.warning("service_not_restarted", extra={"attrs": {**attrs, "error": str(exc)}})
-            finally:
-                one.doing = None
+        if one.desired is not Desired.RUNNING or one.doing is not None:
+            return  # a person came before
+        self.logger.warning("service_restarted", extra={"attrs": attrs})
+        try:
+            await self._order(one, verb, lambda: None)
+            one.note = ""
+        except UnitTrouble as exc:
+            one.note = f"it cannot be started anew: {PERMIT if exc.trouble is Trouble.DENIED else exc}"
+            self.logger.warning("service_not_restarted", extra={"attrs": {**attrs, "error": str(exc)}})
         self.wake()
 
-    async def _keep(self, one: _Watched, wish: Wish) -> None:
-        """Remember on the disk; a disk that cannot is no reason to do nothing."""
-        one.wish = wish
+    async def _order(self, one: Watched, verb: Verb, accepted: Callable[[], None]) -> str:
+        """Have systemd do it. Whoever asks for something else meanwhile need not wait: systemd then drops what it was at."""
+        mine = one.doing = object()
+        one.verb = verb
+        self._changed()
         try:
-            await asyncio.to_thread(self._wishes.keep, one.name, wish)
+            return await self._units.act(verb, one.config.unit, accepted)
+        finally:
+            if one.doing is mine:
+                one.doing = one.verb = None
+
+    async def _keep(self, one: Watched) -> None:
+        """Remember its wish on the disk; a disk that cannot is no reason to do nothing."""
+        try:
+            async with self._writing:
+                await asyncio.to_thread(self._wishes.keep, one.name, one.wish)
         except OSError as exc:
             self.logger.error("service_wish_not_kept", extra={"attrs": {"service": one.name, "error": str(exc)}})  # noqa: TRY400
 
@@ -276,36 +252,27 @@ class ServiceWatcher(Loop):
             return Done(Failure(FailureCode.DENY, f"this node declares no service {command.service}"), None)
         failure = None
         if command.verb is not Verb.STATUS:
-            async with one.lock:
-                failure = await self._act(one, command)
+            failure = await self._act(one, command)
         await self._look(one)
         self.wake()
         if command.verb is Verb.STATUS and one.trouble:
             failure = Failure(FailureCode.LOST, one.trouble)
-        return Done(failure, _observe(one, self.clock, since=one.told))
+        return Done(failure, observe(one, self.clock))
 
-    async def _act(self, one: _Watched, command: Command) -> Failure | None:
-        unit, keeping = one.config.unit, list[asyncio.Future[None]]()
+    async def _act(self, one: Watched, command: Command) -> Failure | None:
+        unit, verb, keeping = one.config.unit, command.verb, list[asyncio.Future[None]]()
 
         def accepted() -> None:
-            one.restarts, one.note = Restarts(), ""
-            keeping.append(asyncio.ensure_future(self._keep(one, Wish(command.desired))))
+            one.wish, one.restarts, one.note = Wish(command.desired), Restarts(), ""
+            keeping.append(asyncio.ensure_future(self._keep(one)))
 
-        one.doing = command.verb
-        self._changed()
         try:
-            end = await self._units.act(command.verb, unit, accepted)
+            end = await self._order(one, verb, accepted)
         except UnitTrouble as exc:
-            return _refused(one, command.verb, exc)
+            return refused(unit, verb, exc)
         finally:
-            one.doing = None
             if keeping:
                 await asyncio.shield(keeping[0])
-        return await self._verdict(one, command.verb, end)
-
-    async def _verdict(self, one: _Watched, verb: Verb, end: str) -> Failure | None:
-        """What systemd's word for the end of its job means."""
-        unit = one.config.unit
         absent = None if verb is Verb.STOP else await asyncio.to_thread(self._programs.absent, one.name, one.config)
         await self._look(one)
         for _ in range(SETTLING if absent is not None and end == "done" else 0):
@@ -313,27 +280,18 @@ class ServiceWatcher(Loop):
                 break
             await asyncio.sleep(0.1)
             await self._look(one)
-        view = one.view
-        if end == "done" and (verb is Verb.STOP or view is None or view.active != "failed"):
-            return None
-        if end == "canceled":
-            return Failure(FailureCode.SERVICE, f"somebody else asked something else of {unit} meanwhile")
-        if end == "timeout":
-            return Failure(FailureCode.TIMEOUT, f"{unit} did not {verb.value} in the time that systemd gives it")
-        if end == "skipped" and verb is Verb.START and one.runs:
-            return None
-        why = "what it depends on did not start" if end == "dependency" else why_it_ended(view) if view is not None else end
-        if view is not None and view.result == "success":
-            why = f"systemd says: {end}"
-        words = "" if verb is Verb.STOP else await asyncio.to_thread(self._journals.last_words, unit)
-        return Failure(FailureCode.SERVICE, "\n".join(x for x in (f"{unit} did not {verb.value}: {why}", absent, words) if x))
+        failure = verdict(unit, verb, end, one.view, absent)
+        if failure is not None and failure.code is FailureCode.SERVICE and verb is not Verb.STOP:
+            words = await asyncio.to_thread(self._journals.last_words, unit)
+            failure = replace(failure, message=f"{failure.message}\n{words}" if words else failure.message)
+        return failure
 
     # --- telling ---
 
     def _publish(self, now: float) -> float:
         """Tell what changed; how many seconds until there is more to tell."""
-        fresh = {one.name: _observe(one, self.clock, since=one.told) for one in self._all.values()}
-        soon = any(_gist(one.told) != _gist(fresh[one.name]) for one in self._all.values())
+        fresh = {one.name: observe(one, self.clock) for one in self._all.values()}
+        soon = any(gist(one.told) != gist(fresh[one.name]) for one in self._all.values())
         if soon and self._told_at is not None and now - self._told_at < TELL_S:
             return self._told_at + TELL_S - now
         measured = any(one.told is None or one.told.metrics != fresh[one.name].metrics for one in self._all.values())
@@ -357,74 +315,3 @@ class ServiceWatcher(Loop):
         self._tasks.discard(task)
         if not task.cancelled() and (exc := task.exception()) is not None:
             self.logger.error("service_task_crashed", exc_info=exc)
-
-
-def _watched(name: str, config: ServiceConfig, wish: Wish) -> _Watched:
-    long_ago = float("-inf")
-    return _Watched(
-        name=name,
-        config=config,
-        wish=wish,
-        restarts=Restarts(count=wish.restarts, tries=wish.tries),
-        questions=[Question(probe) for probe in config.health],
-        standings=[Standing() for _ in config.health],
-        asked_at=[long_ago] * len(config.health),
-        measured_at=long_ago,
-    )
-
-
-def _seen(one: _Watched) -> Seen:
-    health, ill = overall(one.standings) if one.runs else (Health.UNKNOWN, "")
-    return Seen(
-        unit=one.config.unit,
-        view=one.view or UnitView(load="loaded", active="inactive"),
-        health=health,
-        ill=ill,
-        absent=one.absent,
-        desired=one.desired,
-        doing=one.doing,
-    )
-
-
-def _observe(one: _Watched, clock: Clock, *, since: Observation | None) -> Observation:
-    """As it is told; `since` is what was told before."""
-    seen = _seen(one)
-    state, message = judge(seen)
-    if one.view is None:
-        state, message = ServiceState.MISSING, one.trouble or "it was not looked at yet"
-    words = [message, one.trouble if one.view is not None else "", one.note]
-    if one.restarts.gave_up:
-        words.append(f"started anew {one.restarts.tries} times in vain: a command to start it tries again")
-    due = one.restarts.due_at
-    return Observation(
-        name=one.name,
-        state=state,
-        health=seen.health,
-        desired=one.desired,
-        unit=one.config.unit,
-        since=since.since if since is not None and since.state is state else clock.now().isoformat(),
-        pid=one.view.pid if one.view is not None else None,
-        restarts=one.restarts.count,
-        retry_s=None if due is None else round(max(0.0, due - clock.monotonic()), 1),
-        message="; ".join(word for word in words if word)[:1000],
-        metrics=one.metrics,
-    )
-
-
-def _gist(seen: Observation | None) -> object:
-    """What of an observation is worth a call of its own."""
-    return None if seen is None else replace(seen, metrics={}, retry_s=None if seen.retry_s is None else 0.0, since=None)
-
-
-def _refused(one: _Watched, verb: Verb, exc: UnitTrouble) -> Failure:
-    unit = one.config.unit
-    match exc.trouble:
-        case Trouble.DENIED:
-            return Failure(FailureCode.DENY, f"this node's user may not {verb.value} {unit}; {PERMIT}")
-        case Trouble.MISSING:
-            return Failure(FailureCode.SERVICE, f"there is no unit {unit} on this host: {exc}")
-        case Trouble.MASKED:
-            return Failure(FailureCode.SERVICE, f"{unit} is masked on this host: `systemctl unmask {unit}` there")
-        case Trouble.UNREACHABLE:
-            return Failure(FailureCode.LOST, f"systemd went away while {unit} was to {verb.value}: {exc}")
-    return Failure(FailureCode.SERVICE, f"{unit} did not {verb.value}: {exc}")
