@@ -38,6 +38,8 @@ def gather(places: Places, wanted: tuple[binaries.Binary, ...] = (), *, with_con
         "units": {name: _unit(places, name) for name in UNITS},
         "config_sha256": digest(places.config),
         "applied_sha256": digest(places.applied),
+        "permits_sha256": digest(places.permits),
+        "permitted_sha256": digest(places.permitted),
         "config": _text(places.config) if with_config else None,
         "beside": _beside(places.config.parent),
         "health": daemon.ask(places.door, "GET", "/healthz"),

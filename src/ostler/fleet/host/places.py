@@ -61,6 +61,11 @@ class Places:
         return self.root / "etc/polkit-1/rules.d/50-ostler-services.rules"
 
     @property
+    def permitted(self) -> Path:
+        """The same as it was written last; there is none where nothing is permitted."""
+        return self.updates / "permits.applied"
+
+    @property
     def state(self) -> Path:
         """What belongs to the node's own user: key, journal, workspaces."""
         return self.root / "var/lib/ostler"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ostler.fleet.host import binaries
-from ostler.fleet.host.places import Places, sync
+from ostler.fleet.host.places import Places, sync, write
 from ostler.fleet.host.traces import Traces
 
 VERBS = ("start", "stop", "restart")
@@ -67,9 +67,12 @@ def apply(places: Places, traces: Traces, home: Path, *, user: str) -> Outcome:
         outcome.units, declared = (), []
     if outcome.units:
         traces.directory(places.permits.parent, mode=0o755)
+        write(places.permitted, text.encode(), mode=0o600)
         if traces.file(places.permits, text.encode()):
             outcome.changed.append(places.permits.name)
-    elif _is_ours(places.permits):
+    else:
+        places.permitted.unlink(missing_ok=True)
+    if not outcome.units and _is_ours(places.permits):
         places.permits.unlink()
         sync(places.permits.parent)
         outcome.changed.append(places.permits.name)

@@ -64,6 +64,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     units: Mapping[str, Unit] = {}
     config_sha256: str | None = None
     applied_sha256: str | None = None
+    permits_sha256: str | None = None
+    permitted_sha256: str | None = None
     config: str | None = None
     beside: Mapping[str, str | None] = {}
     health: Mapping[str, Any] | None = None
@@ -129,6 +131,8 @@ def edited(facts: Facts, own: Own | None) -> list[str]:
             lines.append(f"{name} is missing")
         elif unit.wanted is not None and unit.sha256 != unit.wanted:
             lines.append(f"{name} was edited")
+    if facts.permitted_sha256 is not None and facts.permits_sha256 != facts.permitted_sha256:
+        lines.append("what polkit permits was edited" if facts.permits_sha256 else "what polkit permits is missing")
     if own is not None:
         there = facts.config if facts.config_sha256 is not None else None
         return [*lines, *differences(own, config=there, applied_sha256=facts.applied_sha256, beside=facts.beside)]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ostler.fleet.host import services
+from ostler.fleet.host import facts, services
 from ostler.fleet.host.places import Places
 from ostler.fleet.host.traces import Traces
 from ostler.node.services import rules
@@ -55,8 +55,13 @@ def test_the_rule_and_the_links_follow_the_configuration_and_are_taken_back(plac
     assert places.permits.read_text() == services.rule("ostler", ["pool.service", "xmrig.service"])
     assert (places.root / "usr/local/bin/xmrig").readlink() == Path("/usr/bin/xmrig")
     assert apply(places, CONFIG).changed == []
+    places.permits.write_text("polkit.addRule(() => polkit.Result.YES);\n")
+    said = facts.gather(places)
+    assert said["permits_sha256"] != said["permitted_sha256"] == facts.digest(places.permitted)
+    assert apply(places, CONFIG).changed == ["50-ostler-services.rules"]
     assert apply(places, BARE).changed == ["50-ostler-services.rules"]
     assert not places.permits.exists()
+    assert facts.gather(places)["permitted_sha256"] is None
     apply(places, CONFIG)
     Traces(places).take_back()
     assert not (places.root / "etc/polkit-1").exists()

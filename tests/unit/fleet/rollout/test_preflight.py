@@ -150,3 +150,18 @@ def test_another_release_has_other_units() -> None:
 @pytest.mark.parametrize(("offset", "wrong"), [(0, 0), (2, 0), (1, 0), (5, 3), (-4, -4)])
 def test_skew_is_what_the_way_cannot_explain(offset: int, wrong: int) -> None:
     assert skew(facts(now=ASKED.timestamp() + offset), ASKED, ANSWERED) == timedelta(seconds=wrong)
+
+
+@pytest.mark.parametrize(
+    ("there", "written", "words"),
+    [
+        ("a", "a", ()),
+        (None, None, ()),
+        ("theirs", None, ()),  # where nothing is permitted, what stands there is somebody else's
+        ("b", "a", ("what polkit permits was edited",)),
+        (None, "a", ("what polkit permits is missing",)),
+    ],
+)
+def test_what_polkit_permits_is_looked_at(there: str | None, written: str | None, words: tuple[str, ...]) -> None:
+    edited = facts(current="0.2.0-new", permits_sha256=there, permitted_sha256=written)
+    assert judge(edited, WANTED, asked_at=ASKED, answered_at=ANSWERED).drift == words
