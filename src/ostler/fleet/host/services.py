@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ostler.fleet.host import binaries
-from ostler.fleet.host.places import Places, sync, write
+from ostler.fleet.host.places import NODE_UNIT, Places, sync, write
 from ostler.fleet.host.traces import Traces
 
 VERBS = ("start", "stop", "restart")
@@ -36,8 +36,9 @@ class Outcome:
 
 
 def rule(user: str, units: Iterable[str]) -> str:
-    """The polkit rule: this user may start, stop and restart these units, and that is all. Raises ValueError for what is no plain name
-    of a unit, or is one of the node's own."""
+    """The polkit rule: this user may start, stop and restart these units, and that is all. From version 126 on polkit tells in which unit
+    somebody is: then it must be the daemon's, since jobs are the same user. Raises ValueError for what is no plain name of a unit, or is
+    one of the node's own."""
     names = sorted(set(units))
     for name in (*names, f"{user}.service"):
         if not _UNIT.fullmatch(name) or (name.startswith(_OWN) and name in names):
@@ -46,6 +47,7 @@ def rule(user: str, units: Iterable[str]) -> str:
         "polkit.addRule(function(action, subject) {\n"
         f"    var units = {json.dumps(names)};\n"
         f"    var verbs = {json.dumps(VERBS)};\n"
+        f"    if (subject.system_unit && subject.system_unit != {json.dumps(NODE_UNIT)}) return polkit.Result.NOT_HANDLED;\n"
         f"    if (action.id == {json.dumps(ACTION)} && subject.user == {json.dumps(user)} &&\n"
         '        units.indexOf(action.lookup("unit")) >= 0 && verbs.indexOf(action.lookup("verb")) >= 0) {\n'
         "        return polkit.Result.YES;\n"
