@@ -85,6 +85,7 @@ def test_what_the_keeper_was_started_from_is_never_pruned(installed):
     [release] = re.findall("/opt/ostler/releases/([^/]+)/bin/python", installed.bed.hosts[name].exec("sh", "-c", keeper).stdout)[
         :1
     ]
+    before = installed.in_force(name)
     for word in ("one later", "two later", "three later"):
         assert installed.update(installed.good(word), host=name).ends == {name: "updated"}
     removed = installed.fleet("prune", "--keep", "1", host=name, code=0).stdout
@@ -92,6 +93,7 @@ def test_what_the_keeper_was_started_from_is_never_pruned(installed):
     assert release not in removed
     assert release in installed.facts(name)["releases"]
     assert release != installed.in_force(name)
+    assert installed.update(before, host=name).ends == {name: "updated"}
 
 
 def configure(installed, name, config):

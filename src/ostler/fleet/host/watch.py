@@ -32,7 +32,8 @@ class Watch:
 
     `restarts` is the unit's counter when the switch was made, `ended` how often the daemon ended since. `bad_since`,
     `alone_since` and `good_since` say when it began to be unbroken that the daemon is not good in itself (at the switch it is
-    not), is good and has no coordinator, or is good in all.
+    not), is good and has no coordinator, or is good in all. `retried`: it was started anew since the release before reached the
+    coordinator, so that it tries at once.
     """
 
     update_id: str
@@ -46,6 +47,7 @@ class Watch:
     good_since: float | None = None
     alone_since: float | None = None
     resumed: bool = False
+    retried: bool = False
     state: State = State.WATCHING
     reason: str | None = None
 
@@ -68,6 +70,7 @@ class Verdict(StrEnum):
 
     WAIT = "wait"
     ASK_PREDECESSOR = "ask_predecessor"
+    TRY_ANEW = "try_anew"
     RESUME = "resume"
     KEEP = "keep"
     GO_BACK = "go_back"
@@ -113,7 +116,7 @@ def _itself_good(watch: Watch, sight: Sight, health: dict[str, Any], now: float)
     contact = health.get("last_contact_s") if health.get("session") else None  # one that sends it away is no contact
     if isinstance(contact, int | float) and contact <= CONTACT_S:
         since = now if watch.good_since is None else watch.good_since
-        watch = replace(watch, state=State.WATCHING, good_since=since, alone_since=None, reason=None)
+        watch = replace(watch, state=State.WATCHING, good_since=since, alone_since=None, reason=None, retried=False)
         if now - since >= watch.window_s:
             return replace(watch, state=State.GOOD), Verdict.KEEP
         return (watch, Verdict.WAIT) if watch.resumed else (replace(watch, resumed=True), Verdict.RESUME)
@@ -121,8 +124,13 @@ def _itself_good(watch: Watch, sight: Sight, health: dict[str, Any], now: float)
     watch = replace(watch, alone_since=alone, good_since=None)
     if now - alone < CONTACT_S:
         return watch, Verdict.WAIT
+    if sight.predecessor_reaches and not watch.retried:  # perhaps it has just come back, and the daemon waits before its next try
+        told = f"the coordinator answers {watch.previous}: the daemon is started anew, to see whether it is let in"
+        return replace(watch, state=State.HOLDING, reason=told, retried=True, alone_since=None), Verdict.TRY_ANEW
     if sight.predecessor_reaches:
         return _back(watch, f"the coordinator does not let it in, and still answers {watch.previous}")
+    if sight.predecessor_reaches is False:
+        watch = replace(watch, retried=False)
     if now - alone >= HOLD_S:
         return replace(watch, state=State.GOOD, reason="kept without a coordinator: none was reached for an hour"), Verdict.KEEP
     held = replace(watch, state=State.HOLDING, reason="the coordinator is reached neither by this release nor by the one before")

@@ -1,5 +1,6 @@
 """The watcher's process: looks once a second, decides by `watch.judge`, and does what that says."""
 
+import contextlib
 import os
 import subprocess
 import time
@@ -51,6 +52,9 @@ class Watcher:
                     after = replace(after, resumed=False)
             case watch.Verdict.ASK_PREDECESSOR:
                 self._ask(after, now)
+            case watch.Verdict.TRY_ANEW:
+                with contextlib.suppress(Refused):  # one that does not come up is judged for that
+                    systemd.act("restart", NODE_UNIT)
         if after != before and verdict not in (watch.Verdict.GO_BACK, watch.Verdict.KEEP):
             self._note(after)
 
@@ -94,7 +98,7 @@ class Watcher:
                 return
             fields = {
                 name: getattr(seen, name)
-                for name in ("restarts", "ended", "bad_since", "alone_since", "good_since", "resumed", "reason")
+                for name in ("restarts", "ended", "bad_since", "alone_since", "good_since", "resumed", "retried", "reason")
             }
             publish(self._places, update, seen.state.value, seen.reason)
             try:
@@ -119,6 +123,7 @@ def _watch(update: dict[str, Any], now: float) -> watch.Watch:
         alone_since=update.get("alone_since") if same else None,
         good_since=update.get("good_since") if same else None,
         resumed=update.get("resumed", False),
+        retried=update.get("retried", False),
         state=watch.State(update["state"]),
         reason=update.get("reason"),
     )

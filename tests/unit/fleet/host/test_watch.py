@@ -101,8 +101,34 @@ def test_it_is_kept_after_an_hour_without_a_coordinator_and_says_so() -> None:
 
 def test_one_that_only_the_release_before_would_let_in_goes_back() -> None:
     end = follow(lambda _: replace(GOOD, health=ALONE), reaches=True)
-    assert (end.verdict, end.after_s) == (Verdict.GO_BACK, CONTACT_S + 1)
+    assert (end.verdict, end.after_s) == (Verdict.GO_BACK, 2 * CONTACT_S + 2)
     assert "still answers old" in (end.watch.reason or "")
+    assert end.seen.count(Verdict.TRY_ANEW) == 1
+
+
+def test_a_coordinator_that_comes_back_and_answers_the_release_before_first_rolls_nothing_back() -> None:
+    """The daemon waits for minutes before its next try; started anew, it tries at once."""
+    watch, tried, seen = WATCH, None, []
+    for second in range(600):
+        let_in = tried is not None and second >= tried + 10
+        sight = replace(GOOD, health=NEW if let_in else ALONE, predecessor_reaches=second >= 300)
+        watch, verdict = judge(watch, sight, BEGAN + second)
+        seen.append(verdict)
+        if verdict is Verdict.TRY_ANEW:
+            assert tried is None
+            tried = second
+        if verdict in (Verdict.KEEP, Verdict.GO_BACK):
+            break
+    assert (seen[-1], tried) == (Verdict.KEEP, 300)
+
+
+def test_a_coordinator_that_comes_and_goes_gives_it_its_time_each_time() -> None:
+    watch, seen = WATCH, []
+    for second in range(900):
+        watch, verdict = judge(watch, replace(GOOD, health=ALONE, predecessor_reaches=second % 60 == 59), BEGAN + second)
+        seen.append(verdict)
+    assert Verdict.GO_BACK not in seen
+    assert seen.count(Verdict.TRY_ANEW) > 3
 
 
 def test_one_that_is_sent_away_has_no_contact() -> None:
