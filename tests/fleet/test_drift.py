@@ -34,11 +34,11 @@ def test_nine_kinds_of_drift_are_named_and_mended(installed):
     hosts = [installed.bed.hosts[f"mini-{number}"] for number in (1, 2, 3)]
     one, two, three = hosts
     good = installed.good("wanted")
+    installed.know(mini_2={"vars": {"services": SERVICES}})
     assert set(installed.update(good, code=0).ends.values()) == {"updated"}
     foreign, strange = installed.good("foreign"), installed.variant(LATER)
     for release in (foreign, strange):
         installed.put(two.name, release)
-    installed.know(mini_2={"vars": {"services": SERVICES}})
     wanted = ("--release", good)
     try:
         one.exec("sh", "-c", "echo '# by hand' >> /etc/systemd/system/ostler-keeper.service")  # 1: a unit
@@ -87,5 +87,6 @@ def test_nine_kinds_of_drift_are_named_and_mended(installed):
         assert findings(installed, *wanted, code=0) == {name: {} for name in installed.bed.hosts}
         assert two.exec("readlink", "/usr/local/bin/xmrig").stdout.strip() == "/usr/bin/xmrig"
     finally:
+        installed.ask(three.name, "break-lock", "--why", "over", "--owner", "test")
         two.exec("rm", "-f", "/usr/bin/xmrig", "/usr/local/bin/xmrig")
         installed.know()

@@ -83,9 +83,9 @@ def test_hosts_that_refuse(installed):
             )
             assert "NOPASSWD" in said_of("mini-1", done)
             assert re.match(
-                r"mini-2 +failed .*\d+ MB are free for releases, \d+ are needed; `ostler fleet prune`", said_of("mini-2", done)
+                r"mini-2 +failed .*\d+ MB are free for releases, \d+ are needed; `ostler fleet prune", said_of("mini-2", done)
             )
-            assert "mini-2: " in installed.fleet("prune", "--yes", host="mini-2", code=0).stdout
+            assert "mini-2: " in installed.fleet("prune", "--keep", "1", host="mini-2", code=0).stdout
             assert re.match(r"mini-3 +failed .*its clock is \d+ s ahead; `timedatectl set-ntp true`", said_of("mini-3", done))
     finally:
         installed.know()
@@ -107,8 +107,9 @@ def test_a_release_that_fills_the_disk_goes_back_on_the_full_disk(operator, bare
     done = operator.update(operator.variant(variants.FILLS_THE_DISK), host="bare", window="20s", code=1)
     assert done.ends == {"bare": "unhealthy"}, done.text
     assert operator.in_force("bare") == before
-    assert "no space left" in done.details("bare") + done.text
-    assert bare.exec("df", "--output=avail", "/opt/ostler").stdout.split()[-1] == "0"  # what filled it is still there
+    assert "no space left" in done.text.lower()
+    left_kb = int(bare.exec("df", "--output=avail", "/opt/ostler").stdout.split()[-1])
+    assert left_kb < 8 << 10  # what filled it is still there; the way back had its own spare room
     bare.exec("rm", "/var/lib/ostler/fill")
     operator.good_again("bare")
     assert operator.facts("bare")["lock"] is None
