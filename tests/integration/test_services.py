@@ -17,7 +17,7 @@ from ostler.node.config import MetricsConfig, ProbeConfig, RestartConfig, Servic
 from ostler.node.loops.service_watcher import ServiceWatcher
 from ostler.node.probe.command import Output
 from ostler.node.services.asking import Asking, Question, Unasked
-from ostler.node.services.journals import Journals
+from ostler.node.services.journals import Journals, Lines
 from ostler.node.services.programs import Programs
 from ostler.node.services.units import Either, Trouble, UnitTrouble, UnitView
 from ostler.node.services.web import WebTrouble, get
@@ -427,6 +427,43 @@ async def test_a_line_of_the_journal_is_trouble_once_and_an_unreadable_one_says_
     assert await asking.ask(UNIT, question) is None
     with pytest.raises(Unasked, match="systemd-journal"):
         await asking.ask(UNIT, question)
+
+
+async def test_the_first_lines_of_a_unit_that_had_written_nothing_are_not_missed():
+    class Fresh(Journals):
+        def __init__(self):
+            self._commands, self.said = self, [Output(0, "-- No entries --\n"), Output(0, "FATAL: no pool\n-- cursor: a\n")]
+
+        def run(self, *argv):
+            return self.said.pop(0)
+
+    asking, question = Asking(Fresh()), Question(ProbeConfig(log="FATAL"))
+    assert await asking.ask(UNIT, question) is None
+    assert await asking.ask(UNIT, question) == "it wrote 'FATAL: no pool'"
+    assert question.cursor == "a"
+
+
+async def test_a_journal_that_may_not_be_read_is_told_until_it_may(tmp_path, units, clock):
+    one = watcher(tmp_path, units, clock, ServiceConfig(unit=UNIT, health=(ProbeConfig(log="FATAL"),)))
+    one._asking = Asking(readable := Played("unreadable"))
+    await do(one, Verb.START)
+    await turned(one)
+    await turned(one, clock, 5.0)
+    assert (one.news[-1][0].health, "systemd-journal" in one.news[-1][0].message) == (Health.UNKNOWN, True)
+    readable.unreadable = False
+    await turned(one, clock, 10.0)
+    await turned(one, clock, 5.0)
+    assert (one.news[-1][0].health, one.news[-1][0].message) == (Health.HEALTHY, "")
+
+
+class Played(Journals):
+    """A journal without lines, at first unreadable."""
+
+    def __init__(self, unreadable):
+        self.unreadable = bool(unreadable)
+
+    def after(self, unit, cursor):
+        return Lines(readable=not self.unreadable)
 
 
 # --- programs ---

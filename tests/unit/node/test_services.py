@@ -1,5 +1,6 @@
 """Services, as far as they are decided purely: declarations, states, health, restarts, and what systemd's tools print."""
 
+import re
 from dataclasses import replace
 from datetime import timedelta
 from itertools import pairwise
@@ -9,6 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ostler.assembly.resolve import resolve_node
+from ostler.model.errors import InvalidSpec
 from ostler.model.failures import FailureCode
 from ostler.model.service import Desired, Health, ServiceState, Verb
 from ostler.node.config import MetricsConfig, ProbeConfig, RestartConfig, ServiceConfig
@@ -36,6 +39,25 @@ SUMMARY = {"hashrate": {"total": [1234.5, None]}, "results": {"shares_good": 7, 
 
 def mistakes(**services):
     return {problem.path: problem.message for problem in service_problems(services)}
+
+
+def test_the_how_to_shows_a_good_declaration(tmp_path):
+    page = (Path(__file__).parents[3] / "docs/how-to/run-services.md").read_text()
+    shown = re.search(r"```yaml\n(services:.*?)```", page, re.DOTALL)[1]
+    (tmp_path / "node.yaml").write_text(f"coordinator: {{base_url: 'http://127.0.0.1:7070'}}\n{shown}")
+    config = resolve_node(tmp_path / "node.yaml", env={}).value
+    assert config.services["miner"].metrics.values["shares_good"] == "results.shares_good"
+
+
+def test_a_mistake_is_told_with_its_line(tmp_path):
+    file = tmp_path / "node.yaml"
+    file.write_text("coordinator: {base_url: 'http://127.0.0.1:7070'}\nservices:\n  a:\n    unit: a.socket\n    helth: []\n")
+    with pytest.raises(InvalidSpec, match="did you mean 'health'"):
+        resolve_node(file, env={})
+    file.write_text(file.read_text().replace("    helth: []\n", "    health: [{tcp: x}]\n"))
+    with pytest.raises(InvalidSpec) as caught:
+        resolve_node(file, env={})
+    assert [(one.path, one.line) for one in caught.value.problems] == [("services.a.unit", 4), ("services.a.health[0].tcp", 5)]
 
 
 def test_a_good_declaration_has_no_mistake():

@@ -152,12 +152,13 @@ class ServiceWatcher(Loop):
         try:
             failure = await self._asking.ask(one.config.unit, one.questions[i])
         except Unasked as exc:
-            one.note = str(exc)
+            one.unasked = str(exc)
             return
         finally:
             one.asking.discard(i)
         if not one.runs or one.view is None or one.view.invocation != invocation:
             return  # it was another one that answered
+        one.unasked = one.unasked if probe.log is None else ""
         before = overall(one.standings)
         one.standings[i] = advance(
             one.standings[i],

@@ -55,9 +55,9 @@ class Journals:
         return read(self._commands.run(*tail(unit, lines))).text[-SAID:]
 
     def after(self, unit: str, cursor: str | None) -> Lines:
-        """What was written after a place; with none, nothing but the place where it ends now."""
+        """What was written after a place (the empty one is the beginning); with none, nothing but the place where it ends now."""
         if cursor is None:
             found = read(self._commands.run(*tail(unit, 1)))
-            return Lines("", found.cursor, found.readable)
-        found = read(self._commands.run(*since(unit, cursor)))
+            return Lines("", found.cursor or "", found.readable)
+        found = read(self._commands.run(*(since(unit, cursor) if cursor else tail(unit, MAX_LINES))))
         return Lines(found.text, found.cursor or cursor, found.readable)

@@ -48,6 +48,6 @@ class Programs:
         text = (said.text + said.errors)[:4096]
         if said.code is None:
             return f"{path} --version did not end within {VERSION_S:g} s; its service will not work"
-        if re.search(pattern, text, re.MULTILINE):
+        if re.search(pattern, text):
             return None
         return f"{path} --version says {(text.strip().splitlines() or ['nothing'])[0]!r:.80}, not {pattern}; its service will not work"

@@ -15,8 +15,9 @@ from ostler.runtime.clock import Clock
 
 @dataclass(slots=True, eq=False)
 class Watched:
-    """Times are monotonic seconds. `doing` is whoever has systemd do something with it now, `verb` what; `trouble` why systemd could not be
-    asked, `absent` why its program is of no use, `note` what else a person should know; `told` what was told of it last."""
+    """Times are monotonic seconds. `doing` is whoever has systemd do something with it now, `verb` what. `trouble` says why systemd could
+    not be asked, `absent` why its program is of no use, `unasked` why a probe could not be put, `note` what else a person should know;
+    `told` is what was told of it last."""
 
     name: str
     config: ServiceConfig
@@ -35,6 +36,7 @@ class Watched:
     absent: str | None = None
     started_at: float = 0.0
     note: str = ""
+    unasked: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
     told: Observation | None = None
 
@@ -84,7 +86,7 @@ def observe(one: Watched, clock: Clock) -> Observation:
     state, message = judge(seen)
     if one.view is None:
         state, message = ServiceState.MISSING, one.trouble or "it was not looked at yet"
-    words = [message, one.trouble if one.view is not None else "", one.note]
+    words = [message, one.trouble if one.view is not None else "", one.unasked, one.note]
     if one.restarts.gave_up:
         words.append(f"started anew {one.restarts.tries} times in vain: a command to start it tries again")
     due, before = one.restarts.due_at, one.told
