@@ -7,7 +7,7 @@ import pytest
 from ostler.coordinator.operations import duties, nodes, releases, rollout_turns, rollouts
 from ostler.model.errors import Conflict, InvalidSpec, InvalidTransition, NotFound, OperationInFlight, Outdated
 from ostler.model.failures import Failure, FailureCode
-from ostler.model.release import Release
+from ostler.model.release import Excerpt, Release
 from ostler.model.rollout.observe import Report, Stage
 from ostler.model.rollout.progress import Phase
 from ostler.model.rollout.state import RolloutState
@@ -87,6 +87,7 @@ async def fleet(rig: Rig) -> Fleet:
     release = Release(
         release=NEW, digest="d" * 64, version="2.0", commit=None, made=0, protocol=(1, 1), schema=4, platforms=(PLATFORM,),
         signed_by=("a",), generation=1, keys={"a": b"a" * 32},
+        excerpts={PLATFORM: Excerpt(sha256="7" * 64, size=7, pieces=((0, 7),))},
     )  # fmt: skip
     await rig.write(releases.add_release, release, sha256="5" * 64, size=7, by="ada", trust=True)
     return Fleet(rig)
@@ -126,7 +127,7 @@ async def test_the_canary_then_the_others_and_the_end(fleet: Fleet) -> None:
     view = await begun(fleet)
     assert phases(view) == {"a": Phase.LOCKING, "b": Phase.PLANNED, "c": Phase.PLANNED}
     wanted = await fleet.say("a", rollout_id="r1")
-    assert wanted == m.WantedUpdate(rollout_id="r1", release=NEW, sha256="5" * 64, size=7, window_s=45.0)
+    assert wanted == m.WantedUpdate(rollout_id="r1", release=NEW, platform=PLATFORM, sha256="7" * 64, size=7, window_s=45.0)
     assert await fleet.say("b", rollout_id="r1") is None
     assert [await fleet.rig.read(rollout_turns.is_asked, name, NEW) for name in "ab"] == [True, False]
     await fleet.update("a")

@@ -3,16 +3,18 @@
 import asyncio
 import hashlib
 import io
+import tarfile
 
 import pytest
 
 from cli_rig import ostler
 from integration.api_rig import ADMIN, coordinator
 from ostler.cli import exits
+from ostler.fleet.host import archive
 from ostler.fleet.releases.keys import open_keys
 from ostler.model.access import Role
 from ostler.protocol import routes
-from release_rig import make, new_keys
+from release_rig import HERE, OTHER, make, new_keys
 
 
 @pytest.fixture
@@ -124,6 +126,41 @@ async def test_bytes_come_back_in_ranges_and_not_to_any_node(rig, release):
     assert (part.status_code, part.content) == (206, content[1000:])
     node = await rig.enrolled()
     assert (await rig.http.get(url, headers=rig.bearer(node.token))).status_code == 404
+
+
+async def test_a_platform_gets_what_it_needs_and_that_is_a_bundle_in_itself(rig, release):
+    """In ranges as if it were all; a host's program takes it."""
+    await trusting(rig, release)
+    url, content = f"/releases/{release.release}/bundle", release.bundle.read_bytes()
+    excerpt = await rig.http.get(url, headers=rig.bearer(), params={"platform": str(HERE)})
+    assert len(excerpt.content) < len(content) - 99 * 64
+    assert excerpt.headers["etag"] == f'"{hashlib.sha256(excerpt.content).hexdigest()}"'
+    for begin in (0, 1, 511, 5000, len(excerpt.content) - 1):
+        part = await rig.http.get(url, headers=rig.bearer(Range=f"bytes={begin}-"), params={"platform": str(HERE)})
+        assert (part.status_code, part.content) == (206, excerpt.content[begin:])
+    other = await rig.http.get(url, headers=rig.bearer(), params={"platform": str(OTHER)})
+    assert other.content == content  # it needs all files of this one
+    with archive.opened(io.BytesIO(excerpt.content), release.manifest.keys) as (manifest, _, contents):
+        names = [file.path for file, _ in contents.read(str(HERE))]
+    assert manifest.release == release.release
+    assert "wheels/other-1-py3-none-any.whl" not in names
+    wrong = await rig.http.get(url, headers=rig.bearer(), params={"platform": "cp27-vax"})
+    assert (wrong.status_code, "has nothing for cp27-vax" in wrong.json()["detail"]) == (404, True)
+
+
+async def test_another_layout_of_the_same_files_is_refused(rig, release):
+    """What a platform needs is told by where it stands."""
+    await trusting(rig, release)
+    with (
+        tarfile.open(release.bundle) as bundle,
+        tarfile.open(release.bundle.with_name("pax"), "w", format=tarfile.PAX_FORMAT) as fresh,
+    ):
+        for member in bundle.getmembers():
+            member.pax_headers = {"comment": "x"}
+            fresh.addfile(member, bundle.extractfile(member))
+    refused = await push(rig, release, release.bundle.with_name("pax").read_bytes())
+    assert (refused.status_code, "is not laid out as" in refused.json()["detail"]) == (422, True)
+    assert rig.staged == []
 
 
 async def test_one_that_is_removed_is_gone(rig, release):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 from dataclasses import replace
 
 import pytest
@@ -72,8 +73,9 @@ class Host:
 
     async def update(self, wanted):
         rig = self.node.rig
-        bundle = await rig.http.get(f"/releases/{wanted.release}/bundle", headers=rig.bearer(self.node.token))
-        assert len(bundle.content) == wanted.size
+        params = {"platform": wanted.platform}
+        bundle = await rig.http.get(f"/releases/{wanted.release}/bundle", headers=rig.bearer(self.node.token), params=params)
+        assert (len(bundle.content), hashlib.sha256(bundle.content).hexdigest()) == (wanted.size, wanted.sha256)
         why = "the daemon ended 2 times" if self.verdict is not Stage.GOOD else None
         if self.verdict is Stage.GOOD:
             self.release = wanted.release

@@ -19,7 +19,7 @@ from ostler.model.rollout.observe import Report, Stage
 from ostler.node.session import Session
 from ostler.protocol import codec, routes
 from ostler.protocol.client import AsyncClient
-from ostler.protocol.messages import WantedUpdate
+from ostler.protocol.messages import BundleQuery, WantedUpdate
 from ostler.runtime.backoff import Backoff
 
 REQUEST, BUNDLE = "request.json", "bundle.tar"
@@ -178,16 +178,22 @@ class Updates:
         headers = {"Range": f"bytes={done}-", "If-Range": f'"{wanted.sha256}"'} if done else {}
         try:
             async with self._client.download(
-                routes.GET_BUNDLE, token=token, headers=headers, timeout_s=IDLE_S, release=wanted.release
+                routes.GET_BUNDLE,
+                token=token,
+                headers=headers,
+                timeout_s=IDLE_S,
+                release=wanted.release,
+                query=BundleQuery(platform=wanted.platform),
             ) as answer:
-                with await asyncio.to_thread(part.open, "ab" if answer.status == 206 else "wb") as file:
-                    gathered = bytearray()
-                    async for block in answer.blocks():
-                        gathered += block
-                        if len(gathered) >= BLOCK:
-                            await asyncio.to_thread(file.write, bytes(gathered))
-                            gathered.clear()
-                    await asyncio.to_thread(file.write, bytes(gathered))
+                if answer.status != 206:
+                    await asyncio.to_thread(part.write_bytes, b"")
+                gathered = bytearray()
+                async for block in answer.blocks():
+                    gathered += block
+                    if len(gathered) >= BLOCK:
+                        await asyncio.to_thread(_append, part, bytes(gathered))
+                        gathered.clear()
+                await asyncio.to_thread(_append, part, bytes(gathered))
         except Unauthenticated as exc:
             if token == session.token:
                 session.close()
@@ -220,6 +226,11 @@ def read_published(file: Path) -> Report | None:
         return codec.convert(said, Report, what="word about an update")
     except (OSError, ValueError, Rejected):
         return None
+
+
+def _append(part: Path, data: bytes) -> None:
+    with part.open("ab") as file:
+        file.write(data)
 
 
 def _is_whole(part: Path, wanted: WantedUpdate) -> bool:

@@ -377,9 +377,10 @@ SHOW_RELEASE = Route(
     summary="One release", errors=_JOB,
 )  # fmt: skip
 GET_BUNDLE = Route(
-    name="get_bundle", method="GET", path="/releases/{release}/bundle", audience=Audience.MEMBER, grants=RUN,
+    name="get_bundle", method="GET", path="/releases/{release}/bundle", audience=Audience.MEMBER, grants=RUN, query=m.BundleQuery,
     media="application/octet-stream", also=(206,),
-    summary="A release's bundle; honours Range. A node reaches only the one that it is asked to run", errors=_JOB,
+    summary="A release's bundle, or what a platform needs of it; honours Range. A node reaches only the one that it is asked to run",
+    errors=(errors.NotFound, errors.InvalidSpec),
 )  # fmt: skip
 REMOVE_RELEASE = Route(
     name="remove_release", method="DELETE", path="/releases/{release}", audience=Audience.CLIENT, grants=RUN, response=m.ReleaseView,

@@ -1,13 +1,14 @@
 """Stored bytes as downloads: whole, or the range of them that was asked for."""
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from urllib.parse import quote
 
 from starlette.responses import Response, StreamingResponse
 
 from ostler.coordinator.api.calls import Call
 from ostler.model.errors import Gone, NotFound
+from ostler.model.release import Excerpt
 from ostler.protocol import messages as m
 from ostler.protocol.problems import MEDIA_TYPE, encode
 
@@ -15,14 +16,16 @@ _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 _MEDIA = re.compile(r"[a-z0-9][a-z0-9.+-]{0,60}/[a-z0-9][a-z0-9.+-]{0,80}", re.IGNORECASE)
 
 
-async def serve(call: Call, sha256: str, name: str, media: str) -> Response:
-    """Bytes as a download that no browser will run, or the range of them that was asked for."""
+async def serve(call: Call, sha256: str, name: str, media: str, *, excerpt: Excerpt | None = None) -> Response:
+    """Bytes as a download that no browser will run, or the range of them that was asked for; of an `excerpt` as if it were all."""
     artifacts = call.services.artifacts
     size = await artifacts.size(sha256)
     if size is None:
         raise Gone(f"the bytes of {name} are no longer stored") if name != sha256 else NotFound(f"there is no blob {sha256}")
+    tag, pieces = (sha256, ((0, size),)) if excerpt is None else (excerpt.sha256, excerpt.pieces)
+    size = size if excerpt is None else excerpt.size
     headers = {
-        "ETag": f'"{sha256}"',
+        "ETag": f'"{tag}"',
         "Accept-Ranges": "bytes",
         "X-Content-Type-Options": "nosniff",
         "Content-Security-Policy": "default-src 'none'; sandbox",
@@ -39,18 +42,18 @@ async def serve(call: Call, sha256: str, name: str, media: str) -> Response:
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
     headers["Content-Length"] = str(end - start)
     status = 200 if wanted is None else 206
-    empty = call.scope["method"] == "HEAD" or start == end
-    response = (
-        Response(None, status, headers) if empty else StreamingResponse(await _begun(call, sha256, start, end), status, headers)
-    )
+    if call.scope["method"] == "HEAD" or start == end:
+        response: Response = Response(None, status, headers)
+    else:
+        response = StreamingResponse(await _begun(call, sha256, _within(pieces, start, end)), status, headers)
     # Not by `media_type`, which would add a charset that nobody has told us.
     response.headers["Content-Type"] = media if _MEDIA.fullmatch(media) else "application/octet-stream"
     return response
 
 
-async def _begun(call: Call, sha256: str, start: int, end: int) -> AsyncIterator[bytes]:
+async def _begun(call: Call, sha256: str, pieces: Sequence[tuple[int, int]]) -> AsyncIterator[bytes]:
     """The blocks of a file that is open already: from now on it may be removed. Raises NotFound where it is."""
-    blocks = call.services.artifacts.read(sha256, start, end)
+    blocks = _blocks(call, sha256, pieces)
     first = await anext(blocks, b"")
 
     async def whole() -> AsyncIterator[bytes]:
@@ -59,6 +62,23 @@ async def _begun(call: Call, sha256: str, start: int, end: int) -> AsyncIterator
             yield block
 
     return whole()
+
+
+async def _blocks(call: Call, sha256: str, pieces: Sequence[tuple[int, int]]) -> AsyncIterator[bytes]:
+    for start, end in pieces:
+        async for block in call.services.artifacts.read(sha256, start, end):
+            yield block
+
+
+def _within(pieces: Sequence[tuple[int, int]], start: int, end: int) -> list[tuple[int, int]]:
+    """Where the bytes from `start` to before `end` of these pieces stand in the whole."""
+    found, at = [], 0
+    for begin, until in pieces:
+        first, last = max(start - at, 0), min(end - at, until - begin)
+        if first < last:
+            found.append((begin + first, begin + last))
+        at += until - begin
+    return found
 
 
 def _range(call: Call, size: int, etag: str) -> tuple[int, int] | None:

@@ -37,6 +37,9 @@ async def push_release(call: Call) -> m.ReleaseView:
             raise InvalidSpec(f"this is the bundle of release {release.release}, not of {name}")
         if query.digest not in {None, release.digest}:
             raise InvalidSpec(f"the manifest of release {name} has the digest {release.digest}, not {query.digest}")
+        stored = await staging.seal()
+        if stored.sha256 != release.sha256:
+            raise InvalidSpec(f"the bundle of {name} is not laid out as `ostler release build` does it", hint="build it anew")
         stored = await staging.commit()
     finally:
         await staging.discard()
@@ -84,8 +87,14 @@ async def get_bundle(call: Call) -> Response:
     """Its bytes."""
     if call.is_node and not await call.read(is_asked, call.node.node_id, call.path["release"]):
         raise NotFound(f"node {call.node.node_id} is not asked to run release {call.path['release']}")
-    release = await call.read(ops.show_release, call.path["release"])
-    return await serve(call, release.sha256, f"{release.release}.tar", "application/x-tar")
+    name, platform = call.path["release"], call.query(m.BundleQuery).platform
+    release = await call.read(ops.show_release, name)
+    if platform is None:
+        return await serve(call, release.sha256, f"{name}.tar", "application/x-tar")
+    excerpts = await call.read(ops.excerpts_of, name)
+    if (excerpt := excerpts.get(platform)) is None:
+        raise NotFound(f"release {name} has nothing for {platform}, only {', '.join(excerpts)}")
+    return await serve(call, release.sha256, f"{name}.tar", "application/x-tar", excerpt=excerpt)
 
 
 async def remove_release(call: Call) -> m.ReleaseView:

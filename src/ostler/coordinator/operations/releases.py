@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from ostler.coordinator.store.times import when
 from ostler.coordinator.store.tx import Row, Tx
 from ostler.model.errors import Conflict, NotFound
-from ostler.model.release import Release
+from ostler.model.release import Excerpt, Release
 from ostler.protocol.codec import decode, encode
 from ostler.protocol.messages import ReleasePage, ReleaseView
 
@@ -48,6 +48,7 @@ def add_release(tx: Tx, release: Release, *, sha256: str, size: int, by: str | N
     facts = {
         "digest": release.digest, "version": release.version, "commit": release.commit, "made": release.made,
         "protocol": release.protocol, "schema": release.schema, "platforms": release.platforms, "signed_by": release.signed_by,
+        "excerpts": release.excerpts,
     }  # fmt: skip
     tx.run(
         f"INSERT INTO releases ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (release) DO NOTHING",  # noqa: S608 - our own constant
@@ -110,6 +111,13 @@ class _Facts:
     schema: int
     platforms: tuple[str, ...]
     signed_by: tuple[str, ...]
+    excerpts: dict[str, Excerpt]
+
+
+def excerpts_of(tx: Tx, release: str) -> Mapping[str, Excerpt]:
+    """What of its bundle hosts need, by platform; nothing where there is no such release. For `Store.read`."""
+    row = tx.row("SELECT facts FROM releases WHERE release = ?", (release,))
+    return {} if row is None else decode(row[0], _Facts, what="facts of a release").excerpts
 
 
 def _view(row: Row, running: Mapping[str, int]) -> ReleaseView:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 
-from ostler.coordinator.operations import jobs, rollouts
+from ostler.coordinator.operations import jobs, releases, rollouts
 from ostler.coordinator.operations.changes import failure_of, shortened
 from ostler.coordinator.operations.rollouts import Loaded
 from ostler.coordinator.store.schema import IN_FLIGHT_SQL, LIVE_SQL
@@ -36,16 +36,21 @@ _OPEN = f"'{RolloutState.HELD}', '{RolloutState.RUNNING}'"
 def wish(tx: Tx, node_id: str, rollout_id: str) -> Directive | None:
     """What this rollout asks of the node now. For `Store.read` or `Store.write`."""
     row = tx.row(
-        f"""SELECT h.phase, h.reason, h.window_s, l.release, l.sha256, l.size FROM rollout_hosts h
-            JOIN rollouts r ON r.rollout_id = h.rollout_id JOIN releases l ON l.release = r.release
-            WHERE h.rollout_id = ? AND h.node_id = ? AND h.phase IN ({IN_FLIGHT_SQL})""",  # noqa: S608 - our own constant
+        f"""SELECT h.phase, h.reason, h.window_s, r.release, {tx.json_text("c.body", "updates")} FROM rollout_hosts h
+            JOIN rollouts r ON r.rollout_id = h.rollout_id JOIN capabilities c ON c.node_id = h.node_id
+            WHERE h.rollout_id = ? AND h.node_id = ? AND h.phase IN ({IN_FLIGHT_SQL})""",  # noqa: S608 - fragments of ours
         (rollout_id, node_id),
     )
     if row is None:
         return None
-    phase, reason, window_s, release, sha256, size = row
+    phase, reason, window_s, release, platform = row
+    if (excerpt := releases.excerpts_of(tx, release).get(platform or "")) is None:
+        return None
     back = (reason or "the coordinator thinks worse of it") if phase == Phase.GOING_BACK else None
-    update = WantedUpdate(rollout_id=rollout_id, release=release, sha256=sha256, size=size, window_s=window_s, back=back)
+    update = WantedUpdate(
+        rollout_id=rollout_id, release=release, platform=platform, sha256=excerpt.sha256, size=excerpt.size, window_s=window_s,
+        back=back,
+    )  # fmt: skip
     return Directive(kind=DirectiveKind.UPDATE, update=update)
 
 
@@ -53,7 +58,12 @@ def note_report(tx: Tx, node_id: str, rollout_id: str, report: Report) -> None:
     """What the node says of an update; of another one than this rollout's it is nobody's business."""
     if report.update_id != rollout_id:
         return
-    report = replace(report, reason=shortened(report.reason), detail=report.detail and report.detail[-MAX_DETAIL:])
+    report = replace(
+        report,
+        release=report.release[:200],
+        reason=shortened(report.reason),
+        detail=report.detail and report.detail[-MAX_DETAIL:],
+    )
     body = encode(report).decode()
     if tx.run(
         "UPDATE rollout_hosts SET report = ? WHERE rollout_id = ? AND node_id = ? AND coalesce(report, '') <> ?",

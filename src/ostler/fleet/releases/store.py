@@ -115,10 +115,15 @@ def pack(files: Iterable[tuple[str, bytes]]) -> bytes:
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for path, data in files:
-            member = tarfile.TarInfo(path)  # its times and owners are zero
-            member.size, member.mode = len(data), 0o644
-            tar.addfile(member, io.BytesIO(data))
+            tar.addfile(member_of(path, len(data)), io.BytesIO(data))
     return content.getvalue()
+
+
+def member_of(path: str, size: int) -> tarfile.TarInfo:
+    """The head of a member of such an archive."""
+    member = tarfile.TarInfo(path)  # its times and owners are zero
+    member.size, member.mode = size, 0o644
+    return member
 
 
 @contextmanager

@@ -112,7 +112,7 @@ from ostler.protocol.messages.records import (
     WebhookTest,
     WebhookView,
 )
-from ostler.protocol.messages.releases import ReleasePage, ReleaseQuery, ReleaseView
+from ostler.protocol.messages.releases import BundleQuery, ReleasePage, ReleaseQuery, ReleaseView
 from ostler.protocol.messages.rollouts import RolloutHost, RolloutPage, RolloutRequest, RolloutView
 from ostler.protocol.messages.services import (
     Delivery,
@@ -148,6 +148,7 @@ __all__ = [
     "BatchResponse",
     "Blob",
     "Blocker",
+    "BundleQuery",
     "CancelRequest",
     "Delivery",
     "DependencyView",

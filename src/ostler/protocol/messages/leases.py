@@ -154,8 +154,8 @@ class DirectiveKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WantedUpdate:
-    """The release that a node is to run: its bundle by sha256 and size, and for how long it must be good there. With `back` (why) the
-    node is to undo this very update in place of making it.
+    """The release that a node is to run: what its `platform` needs of the bundle, by sha256 and size, and for how long it must be good.
+    With `back` (why) the node is to undo this very update in place of making it.
     """
 
     rollout_id: str
@@ -164,6 +164,7 @@ class WantedUpdate:
     size: int
     window_s: float
     back: str | None = None
+    platform: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

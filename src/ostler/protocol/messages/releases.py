@@ -13,6 +13,13 @@ class ReleaseQuery:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BundleQuery:
+    """Of a download: only what a host of this platform (`cp311-x86_64`) needs; absent: the whole bundle."""
+
+    platform: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReleaseView:
     """One release that the coordinator has. `size` and `sha256` are of its bundle, `made_at` is when its commit was made, `nodes` counts
     those that run it."""
