@@ -450,6 +450,20 @@ async def test_a_worker_that_falls_with_its_keeper_before_it_listens_costs_no_ta
     assert (await runner.wait(task, lambda news: None)).failure is None
 
 
+@pytest.mark.parametrize(
+    ("word", "code"),
+    [("", C.LOST), ("echo bind: No space left on device >&2;", C.DISK), ("echo no module named x >&2;", C.START)],
+)
+async def test_why_a_worker_does_not_start_decides_whether_another_attempt_may(make, tmp_path, word, code):
+    python = tmp_path / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f"#!/bin/sh\n{word} exit 1\n")
+    python.chmod(0o755)
+    rig = make(python=PythonRunnerConfig(enable=True, task_paths=(TASKS,), venv=tmp_path / "venv"))
+    failure = await (await runner_of(rig)).start(task_of(rig, "nothing"))
+    assert failure.code is code
+
+
 async def test_an_attempt_without_a_trace_is_lost(rig):
     runner = await runner_of(rig)
     task = task_of(rig, "nothing")

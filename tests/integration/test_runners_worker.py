@@ -184,6 +184,13 @@ def test_what_a_full_disk_did_not_take_is_in_no_other_tasks_log(daemon, words):
     assert (daemon.out(), daemon.err()) == ("mine\n", "mine\n")
 
 
+def test_a_task_whose_files_cannot_be_had_is_not_begun_and_the_worker_goes_on(daemon, tmp_path):
+    done = daemon.run("behave", {"do": "nothing"}, logs=str(tmp_path / "none" / "such.log"))
+    assert (done["outcome"], done["code"]) == ("refused", "E_INTERNAL")
+    assert done["message"] == "opening the workspace: No such file or directory"
+    assert daemon.behave("nothing")["outcome"] == "done"
+
+
 def test_each_task_has_its_own_streams_folder_and_environment_and_leaves_nothing(daemon):
     daemon.run("behave", {"do": "surroundings"}, env={"COLOUR": "blue"})
     first, seen = daemon.root, daemon.result()

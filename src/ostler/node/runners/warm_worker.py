@@ -94,6 +94,7 @@ class Worker:
     look: asyncio.TimerHandle | None = None
     watch: asyncio.Task[None] | None = None
     ended: ExitRecord | None = None
+    said: str = ""  # its last word, once it has ended
     outgoing: list[dict[str, Any]] = field(default_factory=list)
 
     @property

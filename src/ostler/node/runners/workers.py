@@ -11,6 +11,7 @@ and goes to another: the status file and the number behind it tell that for cert
 import asyncio
 import contextlib
 import logging
+import os
 import secrets
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -351,9 +352,9 @@ class WorkerPool:
             return worker
         if worker.ended is not None and worker.ended.killed == "keeper-lost":  # it fell with its keeper, and no task with it
             return await self._take()
-        said = last_line(worker.log)
+        said = worker.said or last_line(worker.log)
         await self._keeper().kill(worker.key, reason="unused", grace_s=0)
-        return Failure(FailureCode.START, f"the worker for Python tasks did not start: {said or 'it does not listen'}")
+        return _no_worker(said)
 
     def _spec(self, worker: Worker) -> StartSpec:
         settings = {
@@ -475,7 +476,7 @@ class WorkerPool:
 
     async def _bury(self, worker: Worker, record: ExitRecord) -> None:
         """A worker ended: its task, if it had begun one, ended with it; what it had not begun goes to another."""
-        worker.leaving, worker.ended = True, record
+        worker.leaving, worker.ended, worker.said = True, record, last_line(worker.log)
         self._workers.pop(worker.key, None)
         if worker.look is not None:
             worker.look.cancel()
@@ -587,3 +588,12 @@ class WorkerPool:
         for path in self._root.glob(f"{SPARE}*"):
             if path.name.removeprefix(SPARE) not in known:
                 remove_tree(path)
+
+
+def _no_worker(said: str) -> Failure:
+    """Why a worker that was started takes no tasks, by its last word. Nothing of a task was begun: where the machine is at fault (it is
+    too slow, or its disk is full) another attempt may go well."""
+    if not said:
+        return Failure(FailureCode.LOST, "the worker for Python tasks did not start, and said nothing")
+    full = any(os.strerror(number) in said for number in NO_ROOM)
+    return Failure(FailureCode.DISK if full else FailureCode.START, f"the worker for Python tasks did not start: {said}")

@@ -104,24 +104,32 @@ class Runner:
         if order.root is not None and self._place is not None:
             record = self._run_lent(order, order.root, self._place, started)
         else:
-            with self._surroundings(order):
-                record = self._call(order)
-                system.end_children()
+            record = self._run_alone(order)
         self.measured = measure()
         record |= {"key": order.key, "wall_s": time.monotonic() - started, **_used(before, self.measured)}
         if not record.get("lent"):
-            _write(order.record, record)
+            with contextlib.suppress(OSError):  # of a full disk; whoever waits is told all the same
+                _write(order.record, record)
             self.rest()
         if self.measured.peak_kb > self._peak_kb + _PEAK_SLACK_KB:
             self._peak_kb = _new_peak()
+        return record
+
+    def _run_alone(self, order: Order) -> dict[str, Any]:
+        with contextlib.ExitStack() as around:
+            try:
+                around.enter_context(self._surroundings(order))
+            except OSError as exc:
+                return _no_place(exc, "opening the workspace")
+            record = self._call(order)
+            system.end_children()
         return record
 
     def _run_lent(self, order: Order, root: str, place: Place, started: float) -> dict[str, Any]:
         try:
             place.take(root)
         except OSError as exc:
-            code = "E_DISK" if exc.errno in _FULL else "E_INTERNAL"
-            return {"outcome": "refused", "code": code, "message": f"making the workspace: {exc.strerror}", "lent": True}
+            return _no_place(exc, "making the workspace") | {"lent": True}
         self._dress(order.env)
         record = self._call(order)
         system.end_children()
@@ -206,12 +214,12 @@ class Runner:
 
     @contextlib.contextmanager
     def _surroundings(self, order: Order) -> Iterator[None]:
-        self._dress(order.env)
-        os.chdir(order.work)
-        if order.stdout and order.stderr:
-            redirect(order.stdout, 1)
-            redirect(order.stderr, 2)
         try:
+            self._dress(order.env)
+            os.chdir(order.work)
+            if order.stdout and order.stderr:
+                redirect(order.stdout, 1)
+                redirect(order.stderr, 2)
             yield
         finally:
             self._undress()
@@ -251,6 +259,11 @@ def masking(order: Order) -> Callable[[str], str]:
     from ostler.node.masking import Masker
 
     return Masker(base64.b64decode(one) for one in order.masks).text
+
+
+def _no_place(exc: OSError, doing: str) -> dict[str, Any]:
+    """The record of a task that was not begun, for want of its files."""
+    return {"outcome": "refused", "code": "E_DISK" if exc.errno in _FULL else "E_INTERNAL", "message": f"{doing}: {exc.strerror}"}
 
 
 def _exception(order: Order, exc: BaseException) -> dict[str, Any]:
