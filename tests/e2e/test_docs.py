@@ -167,7 +167,7 @@ def test_commands_and_options_exist(page):
     for line in command_lines(page.read_text()):
         command, path = top, "ostler"
         words = re.split(r"[ …]+", line.split(" -- ")[0].rstrip(","))
-        while words and hasattr(command, "commands") and re.fullmatch(r"[a-z]+", words[0]):
+        while words and hasattr(command, "commands") and re.fullmatch(r"[a-z][a-z-]*", words[0]):
             assert words[0] in command.commands, f"{relative(page)} names {path} {words[0]}"
             path = f"{path} {words[0]}"
             command = command.commands[words.pop(0)]
