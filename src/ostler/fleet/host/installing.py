@@ -173,14 +173,19 @@ def _pack_program(half: Path) -> None:
 
 def _try(half: Path, manifest: archive.Manifest) -> None:
     """What a host runs loads here, in this Python, and is what the manifest says. Python writes the byte code of it meanwhile."""
-    trial = subprocess.run(
-        [str(half / "bin/python"), "-I", "-m", _TRIAL],
-        capture_output=True,
-        text=True,
-        timeout=_TRIAL_S,
-        check=False,
-        env={"HOME": "/nonexistent", "LC_ALL": "C.UTF-8"},
-    )
+    try:
+        trial = subprocess.run(
+            [str(half / "bin/python"), "-I", "-m", _TRIAL],
+            capture_output=True,
+            text=True,
+            timeout=_TRIAL_S,
+            check=False,
+            env={"HOME": "/nonexistent", "LC_ALL": "C.UTF-8"},
+        )
+    except subprocess.TimeoutExpired:
+        raise Refused(
+            "unfit", f"release {manifest.release} did not start on this host in {_TRIAL_S} s; is it that busy?"
+        ) from None
     try:
         said = json.loads(trial.stdout)["version"]
     except (ValueError, KeyError, TypeError):
