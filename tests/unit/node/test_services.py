@@ -373,3 +373,4 @@ def test_the_journal_is_read_from_where_it_was_left_or_not_at_all():
     assert not journals.read(Output(0, "mine\n", hint)).readable
     assert not journals.read(Output(1, "", "No journal files were opened due to insufficient permissions.")).readable
     assert "--after-cursor=s=1" in journals.since("x.service", "s=1")
+    assert journals.read(Output(1)).cursor is None

@@ -58,6 +58,6 @@ class Journals:
         """What was written after a place (the empty one is the beginning); with none, nothing but the place where it ends now."""
         if cursor is None:
             found = read(self._commands.run(*tail(unit, 1)))
-            return Lines("", found.cursor or "", found.readable)
+            return Lines("", found.cursor or "") if found.readable else found
         found = read(self._commands.run(*(since(unit, cursor) if cursor else tail(unit, MAX_LINES))))
         return Lines(found.text, found.cursor or cursor, found.readable)
