@@ -5,6 +5,8 @@ The server is asyncssh's; OpenSSH's is met in tests/fleet.
 
 import asyncio
 import contextlib
+import os
+import signal
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -63,16 +65,18 @@ class Sshd:
     async def stop(self) -> None:
         for child in self.children:
             with contextlib.suppress(ProcessLookupError):
-                child.kill()
-            await child.wait()
+                os.killpg(child.pid, signal.SIGKILL)
             child._transport.close()  # nobody reads any more what a killed child left in its pipes
+            await child.wait()
         self.server.close()
         await self.server.wait_closed()
 
     async def _process(self, process: "asyncssh.SSHServerProcess[bytes]") -> None:
         self.commands.append(process.command or "")
         pipe = asyncio.subprocess.PIPE
-        child = await asyncio.create_subprocess_shell(process.command or "", stdin=pipe, stdout=pipe, stderr=pipe)
+        child = await asyncio.create_subprocess_shell(
+            process.command or "", stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True
+        )
         self.children.append(child)
         with contextlib.suppress(OSError, asyncssh.Error):  # whoever asked has left
             await asyncio.gather(
