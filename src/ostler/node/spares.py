@@ -1,7 +1,8 @@
 """Workspaces that are nobody's: an attempt that left nothing in its own gives it back, and the next one has it by a rename.
 
 Four folders and two log files are six new files on the disk, and six to be removed a day later; most short jobs leave all of them
-empty. All methods belong to the disk's lane: they block for a few system calls, and are not called side by side.
+empty. Whatever somebody does to one of them leaves a date (ctime, which nobody can set), so one with the dates that it had is as it
+was. All methods belong to the disk's lane: they block for a few system calls, and are not called side by side.
 """
 
 # As in `workspace`: on the path of every job.
@@ -9,10 +10,11 @@ empty. All methods belong to the disk's lane: they block for a few system calls,
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from errno import ENOTSUP
+from errno import ENOTSUP, ENOTTY
+from fcntl import ioctl
 from pathlib import Path
 
 from ostler.model.errors import InvalidSpec
@@ -21,7 +23,9 @@ from ostler.node.workspace import FOLDERS, SPARE, Workspace
 from ostler.protocol.messages import LOG_STREAMS
 
 _LOGS = tuple(f"{stream}.log" for stream in LOG_STREAMS)
+_INSIDE = (*FOLDERS, *(f"logs/{name}" for name in _LOGS))
 _MINE = f"{SPARE}node-"
+_GET_FLAGS = 0x80086601  # FS_IOC_GETFLAGS of <linux/fs.h>
 MOST = 64
 SETTLED_S = 0.05  # much longer than a tick of the clock by which a file system dates changes
 
@@ -30,14 +34,13 @@ _Mark = tuple[int, ...]
 
 @dataclass(slots=True)
 class _Looks:
-    """How a workspace was made, and how it looked since: root and folders, each by device, number, mode, owner and the date of the
-    last change; and the names of their extended attributes, which an access list is one of."""
+    """How a workspace looked when it was made, and its root when it was last taken. One that was made less than SETTLED_S before it was
+    taken may have been changed within the same tick, and is looked into once more."""
 
-    made: tuple[_Mark, ...]
-    attributes: tuple[list[str], ...]
-    seen: tuple[_Mark, ...] = ()
-    seen_at: float = 0.0
-    trusted: tuple[_Mark, ...] = ()  # whenever it looks so, nothing is in it
+    inside: tuple[_Mark, ...]
+    more: tuple[object, ...]
+    root: _Mark = ()
+    settled: bool = False
 
 
 @dataclass(slots=True)
@@ -45,8 +48,8 @@ class Spares:
     """Those below the workspaces' `root`; what an earlier daemon left there goes at the first `take`."""
 
     root: Path
-    _free: list[str] = field(default_factory=list)
-    _looks: dict[int, _Looks] = field(default_factory=dict)  # by the number of the root's inode, of those that may come back
+    _free: list[tuple[str, _Looks]] = field(default_factory=list)
+    _taken: dict[int, _Looks] = field(default_factory=dict)  # by the number of the root's inode
     _count: int = 0
     _swept: bool = False
 
@@ -55,33 +58,34 @@ class Spares:
         if not self._swept:
             self._sweep()
         if attempt == 1 and self._free and (lent := Workspace.lent(self.root, job_id, attempt)) is not None:
+            spare, looks = self._free.pop()
             with suppress(OSError):
-                os.rename(self._free.pop(), lent.path)
+                os.rename(spare, lent.path)
+                self._note(str(lent.path), looks)
                 return lent
         made = Workspace.create(self.root, job_id, attempt)
         if attempt == 1 and made.path.name == job_id:
-            self._note(str(made.path))
+            with suppress(OSError):
+                self._note(str(made.path), _made(str(made.path)))
         return made
 
     def give_back(self, workspace: Workspace) -> bool:
         """Whether nothing was left in it: then it is a spare one, and its attempt has none any more."""
         path = str(workspace.path)
         try:
-            if not self._is_bare(path) or len(self._free) >= MOST:
-                self.let_go(workspace)
+            root = _mark(path)
+            looks = self._taken.pop(root[1], None)
+            if looks is None or root != looks.root or tuple(_marks(path)) != looks.inside or len(self._free) >= MOST:
+                return False
+            if not looks.settled and (tuple(_more(path)) != looks.more or not _holds_logs_alone(path)):
                 return False
             self._count += 1
             spare = f"{self.root}/{_MINE}{self._count}"
             os.rename(path, spare)
         except OSError:
             return False
-        self._free.append(spare)
+        self._free.append((spare, looks))
         return True
-
-    def let_go(self, workspace: Workspace) -> None:
-        """It stays where it is."""
-        with suppress(OSError):
-            self._looks.pop(os.lstat(workspace.path).st_ino, None)
 
     def have_one(self) -> None:
         """Make one where there is none, so that the next attempt need not wait for it."""
@@ -93,36 +97,14 @@ class Spares:
             os.mkdir(path, 0o700)
             for name in FOLDERS:
                 os.mkdir(f"{path}/{name}", 0o700)
-            self._note(path)
-            self._free.append(path)
+            self._free.append((path, _made(path)))
 
-    def _note(self, path: str) -> None:
-        marks = tuple(_marks(path))
-        if len(self._looks) >= 4 * MOST:
-            self._looks.clear()  # those that are out come back no more
-        self._looks[marks[0][1]] = _Looks(tuple(mark[:-1] for mark in marks), tuple(_attributes(path)))
-
-    def _is_bare(self, path: str) -> bool:
-        """Whether it is as it was made, but for empty logs. Each change leaves a date, so what was found empty and has the same dates as
-        then is empty, if those dates were older than a tick by then."""
-        marks = tuple(_marks(path))
-        looks = self._looks.get(marks[0][1])
-        if looks is None or any(os.lstat(f"{path}/logs/{name}").st_size for name in _LOGS):
-            return False
-        if next(_attributes(path)) != looks.attributes[0]:  # it leaves no date that a move does not leave, too
-            return False
-        if marks == looks.trusted:
-            return True
-        now = time.monotonic()
-        if marks != looks.seen:
-            looks.seen, looks.seen_at = marks, now
-        if tuple(mark[:-1] for mark in marks) != looks.made or tuple(_attributes(path)) != looks.attributes:
-            return False
-        if not _holds_logs_alone(path):
-            return False
-        if now - looks.seen_at > SETTLED_S:
-            looks.trusted = marks
-        return True
+    def _note(self, path: str, looks: _Looks) -> None:
+        looks.root = _mark(path)
+        looks.settled = looks.settled or time.time_ns() - max(mark[-1] for mark in looks.inside) > SETTLED_S * 1e9
+        if len(self._taken) >= 4 * MOST:
+            self._taken.clear()  # those that are out come back no more
+        self._taken[looks.root[1]] = looks
 
     def _sweep(self) -> None:
         self._swept = True
@@ -132,23 +114,51 @@ class Spares:
                     remove_tree(self.root / name)
 
 
+def _made(path: str) -> _Looks:
+    """The looks of one that was just made, with its logs: who opens them changes nothing then."""
+    for name in _LOGS:
+        os.close(os.open(f"{path}/logs/{name}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    return _Looks(tuple(_marks(path)), tuple(_more(path)))
+
+
+def _mark(path: str) -> _Mark:
+    one = os.lstat(path)
+    return (
+        one.st_dev,
+        one.st_ino,
+        one.st_mode,
+        one.st_uid,
+        one.st_gid,
+        one.st_nlink,
+        one.st_size,
+        one.st_mtime_ns,
+        one.st_ctime_ns,
+    )
+
+
 def _marks(path: str) -> Iterator[_Mark]:
-    """The root is dated by its content, as it changes whenever it is moved."""
-    root = os.lstat(path)
-    yield (root.st_dev, root.st_ino, root.st_mode, root.st_uid, root.st_gid, root.st_mtime_ns)
-    for name in FOLDERS:
-        one = os.lstat(f"{path}/{name}")
-        yield (one.st_dev, one.st_ino, one.st_mode, one.st_uid, one.st_gid, one.st_ctime_ns)
+    return (_mark(f"{path}/{name}") for name in _INSIDE)
 
 
-def _attributes(path: str) -> Iterator[list[str]]:
-    for place in (path, *(f"{path}/{name}" for name in FOLDERS)):
+def _more(path: str) -> Iterator[object]:
+    """What a mark does not tell: the names of extended attributes, of which an access list is one, and the flags of the inode."""
+    for place in (path, *(f"{path}/{name}" for name in _INSIDE)):
+        handle = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
-            yield os.listxattr(place, follow_symlinks=False)
-        except OSError as exc:
-            if exc.errno != ENOTSUP:
-                raise
-            yield []
+            yield _unless_strange(os.listxattr, handle)
+            yield _unless_strange(ioctl, handle, _GET_FLAGS, bytes(8))
+        finally:
+            os.close(handle)
+
+
+def _unless_strange(ask: Callable[..., object], *words: object) -> object:
+    """The answer; None where the file system knows nothing of it."""
+    try:
+        return ask(*words)
+    except OSError as exc:
+        if exc.errno not in (ENOTSUP, ENOTTY):
+            raise
+        return None
 
 
 def _holds_logs_alone(path: str) -> bool:

@@ -1,5 +1,6 @@
 """Workspaces that go from one attempt to the next: only those in which nothing was left, whatever somebody did in them."""
 
+import fcntl
 import os
 import shutil
 
@@ -27,7 +28,7 @@ def inode(workspace):
     return workspace.path.lstat().st_ino
 
 
-@pytest.mark.parametrize("settled", [0.0, 1000.0])
+@pytest.mark.parametrize("settled", [-1000.0, 1000.0])
 def test_it_goes_from_one_to_the_next(pool, tmp_path, monkeypatch, settled):
     monkeypatch.setattr(spares, "SETTLED_S", settled)  # whether it is looked into each time
     first = used(pool)
@@ -61,11 +62,37 @@ def attribute(place):
     os.setxattr(place / "work", "user.left", b"x")
 
 
+def attribute_of_a_log(place):
+    os.setxattr(place / "logs/stdout.log", "user.left", b"x")
+
+
+def link_of_a_log(place):
+    os.link(place / "logs/stdout.log", place.parent / f"kept-{place.name}")
+
+
+def dated(place):
+    os.utime(place / "work", (1, 1))
+
+
+def grown(place):
+    """Everything is gone again, but for the size of the folder."""
+    for number in range(300):
+        (place / "work" / f"{number:0200}").touch()
+    for one in (place / "work").iterdir():
+        one.unlink()
+
+
+def flags(place):
+    handle = os.open(place / "work", os.O_RDONLY)
+    fcntl.ioctl(handle, 0x40086602, (0x40).to_bytes(8, "little"))  # FS_IOC_SETFLAGS: FS_NODUMP_FL
+    os.close(handle)
+
+
 def attribute_of_the_root(place):
     os.setxattr(place, "user.left", b"x")
 
 
-@pytest.mark.parametrize("settled", [0.0, 1000.0])
+@pytest.mark.parametrize("settled", [-1000.0, 1000.0])
 @pytest.mark.parametrize(
     "leave",
     [
@@ -78,7 +105,8 @@ def attribute_of_the_root(place):
         lambda place: (place / "exit.json").touch(),
         lambda place: shutil.rmtree(place / "work"),
         lambda place: place.chmod(0o711),
-        chmod, replaced, linked, attribute, attribute_of_the_root,
+        chmod, replaced, linked, attribute, attribute_of_the_root, attribute_of_a_log, link_of_a_log, dated, grown, flags,
+        lambda place: (place / "logs/stdout.log").chmod(0),
     ],
 )  # fmt: skip
 def test_one_in_which_something_was_left_stays(pool, tmp_path, monkeypatch, leave, settled):
@@ -96,8 +124,9 @@ def test_one_in_which_something_was_left_stays(pool, tmp_path, monkeypatch, leav
     assert inode(used(pool, "next")) != inode(first)
 
 
-def test_one_that_was_never_begun_comes_back_no_more(pool):
+def test_one_comes_back_once(pool):
     made = pool.take("a", 1)
+    assert pool.give_back(made)
     assert not pool.give_back(made)
 
 
