@@ -25,8 +25,9 @@ from store_rig import Rig
 ROWS = 2100  # more than one batch
 # What a value must be besides being of its type: the CHECKs of the schema.
 CHECKED = {
-    "state": lambda table, i: "queued" if table == "jobs" else "ready" if table == "nodes" else "leased",
+    "state": lambda table, _: {"jobs": "queued", "nodes": "ready", "rollouts": "planned"}.get(table, "leased"),
     "kind": lambda table, _: "api" if table == "tokens" else "submit",
+    "phase": lambda *_: "planned",
     "role": lambda *_: "admin",
     "stream": lambda _, i: "stdout",
     "part": lambda *_: "logs",

@@ -251,6 +251,7 @@ class Deaf:
         self.url_of = lambda name: f"postgresql://postgres@/{name}?host={folder}"
         self._there = str(server.home / ".s.PGSQL.5432")
         self._folder = str(folder)
+        self._lines: set[asyncio.Task] = set()
 
     async def __aenter__(self) -> "Deaf":
         self._server = await asyncio.start_unix_server(self._carry, f"{self._folder}/.s.PGSQL.5432")
@@ -258,8 +259,12 @@ class Deaf:
 
     async def __aexit__(self, *_) -> None:
         self._server.close()
+        for line in self._lines:
+            line.cancel()
+        await asyncio.gather(*self._lines, return_exceptions=True)
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._lines.add(asyncio.current_task())
         back, far = await asyncio.open_unix_connection(self._there)
         deaf = asyncio.Event()
 
@@ -275,9 +280,12 @@ class Deaf:
                 if not deaf.is_set():
                     writer.write(data)
 
-        with contextlib.suppress(OSError):
-            await asyncio.gather(up(), down())
-        writer.close()
+        try:
+            with contextlib.suppress(OSError):
+                await asyncio.gather(up(), down())
+        finally:
+            writer.transport.abort()
+            far.transport.abort()
 
 
 async def test_whoever_waits_for_an_answer_that_was_lost_is_told(database, tmp_path, monkeypatch):

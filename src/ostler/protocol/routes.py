@@ -384,7 +384,8 @@ GET_BUNDLE = Route(
 )  # fmt: skip
 REMOVE_RELEASE = Route(
     name="remove_release", method="DELETE", path="/releases/{release}", audience=Audience.CLIENT, grants=RUN, response=m.ReleaseView,
-    summary="Keep a release no longer; hosts that have it go on", errors=(errors.NotFound, errors.Conflict, errors.Outdated),
+    summary="Keep a release no longer; hosts that have it go on",
+    errors=(errors.InvalidSpec, errors.NotFound, errors.Conflict, errors.Outdated),
 )  # fmt: skip
 PLAN_ROLLOUT = Route(
     name="plan_rollout", method="POST", path="/rollouts", audience=Audience.CLIENT, grants=RUN, body=Body.JSON, status=201,
@@ -403,18 +404,18 @@ SHOW_ROLLOUT = Route(
 RESUME_ROLLOUT = Route(
     name="resume_rollout", method="POST", path="/rollouts/{rollout_id}/resume", audience=Audience.CLIENT, grants=RUN,
     response=m.RolloutView, summary="Begin what was planned, or go on with what is held; with `If-Match` only while it is as it was seen",
-    errors=(errors.NotFound, errors.InvalidTransition, errors.OperationInFlight, errors.Outdated),
+    errors=(errors.InvalidSpec, errors.NotFound, errors.InvalidTransition, errors.OperationInFlight, errors.Outdated),
 )  # fmt: skip
 PAUSE_ROLLOUT = Route(
     name="pause_rollout", method="POST", path="/rollouts/{rollout_id}/pause", audience=Audience.CLIENT, grants=RUN, body=Body.JSON,
     request=m.ReasonRequest, response=m.RolloutView, summary="Begin no further node; those under way are brought to an end",
-    errors=(errors.NotFound, errors.InvalidTransition, errors.Outdated),
+    errors=(errors.InvalidSpec, errors.NotFound, errors.InvalidTransition, errors.Outdated),
 )  # fmt: skip
 ABORT_ROLLOUT = Route(
     name="abort_rollout", method="POST", path="/rollouts/{rollout_id}/abort", audience=Audience.CLIENT, grants=RUN, body=Body.JSON,
     request=m.ReasonRequest, response=m.RolloutView,
     summary="End a rollout: no further node is begun, those under way are brought to an end",
-    errors=(errors.NotFound, errors.InvalidTransition, errors.Outdated),
+    errors=(errors.InvalidSpec, errors.NotFound, errors.InvalidTransition, errors.Outdated),
 )  # fmt: skip
 SET_SECRET = Route(
     name="set_secret", method="PUT", path="/secrets/{name}", audience=Audience.CLIENT, grants=WORK, body=Body.BYTES,
