@@ -148,18 +148,34 @@ async def test_a_platform_gets_what_it_needs_and_that_is_a_bundle_in_itself(rig,
     assert (wrong.status_code, "has nothing for cp27-vax" in wrong.json()["detail"]) == (404, True)
 
 
-async def test_another_layout_of_the_same_files_is_refused(rig, release):
+@pytest.mark.parametrize(
+    ("form", "says"),
+    [(tarfile.USTAR_FORMAT, "is not laid out as"), (tarfile.PAX_FORMAT, "of plain files alone")],
+    ids=["other", "pax"],
+)
+async def test_another_layout_of_the_same_files_is_refused(rig, release, form, says):
     """What a platform needs is told by where it stands."""
     await trusting(rig, release)
-    with (
-        tarfile.open(release.bundle) as bundle,
-        tarfile.open(release.bundle.with_name("pax"), "w", format=tarfile.PAX_FORMAT) as fresh,
-    ):
+    fresh = release.bundle.with_name("fresh")
+    with tarfile.open(release.bundle) as bundle, tarfile.open(fresh, "w", format=form) as archive_:
         for member in bundle.getmembers():
-            member.pax_headers = {"comment": "x"}
-            fresh.addfile(member, bundle.extractfile(member))
-    refused = await push(rig, release, release.bundle.with_name("pax").read_bytes())
-    assert (refused.status_code, "is not laid out as" in refused.json()["detail"]) == (422, True)
+            member.pax_headers, member.mtime = {"comment": "x"}, 5
+            archive_.addfile(member, bundle.extractfile(member))
+    refused = await push(rig, release, fresh.read_bytes())
+    assert (refused.status_code, says in refused.json()["detail"]) == (422, True)
+    assert rig.staged == []
+
+
+async def test_a_bundle_that_is_made_to_keep_its_reader_busy_is_refused(rig, release):
+    """Heads that a tar reader would follow, and JSON that no reader can follow: 422, and nothing is kept."""
+    await trusting(rig, release)
+    deep = b"[" * 200_000
+    for kind, name, body in ((b"x", "x", b"1" * 200_000), (b"L", "x", b"a" * 200_000), (b"0", archive.MANIFEST, deep)):
+        member = tarfile.TarInfo(name)
+        member.type, member.size = kind, len(body)
+        refused = await push(rig, release, member.tobuf(tarfile.GNU_FORMAT if kind != b"0" else tarfile.USTAR_FORMAT) + body)
+        assert refused.status_code == 422, refused.text
+        assert "bundle" in refused.json()["detail"]
     assert rig.staged == []
 
 

@@ -1,29 +1,29 @@
 """A release as one file: a tar archive of a signed manifest (`release.json`, a DSSE envelope) and of the files that it names.
 
-Nothing is believed before it is checked: the signature first, then each file's name, size and hash while it is read. For a host
-of one platform the files that others need may be left out.
+Nothing is believed before it is checked: the heads by a form of their own (`members`), the signature, then each file's name, size and
+hash while it is read. For a host of one platform the files that others need may be left out.
 """
 
 import base64
-import binascii
 import hashlib
 import json
 import re
-import tarfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any
 
 from ostler.fleet.host import ed25519
+from ostler.fleet.host.members import PIECE, Members
 from ostler.fleet.host.refusals import Refused
 
 FORMAT = 1
 TYPE = "application/vnd.ostler.release+json"
 MANIFEST = "release.json"
-MAX_MANIFEST = 4 << 20
+MAX_MANIFEST = 1 << 20
+MAX_KEYS = 64
 MAX_FILE = 1 << 30
-BLOCK = 1 << 20
+BLOCK = PIECE
 
 _PART = re.compile(r"(?a)[A-Za-z0-9_][A-Za-z0-9._+@!-]{0,199}")
 _VERSION = re.compile(r"(?a)[0-9][A-Za-z0-9.+!-]{0,62}")
@@ -87,18 +87,20 @@ def key_id(public: bytes) -> str:
 
 def read_manifest(envelope: bytes, trusted: Mapping[str, bytes] | None) -> Manifest:
     """The manifest of an envelope that one of the `trusted` keys signed (None: one of those that it brings). Raises Refused."""
+    if len(envelope) > MAX_MANIFEST:
+        raise Refused("unfit", f"the bundle's manifest has more than {MAX_MANIFEST} bytes")
     try:
         outer = json.loads(envelope)
         payload = base64.b64decode(outer["payload"], validate=True)
         signatures = [base64.b64decode(one["sig"], validate=True) for one in outer["signatures"][:8]]
         inner = json.loads(payload)
         if outer["payloadType"] != TYPE:
-            raise Refused("unfit", f"the bundle's manifest is of the type {outer['payloadType']!r}, not {TYPE}")
+            raise Refused("unfit", f"the bundle's manifest is of the type {outer['payloadType']!r:.80}, not {TYPE}")
         if inner["format"] != FORMAT:
-            raise Refused("unfit", f"the bundle has format {inner['format']}; this program reads {FORMAT}")
+            raise Refused("unfit", f"the bundle has format {inner['format']!r:.80}; this program reads {FORMAT}")
         manifest = _manifest(inner, hashlib.sha256(payload).hexdigest())
-    except (ValueError, KeyError, TypeError, AttributeError, binascii.Error) as exc:
-        raise Refused("unfit", f"the bundle's manifest is damaged: {exc!r}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as exc:
+        raise Refused("unfit", f"the bundle's manifest is damaged: {exc!r:.300}") from None
     message = pae(payload)
     keys = manifest.keys if trusted is None else trusted
     signed = [name for name, key in keys.items() if any(ed25519.verify(key, message, one) for one in signatures)]
@@ -113,10 +115,12 @@ def _manifest(inner: dict[str, Any], digest: str) -> Manifest:
     for one in inner["files"]:
         file = File(path=one["path"], sha256=one["sha256"], size=one["size"], platforms=tuple(one.get("platforms", ())))
         if file.path in files or not _plain(file.path) or not 0 <= file.size <= MAX_FILE:
-            raise ValueError(f"the file {file.path!r} cannot be part of a release")
+            raise ValueError(f"the file {file.path!r:.100} cannot be part of a release")
         files[file.path] = file
     if _VERSION.fullmatch(inner["version"]) is None or not all(_PLATFORM.fullmatch(one) for one in inner["platforms"]):
         raise ValueError("version or platforms are not such")
+    if not (inner["commit"] is None or isinstance(inner["commit"], str)) or len(inner["keys"]["trusted"]) > MAX_KEYS:
+        raise ValueError(f"the commit is none, or there are more than {MAX_KEYS} keys")
     keys = {one["id"]: base64.b64decode(one["public"], validate=True) for one in inner["keys"]["trusted"]}
     if any(name != key_id(key) for name, key in keys.items()):
         raise ValueError("a key has another one's id")
@@ -137,36 +141,32 @@ def _plain(path: str) -> bool:
 @contextmanager
 def opened(bundle: IO[bytes], trusted: Mapping[str, bytes] | None) -> Iterator[tuple[Manifest, bytes, "Contents"]]:
     """A bundle's manifest, the envelope it stood in, and its files, to be read once as they come. Raises Refused."""
-    try:
-        with tarfile.open(fileobj=bundle, mode="r|") as archive:
-            first = archive.next()
-            content = archive.extractfile(first) if first is not None and first.isreg() else None
-            if first is None or content is None or first.name != MANIFEST or first.size > MAX_MANIFEST:
-                raise Refused("unfit", f"this is not the bundle of a release: it does not begin with {MANIFEST}")
-            envelope = content.read()
-            manifest = read_manifest(envelope, trusted)
-            yield manifest, envelope, Contents(archive, manifest)
-    except (tarfile.TarError, EOFError) as exc:
-        raise Refused("unfit", f"this is not a whole bundle: {exc}") from None
+    members = Members(bundle)
+    first = members.next()
+    if first is None or first[0] != MANIFEST or first[1] > MAX_MANIFEST:
+        raise Refused("unfit", f"this is not the bundle of a release: it does not begin with {MANIFEST}")
+    envelope = b"".join(iter(members.read, b""))
+    manifest = read_manifest(envelope, trusted)
+    yield manifest, envelope, Contents(members, manifest)
 
 
 class Contents:
     """The files of an open bundle, in the archive's order."""
 
-    def __init__(self, archive: tarfile.TarFile, manifest: Manifest) -> None:
-        self._archive, self._manifest = archive, manifest
+    def __init__(self, members: Members, manifest: Manifest) -> None:
+        self._members, self._manifest = members, manifest
 
     def read(self, platform: str | None = None) -> Iterator[tuple[File, "Checked"]]:
         """Each file, to be read whole before the next. After the last one all were there that the platform needs (None: all files of
         the manifest), and nothing that the manifest does not name. Raises Refused.
         """
         left = dict(self._manifest.files)
-        while (member := self._archive.next()) is not None:
-            file = left.pop(member.name, None)
-            content = self._archive.extractfile(member) if member.isreg() else None
-            if file is None or content is None or member.size != file.size:
-                raise Refused("unfit", f"the bundle has {member.name!r}, which its manifest does not name so")
-            checked = Checked(file, content)
+        while (member := self._members.next()) is not None:
+            name, size = member
+            file = left.pop(name, None)
+            if file is None or size != file.size:
+                raise Refused("unfit", f"the bundle has {name!r}, which its manifest does not name so")
+            checked = Checked(file, self._members)
             yield file, checked
             checked.finish()
         if lacking := sorted(one.path for one in left.values() if platform is None or one.serves(platform)):
@@ -176,12 +176,12 @@ class Contents:
 class Checked:
     """One file's bytes, hashed as they are read."""
 
-    def __init__(self, file: File, content: IO[bytes]) -> None:
-        self._file, self._content, self._hash = file, content, hashlib.sha256()
+    def __init__(self, file: File, members: Members) -> None:
+        self._file, self._members, self._hash = file, members, hashlib.sha256()
 
     def __iter__(self) -> Iterator[bytes]:
         """Its bytes in blocks."""
-        while block := self._content.read(BLOCK):
+        while block := self._members.read():
             self._hash.update(block)
             yield block
 

@@ -89,7 +89,7 @@ def test_what_is_not_what_was_signed_is_refused(tmp_path, keys, made, change):
 
 def test_a_link_in_an_archive_is_refused(keys, made):
     content = io.BytesIO()
-    with tarfile.open(fileobj=content, mode="w") as tar:
+    with tarfile.open(fileobj=content, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for name, data in unpacked(made.bundle.read_bytes()):
             member = tarfile.TarInfo(name)
             if name.startswith("units/"):
@@ -98,8 +98,69 @@ def test_a_link_in_an_archive_is_refused(keys, made):
             else:
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
-    with pytest.raises(Refused, match="does not name so"):
+    with pytest.raises(Refused, match="member of the kind b'2'"):
         read(content.getvalue(), keys.trusted)
+
+
+def head(kind, size, name="x", form=tarfile.GNU_FORMAT):
+    member = tarfile.TarInfo(name)
+    member.type, member.size = kind, size
+    return member.tobuf(form)
+
+
+def padded(data):
+    return data + bytes(-len(data) % 512)
+
+
+def enveloped(payload, **changes):
+    outer = {"payload": base64.b64encode(payload).decode(), "payloadType": archive.TYPE, "signatures": []} | changes
+    return json.dumps(outer).encode()
+
+
+class Watched(io.BytesIO):
+    """Says how much was read of it."""
+
+    def __init__(self, data):
+        super().__init__(data)
+        self.taken = 0
+
+    def read(self, most=-1):
+        piece = super().read(most)
+        self.taken += len(piece)
+        return piece
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [
+        pytest.param(lambda: head(b"x", 200_001) + padded(b"1" * 200_000 + b"\n"), id="extended head of digits"),
+        pytest.param(lambda: (head(b"L", 10) + padded(b"aaaaaaaaa\0")) * 3000, id="chain of long names"),
+        pytest.param(lambda: head(b"L", 4 << 20) + bytes(4 << 20), id="large name"),
+        pytest.param(lambda: head(b"S", 512, archive.MANIFEST) + bytes(512), id="sparse"),
+        pytest.param(lambda: head(b"0", 8 << 33, archive.MANIFEST), id="size that is not octal"),
+        pytest.param(lambda: head(b"0", archive.MAX_MANIFEST + 1, archive.MANIFEST, tarfile.USTAR_FORMAT), id="large manifest"),
+        pytest.param(lambda: b"\xff" + head(b"0", 5, archive.MANIFEST, tarfile.USTAR_FORMAT)[1:], id="wrong sum"),
+    ],
+)
+def test_no_head_is_followed_before_a_signature(bomb):
+    content = Watched(bomb() + bytes(10240))
+    with pytest.raises(Refused, match="bundle"), archive.opened(content, {}):
+        pass
+    assert content.taken == 512
+
+
+@pytest.mark.parametrize(
+    "envelope",
+    [
+        b"[" * 200_000, enveloped(b"[" * 100_000), enveloped(b"1" * 5000), b'{"payload":"\xff"}',
+        enveloped(b'{"format": 1}', signatures=5), enveloped(b"{}", payloadType="x" * 100_000),
+    ],
+)  # fmt: skip
+def test_a_manifest_that_no_reader_can_read_is_refused(envelope):
+    data = head(b"0", len(envelope), archive.MANIFEST, tarfile.USTAR_FORMAT) + padded(envelope) + bytes(1024)
+    with pytest.raises(Refused, match="manifest is") as refused, archive.opened(io.BytesIO(data), {}):
+        pass
+    assert len(refused.value.message) < 500
 
 
 @settings(max_examples=60)
@@ -143,6 +204,8 @@ def test_a_signed_path_that_leaves_is_refused_nevertheless(keys, made, path):
     [({"format": 2}, "has format 2; this program reads 1"), ({"version": "../../x"}, "damaged"), ({"platforms": ["x;y"]}, "damaged"),
      ({"protocol": [1]}, "damaged"), ({"files": 3}, "damaged"),
      ({"keys": {"generation": 1, "trusted": [{"id": "a", "public": "AAAA"}]}}, "damaged"),
+     ({"commit": {"a": 1}}, "damaged"), ({"schema": float("inf")}, "damaged"),
+     ({"keys": {"generation": 1, "trusted": [{"id": "a", "public": "AAAA"}] * 65}}, "more than 64 keys"),
      ({"files": [{"path": "a", "sha256": "", "size": -1}]}, "cannot be part")],
 )  # fmt: skip
 def test_a_manifest_that_is_none_is_refused(keys, made, changes, why):
