@@ -415,6 +415,8 @@ def main(arguments: Sequence[str]) -> int:
         _, status = os.waitpid(given.checked_by, 0)
         if status:
             code = os.waitstatus_to_exitcode(status)
+            if code < 0:
+                sys.stderr.write(f"error: what checked the configuration was killed by {signal.Signals(-code).name}\n")
             return code if code > 0 else CANNOT_START
     config = handover.decode(content, NodeConfig)
     manager = ServiceManager.of(os.environ, pid=os.getpid())
