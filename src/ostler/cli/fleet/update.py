@@ -1,9 +1,10 @@
 """`ostler fleet update`: a release onto all hosts, looked at first, agreed to, watched, and gone on with after an interruption."""
 
 import asyncio
+import contextlib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,6 +30,8 @@ from ostler.cli.fleet.options import (
 )
 from ostler.cli.options import JsonOption, seconds
 from ostler.model.errors import Conflict, NotFound
+
+_GO_ON = "`ostler fleet update --resume` goes on"
 
 
 def update(  # noqa: PLR0917 - the options of a command
@@ -116,7 +119,7 @@ async def _update(asked: SimpleNamespace) -> int:
             )
         asked.release = plan.release
     elif (interrupted := unfinished(rollouts.journals())) is not None and not asked.dry_run:
-        output.note(f"note: rollout {interrupted} was interrupted; `ostler fleet update --resume` goes on with it")
+        output.note(f"note: rollout {interrupted} was interrupted; {_GO_ON}")
     own = _own(asked, hosts)
     release = ReleaseStore(release_places(os.environ, store=asked.store).store).find(asked.release)
     if journal is None:
@@ -144,7 +147,7 @@ async def _update(asked: SimpleNamespace) -> int:
             if journal is None:
                 _agree(asked, rollout)
                 journal = Journal.create(rollouts.journals(), plan, extra={"digest": release.manifest.digest})
-            with view.Progressing(plan, as_json=asked.as_json) as progressing:
+            with view.Progressing(plan, as_json=asked.as_json) as progressing, _saying_how_to_go_on():
                 engine = await rollout.run(journal, progress=progress, heard=progressing.heard)
     finally:
         if journal is not None:
@@ -156,6 +159,15 @@ async def _update(asked: SimpleNamespace) -> int:
         retry = _retry(asked, again) if again else []
         view.summarise(engine.progress, details=progressing.details, halted=engine.halted, retry=retry)
     return exits.FAILED if again else exits.GOOD
+
+
+@contextlib.contextmanager
+def _saying_how_to_go_on() -> Iterator[None]:
+    try:
+        yield
+    except asyncio.CancelledError:
+        output.note(f"interrupted: hosts that were under way are locked, and judge what they have by themselves; {_GO_ON}")
+        raise
 
 
 def _own(asked: SimpleNamespace, hosts: Mapping[str, Any]) -> dict[str, Any]:
