@@ -3,9 +3,11 @@
 There is no systemd here, so what is accepted ends where units would be installed (`GOOD`); real hosts go on in `tests/fleet`.
 """
 
+import contextlib
 import errno
 import json
 import os
+import signal
 import stat
 import subprocess
 import time
@@ -17,6 +19,7 @@ from ostler.fleet.host.lock import take as take_lock
 from ostler.fleet.host.places import PROGRAM, Places, point, read_json, write_json
 from ostler.fleet.host.refusals import Refused
 from ostler.fleet.releases.keys import open_keys
+from ostler.node.updates import _remove as clear
 from release_rig import make, new_keys
 
 GOOD = "lacks ostler-node.service, ostler-keeper.service|lacks ostler-keeper.service"
@@ -188,7 +191,7 @@ def test_windows_are_clamped() -> None:
     def window(text):
         return taking.Request.read(b'{"rollout_id": "r", "release": "1", "window_s": %s}' % text).window_s
 
-    assert [window(one) for one in (b"0", b"-5", b"1e9", b"30")] == [1.0, 1.0, 3600.0, 30.0]
+    assert [window(one) for one in (b"0", b"-5", b"1e9", b"30", b"9" * 3900)] == [1.0, 1.0, 3600.0, 30.0, 3600.0]
     for endless in (b"NaN", b"Infinity"):
         with pytest.raises(Refused, match="window is no number"):
             window(endless)
@@ -245,6 +248,90 @@ def test_a_lock_and_an_open_update_are_respected(site, keys, tmp_path):
     site.places.lock.unlink()
     write_json(site.places.update, {"update_id": "r0", "release": "1.0-1", "state": "watching"})
     assert "update r0 to 1.0-1 is still being watched" in site.request(newer)
+
+
+def test_what_a_killed_run_left_locked_is_free_again(site, keys, tmp_path, monkeypatch):
+    """Killed while it installs; then the daemon takes its request away, since the rollout was aborted."""
+    newer = make(tmp_path / "store", keys, "1.1", made=2000)
+
+    def killed():
+        site.put(newer.bundle.read_bytes())
+        site.ask(newer)
+        child = os.fork()
+        if child == 0:
+            with contextlib.suppress(BaseException):
+                monkeypatch.setattr(taking.installing, "install", lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+                taking.take(site.places, b"program")
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        assert (read_json(site.places.lock) or {})["rollout_id"] == "r1"
+        for one in site.places.drop.iterdir():
+            one.unlink()
+
+    killed()
+    assert taking.take(site.places, b"program") == {"stage": "nothing"}
+    assert read_json(site.places.lock) is None
+    killed()
+    take_lock(site.places, rollout="ssh", owner="ann@laptop", message="by hand")
+    assert (read_json(site.places.lock) or {})["owner"] == "ann@laptop"
+    assert taking.take(site.places, b"program") == {"stage": "nothing"}
+    assert (read_json(site.places.lock) or {})["owner"] == "ann@laptop"
+
+
+def test_a_run_that_lives_keeps_its_lock(site, keys, tmp_path, monkeypatch):
+    newer = make(tmp_path / "store", keys, "1.1", made=2000)
+
+    def meanwhile(*_, **__):
+        with pytest.raises(Refused, match="locked by coordinator"):
+            take_lock(site.places, rollout="r1", owner="ann@laptop", message="the same name")
+        raise Refused("unfit", "seen")
+
+    monkeypatch.setattr(taking.installing, "install", meanwhile)
+    assert site.request(newer) == "seen"
+
+
+def test_a_rollout_over_ssh_is_not_taken_over_by_its_name(site, keys, tmp_path, first):
+    newer = make(tmp_path / "store", keys, "1.1", made=2000)
+    take_lock(site.places, rollout="ssh-1", owner="ann@laptop", message="by hand")
+    site.put(newer.bundle.read_bytes())
+    site.ask(newer, rollout_id="ssh-1")
+    assert "locked by ann@laptop" in taking.take(site.places, b"program")["reason"]
+    assert (read_json(site.places.lock) or {})["owner"] == "ann@laptop"
+    site.places.lock.unlink()
+    for opened in ({}, {"asked": True, "release": first.release}):  # by SSH; this way, to another release
+        update = {"update_id": "r1", "release": newer.release, "state": "armed"} | opened
+        write_json(site.places.update, update)
+        assert f"update r1 to {update['release']} is still being watched" in site.request(newer)
+        assert read_json(site.places.update) == update
+    write_json(site.places.update, {"update_id": "r1", "release": newer.release, "state": "armed", "asked": True})
+    assert accepted(site.request(newer))  # its own goes on
+
+
+def test_a_directory_of_any_depth_is_put_aside(site):
+    """Root goes into none of it; the daemon can remove it."""
+    folder = os.open(site.places.drop, os.O_RDONLY)
+    for name in (taking.REQUEST, *["a"] * 1500):
+        os.mkdir(name, dir_fd=folder)
+        inner = os.open(name, os.O_RDONLY, dir_fd=folder)
+        os.close(folder)
+        folder = inner
+    os.close(folder)
+    with pytest.raises(Refused, match=r"request.json is no plain file"):
+        taking.take(site.places, b"program")
+    assert taking.take(site.places, b"program") == {"stage": "nothing"}
+    (aside,) = site.places.drop.iterdir()
+    clear(aside)
+    assert not aside.exists()
+
+
+def test_there_is_a_last_word_whatever_happens(site, keys, tmp_path, monkeypatch):
+    newer = make(tmp_path / "store", keys, "1.1", made=2000)
+
+    def fails(*_, **__):
+        raise RecursionError("x" * 1000)
+
+    monkeypatch.setattr(taking.installing, "install", fails)
+    assert site.request(newer).startswith("root's side failed at it: RecursionError('xxx")
 
 
 def test_only_an_update_that_came_this_way_is_undone_and_not_for_long(site, first, tmp_path):

@@ -17,6 +17,7 @@ from pathlib import Path
 from ostler.model.errors import CoordinatorUnreachable, OstlerError, Rejected, Unauthenticated, Unavailable
 from ostler.model.rollout.observe import Report, Stage
 from ostler.node.session import Session
+from ostler.node.trees import remove_tree
 from ostler.protocol import codec, routes
 from ostler.protocol.client import AsyncClient
 from ostler.protocol.messages import BundleQuery, WantedUpdate
@@ -240,6 +241,7 @@ def _is_whole(part: Path, wanted: WantedUpdate) -> bool:
 
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            remove_tree(path)
     else:
         path.unlink(missing_ok=True)

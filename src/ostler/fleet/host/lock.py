@@ -10,12 +10,20 @@ from typing import Any
 from ostler.fleet.host.places import Places, read_json, write_json
 from ostler.fleet.host.refusals import Refused
 
+COORDINATOR = "coordinator"  # the owner of a lock that root's side of an update takes (`taking`)
+TAKING = "taking"  # the guard that it holds for as long as it lives: such a lock without it was left by a process that was killed
+
 
 def take(places: Places, *, rollout: str, owner: str, message: str) -> dict[str, Any]:
-    """Take the lock, or take it again for the same rollout. Raises Refused (locked) with whose it is."""
+    """Take the lock, or take it again for the same rollout, which is never the coordinator's and root's both. Raises Refused (locked) with whose it is."""
     with guarded(places):
         held, now = read_json(places.lock), time.time()
-        if held is not None and held.get("rollout_id") != rollout:
+        if held is not None and _is_left(places, held):
+            held = None
+        ours = held is None or (
+            held.get("rollout_id") == rollout and (held.get("owner") == COORDINATOR) == (owner == COORDINATOR)
+        )
+        if held is not None and not ours:
             raise Refused("locked", f"locked by {held.get('owner')} since {_age(held, now)} ({held.get('message')})")
         lock = {
             "owner": owner,
@@ -45,6 +53,13 @@ def release(places: Places, rollout: str) -> None:
             places.lock.unlink(missing_ok=True)
 
 
+def free_left(places: Places) -> None:
+    """Remove a lock that a killed run of `taking` left. The caller holds the guard TAKING."""
+    with guarded(places):
+        if (read_json(places.lock) or {}).get("owner") == COORDINATOR:
+            places.lock.unlink(missing_ok=True)
+
+
 def break_(places: Places, *, why: str, owner: str) -> dict[str, Any] | None:
     """Remove whosever lock; answers whose it was."""
     with guarded(places):
@@ -68,6 +83,16 @@ def guarded(places: Places, name: str = "guard", *, wait: bool = True) -> Iterat
         yield
     finally:
         os.close(descriptor)
+
+
+def _is_left(places: Places, held: dict[str, Any]) -> bool:
+    if held.get("owner") != COORDINATOR:
+        return False
+    try:
+        with guarded(places, TAKING, wait=False):
+            return True
+    except Refused:
+        return False
 
 
 def _age(held: dict[str, Any], now: float) -> str:

@@ -49,12 +49,17 @@ def switch(
     """Put `release` in force and have it watched for `window_s`; again for the same rollout, it goes on where it was.
 
     `program` is this program's own file; `told` brings the node's configuration (None: as it is) and files beside it. Raises Refused, also
-    for a configuration that the release cannot read; what it refuses has changed nothing. After a failed restart the update is open
+    for a configuration that the release cannot read, and for an open update to another release or by the other way; what it refuses has
+    changed nothing. After a failed restart the update is open
     nevertheless: the watcher decides. `asked`: the daemon asked for it, and not whoever has root.
     """
     with guarded(places, SWITCH, wait=False):
         update = read_json(places.update)
-        if update is not None and update["update_id"] != rollout:
+        if update is not None and (update["update_id"], update["release"], bool(update.get("asked"))) != (
+            rollout,
+            release,
+            asked,
+        ):
             raise Refused(
                 "busy", f"update {update['update_id']} to {update['release']} is still being watched ({update['state']})"
             )

@@ -9,9 +9,8 @@ import json
 import math
 import os
 import re
-import shutil
+import secrets
 import stat
-import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,7 +28,6 @@ MAX_REQUEST, MAX_BUNDLE, MAX_REASON = 4096, 2 << 30, 300
 MIN_WINDOW_S, MAX_WINDOW_S = 1.0, 3600.0
 BACK_S = 600.0  # for so long after it was kept an update may be undone on request
 KEEP = 3
-OWNER = "coordinator"
 _NAME = re.compile(r"(?a)[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
@@ -54,9 +52,9 @@ class Request:
             raise Refused("usage", "the request names no rollout, or no release")
         if isinstance(window_s, bool) or not isinstance(window_s, int | float) or not (back is None or isinstance(back, str)):
             raise Refused("usage", "the request has a field of another kind")
-        if not math.isfinite(window_s):
+        if isinstance(window_s, float) and not math.isfinite(window_s):
             raise Refused("usage", "the request's window is no number")
-        return cls(rollout_id, release, min(max(float(window_s), MIN_WINDOW_S), MAX_WINDOW_S), back)
+        return cls(rollout_id, release, float(min(max(window_s, MIN_WINDOW_S), MAX_WINDOW_S)), back)
 
     @property
     def named(self) -> dict[str, str]:
@@ -67,8 +65,15 @@ class Request:
 def take(places: Places, program: bytes) -> dict[str, Any]:
     """Do what the daemon asks for, where it may; what came of it is published. `program` is this program's own file.
 
-    The request goes away at the end, so one that a crash cut off is taken up again. Raises Refused where there is nothing to publish.
+    The request goes away at the end, so one that a crash cut off is taken up again; a lock that such a one left is freed. Raises
+    Refused where there is nothing to publish.
     """
+    with lock.guarded(places, lock.TAKING):
+        lock.free_left(places)
+        return _take(places, program)
+
+
+def _take(places: Places, program: bytes) -> dict[str, Any]:
     with _drop(places) as folder:
         try:
             content = _read_request(folder)
@@ -81,8 +86,8 @@ def take(places: Places, program: bytes) -> dict[str, Any]:
                 stage, why = "refused", exc.message
             except OSError as exc:
                 stage, why = "refused", f"{exc.filename or places.ostler}: {exc.strerror or exc}"
-            except (ValueError, KeyError, subprocess.SubprocessError) as exc:
-                stage, why = "refused", f"root's side failed at it: {exc}"
+            except Exception as exc:  # whatever it is: the daemon waits for a last word
+                stage, why = "refused", f"root's side failed at it: {exc!r:.300}"
             publish(places, request.named, stage, why)
             return {**request.named, "stage": stage, "reason": why}
         finally:
@@ -93,7 +98,7 @@ def take(places: Places, program: bytes) -> dict[str, Any]:
 def _update(places: Places, folder: int, request: Request, program: bytes) -> dict[str, Any]:
     home = _home(places, request.release)
     publish(places, request.named, "installing", None)
-    lock.take(places, rollout=request.rollout_id, owner=OWNER, message=f"rollout {request.rollout_id}")
+    lock.take(places, rollout=request.rollout_id, owner=lock.COORDINATOR, message=f"rollout {request.rollout_id}")
     try:
         if home.is_dir():
             manifest = floor.of_release(places, request.release)
@@ -182,17 +187,20 @@ def _open(folder: int, name: str, most: int) -> int:
 
 
 def _read_request(folder: int) -> bytes | None:
-    if REQUEST not in os.listdir(folder):
+    try:
+        os.stat(REQUEST, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
         return None
     with os.fdopen(_open(folder, REQUEST, MAX_REQUEST), "rb") as file:
         return file.read(MAX_REQUEST)
 
 
 def _remove(folder: int, name: str) -> None:
-    """Whatever has this name, and nothing that it leads to."""
+    """Whatever has this name. A directory gets another one, and is the daemon's to remove: root goes into none of it."""
     try:
         os.unlink(name, dir_fd=folder)
     except FileNotFoundError:
         pass
     except (IsADirectoryError, PermissionError):
-        shutil.rmtree(name, ignore_errors=True, dir_fd=folder)
+        with contextlib.suppress(OSError):
+            os.rename(name, f".{secrets.token_hex(8)}", src_dir_fd=folder, dst_dir_fd=folder)
