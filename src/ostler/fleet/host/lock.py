@@ -15,7 +15,9 @@ TAKING = "taking"  # the guard that it holds for as long as it lives: such a loc
 
 
 def take(places: Places, *, rollout: str, owner: str, message: str) -> dict[str, Any]:
-    """Take the lock, or take it again for the same rollout, which is never the coordinator's and root's both. Raises Refused (locked) with whose it is."""
+    """Take the lock, or take it again for the same rollout, unless one is the coordinator's and the other is not. Raises Refused (locked)
+    with whose it is.
+    """
     with guarded(places):
         held, now = read_json(places.lock), time.time()
         if held is not None and _is_left(places, held):

@@ -10,6 +10,7 @@ from typing import Any
 CRASHES = 2  # ends of the daemon in one window: one may be chance, two are a loop
 START_S = 60.0  # the daemon must have shown itself good by then
 CONTACT_S = 45.0  # without an answer of the coordinator for so long it counts as unreachable
+MAX_REASON = 1000  # of what may be the daemon's own words
 HOLD_S = 3600.0  # a release that is good in itself is kept after an hour without a coordinator
 
 
@@ -138,4 +139,4 @@ def _itself_good(watch: Watch, sight: Sight, health: dict[str, Any], now: float)
 
 
 def _back(watch: Watch, reason: str) -> tuple[Watch, Verdict]:
-    return replace(watch, reason=reason), Verdict.GO_BACK
+    return replace(watch, reason=reason[:MAX_REASON]), Verdict.GO_BACK
