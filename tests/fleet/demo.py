@@ -110,7 +110,7 @@ class Demo:
         for mend in sorted(mends):
             words = mend.split()[1:]
             at = words.index("--") if "--" in words else len(words)
-            more = ["--release", good, "--window", WINDOW] if "update" in words else []
+            more = ["--window", WINDOW] if "update" in words else []
             self.type(*words[:at], *more, "--yes", *words[at:], show=0, last=2)
         self.type("fleet", "status", "--release", good, show=4)
 

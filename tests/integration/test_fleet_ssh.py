@@ -145,7 +145,7 @@ async def test_an_unknown_host_is_not_believed_and_a_command_is_named(sshd):
     with pytest.raises(MachineUnreachable, match="is not known: ssh-ed25519 SHA256:") as told:
         async with connected(sshd.host(), sshd.trust, local_user="x"):
             pass
-    assert told.value.hint == "ostler fleet trust 127.0.0.1"
+    assert told.value.hint == f"ostler fleet trust --host {sshd.host().name}"
     assert not sshd.commands
 
 

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from cli_rig import ostler
+from ostler.fleet.rollout.journal import Journal
+from ostler.model.rollout.plan import Plan
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +55,16 @@ def test_an_address_that_hosts_do_not_reach_is_told_before_anything_is_looked_fo
     assert "only this machine reaches" in done.stderr
     assert "say --coordinator URL" in done.stderr
     assert "ostler release build" in ostler("fleet", "update", "--keep-config").stderr
+
+
+def test_a_rollout_that_lives_is_not_called_interrupted(here: Path) -> None:
+    plan = Plan(rollout_id="r1", release="0.2.0-new", hosts=("mini-1",))
+    journal = Journal.create(here / "home/.local/state/ostler/rollouts", plan, extra={})
+    said = ostler("fleet", "update").stderr
+    assert "note: another process carries out the rollout r1" in said
+    assert "--resume" not in said
+    journal.close()
+    assert "rollout r1 was interrupted; `ostler fleet update --resume` goes on" in ostler("fleet", "update").stderr
 
 
 @pytest.mark.parametrize(

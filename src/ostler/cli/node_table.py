@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from ostler.cli import output
 from ostler.model.node import NodeState
+from ostler.model.words import many
 from ostler.protocol.messages import NodeView
 from ostler.protocol.standing import Severity, standing
 
@@ -33,7 +34,7 @@ def show(nodes: Sequence[NodeView], release: str) -> None:
     )  # fmt: skip
     bad = sum(about.severity >= Severity.WARN for _, about in rows)
     if bad:
-        output.note(f"{bad} of {len(rows)} nodes {'is' if bad == 1 else 'are'} not well")
+        output.note(f"{bad} of {many(len(rows), 'node')} {'is' if bad == 1 else 'are'} not well")
     runs = Counter(_runs(one) for one in nodes if one.state is not NodeState.RETIRED)
     if len(runs) > 1:
         counts = ", ".join(f"{name} ({count} node{'' if count == 1 else 's'})" for name, count in runs.most_common(MOST_NAMED))

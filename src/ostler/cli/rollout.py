@@ -11,6 +11,7 @@ import typer
 
 from ostler.cli import exits, output
 from ostler.cli.options import JsonOption, LimitOption, seconds
+from ostler.model.words import many
 
 if TYPE_CHECKING:
     from ostler.cli.session import Session
@@ -210,14 +211,14 @@ def _show_plan(view: "RolloutView") -> None:
         rows.append(
             (host.node_id, host.release, "go first" if first else outlooks.get(host.phase.value, host.phase), host.reason)
         )
-    output.say(f"release {view.release} onto {len(view.hosts)} nodes (rollout {view.rollout_id})")
+    output.say(f"release {view.release} onto {many(len(view.hosts), 'node')} (rollout {view.rollout_id})")
     output.table(output.columns("NODE|NOW?|WILL|WHY+?"), rows, empty="no nodes")
 
 
 def _agreed(count: int, *, yes: bool) -> bool:
     if yes:
         return True
-    return typer.confirm(f"Update {count} nodes?", err=True)
+    return typer.confirm(f"Update {many(count, 'node')}?", err=True)
 
 
 def _follow(session: "Session", view: "RolloutView", *, as_json: bool) -> int:

@@ -6,6 +6,7 @@ import typer
 
 from ostler.cli import output
 from ostler.cli.options import JsonOption, seconds
+from ostler.model.words import many
 
 app = typer.Typer(help="Find out what a coordinator carries.", no_args_is_help=True)
 
@@ -84,7 +85,7 @@ def _show(report: Any) -> None:
         if count
     ]
     over = f"{', '.join(ends) or 'no job over'}, {report.jobs_per_s:g} a second"
-    lines.append(f"{report.nodes} nodes for {report.seconds:.1f} s ({report.stopped}): {over}")
+    lines.append(f"{many(report.nodes, 'node')} for {report.seconds:.1f} s ({report.stopped}): {over}")
     lines.append(f"leases lost: {report.lost}; with nodes that died: {report.killed}; signatures checked: {report.verified}")
     if report.coordinator_memory_mb is not None:
         used = "started anew meanwhile"

@@ -1,9 +1,11 @@
 """How a host differs from what it should be, and the command that mends each difference."""
 
-import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
+from ostler.fleet.again import line as again
 from ostler.fleet.node_config import Own
 from ostler.fleet.rollout.preflight import LOCK_STALE, NODE_UNIT, SKEW, Facts, edited, not_running, skew, unlinked
 from ostler.protocol import messages as m
@@ -18,28 +20,35 @@ class Finding:
 
 
 def appraise(
-    host: str, facts: Facts, *, release: str | None, own: Own | None = None, asked_at: datetime, answered_at: datetime
+    host: str,
+    facts: Facts,
+    *,
+    release: str | None,
+    own: Own | None = None,
+    given: Mapping[str, Any],
+    asked_at: datetime,
+    answered_at: datetime,
 ) -> list[Finding]:
     """All that is not as it should be. `release` is the one that all hosts should have, `own` what this one should have for itself; None:
-    nobody knows."""
-    update = f"ostler fleet update --host {shlex.quote(host)}"
-    run = f"ostler fleet run --host {shlex.quote(host)} --"
+    nobody knows. `given` are the options that the commands say again, see `again`."""
+    update = again("update", given, [host])
+    run = f"{again('run', given, [host])} --"
     node = facts.units.get(NODE_UNIT)
     if facts.current is None or node is None:
-        return [Finding("no daemon is installed", f"ostler fleet install --host {shlex.quote(host)}")]
+        return [Finding("no daemon is installed", again("install", given, [host]))]
     found = []
     if release is not None and facts.current != release:
         found.append(Finding(f"release {facts.current}, not {release}", update))
     found += [Finding(line, update) for line in (*edited(facts, own), *unlinked(facts))]
     found += [Finding(line, f"{run} systemctl restart {NODE_UNIT}") for line in not_running(facts)]
-    found += _health(facts, host)
+    found += _health(facts, logs=again("logs", given, [host]), update=update)
     found += [Finding(warning, f"put the program there, then: {update}") for warning in facts.warnings]
     wrong = skew(facts, asked_at, answered_at)
     if abs(wrong) > SKEW:
         side = "ahead" if wrong > timedelta() else "behind"
         found.append(Finding(f"its clock is {abs(wrong).total_seconds():.0f} s {side}", f"{run} timedatectl set-ntp true"))
     if facts.lock is not None and facts.now - facts.lock.beat_at > LOCK_STALE.total_seconds():
-        why = f"ostler fleet lock break --host {shlex.quote(host)} --why …"
+        why = f"{again('lock break', given, [host])} --why …"
         found.append(Finding(f"locked by {facts.lock.owner}, who is silent", why))
     if facts.update is not None:
         found.append(
@@ -48,14 +57,12 @@ def appraise(
     return found
 
 
-def _health(facts: Facts, host: str) -> list[Finding]:
+def _health(facts: Facts, *, logs: str, update: str) -> list[Finding]:
     """What the daemon says of itself."""
-    logs = f"ostler fleet logs --host {shlex.quote(host)}"
     if facts.health is None:
         return [Finding("the daemon does not answer", logs)] if facts.units[NODE_UNIT].state == "active" else []
     protocol = facts.health.get("protocol")
     found = [Finding(str(problem), logs) for problem in facts.health.get("problems", ())]
     if isinstance(protocol, int) and not m.PROTOCOL_MIN <= protocol <= m.PROTOCOL:
-        update = f"ostler fleet update --host {shlex.quote(host)}"
         found.append(Finding(f"it speaks protocol {protocol}, current are {m.PROTOCOL_MIN} to {m.PROTOCOL}", update))
     return found

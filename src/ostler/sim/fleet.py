@@ -14,6 +14,7 @@ from ostler.model.capabilities import Capabilities, Cpu
 from ostler.model.errors import InvalidSpec, NoCapacity, OstlerError, Problem, Rejected, Unavailable
 from ostler.model.job import TERMINAL, JobState
 from ostler.model.sandbox import SandboxAbilities
+from ostler.model.words import many
 from ostler.protocol import codec, routes
 from ostler.protocol import messages as m
 from ostler.protocol.client import AsyncClient
@@ -97,9 +98,9 @@ class SimFleet:
             self._check_welcome()
             if time.monotonic() - told_at >= TELL_S:
                 told_at = time.monotonic()
-                self._tell(f"{there} of {len(self._nodes)} nodes are there")
+                self._tell(f"{there} of {many(len(self._nodes), 'node')} there")
             await asyncio.sleep(TICK_S)
-        self._tell(f"{len(self._nodes)} nodes are there after {time.monotonic() - began:.1f} s, in the pool {self.name}")
+        self._tell(f"{many(len(self._nodes), 'node')} there after {time.monotonic() - began:.1f} s, in the pool {self.name}")
 
     def _check_welcome(self) -> None:
         if self._figures.troubles["register: no_capacity"] > self._plan.nodes:

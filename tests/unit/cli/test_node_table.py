@@ -22,3 +22,6 @@ def test_that_several_releases_are_in_force_is_said(capsys):
     assert "1.0.0-bb" in said.out
     node_table.show([node("a"), node("b")], "1.0.0")
     assert "in force" not in capsys.readouterr().err
+    for lost, said in ((1, "1 of 1 node is not well"), (2, "2 of 2 nodes are not well")):
+        node_table.show([node(str(number), state=NodeState.LOST) for number in range(lost)], "1.0.0")
+        assert said in capsys.readouterr().err

@@ -58,7 +58,8 @@ async def on_each(
 
 def why(error: OstlerError) -> str:
     """One line of an error, with what to do."""
-    said = error.message if error.hint is None else f"{error.message} ({error.hint})"
+    message = "; ".join(line.strip().removeprefix("hint: ") for line in error.message.splitlines() if line.strip())
+    said = message if error.hint is None else f"{message} ({error.hint})"
     return f"unreachable: {said}" if isinstance(error, MachineUnreachable) else said
 
 

@@ -21,6 +21,7 @@ from ostler.cli.fleet.options import (
 )
 from ostler.cli.options import JsonOption, seconds
 from ostler.model.errors import MachineUnreachable, OstlerError
+from ostler.model.words import many
 
 lock = typer.Typer(help="Look at hosts' deploy locks, and break one whose owner is gone.", no_args_is_help=True)
 
@@ -58,7 +59,7 @@ def run(  # noqa: PLR0917 - the options of a command
         for name, one in hosts.items():
             output.say(f"{name}: {output.clean(step.shown(one.user or ''))}")
         return
-    _agree(f"Execute this on {len(hosts)} hosts?", len(hosts) > 1 and not yes)
+    _agree(f"Execute this on {many(len(hosts), 'host')}?", len(hosts) > 1 and not yes)
 
     async def act(lines: Any, one: Any) -> Any:
         return await lines.run(one, step)
@@ -153,10 +154,10 @@ def trust(  # noqa: PLR0917 - the options of a command
         rows.append((name, f"{key.get_algorithm()} {key.get_fingerprint()}", word))
     output.table(output.columns("HOST|KEY?|IS+"), rows, empty="no hosts")
     if fresh:
-        _agree(f"Believe {len(fresh)} new keys?", not yes)
+        _agree(f"Believe {many(len(fresh), 'new key')}?", not yes)
         for name, key in fresh.items():
             believed.keep(hosts[name].address, hosts[name].port, key)
-        output.say(f"{len(fresh)} keys were added to {believed.files[0]}")
+        output.say(f"{many(len(fresh), 'key')} {'was' if len(fresh) == 1 else 'were'} added to {believed.files[0]}")
     raise exits.Exit(exits.FAILED if bad else exits.GOOD)
 
 

@@ -19,6 +19,7 @@ from ostler.cli.fleet.options import (
 )
 from ostler.cli.options import JsonOption, seconds
 from ostler.model.errors import OstlerError
+from ostler.model.words import many
 
 
 def rotate_credentials(  # noqa: PLR0917 - the options of a command
@@ -45,6 +46,7 @@ def rotate_credentials(  # noqa: PLR0917 - the options of a command
 
     Exit code 0: all nodes have new keys; 1: some have not; 2: wrong usage.
     """
+    from ostler.fleet.again import line
     from ostler.fleet.host_steps import HostSteps, answer
 
     hosts = asking.chosen(
@@ -59,7 +61,7 @@ def rotate_credentials(  # noqa: PLR0917 - the options of a command
         for one in hosts.values():
             asking.show_steps(one, [step])
         return
-    asking.agree(f"Give {len(hosts)} nodes new keys ({', '.join(hosts)})?", bool(hosts) and not yes)
+    asking.agree(f"Give {many(len(hosts), 'node')} new keys ({', '.join(hosts)})?", bool(hosts) and not yes)
 
     async def act(lines: Any, one: Any) -> Any:
         return answer(await lines.run(one, step))
@@ -79,6 +81,9 @@ def rotate_credentials(  # noqa: PLR0917 - the options of a command
                     output.clean(f"{name}: node {said['node_id']} has the key {said['key_id']}, no longer {said['previous']}")
                 )
         if failed:
-            again = " ".join(f"--host {name}" for name in failed)
-            output.note(f"{len(failed)} of {len(answers)} failed; again: ostler fleet rotate-credentials {again}")
+            given = {
+                "--inventory": inventory, "--dest": dest, "--accessories": accessories, "--ssh-config": ssh_config,
+                "--known-hosts": known_hosts, "--accept-new": accept_new,
+            }  # fmt: skip
+            output.note(f"{len(failed)} of {len(answers)} failed; again: {line('rotate-credentials', given, failed)}")
     raise exits.Exit(exits.FAILED if failed else exits.GOOD)

@@ -20,6 +20,7 @@ from ostler.cli.fleet.options import (
 )
 from ostler.cli.options import JsonOption
 from ostler.model.errors import Conflict, OstlerError
+from ostler.model.words import many
 
 CONNECT_S = 3.0
 
@@ -83,7 +84,7 @@ def firewall(  # noqa: PLR0917 - the options of a command
             _show(one, step, door, allow or [])
     else:
         what = "Take the rules for the health port away from" if remove else "Guard the health port of"
-        asking.agree(f"{what} {len(ready)} hosts ({', '.join(ready)})?", bool(ready) and not yes)
+        asking.agree(f"{what} {many(len(ready), 'host')} ({', '.join(ready)})?", bool(ready) and not yes)
     done = {} if dry_run else asyncio.run(asking.on_each(ready, act, accept_new=accept_new, known_hosts=known_hosts))
     answers = {name: done.get(name, planned[name]) for name in hosts}
     failed = {name: asking.why(one) for name, one in answers.items() if isinstance(one, OstlerError)}

@@ -2,7 +2,9 @@
 
 import asyncio
 import os
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +24,7 @@ from ostler.cli.fleet.options import (
 )
 from ostler.cli.options import JsonOption
 from ostler.model.errors import Conflict, OstlerError
+from ostler.model.words import many
 
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Look, print what would be executed, change nothing.")]
@@ -67,6 +70,7 @@ def install(  # noqa: PLR0917 - the options of a command
     from ostler.assembly import installing as bring
     from ostler.assembly.endpoint import find_endpoint
     from ostler.assembly.releases import release_places
+    from ostler.fleet.again import line
     from ostler.fleet.installing import Installation
     from ostler.fleet.releases.store import ReleaseStore
 
@@ -99,7 +103,7 @@ def install(  # noqa: PLR0917 - the options of a command
     wrong = {name: why for name, why in wrong.items() if why is not None}
     ready = {name: one for name, one in hosts.items() if name not in wrong}
     if not as_json:
-        output.say(f"release {chosen.release} onto {len(hosts)} hosts, for the coordinator at {address}")
+        output.say(f"release {chosen.release} onto {many(len(hosts), 'host')}, for the coordinator at {address}")
         for name, one in left_alone.items():
             output.say(f"{name}: paused: {output.clean(str(one.paused))}")
         for name in ready:
@@ -110,9 +114,13 @@ def install(  # noqa: PLR0917 - the options of a command
         for name, one in ready.items():
             asking.show_steps(one, asyncio.run(installation(None, one).steps(looked[name], token=_placeholder)))
         raise exits.Exit(exits.FAILED if wrong else exits.GOOD)
-    asking.agree(f"Install on {len(ready)} hosts?", bool(ready) and not yes)
+    asking.agree(f"Install on {many(len(ready), 'host')}?", bool(ready) and not yes)
     answers = asyncio.run(asking.on_each(ready, act, accept_new=accept_new, known_hosts=known_hosts))
-    _summarise(answers, wrong, done="is a node", again="ostler fleet install", as_json=as_json)
+    given = {
+        "--inventory": inventory, "--dest": dest, "--accessories": accessories, "--ssh-config": ssh_config, "--known-hosts": known_hosts,
+        "--accept-new": accept_new, "--store": store, "--coordinator": coordinator, "--release": release, "--allowlist": allowlist,
+    }  # fmt: skip
+    _summarise(answers, wrong, done="is a node", again=partial(line, "install", given), as_json=as_json)
 
 
 def uninstall(  # noqa: PLR0917 - the options of a command
@@ -141,6 +149,7 @@ def uninstall(  # noqa: PLR0917 - the options of a command
     from ostler.assembly import installing as bring
     from ostler.assembly.endpoint import look_for_endpoint
     from ostler.fleet import installing
+    from ostler.fleet.again import line
     from ostler.fleet.host_steps import HostSteps
 
     hosts = asking.chosen(
@@ -155,7 +164,7 @@ def uninstall(  # noqa: PLR0917 - the options of a command
             if endpoint is not None:
                 output.say(f"  retire the node: POST {endpoint.url}/api/v1/nodes/{one.name}/retire")
         return
-    asking.agree(f"Uninstall Ostler from {len(hosts)} hosts ({', '.join(hosts)})?", not yes)
+    asking.agree(f"Uninstall Ostler from {many(len(hosts), 'host')} ({', '.join(hosts)})?", not yes)
 
     async def act(lines: Any, one: Any) -> Any:
         done = await installing.uninstall(lambda step: lines.run(one, step), keep_state=keep_state, end_jobs=end_jobs)
@@ -167,7 +176,11 @@ def uninstall(  # noqa: PLR0917 - the options of a command
             raise Conflict(why, hint=f"later: ostler node retire {node_id}") from exc
 
     answers = asyncio.run(asking.on_each(hosts, act, accept_new=accept_new, known_hosts=known_hosts))
-    _summarise(answers, {}, done="has no Ostler any more", again="ostler fleet uninstall", as_json=as_json)
+    given = {
+        "--inventory": inventory, "--dest": dest, "--accessories": accessories, "--ssh-config": ssh_config, "--known-hosts": known_hosts,
+        "--accept-new": accept_new, "--keep-state": keep_state, "--keep-node": keep_node, "--end-jobs": end_jobs,
+    }  # fmt: skip
+    _summarise(answers, {}, done="has no Ostler any more", again=partial(line, "uninstall", given), as_json=as_json)
 
 
 async def _placeholder() -> str:
@@ -181,7 +194,9 @@ def _needs(looked: Any) -> str:
     return f"{looked.facts.os}, {looked.facts.abi}-{looked.facts.arch}: {', '.join(parts)}"
 
 
-def _summarise(answers: dict[str, Any], wrong: dict[str, str], *, done: str, again: str, as_json: bool) -> None:
+def _summarise(
+    answers: dict[str, Any], wrong: dict[str, str], *, done: str, again: Callable[[list[str]], str], as_json: bool
+) -> None:
     failed = dict(wrong)
     for name, answer in answers.items():
         if isinstance(answer, OstlerError):
@@ -204,6 +219,7 @@ def _summarise(answers: dict[str, Any], wrong: dict[str, str], *, done: str, aga
             for warning in answer.get("warnings") or ():
                 output.note(output.clean(f"{name}: warning: {warning}"))
         if failed:
-            output.note(f"{len(failed)} of {len(failed) + len(answers) - len(set(answers) & set(failed))} hosts failed; again: "
-                        f"{again} {' '.join(f'--host {name}' for name in failed)}")  # fmt: skip
+            output.note(
+                f"{len(failed)} of {many(len(failed.keys() | answers.keys()), 'host')} failed; again: {again(list(failed))}"
+            )
     raise exits.Exit(exits.FAILED if failed else exits.GOOD)

@@ -54,7 +54,16 @@ def status(  # noqa: PLR0917 - the options of a command
         inventories=inventory, destination=dest, accessories=accessories, groups=group, hosts=host, ssh_config=ssh_config
     )
     wanted = _release(release, store)
-    found = asyncio.run(_look(hosts, wanted, {} if keep_config else _own(hosts, coordinator), accept_new, known_hosts))
+    given = {
+        "--inventory": inventory, "--dest": dest, "--accessories": accessories, "--ssh-config": ssh_config, "--known-hosts": known_hosts,
+        "--accept-new": accept_new, "--store": store, "--coordinator": coordinator, "--release": release, "--keep-config": keep_config,
+    }  # fmt: skip
+    own = {} if keep_config else _own(hosts, coordinator)
+
+    async def look(lines: Any, one: Any) -> Any:
+        return await _look(lines, one, wanted, own.get(one.name), given)
+
+    found = asyncio.run(asking.on_each(hosts, look, accept_new=accept_new, known_hosts=known_hosts))
     if as_json:
         output.print_json({"release": wanted, "hosts": {name: _plain(one) for name, one in found.items()}})
     else:
@@ -63,22 +72,15 @@ def status(  # noqa: PLR0917 - the options of a command
     raise exits.Exit(exits.FAILED if any(isinstance(one, OstlerError) or one[1] for one in found.values()) else exits.GOOD)
 
 
-async def _look(
-    hosts: dict[str, Any], release: str | None, own: dict[str, Any], accept_new: bool, known_hosts: Path | None
-) -> dict[str, Any]:
+async def _look(lines: Any, host: Any, release: str | None, own: Any, given: dict[str, Any]) -> Any:
     from ostler.assembly.rollouts import services
     from ostler.fleet.host_steps import HostSteps, read_facts
     from ostler.fleet.status import appraise
 
-    steps = HostSteps()
-
-    async def look(lines: Any, host: Any) -> Any:
-        asked_at = datetime.now(UTC)
-        facts = read_facts(await lines.run(host, steps.facts(services(host), with_config=host.name in own)))
-        mine = own.get(host.name)
-        return facts, appraise(host.name, facts, release=release, own=mine, asked_at=asked_at, answered_at=datetime.now(UTC))
-
-    return await asking.on_each(hosts, look, accept_new=accept_new, known_hosts=known_hosts)
+    asked_at = datetime.now(UTC)
+    facts = read_facts(await lines.run(host, HostSteps().facts(services(host), with_config=own is not None)))
+    now = datetime.now(UTC)
+    return facts, appraise(host.name, facts, release=release, own=own, given=given, asked_at=asked_at, answered_at=now)
 
 
 def _own(hosts: dict[str, Any], coordinator: str | None) -> dict[str, Any]:

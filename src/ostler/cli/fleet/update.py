@@ -30,6 +30,7 @@ from ostler.cli.fleet.options import (
 )
 from ostler.cli.options import JsonOption, seconds
 from ostler.model.errors import Conflict, NotFound
+from ostler.model.words import many
 
 _GO_ON = "`ostler fleet update --resume` goes on"
 
@@ -118,8 +119,8 @@ async def _update(asked: SimpleNamespace) -> int:
                 hint="name the inventory of then: -i FILE",
             )
         asked.release = plan.release
-    elif (interrupted := unfinished(rollouts.journals())) is not None and not asked.dry_run:
-        output.note(f"note: rollout {interrupted} was interrupted; {_GO_ON}")
+    elif not asked.dry_run:
+        _tell_of_another(rollouts.journals())
     own = _own(asked, hosts)
     release = ReleaseStore(release_places(os.environ, store=asked.store).store).find(asked.release)
     if journal is None:
@@ -139,7 +140,7 @@ async def _update(asked: SimpleNamespace) -> int:
             ]
             await rollout.look(left)
             if not asked.as_json:
-                output.say(f"release {release.release} onto {len(plan.hosts)} hosts (rollout {plan.rollout_id})")
+                output.say(f"release {release.release} onto {many(len(plan.hosts), 'host')} (rollout {plan.rollout_id})")
                 view.show_plan(plan, rollout.looked)
             if asked.dry_run:
                 _show_steps(rollout)
@@ -168,6 +169,17 @@ def _saying_how_to_go_on() -> Iterator[None]:
     except asyncio.CancelledError:
         output.note(f"interrupted: hosts that were under way are locked, and judge what they have by themselves; {_GO_ON}")
         raise
+
+
+def _tell_of_another(journals: Path) -> None:
+    """A rollout that has not come to its end, whoever has it."""
+    from ostler.fleet.rollout.journal import under_way, unfinished
+
+    other = unfinished(journals)
+    if other is not None and under_way(journals, other):
+        output.note(f"note: another process carries out the rollout {other}")
+    elif other is not None:
+        output.note(f"note: rollout {other} was interrupted; {_GO_ON}")
 
 
 def _own(asked: SimpleNamespace, hosts: Mapping[str, Any]) -> dict[str, Any]:
@@ -208,7 +220,7 @@ def _agree(asked: SimpleNamespace, rollout: Any) -> None:
         return
     if not sys.stdin.isatty():
         raise typer.BadParameter("there is nobody to ask; say --yes, or --dry-run to look", param_hint="'--yes'")
-    if not typer.confirm(f"Update {len(changes)} hosts?", err=True):
+    if not typer.confirm(f"Update {many(len(changes), 'host')}?", err=True):
         raise Conflict("nothing was changed")
 
 
@@ -231,17 +243,11 @@ def _short(command: str) -> str:
 
 def _retry(asked: SimpleNamespace, hosts: list[str]) -> list[str]:
     """The command for the hosts that are left, to be pasted."""
-    command = ["ostler", "fleet", "update"]
-    for inventory in asked.inventory:
-        command += ["-i", inventory]
-    for option, value in (
-        ("--dest", asked.dest),
-        ("--ssh-config", asked.ssh_config),
-        ("--known-hosts", asked.known_hosts),
-        ("--coordinator", asked.address),
-    ):
-        command += [option, str(value)] if value is not None else []
-    command += ["--release", asked.release] if asked.release else []
-    command += ["--keep-config"] if asked.keep_config else []
-    command += ["--no-coordinator"] if not asked.coordinator else []
-    return [*command, "--host", ",".join(hosts)]
+    from ostler.fleet.again import words
+
+    given = {
+        "--inventory": asked.inventory, "--dest": asked.dest, "--accessories": asked.accessories, "--ssh-config": asked.ssh_config,
+        "--known-hosts": asked.known_hosts, "--accept-new": asked.accept_new, "--store": asked.store, "--coordinator": asked.address,
+        "--release": asked.release, "--keep-config": asked.keep_config, "--no-coordinator": not asked.coordinator,
+    }  # fmt: skip
+    return words("update", given, hosts)

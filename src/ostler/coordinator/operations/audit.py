@@ -9,6 +9,7 @@ from ostler.coordinator.operations.views import check_limit, read_cursor, write_
 from ostler.coordinator.store.beside import beside_if, beside_others, runs_beside
 from ostler.coordinator.store.times import when
 from ostler.coordinator.store.tx import Row, Tx
+from ostler.model.words import many
 from ostler.protocol import audit
 from ostler.protocol import messages as m
 
@@ -77,7 +78,7 @@ def detail_of(value: Any) -> str | None:
         case m.ReleaseView(digest=digest, signed_by=signed_by):
             return f"digest {digest}, signed by {', '.join(signed_by)}"
         case m.RolloutView(release=release, state=state, counts=counts):
-            return f"{release} onto {sum(counts.values())} nodes, {state}"
+            return f"{release} onto {many(sum(counts.values()), 'node')}, {state}"
         case Standing(quota=quota):
             return "no quota" if quota is None else quota.text()
         case m.RetentionPass(removed=removed):

@@ -18,6 +18,7 @@ from ostler.model.rollout import state as states
 from ostler.model.rollout.observe import Moves, Report, Seen, Trial, look
 from ostler.model.rollout.progress import FAILURES, IN_FLIGHT, Phase
 from ostler.model.rollout.state import RolloutEvent, RolloutState
+from ostler.model.words import many
 from ostler.protocol.codec import decode, encode
 from ostler.protocol.messages import Directive, DirectiveKind, WantedUpdate
 
@@ -122,7 +123,7 @@ def drive(tx: Tx, rollout_id: str, waited: Waited) -> Moves:
     if moves.over and one.state not in states.TERMINAL:
         left = [host.host for host in moves.progress.values() if host.phase in FAILURES or host.phase is Phase.HELD]
         event = RolloutEvent.FAIL if left else RolloutEvent.FINISH
-        why = moves.halted or (f"{len(left)} of {len(moves.progress)} nodes are not where they should be" if left else None)
+        why = moves.halted or (f"{len(left)} of {many(len(moves.progress), 'node')} not where they should be" if left else None)
         rollouts.set_state(tx, rollout_id, states.advance(rollout_id, one.state, event), why)
     return moves
 

@@ -7,6 +7,7 @@ from ostler.coordinator.placement.choose import Room
 from ostler.coordinator.placement.shape import Shape
 from ostler.model.node import NodeState
 from ostler.model.resources import Offer, pool_of, unmet
+from ostler.model.words import many
 from ostler.protocol.messages import Blocker
 
 MAX_EXAMPLES = 3
@@ -87,11 +88,11 @@ def explain(shape: Shape, nodes: Sequence[Standing], *, ahead: int, ahead_capped
     elif not fitting:
         summary = _nobody_fits(shape, len(nodes), failed)
     elif not ready:
-        summary = f"{_nodes(len(fitting))} could run it, but {_whereabouts(fitting)}"
+        summary = f"{many(len(fitting), 'node')} could run it, but {_whereabouts(fitting)}"
     elif not free:
-        summary = f"{_nodes(len(ready))} could run it and {_be(len(ready))} busy; {before}"
+        summary = f"{many(len(ready), 'node')} could run it and {_be(len(ready))} busy; {before}"
     elif ahead or others:
-        summary = f"{before}; {_nodes(len(free))} with room could run it"
+        summary = f"{before}; {many(len(free), 'node')} with room could run it"
     else:
         summary = f"it is next: {free[0].offer.node_id} can run it and gets it with its next pull"
     return Reasons(summary=summary, total=len(nodes), fitting=len(fitting), free=len(free), blockers=blockers)
@@ -100,7 +101,10 @@ def explain(shape: Shape, nodes: Sequence[Standing], *, ahead: int, ahead_capped
 def _nobody_fits(shape: Shape, total: int, failed: dict[str, list[str]]) -> str:
     everywhere = [name for name, reasons in failed.items() if len(reasons) == total]
     if everywhere:
-        parts = [f"{_lacking(name, shape)}: {total} of {total} nodes fail `{name}`" for name in everywhere]
+        parts = [
+            f"{_lacking(name, shape)}: {total} of {many(total, 'node')} {'fails' if total == 1 else 'fail'} `{name}`"
+            for name in everywhere
+        ]
         return "; ".join(parts)
     counts = ", ".join(f"`{name}` fails on {len(reasons)} of {total}" for name, reasons in sorted(failed.items()))
     return f"no node meets all requirements together: {counts}"
@@ -150,10 +154,6 @@ def _ahead(count: int, capped: bool, others: int) -> str:
     ahead = f"{more}{count} job{'s' if count > 1 else ''}{whose} {_be(count)} ahead" if count else f"no job{whose} is ahead"
     share = f"; {others} other submitter{'s share' if others > 1 else ' shares'} the nodes" if others else ""
     return ahead + share
-
-
-def _nodes(count: int) -> str:
-    return f"{count} node{'s' if count > 1 else ''}"
 
 
 def _be(count: int) -> str:

@@ -104,6 +104,15 @@ def unfinished(folder: Path) -> str | None:
     return None
 
 
+def under_way(folder: Path, rollout_id: str) -> bool:
+    """Whether a living process has its journal."""
+    try:
+        Journal._open(folder / f"{rollout_id}.jsonl", 0).close()
+    except Conflict:
+        return True
+    return False
+
+
 def is_over(folder: Path, rollout_id: str) -> bool:
     """Whether this is a rollout of this machine whose hosts have all come to an end."""
     try:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import shlex
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
@@ -107,7 +108,7 @@ async def _connect(
     except (TimeoutError, asyncssh.TimeoutError):
         raise MachineUnreachable(f"no SSH at {hop.address}:{hop.port} within {seconds:g} s") from None
     except asyncssh.HostKeyNotVerifiable as exc:
-        raise MachineUnreachable(await _about_key(hop, trust, tunnel), hint=f"ostler fleet trust {hop.address}") from exc
+        raise MachineUnreachable(await _about_key(hop, trust, tunnel), hint=_to_trust(hop)) from exc
     except asyncssh.PermissionDenied as exc:
         raise MachineUnreachable(
             f"{hop.address} does not let {user} in: {exc.reason}",
@@ -119,6 +120,13 @@ async def _connect(
         ) from exc
     except (OSError, asyncssh.Error) as exc:
         raise MachineUnreachable(f"cannot connect to {hop.address}:{hop.port}: {_words(exc)}") from exc
+
+
+def _to_trust(hop: Host | Jump) -> str:
+    """What to type for a host of an inventory, or for one on the way that is in none."""
+    if isinstance(hop, Host):
+        return f"ostler fleet trust --host {shlex.quote(hop.name)}"
+    return f"ostler fleet trust -i {shlex.quote(f'{hop},')}"
 
 
 async def _about_key(hop: Host | Jump, trust: Trust, tunnel: asyncssh.SSHClientConnection | None) -> str:

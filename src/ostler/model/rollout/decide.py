@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from ostler.model.rollout.plan import Plan
 from ostler.model.rollout.progress import FAILURES, IN_FLIGHT, TERMINAL, Event, Phase, Progress
+from ostler.model.words import many
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ def _halted(plan: Plan, hosts: list[Progress]) -> str | None:
     if spoiled:
         return f"canary {', '.join(spoiled)} failed"
     if len(failed) > plan.budget:
-        return f"{len(failed)} of {len(hosts)} hosts failed, --max-failures is {plan.max_failures}"
+        return f"{len(failed)} of {many(len(hosts), 'host')} failed, --max-failures is {plan.max_failures}"
     return None
 
 

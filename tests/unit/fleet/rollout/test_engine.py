@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ostler.fleet.rollout.engine import Engine, Result
-from ostler.fleet.rollout.journal import Happened, Journal, is_over, rollouts, unfinished
+from ostler.fleet.rollout.journal import Happened, Journal, is_over, rollouts, under_way, unfinished
 from ostler.model.errors import Conflict, InvalidSpec, NotFound
 from ostler.model.rollout.plan import Plan, Share
 from ostler.model.rollout.progress import Event, Phase, Progress
@@ -129,7 +129,10 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     journal = Journal.create(tmp_path, PLAN, extra={})
     with pytest.raises(Conflict, match="another process carries out"):
         Journal.resume(tmp_path, "r1")
+    assert under_way(tmp_path, "r1")
     journal.close()
+    assert not under_way(tmp_path, "r1")
+    Journal.resume(tmp_path, "r1")[0].close()  # looking has kept nothing
 
 
 def test_what_cannot_be_resumed(tmp_path: Path) -> None:
