@@ -327,6 +327,22 @@ async def test_an_outdated_node_idles_and_keeps_its_jobs(rig, coordinator):
     assert rig.runner.killed == []
 
 
+async def test_a_node_whose_key_is_refused_is_not_well_until_it_is_taken(rig, coordinator):
+    await until(lambda: rig.daemon.session.is_open, "a session")
+    detail = "no node 'n1' is enrolled with this key"
+    body = json.dumps({"title": "x", "status": 401, "code": "unauthenticated", "detail": detail})
+    for route in ("/nodes/register", "/nodes/heartbeat", "/jobs/pull"):
+        coordinator.refuse[route] = [(401, body.encode())] * 1000
+    await until(lambda: rig.daemon.session.unknown, "it knows")
+    well, said = rig.daemon.health.report()
+    assert (well, said["status"], said["enrolled"]) == (False, "unhealthy", False)
+    assert said["problems"][0] == f"not enrolled: the coordinator refuses this node's key ({detail})"
+    coordinator.refuse.clear()
+    rig.daemon.registrar.wake()
+    await until(lambda: rig.daemon.session.is_open, "a session again")
+    assert rig.daemon.health.report()[1]["enrolled"] is True
+
+
 async def test_a_retired_node_says_so_lets_go_of_everything_and_idles(rig, coordinator):
     coordinator.offer("j1", command="wait")
     await until(lambda: rig.runner.started, "it runs")

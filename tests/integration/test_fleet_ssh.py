@@ -246,6 +246,32 @@ def test_root_needs_no_sudo(user, begins):
     assert step("/usr/bin/id", sudo=False).command(user) == "/usr/bin/id"
 
 
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("sudo: nosuch: command not found", "^nosuch: not found on h$"),
+        ("sudo: a password is required", "^deploy cannot use sudo there: it asks for a password"),
+        ("sudo: a terminal is required to read the password", "^deploy cannot use sudo there"),
+        ("deploy is not in the sudoers file.", "^deploy cannot use sudo there"),
+        ("Sorry, user deploy is not allowed to execute '/bin/x' as root on h.", "^deploy cannot use sudo there"),
+        ("sudo: something else that a program wrote", None),
+        ("x: a password is required", None),
+    ],
+)
+async def test_only_a_refusal_of_sudo_is_told_as_one(sshd, tmp_path, monkeypatch, said, words):
+    believe(sshd)
+    sudo = tmp_path / "sudo"  # so that the host's answer is known
+    sudo.write_text(f'#!/bin/sh\necho "{said}" >&2\nexit 1\n')
+    sudo.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    async with connected(sshd.host(user="deploy"), sshd.trust, local_user="x") as line:
+        if words is None:
+            assert (await line.run(step("nosuch", codes=(0, 1)))).code == 1
+        else:
+            with pytest.raises(StepFailed, match=words):
+                await line.run(step("nosuch", codes=(0, 1)))
+
+
 def test_what_a_person_is_shown_of_a_step():
     assert step("a", "b c", stdin=b"x").shown("root") == "a 'b c' < (1 bytes, sha256 2d711642b726b044…)"
     assert step("a", stdin=b"x", secret=True).shown("root") == "a < (1 bytes, not shown)"

@@ -7,7 +7,7 @@ from typing import Any
 
 from ostler.fleet.again import line as again
 from ostler.fleet.node_config import Own
-from ostler.fleet.rollout.preflight import LOCK_STALE, NODE_UNIT, SKEW, Facts, edited, not_running, skew, unlinked
+from ostler.fleet.rollout.preflight import LOCK_STALE, NODE_UNIT, NOT_ENROLLED, SKEW, Facts, edited, not_running, skew, unlinked
 from ostler.protocol import messages as m
 
 
@@ -40,8 +40,12 @@ def appraise(
     if release is not None and facts.current != release:
         found.append(Finding(f"release {facts.current}, not {release}", update))
     found += [Finding(line, update) for line in (*edited(facts, own), *unlinked(facts))]
-    found += [Finding(line, f"{run} systemctl restart {NODE_UNIT}") for line in not_running(facts)]
-    found += _health(facts, logs=again("logs", given, [host]), update=update)
+    install = again("install", given, [host])
+    if facts.unfinished:
+        found.append(Finding("its installation was not finished", install))
+    start = install if facts.unfinished else f"{run} systemctl restart {NODE_UNIT}"
+    found += [Finding(line, start) for line in not_running(facts)]
+    found += _health(facts, logs=again("logs", given, [host]), update=update, install=install)
     found += [Finding(warning, f"put the program there, then: {update}") for warning in facts.warnings]
     wrong = skew(facts, asked_at, answered_at)
     if abs(wrong) > SKEW:
@@ -57,12 +61,16 @@ def appraise(
     return found
 
 
-def _health(facts: Facts, *, logs: str, update: str) -> list[Finding]:
+def _health(facts: Facts, *, logs: str, update: str, install: str) -> list[Finding]:
     """What the daemon says of itself."""
     if facts.health is None:
         return [Finding("the daemon does not answer", logs)] if facts.units[NODE_UNIT].state == "active" else []
     protocol = facts.health.get("protocol")
-    found = [Finding(str(problem), logs) for problem in facts.health.get("problems", ())]
+    unknown = facts.health.get("enrolled") is False
+    found = [
+        Finding(str(problem), install if unknown and str(problem).startswith(NOT_ENROLLED) else logs)
+        for problem in facts.health.get("problems", ())
+    ]
     if isinstance(protocol, int) and not m.PROTOCOL_MIN <= protocol <= m.PROTOCOL:
         found.append(Finding(f"it speaks protocol {protocol}, current are {m.PROTOCOL_MIN} to {m.PROTOCOL}", update))
     return found

@@ -107,6 +107,7 @@ class Health:
             "release": self._release,
             "protocol": m.PROTOCOL,
             "outside_window": self._session.outside,
+            "enrolled": not self._session.unknown,
             "node_id": self._identity.node_id,
             "machine_id": self._machine_id(),
             "active_vps": 0,

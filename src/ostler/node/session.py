@@ -94,6 +94,7 @@ class Session:
         self.contact_at: float | None = None
         self.barred: str | None = None  # why this coordinator wants no session with this node as it is
         self.outside = False  # it is that they have no protocol in common
+        self.unknown = False  # it is that the coordinator does not know this node by its key
         self.wake_registrar: Callable[[], None] = lambda: None
         self._describe = describe
         self._on_open = on_open
@@ -197,7 +198,7 @@ class Session:
         if self.barred != message:
             self._logger.error(exc.code, extra={"attrs": {"message": message}})
         self.barred = message
-        self.outside = isinstance(exc, UpgradeRequired)
+        self.outside, self.unknown = isinstance(exc, UpgradeRequired), False
         self._opened.clear()
         if isinstance(exc, NodeRetired):
             self._on_retired(exc.message)
@@ -216,6 +217,11 @@ class Session:
             self._heard()
             self._settle_for_source()
             return
+        except (Unauthenticated, AlreadyExists) as exc:
+            self._heard()
+            self.barred = f"not enrolled: the coordinator refuses this node's key ({exc.message})"
+            self.outside, self.unknown = False, True
+            raise
         except Rejected:
             self._heard()
             raise
@@ -306,7 +312,7 @@ class Session:
             )
         self.dialect = Dialect.OSTLER
         self.barred = None
-        self.outside = False
+        self.outside = self.unknown = False
         self.terms = Terms(
             heartbeat_s=answer.heartbeat_s,
             lease_s=answer.lease_s,
@@ -332,6 +338,8 @@ class Session:
         if self.dialect is not Dialect.SOURCE:
             self._logger.warning("plain_coordinator", extra={"attrs": {"coordinator": self.address.base_url, "signed": False}})
         self.dialect = Dialect.SOURCE
+        self.barred = None
+        self.outside = self.unknown = False
         self._token = self.address.auth_token
         self._opened.set()
 

@@ -80,6 +80,8 @@ def test_only_what_a_host_lacks_is_brought() -> None:
     there = replace_facts({"releases": ("r1",), "current": "r1", "health": {"last_contact_s": 1.0}, "disk_free_mb": 1})
     assert look_at(there, WANTED) == Looked(facts=there, upload=False, enrol=False)
     assert look_at(FACTS, WANTED) == Looked(facts=FACTS)
+    refused = replace_facts({"health": {"last_contact_s": 1.0, "enrolled": False}})  # it has a key, and contact
+    assert look_at(refused, WANTED).enrol
     assert "needs a join token" in (look_at(FACTS, replace(WANTED, token=None)).refusal or "")
 
 

@@ -47,6 +47,7 @@ def gather(places: Places, wanted: tuple[binaries.Binary, ...] = (), *, with_con
         "update": read_json(places.update),
         "last": read_json(places.last),
         "links": {one.expected: found.link_to for one, found in programs if found.link_to},
+        "unfinished": places.start_due.exists(),
         "warnings": [found.warning for _, found in programs if found.warning],
     }
 

@@ -111,6 +111,11 @@ class Places:
         return self.updates / "release-keys.json"
 
     @property
+    def start_due(self) -> Path:
+        """There while a host is made a node, and afterwards where that was cut off."""
+        return self.updates / "start.due"
+
+    @property
     def lock(self) -> Path:
         """Who deploys."""
         return self.updates / "lock.json"

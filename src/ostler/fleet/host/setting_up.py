@@ -44,7 +44,7 @@ def set_up(places: Places, release: str, told: Told, *, wait_s: float) -> dict[s
     with alone(places):
         home = _check(places, release, told)
         traces = Traces(places)
-        due = places.updates / "start.due"  # one that was cut off may have changed what the daemon has not read
+        due = places.start_due  # one that was cut off may have changed what the daemon has not read
         cut_off = due.exists()
         due.touch()
         changed = [f"user {accounts.NAME}"] if accounts.make(places) else []
@@ -174,21 +174,28 @@ def _apply(places: Places, traces: Traces, release: str, told: Told) -> tuple[bo
 
 
 def _enrol(places: Places, home: Path, token: str | None) -> bool:
-    """Join with the token, as the node's own user; not where the daemon is in contact already."""
-    if token is None or (places.key.exists() and _in_contact(daemon.ask(places.door, "GET", "/healthz"))):
+    """Join with the token; not where the coordinator knows the node's key already. A key file alone says nothing."""
+    if token is None:
         return False
-    uid, gid = accounts.identity() or (0, 0)
     try:
-        done = subprocess.run(
-            [str(home / "bin/ostler"), "node", "enrol", "--config", str(places.config)], input=f"{token}\n", text=True,
-            errors="replace", capture_output=True, check=False, timeout=ENROL_S, user=uid, group=gid, extra_groups=[], umask=0o077,
-            cwd="/", env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/nonexistent"},
-        )  # fmt: skip
+        if places.key.exists() and _as_node(places, home, "reach").returncode == 0:
+            return False
+        done = _as_node(places, home, "enrol", said=f"{token}\n")
     except (OSError, subprocess.TimeoutExpired) as exc:
         raise Refused("unit", f"the node was not enrolled: {exc}") from None
     if done.returncode:
         raise Refused("unit", f"the node was not enrolled: {done.stderr.strip()[-_SAID:]}")
     return True
+
+
+def _as_node(places: Places, home: Path, verb: str, *, said: str = "") -> subprocess.CompletedProcess[str]:
+    """`ostler node VERB` of a release, as the node's own user. Raises OSError, TimeoutExpired."""
+    uid, gid = accounts.identity() or (0, 0)
+    return subprocess.run(
+        [str(home / "bin/ostler"), "node", verb, "--config", str(places.config)], input=said, text=True,
+        errors="replace", capture_output=True, check=False, timeout=ENROL_S, user=uid, group=gid, extra_groups=[], umask=0o077,
+        cwd="/", env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/nonexistent"},
+    )  # fmt: skip
 
 
 def _start(places: Places, traces: Traces, *, anew: bool) -> None:
@@ -260,6 +267,8 @@ def _await_health(places: Places, wait_s: float) -> dict[str, Any]:
 
 def _in_contact(health: dict[str, Any] | None) -> bool:
     contact = (health or {}).get("last_contact_s")
+    if (health or {}).get("enrolled") is False:
+        return False
     return isinstance(contact, int | float) and contact <= CONTACT_S
 
 

@@ -13,6 +13,7 @@ NODE_UNIT = "ostler-node.service"
 KEEPER_UNIT = "ostler-keeper.service"
 SKEW = timedelta(seconds=30)
 LOCK_STALE = timedelta(minutes=5)
+NOT_ENROLLED = "not enrolled:"  # how a daemon begins that says so of itself
 ROOM = 3  # an unpacked release takes about three times its bundle, and the bundle is there beside it for a moment
 
 
@@ -49,7 +50,8 @@ class OpenUpdate(msgspec.Struct, frozen=True, kw_only=True):
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """The answer of the host program's `facts`. `abi` is Python's (`cp311`), `now` seconds since the epoch, `refused` why a
     directory cannot be written. `config` is there where it was asked for, and is shown to nobody: it may hold a secret; `beside` are the
-    hashes of what stands beside it; `links` are those that programs of services need, with what they are to refer to."""
+    hashes of what stands beside it; `links` are those that programs of services need, with what they are to refer to; `unfinished`: it was
+    being made a node when that was cut off."""
 
     hostname: str
     os: str
@@ -72,6 +74,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     lock: Lock | None = None
     update: OpenUpdate | None = None
     links: Mapping[str, str] = {}
+    unfinished: bool = False
     warnings: tuple[str, ...] = ()
 
     @property
@@ -159,6 +162,8 @@ def _refusal(facts: Facts, wanted: Wanted, asked_at: datetime, answered_at: date
         return f"cannot write to {directory}: {why}"
     if NODE_UNIT not in facts.units or facts.units[NODE_UNIT].sha256 is None:
         return "the service is not installed: run `ostler fleet install` first"
+    if facts.current == wanted.release and (facts.health or {}).get("enrolled") is False:  # installing brings no other release
+        return "not enrolled: the coordinator refuses this node's key; run `ostler fleet install` first"
     if (other := _another_node(facts, wanted.own)) is not None:
         return other
     platform = facts.platform

@@ -18,6 +18,7 @@ CONNECT = timedelta(seconds=5)
 _KEEPALIVE_S = 5.0
 _BLOCK = 1 << 18
 _SAID = 600
+_REFUSALS = ("a password is required", "a terminal is required", "must have a tty", "sudoers", "not allowed to")  # of sudo itself
 
 
 class StepFailed(Rejected):
@@ -47,8 +48,8 @@ class Line:
             raise MachineUnreachable(f"{step.title}: no end in {step.timeout.total_seconds():g} s") from None
         except (OSError, asyncssh.Error) as exc:
             raise MachineUnreachable(f"{step.title}: the connection was lost ({exc or type(exc).__name__})") from exc
-        if outcome.code not in step.codes or _refused_by_sudo(step, outcome):
-            raise _failure(step, outcome, self.user)
+        if outcome.code not in step.codes or _said_by_sudo(step, outcome):
+            raise _failure(step, outcome, self.user, self.host.name)
         return outcome
 
     async def read(self, step: Step) -> AsyncIterator[str]:
@@ -65,7 +66,7 @@ class Line:
         except (OSError, asyncssh.Error) as exc:
             raise MachineUnreachable(f"{step.title}: the connection was lost ({exc or type(exc).__name__})") from exc
         if process.returncode not in step.codes:
-            raise _failure(step, Outcome(code=process.returncode or 255, stdout=b"", stderr=b""), self.user)
+            raise _failure(step, Outcome(code=process.returncode or 255, stdout=b"", stderr=b""), self.user, self.host.name)
 
     async def _execute(self, step: Step) -> Outcome:
         process: asyncssh.SSHClientProcess[bytes] = await self._connection.create_process(step.command(self.user), encoding=None)
@@ -161,14 +162,30 @@ async def _read(stream: "asyncssh.SSHReader[bytes]") -> bytes:
     return bytes(kept)
 
 
-def _refused_by_sudo(step: Step, outcome: Outcome) -> bool:
-    """sudo's own refusal has an exit code that may be an answer of what it was to execute."""
-    return step.sudo and outcome.code == 1 and not outcome.stdout and outcome.stderr.lstrip().startswith(b"sudo:")
-
-
-def _failure(step: Step, outcome: Outcome, user: str) -> StepFailed:
+def _said_by_sudo(step: Step, outcome: Outcome) -> bool:
+    """That sudo refuses, or finds no such program: its exit code may be an answer of what it was to execute."""
+    if not step.sudo or outcome.code != 1 or outcome.stdout:
+        return False
     said = outcome.stderr.decode(errors="replace").strip()
-    if step.sudo and said.startswith("sudo:"):
+    return _refused(said) or _not_found(step, said)
+
+
+def _refused(said: str) -> bool:
+    """Whether these are sudo's words for: this user may not."""
+    first = said.partition("\n")[0]
+    by_sudo = first.startswith(("sudo:", "Sorry, user ")) or "is not in the sudoers file" in first
+    return by_sudo and any(words in said for words in _REFUSALS)
+
+
+def _not_found(step: Step, said: str) -> bool:
+    return said == f"sudo: {step.argv[0]}: command not found"
+
+
+def _failure(step: Step, outcome: Outcome, user: str, host: str) -> StepFailed:
+    said = outcome.stderr.decode(errors="replace").strip()
+    if step.sudo and _not_found(step, said):
+        return StepFailed(f"{step.argv[0]}: not found on {host}", outcome)
+    if step.sudo and _refused(said):
         why = "it asks for a password" if "password" in said else said.removeprefix("sudo:").strip()
         hint = f"as root on the host: echo '{user} ALL=(ALL) NOPASSWD: ALL' > /etc/sudoers.d/{user}"
         return StepFailed(f"{user} cannot use sudo there: {why}", outcome, hint=hint)

@@ -9,6 +9,7 @@ import pytest
 
 from ostler.fleet.node_config import Own, digest
 from ostler.fleet.rollout.preflight import KEEPER_UNIT, NODE_UNIT, Facts, Lock, OpenUpdate, Unit, Wanted, judge, skew
+from ostler.fleet.status import Finding, appraise
 
 ASKED = datetime(2026, 1, 1, 12, tzinfo=UTC)
 ANSWERED = ASKED + timedelta(seconds=2)
@@ -112,6 +113,24 @@ def test_refused_with_one_line(changes: dict[str, Any], words: str) -> None:
 )
 def test_may_begin(changes: dict[str, Any]) -> None:
     assert refusal(**changes) is None
+
+
+def test_a_node_that_the_coordinator_refuses_is_wrong_and_is_to_be_installed() -> None:
+    problem = "not enrolled: the coordinator refuses this node's key (no node 'mini-1' is enrolled with this key)"
+    health = {"enrolled": False, "last_contact_s": 1.0, "problems": [problem, "disk is full"]}
+    there = facts(health=health)
+    found = appraise("mini-1", there, release=None, given={}, asked_at=ASKED, answered_at=ANSWERED)
+    install, logs = "ostler fleet install --host mini-1", "ostler fleet logs --host mini-1"
+    assert found == [Finding(problem, install), Finding("disk is full", logs)]
+    assert "fleet install" in (refusal(current=WANTED.release, health=health) or "")
+    assert refusal(health=health) is None  # another release comes first: an installation brings none
+
+
+def test_a_host_that_was_half_installed_is_not_just_started() -> None:
+    units = {name: Unit(state="inactive", sha256=sha256, wanted=sha256) for name, sha256 in UNITS.items()}
+    found = appraise("mini-1", facts(unfinished=True, units=units), release=None, given={}, asked_at=ASKED, answered_at=ANSWERED)
+    assert [one.what for one in found] == ["its installation was not finished", f"{NODE_UNIT} is inactive"]
+    assert {one.mend for one in found} == {"ostler fleet install --host mini-1"}
 
 
 def test_drift_is_told_line_by_line() -> None:
