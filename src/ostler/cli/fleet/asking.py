@@ -11,6 +11,7 @@ import typer
 
 from ostler.cli import output
 from ostler.model.errors import Conflict, MachineUnreachable, NotFound, OstlerError, Rejected
+from ostler.model.words import on_one_line
 
 
 def chosen(
@@ -58,7 +59,7 @@ async def on_each(
 
 def why(error: OstlerError) -> str:
     """One line of an error, with what to do."""
-    message = "; ".join(line.strip().removeprefix("hint: ") for line in error.message.splitlines() if line.strip())
+    message = on_one_line(error.message)
     said = message if error.hint is None else f"{message} ({error.hint})"
     return f"unreachable: {said}" if isinstance(error, MachineUnreachable) else said
 

@@ -20,6 +20,7 @@ from ostler.fleet.ssh.trust import Trust
 from ostler.model.errors import MachineUnreachable, Rejected
 from ostler.model.rollout.plan import Plan
 from ostler.model.rollout.progress import Event, Phase
+from ostler.model.words import on_one_line
 
 LOOK_S = 1.0  # while the coordinator is asked, its answer is looked for as often
 WAIT_S = 10.0  # else the host waits so long for something new before it answers: each question costs it the start of a Python
@@ -206,7 +207,7 @@ class SshCarrier:
             said = await self._ask(host, self._switch_step(host.name))
         except HostRefused as exc:
             if exc.code in ("disk", "unit"):  # it had begun: the release before is put back
-                return Result(event=Event.SICK, reason=exc.message)
+                return Result(event=Event.SICK, reason=on_one_line(exc.message))
             raise
         warnings = "\n".join(said.get("warnings") or [])
         if said.get("failure"):
@@ -291,4 +292,5 @@ def _judged(said: Mapping[str, Any]) -> Result | None:
 
 
 def _line(exc: Rejected | MachineUnreachable) -> str:
-    return exc.message if exc.hint is None else f"{exc.message} ({exc.hint})"
+    message = on_one_line(exc.message)
+    return message if exc.hint is None else f"{message} ({exc.hint})"

@@ -184,3 +184,18 @@ def test_skew_is_what_the_way_cannot_explain(offset: int, wrong: int) -> None:
 def test_what_polkit_permits_is_looked_at(there: str | None, written: str | None, words: tuple[str, ...]) -> None:
     edited = facts(current="0.2.0-new", permits_sha256=there, permitted_sha256=written)
     assert judge(edited, WANTED, asked_at=ASKED, answered_at=ANSWERED).drift == words
+
+
+def test_what_mends_a_host_says_again_what_was_given() -> None:
+    given = {"--inventory": ["f.yml"], "--coordinator": "https://c"}
+    wrong = (facts(), facts(units={}), facts(current="0.2.0-new", health={"protocol": 99}, refused={}))
+    found = [
+        [one.mend for one in appraise("mini-1", one, release="0.2.0-new", given=given, asked_at=ASKED, answered_at=ANSWERED)]
+        for one in wrong
+    ]
+    update = "ostler fleet update -i f.yml --coordinator https://c --host mini-1"
+    assert update in found[0]
+    assert found[1] == ["ostler fleet install -i f.yml --coordinator https://c --host mini-1"]
+    assert update in found[2]
+    silent = appraise("mini-1", facts(), release=None, given=given, asked_at=ASKED, answered_at=ANSWERED)
+    assert [one.mend for one in silent] == ["ostler fleet logs -i f.yml --host mini-1"]
