@@ -66,7 +66,8 @@ def enrol_node(tx: Tx, request: RegisterRequest, join_token_id: str) -> None:
                 )
             raise AlreadyExists(
                 f"node {request.node_id} is enrolled with another key",
-                hint="give the machine another node id, or bring back its key file; a retired node's id is free again",
+                hint=f"bring back its key file, or where that is lost end the node first: `ostler node retire {request.node_id}`; "
+                "for another machine, give it another node id",
             )
         tx.run("DELETE FROM nodes WHERE node_id = ?", (request.node_id,))  # a new life under an old name
         tx.wake(RETIRED)
