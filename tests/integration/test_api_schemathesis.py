@@ -81,7 +81,7 @@ def exercise(operation, headers: dict[str, str]) -> None:
     number = itertools.count()
 
     @settings(
-        max_examples=12, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+        max_examples=8, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
     )  # fmt: skip
     @given(operation.as_strategy())
     def ask(case):
