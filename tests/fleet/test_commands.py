@@ -145,6 +145,7 @@ def test_the_health_port_is_for_given_networks_alone(installed):
         configure(installed, "mini-1", config)
 
 
+@pytest.mark.long
 def test_a_host_without_nftables_and_a_port_of_others_are_refused(installed):
     host = installed.bed.hosts["mini-2"]
     host.exec("mv", "/usr/sbin/nft", "/usr/sbin/nft.away")

@@ -86,6 +86,7 @@ def test_exactly_one_is_any(rigged):
     assert {one for one in HOSTS if before[one] != after[one]} == {name}
 
 
+@pytest.mark.long
 def test_full_drained_and_cordoned_hosts_obey(rigged):
     rigged.start()
     operator = rigged.operator
@@ -105,6 +106,7 @@ def test_full_drained_and_cordoned_hosts_obey(rigged):
     operator.wait(job)
 
 
+@pytest.mark.long
 def test_a_late_stop_is_not_carried_out_when_the_node_is_back(rigged):
     rigged.start()
     host = rigged.hosts["mini-3"]
@@ -117,6 +119,7 @@ def test_a_late_stop_is_not_carried_out_when_the_node_is_back(rigged):
     assert rigged.show()["mini-3"] == "active"
 
 
+@pytest.mark.long
 def test_the_newest_wish_counts_when_the_node_is_back(rigged):
     before = rigged.start()["mini-3"]
     host = rigged.hosts["mini-3"]
@@ -133,6 +136,7 @@ def test_the_newest_wish_counts_when_the_node_is_back(rigged):
     assert rigged.show("InvocationID")["mini-3"] == before  # it ran all the time
 
 
+@pytest.mark.long
 def test_a_host_that_stands_still_carries_out_what_it_was_given_and_then_the_newest(rigged):
     """Its poll was answered while it stood, so nobody knows whether it has begun."""
     before = rigged.start()["mini-3"]
