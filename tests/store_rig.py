@@ -8,6 +8,7 @@ from typing import Any
 
 from ostler.coordinator.operations import groups, jobs, leases, nodes, reads
 from ostler.coordinator.store.store import Store
+from ostler.coordinator.store.tx import Tx
 from ostler.model.capabilities import Capabilities, Cpu, Gpu
 from ostler.model.failures import Failure, FailureCode
 from ostler.model.manifest import Manifest
@@ -166,7 +167,13 @@ class Rig:
     async def plan(self, sql: str) -> str:
         """How the database would walk through this query."""
         explain = "EXPLAIN" if self.on_postgres else "EXPLAIN QUERY PLAN"
-        return "\n".join(str(row[-1]) for row in await self.rows(f"{explain} {sql}"))
+
+        def look(tx: Tx) -> list[Any]:
+            if self.on_postgres:  # a table of a few rows may well be read whole
+                tx.run("SET LOCAL enable_seqscan = off")
+            return tx.rows(f"{explain} {sql}")
+
+        return "\n".join(str(row[-1]) for row in await self.store.read(look))
 
     async def everything(self) -> dict[str, list[tuple[Any, ...]]]:
         """All that jobs' rows say, to compare with later."""
