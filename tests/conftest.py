@@ -3,6 +3,7 @@
 import signal
 import sys
 
+from _pytest.nodeid import coerce_node_id
 from hypothesis import HealthCheck, settings
 
 settings.register_profile("ostler", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -16,6 +17,15 @@ for number, default in (
 ):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, default)
+
+
+def pytest_collection_modifyitems(config, items) -> None:
+    """What belongs to a group runs in one worker. xdist 3.8 writes the group where pytest 9 does not read it any more."""
+    if not hasattr(config, "workerinput"):
+        return
+    for item in items:
+        if (group := item.get_closest_marker("xdist_group")) is not None and "@" not in item.nodeid.rpartition("]")[2]:
+            item._id = coerce_node_id(f"{item.nodeid}@{group.args[0]}")
 
 
 def pytest_sessionfinish() -> None:
