@@ -971,6 +971,7 @@ async def paced(rig, coordinator):
 
 @pytest.mark.usefixtures("short")
 async def test_short_jobs_begin_with_the_end_of_others(rig, coordinator):
+    rig.runner.work["j3"] = writes(b"left\n")  # so its workspace stays its own
     await paced(rig, coordinator)
     rig.runner.end("j1/1")
     assert rig.runner.waiting.keys() == {"j3/1"}, "the keeper did not ask anybody"
@@ -1031,6 +1032,7 @@ async def test_what_waited_at_the_keeper_is_not_lost_with_the_daemon(tmp_path, c
 
 
 async def test_a_workspace_made_ahead_is_used(rig, coordinator):
+    rig.runner.work["short7"] = writes(b"left\n")  # so its workspace stays its own
     folder = await furnished(rig, coordinator)
     rig.runner.end("w0/1")
     await until(lambda: "next/1" in rig.runner.started, "it has its slot")
