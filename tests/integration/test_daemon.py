@@ -17,7 +17,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from integration.node_rig import FakeCoordinator, NodeRig, until
-from ostler.model.attempt import AttemptState
+from ostler.model.attempt import AttemptState, Usage
 from ostler.model.capabilities import Gpu, HealthProblem
 from ostler.model.errors import KeeperUnreachable
 from ostler.model.failures import Failure, FailureCode
@@ -982,6 +982,16 @@ async def test_short_jobs_begin_with_the_end_of_others(rig, coordinator):
     await until(lambda: not rig.held(), "nothing is held any more")
     state = json.loads((rig.folder / "jobs/j3/state.json").read_text())
     assert [word for word, _ in state["history"]] == ["PULLING", "ACKED", "PREP", "RUNNING", "UPLOADING", "DONE"]
+
+
+async def test_the_pace_is_what_jobs_had_their_slot_for(rig, coordinator):
+    for name in ("j1", "j2"):
+        coordinator.offer(name, command="wait")
+    await until(lambda: len(rig.runner.started) == 2, "both run")
+    for name in ("j1/1", "j2/1"):  # whatever they waited for, and however long their ends are on their way here
+        rig.runner.end(name, Ending(exit_code=0, usage=Usage(prepare_s=3.0, wall_s=40.0)))
+    await until(lambda: len(coordinator.outcomes) == 2, "the outcomes")
+    assert rig.daemon.pace.median_s == 43.0
 
 
 @pytest.mark.usefixtures("short")

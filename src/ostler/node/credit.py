@@ -126,11 +126,13 @@ def startable(
 
 
 def acceptable(limits: Slots, used: Slots, pace_s: float | None, prefetch: int) -> int:
-    """How many attempts without a GPU are accepted beside those that take the slots `used`."""
-    spare = ahead(pace_s, limits.cpu, prefetch, ACK_AHEAD_S)
-    if spare >= FEW and used.cpu - limits.cpu >= spare // 2:
-        return 0  # enough is accepted: a later one takes more at once
-    return max(0, limits.cpu - used.cpu + spare)
+    """How many attempts without a GPU are accepted, at the most, beside those that take the slots `used`."""
+    return max(0, limits.cpu - used.cpu + ahead(pace_s, limits.cpu, prefetch, ACK_AHEAD_S))
+
+
+def _lasts(spare: int, limits: Slots, begun: int) -> bool:
+    """Whether enough is accepted, of the `spare` that may be ahead, for an ack to wait until it takes more at once."""
+    return spare >= FEW and begun - limits.cpu >= spare // 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +168,8 @@ def plan_acks(
         return plan
     asked = set(map(id, offers))
     used = taken(live for live in open_ if id(live) not in asked)
-    cpu = acceptable(limits, used, pace_s, prefetch)
+    lasts = _lasts(ahead(pace_s, limits.cpu, prefetch, ACK_AHEAD_S), limits, used.cpu)
+    cpu = 0 if lasts else acceptable(limits, used, pace_s, prefetch)
     gpu = limits.gpu - used.gpu
     # One of a latency queue gets the next slot that is free, whatever was accepted before it.
     hasty = limits.cpu - taken(live for live in open_ if id(live) not in asked and live.latency).cpu
@@ -192,13 +195,8 @@ def plan_acks(
 
 def enough(limits: Slots, table: AttemptTable, pace_s: float | None, prefetch: int) -> bool:
     """Whether `plan_acks` would accept none of the offers, as far as that can be seen without looking at all of them."""
-    spare = ahead(pace_s, limits.cpu, prefetch, ACK_AHEAD_S)
-    return (
-        not limits.gpu
-        and spare >= FEW
-        and table.begun() - limits.cpu >= spare // 2
-        and not any(x.latency for x in table.offered())
-    )
+    lasts = _lasts(ahead(pace_s, limits.cpu, prefetch, ACK_AHEAD_S), limits, table.begun())
+    return lasts and not limits.gpu and not any(x.latency for x in table.offered())
 
 
 def asking(now: Slots, backlog: int, limits: Slots, pace_s: float | None, prefetch: int) -> Slots:

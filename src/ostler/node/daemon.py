@@ -501,7 +501,7 @@ class NodeDaemon:
         if live.started_at is not None and outcome is not None:
             seconds = self._clock.monotonic() - live.started_at
             if not live.slotless:
-                self.pace.add(seconds)
+                self.pace.add(_in_its_slot_s(outcome) or seconds)
             verdict = "cancelled" if outcome.cancelled else outcome.failure.code.value if outcome.failure else "done"
             self.counts.end(verdict, seconds)
         if _failed_for_the_disk(live):
@@ -537,6 +537,12 @@ class NodeDaemon:
     def _free(self) -> None:
         self.acker.freed()
         self.puller.reconsider()
+
+
+def _in_its_slot_s(outcome: m.Outcome) -> float:
+    """What it had its slot for, without what it waited for at its runner or for the journal; 0 where nobody measured it."""
+    usage = outcome.usage
+    return usage.prepare_s + usage.wall_s + usage.upload_s
 
 
 def _failed_for_the_disk(live: Live) -> bool:

@@ -12,6 +12,7 @@ from ostler.node.credit import (
     LEASE_AHEAD_S,
     OFFER_PATIENCE_S,
     Pace,
+    acceptable,
     ahead,
     asking,
     credit,
@@ -164,6 +165,16 @@ def test_acks_ahead_are_gathered():
     offers = [live(f"j{i}") for i in range(5)]
     assert plan(Slots(2, 0), [*waiting, *offers], offers, pace_s=0.005).accept == []
     assert plan(Slots(2, 0), [*waiting[:6], *offers], offers, pace_s=0.005).accept == offers
+
+
+def test_a_poll_that_brings_more_accepts_all_of_it():
+    limits, pace_s = Slots(2, 0), 0.001
+    spare = ahead(pace_s, 2, 32, ACK_AHEAD_S)
+    accepted = [live(f"w{i}", state=AttemptState.ACKED) for i in range(spare // 2 - 1)]
+    working = [live(f"r{i}", state=AttemptState.RUNNING) for i in range(2 + 4)]  # four of them are being written down
+    used = taken([*accepted, *working])
+    asked = asking(credit(limits, [*accepted, *working], pace_s, 32), len(accepted), limits, pace_s, 32)
+    assert asked.cpu == acceptable(limits, used, pace_s, 32) > 0
 
 
 def test_what_waited_too_long_and_what_never_fits_is_handed_back():
