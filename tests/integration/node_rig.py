@@ -9,12 +9,12 @@ import contextlib
 import logging
 import socket
 from collections import defaultdict
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import uvicorn
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from msgspec import structs
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
@@ -247,9 +247,9 @@ class FakeCoordinator:
             self.queue = [one for one in self.queue if one not in taken]
         jobs = []
         for place, (assignment, signer) in enumerate(taken):
-            one = assignment if assignment.node_id else replace(assignment, node_id=body.node_id)
+            one = assignment if assignment.node_id else structs.replace(assignment, node_id=body.node_id)
             if self.acks_ahead and (place < body.begins or self._newest is not mark):
-                one = replace(one, acked=True)
+                one = structs.replace(one, acked=True)
                 if self._newest is mark:
                     self.begun.add((one.job_id, one.attempt))
             self.leased[one.job_id, one.attempt] = one

@@ -2,10 +2,10 @@
 
 import asyncio
 import os
-from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+from msgspec.structs import replace
 
 from integration.api_rig import coordinator, sha256
 from ostler.model import errors

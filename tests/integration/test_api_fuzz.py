@@ -8,6 +8,7 @@ from urllib.parse import quote
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec import StructMeta
 
 from integration.api_rig import ADMIN, Rig, coordinator
 from ostler.model import manifest
@@ -20,8 +21,9 @@ SCALARS = st.one_of(
     st.floats(allow_nan=False, allow_infinity=False), st.text(max_size=20),
     st.sampled_from(["\0", "a\0b", "..", "'; --", "%s", "ä" * 300]),
 )  # fmt: skip
-SHAPES = [one for module in (m, manifest) for one in vars(module).values() if is_dataclass(one)]
-NAMES = st.sampled_from(sorted({field.name for shape in SHAPES for field in fields(shape)}))
+KNOWN = {name for one in vars(m).values() if isinstance(one, StructMeta) for name in one.__struct_fields__}
+KNOWN |= {field.name for one in vars(manifest).values() if is_dataclass(one) for field in fields(one)}
+NAMES = st.sampled_from(sorted(KNOWN))
 VALUES = st.recursive(
     SCALARS, lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(NAMES, inner, max_size=6)), max_leaves=25
 )

@@ -2,12 +2,12 @@
 
 import asyncio
 import contextlib
-import dataclasses
 import json
 import sqlite3
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from msgspec import structs
 
 from integration.api_rig import coordinator
 from ostler.coordinator.api import pulls
@@ -295,7 +295,7 @@ async def test_shutdown_ends_long_polls_at_once(tmp_path):
 
 async def _facts(rig, job_id):
     view = await rig.show(job_id)
-    return dataclasses.replace(view, timeline=()), len(view.timeline)
+    return structs.replace(view, timeline=()), len(view.timeline)
 
 
 async def _hot_calls(node, job_id, attempt):

@@ -1,10 +1,10 @@
 """A node's key at the coordinator: asked about without a session, and replaced by another one so that one of the two is always good."""
 
 import asyncio
-from dataclasses import replace
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from msgspec.structs import replace
 
 from integration.api_rig import coordinator
 from ostler.model import errors

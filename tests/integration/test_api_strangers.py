@@ -3,11 +3,11 @@
 import asyncio
 import contextlib
 import time
-from dataclasses import replace
 from datetime import timedelta
 
 import httpx
 import pytest
+from msgspec.structs import replace
 
 from integration.api_rig import capabilities, coordinator, sha256, url_of
 from ostler.model import errors

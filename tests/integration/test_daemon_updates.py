@@ -3,9 +3,9 @@
 import hashlib
 import json
 import os
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from integration.node_rig import FakeCoordinator, NodeRig, until
 from ostler.model.rollout.observe import Stage

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from msgspec import structs
+
 from ostler import __version__
 from ostler.assembly.resolve import resolve_node
 from ostler.model.capabilities import Capabilities, Cpu
@@ -72,7 +74,9 @@ async def prove(client: AsyncClient, node_id: str, key: NodeKey) -> m.KeyStandin
     asked = m.ProveRequest(node_id=node_id, protocol=m.PROTOCOL, public_key=key.public)
     challenge = await challenge_of(client, asked)
     signature = key.sign(m.prove_message(challenge, node_id))
-    standing: m.KeyStanding = await client.call(routes.PROVE_NODE, replace(asked, challenge=challenge, signature=signature))
+    standing: m.KeyStanding = await client.call(
+        routes.PROVE_NODE, structs.replace(asked, challenge=challenge, signature=signature)
+    )
     return standing
 
 

@@ -97,7 +97,7 @@ def _tell(check: "AuditCheck") -> None:
 
 
 def _verified_by_coordinator(head: str | None) -> "AuditCheck":
-    from dataclasses import replace
+    from msgspec.structs import replace
 
     from ostler.cli.session import open_session
     from ostler.protocol import audit, routes

@@ -52,7 +52,7 @@ def events(  # noqa: PLR0917 - the options of a command
 
 
 def _list(session: Any, query: Any, *, as_json: bool) -> None:
-    from dataclasses import replace
+    from msgspec.structs import replace
 
     from ostler.protocol import routes
 

@@ -1,10 +1,10 @@
 """`ostler quota`: what people may have and use, and what they have and used."""
 
 import re
-from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
+from msgspec.structs import replace
 
 from ostler.cli import output
 from ostler.cli.options import JsonOption, LimitOption

@@ -48,7 +48,7 @@ class Session(Client):
 
     def pages(self, route: Route, query: Any, limit: int, **path: Any) -> tuple[list[Any], bool]:
         """At most `limit` items over as many pages as that takes, and whether there are more."""
-        from dataclasses import replace
+        from msgspec.structs import replace
 
         found: list[Any] = []
         while True:

@@ -13,7 +13,6 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +20,7 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 import httpx
+from msgspec.structs import replace
 
 from ostler.model.errors import CoordinatorUnreachable, InvalidSpec, NoCapacity, Unavailable
 from ostler.protocol import codec, routes

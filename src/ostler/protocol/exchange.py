@@ -2,10 +2,13 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import quote, urlencode
+
+from msgspec import Struct
+from msgspec.structs import asdict
 
 from ostler import __version__
 from ostler.model.errors import InvalidSpec, OstlerError, Unavailable
@@ -64,7 +67,7 @@ def _prepare(
     url = root + _fill(route.url, path)
     wait_s = getattr(message, "wait_s", 0.0)
     if query is not None:
-        given = asdict(query) if is_dataclass(query) and not isinstance(query, type) else dict(query)
+        given = asdict(query) if isinstance(query, Struct) else dict(query)
         wait_s = float(given.get("wait_s") or wait_s)
         pairs = [(name, _spell(value)) for name, value in given.items() if value is not None]
         if pairs:

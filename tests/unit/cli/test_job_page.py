@@ -1,7 +1,7 @@
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from msgspec.structs import replace
 
 from ostler.cli.job_page import print_group, print_job, time_in_states
 from ostler.model.attempt import AttemptState, Usage

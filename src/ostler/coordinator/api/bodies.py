@@ -3,11 +3,11 @@
 import math
 import re
 from collections.abc import AsyncIterator
-from dataclasses import fields
 from functools import cache
 from typing import Any, TypeVar, get_args, get_type_hints
 from urllib.parse import parse_qsl
 
+from msgspec.structs import fields
 from starlette.types import Receive, Scope
 
 from ostler.model.errors import InvalidSpec, OstlerError, Problem, TooLarge

@@ -1,7 +1,9 @@
 """One result with its artifacts, as a form: bytes go straight to staging files and get a name when the whole form is good."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+
+from msgspec import structs
 
 from ostler.coordinator.api import section8
 from ostler.coordinator.api.bodies import decode_json
@@ -152,7 +154,7 @@ class _Delivery:
             await staging.commit()
         if self.outcome is not None:
             # What the manifest says an artifact is stands in the store, whatever the node calls it.
-            outcome = replace(self.outcome, artifacts=tuple(self.entries.get(one.path, one) for one in announced))
+            outcome = structs.replace(self.outcome, artifacts=tuple(self.entries.get(one.path, one) for one in announced))
         else:
             outcome = section8.outcome_of_result(self.source or section8.Result(), self.job_id, self.attempt, self.entries)
         result = await self.call.services.store.write(_finish_one, self.call.node.node_id, outcome, self.call.node.boot_epoch)

@@ -5,7 +5,8 @@ import contextlib
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from ostler.coordinator.api.calls import MAX_WAIT_S, Answer, Call
 from ostler.coordinator.api.keyed import replayed

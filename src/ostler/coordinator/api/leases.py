@@ -4,10 +4,10 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+from msgspec.structs import replace
 from starlette.types import Receive
 
 from ostler.coordinator.api import section8

@@ -11,6 +11,7 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import msgspec
+from msgspec import StructMeta
 from pydantic import TypeAdapter, ValidationError
 
 from ostler.coordinator.api.bodies import guard_depth
@@ -243,14 +244,21 @@ def _options(kind: Any) -> tuple[Any, ...]:
 
 def _child(kind: Any, part: str | int, *, last: bool) -> Any:
     kind = _options(kind)[0]
-    if is_dataclass(kind):
+    if _names(kind):
         hint = get_type_hints(kind).get(str(part))
         return kind if hint is None and last else hint
     arguments = get_args(kind)
     return arguments[-1] if get_origin(kind) is dict and arguments else arguments[0] if arguments else kind
 
 
+def _names(kind: Any) -> list[str]:
+    """Of the fields of a message, or of a value of the model; none where it has none."""
+    if isinstance(kind, StructMeta):
+        return list(kind.__struct_fields__)
+    return [field.name for field in fields(kind)] if is_dataclass(kind) else []
+
+
 def _suggestion(name: str, kind: Any) -> str:
-    known = [field.name for field in fields(kind)] if is_dataclass(kind) else []
+    known = _names(kind)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"; did you mean `{close[0]}`?" if close else f"; known are {', '.join(known)}"

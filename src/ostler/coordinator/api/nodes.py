@@ -1,10 +1,11 @@
 """Endpoints of and about nodes: registration, heartbeats, and what people decide about them."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from msgspec.structs import replace
 
 from ostler import __version__
 from ostler.coordinator.api import section8, window

@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import MISSING, fields
 from typing import Any, get_type_hints
 
 import msgspec
+from msgspec import NODEFAULT
+from msgspec.structs import fields
 
 from ostler import __version__
 from ostler.model import errors
@@ -135,7 +136,7 @@ def _query_parameters(route: Route) -> list[dict[str, Any]]:
     found = []
     for one in fields(route.query):
         schema = msgspec.json.schema(hints[one.name])
-        if one.default is not MISSING and one.default is not None:
+        if one.default is not NODEFAULT and one.default is not None:
             schema["default"] = one.default
         found.append({"name": one.name, "in": "query", "schema": schema})
     return found
@@ -180,7 +181,7 @@ def _request_body(route: Route, known: dict[Any, Any]) -> dict[str, Any]:
 
 
 def _required(shape: Any) -> list[str]:
-    return [one.name for one in fields(shape) if one.default is MISSING and one.default_factory is MISSING]
+    return [one.name for one in fields(shape) if one.required]
 
 
 def _responses(route: Route, known: dict[Any, Any]) -> dict[str, Any]:

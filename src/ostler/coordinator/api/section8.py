@@ -5,8 +5,9 @@ Everything here is a pure conversion into this release's messages.
 
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from ostler.coordinator.api.bodies import decode_json
 from ostler.model.capabilities import Capabilities
@@ -19,8 +20,7 @@ KEYLESS = b""
 _EPOCH = "section8:"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ack:
+class Ack(Struct, frozen=True, kw_only=True):
     """`POST /jobs/ack`: JSON or query parameters."""
 
     job_id: str
@@ -28,8 +28,7 @@ class Ack:
     attempt: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
+class Progress(Struct, frozen=True, kw_only=True):
     """`POST /jobs/progress`."""
 
     job_id: str
@@ -39,8 +38,7 @@ class Progress:
     note: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fail:
+class Fail(Struct, frozen=True, kw_only=True):
     """`POST /jobs/fail`."""
 
     job_id: str
@@ -51,8 +49,7 @@ class Fail:
     logs_ref: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
+class Result(Struct, frozen=True, kw_only=True):
     """`POST /jobs/result` without a form, and the `metadata` of one: whatever else stands there is not ours to judge."""
 
     job_id: str | None = None

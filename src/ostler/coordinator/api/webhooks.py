@@ -2,7 +2,8 @@
 
 import base64
 import secrets
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from ostler.coordinator.api.calls import Call
 from ostler.coordinator.operations import webhooks as ops

@@ -9,8 +9,10 @@ door to all of it.
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+from msgspec import structs
 
 from ostler.coordinator.config import RENEW_AFTER
 from ostler.coordinator.operations import quotas, sessions
@@ -172,7 +174,7 @@ def _cautious(request: PullRequest, node: NodeRow, *, lost: int) -> PullRequest:
     Whoever is too busy to answer in time would otherwise lease all that a node can hold, and take it back, again and again, and
     get no time for anything else.
     """
-    return replace(request, slots=min(request.slots, max(node.cpu_slots, lost // 2))) if lost else request
+    return structs.replace(request, slots=min(request.slots, max(node.cpu_slots, lost // 2))) if lost else request
 
 
 def _take_back(tx: Tx, changes: Changes, case: Case, held: Collection[tuple[str, int]], pull: int) -> bool:

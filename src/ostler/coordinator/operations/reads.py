@@ -1,8 +1,10 @@
 """What is asked of the store: jobs, nodes, logs, artifacts, and why a job waits. All run through `Store.read`."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
+
+from msgspec.structs import replace
 
 from ostler.coordinator.operations import logs, waits
 from ostler.coordinator.operations.aging import Part

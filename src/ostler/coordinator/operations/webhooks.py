@@ -1,8 +1,9 @@
 """Webhooks in the store. The cursor of each is its outbox: events behind it are still to be delivered, first to last."""
 
-from dataclasses import replace
 from datetime import timedelta
 from typing import NamedTuple
+
+from msgspec.structs import replace
 
 from ostler.coordinator.operations import events
 from ostler.coordinator.operations.views import check_limit, read_cursor, write_cursor

@@ -5,8 +5,10 @@ import logging
 import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import structs
 
 from ostler.model.errors import Gone, InvalidSpec, NotFound, OffsetMismatch, Rejected, StaleAttempt, TooLarge, Unavailable
 from ostler.model.failures import Failure, FailureCode
@@ -167,7 +169,7 @@ class Outbox(Loop):
                 parcel.live.outputs = ()
                 self._spawn(parcel, self._bring)
             else:
-                whole.append((parcel, replace(outcome, contents=contents) if contents else outcome))
+                whole.append((parcel, structs.replace(outcome, contents=contents) if contents else outcome))
         return whole
 
     async def _deliver(self, batch: Sequence[tuple[_Parcel, Outcome]]) -> None:
@@ -249,7 +251,7 @@ class Outbox(Loop):
             with tempfile.TemporaryDirectory() if outcome.contents else nullcontext() as folder:
                 if folder is not None:  # to a coordinator that takes no contents in an outcome
                     files: list[Attachment] | Failure = await asyncio.to_thread(_write, outcome, Path(folder))
-                    outcome = replace(outcome, contents={})
+                    outcome = structs.replace(outcome, contents={})
                 else:
                     files = await self._files(live, outcome)
                 if isinstance(files, Failure):
@@ -355,4 +357,4 @@ def _with_logs(live: Live, logs: tuple[LogEnd, ...]) -> Outcome:
     outcome = live.outcome
     if outcome is None:
         raise ValueError(f"{live.job_id} attempt {live.attempt} has no outcome")
-    return replace(outcome, logs=logs) if logs else outcome
+    return structs.replace(outcome, logs=logs) if logs else outcome

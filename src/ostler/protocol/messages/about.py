@@ -1,10 +1,9 @@
 """What a coordinator says of itself, and how it says that something is wrong."""
 
-from dataclasses import dataclass, field
+from msgspec import Struct, field
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VersionView:
+class VersionView(Struct, frozen=True, kw_only=True):
     """What a coordinator is and speaks."""
 
     version: str
@@ -13,8 +12,7 @@ class VersionView:
     schema: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HealthView:
+class HealthView(Struct, frozen=True, kw_only=True):
     """`/healthz` and `/readyz` of the coordinator; `checks` maps each check to "ok" or what is wrong."""
 
     status: str
@@ -25,8 +23,7 @@ class HealthView:
     checks: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProblemDetail:
+class ProblemDetail(Struct, frozen=True, kw_only=True):
     """One mistake in a request: the field's path and what to write instead."""
 
     path: str
@@ -34,8 +31,7 @@ class ProblemDetail:
     line: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProblemReport:
+class ProblemReport(Struct, frozen=True, kw_only=True):
     """RFC 9457 problem details, with a stable `code`, a `hint` that says what to do, and every mistake at once."""
 
     title: str

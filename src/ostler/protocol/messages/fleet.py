@@ -1,7 +1,8 @@
 """Between people and coordinator: nodes, and the fleet at a glance."""
 
-from dataclasses import dataclass
 from datetime import datetime
+
+from msgspec import Struct
 
 from ostler.model.capabilities import Capabilities
 from ostler.model.manifest import DEFAULT_POOL
@@ -11,8 +12,7 @@ from ostler.protocol.messages.leases import Held, Outside
 from ostler.protocol.messages.services import ServiceView
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeView:
+class NodeView(Struct, frozen=True, kw_only=True):
     """One node as clients see it; `attempts` are those that it holds.
 
     `cordoned`: a person wants no new work for it. `draining`: the node itself takes none, by its own word, with `quarantine` because
@@ -48,8 +48,7 @@ class NodeView:
     services: tuple[ServiceView, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodePage:
+class NodePage(Struct, frozen=True, kw_only=True):
     """All nodes by id."""
 
     items: tuple[NodeView, ...]
@@ -57,16 +56,14 @@ class NodePage:
     total: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeLoad:
+class NodeLoad(Struct, frozen=True, kw_only=True):
     """One node, without its attempts and capabilities, and how many jobs it holds; of the caller's own, where they see no others'."""
 
     node: NodeView
     jobs: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QueueLoad:
+class QueueLoad(Struct, frozen=True, kw_only=True):
     """What a submitter has in a queue: jobs that nodes hold, and those that could be leased. `more`: there are more than were counted."""
 
     owner: str | None
@@ -76,8 +73,7 @@ class QueueLoad:
     more: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Overview:
+class Overview(Struct, frozen=True, kw_only=True):
     """The fleet at one moment: nodes by id (at most 1000), what is queued and running, and the newest failures, last to first."""
 
     at: datetime
@@ -86,8 +82,7 @@ class Overview:
     failures: tuple[JobView, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PageQuery:
+class PageQuery(Struct, frozen=True, kw_only=True):
     """Where to go on and how many."""
 
     cursor: str | None = None
@@ -95,23 +90,20 @@ class PageQuery:
     count: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DrainRequest:
+class DrainRequest(Struct, frozen=True, kw_only=True):
     """No new work for a node; what still runs after `timeout_s` is cancelled and retried elsewhere (absent: let it finish)."""
 
     reason: str | None = None
     timeout_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReasonRequest:
+class ReasonRequest(Struct, frozen=True, kw_only=True):
     """Why a node is cordoned or retired; shown with it."""
 
     reason: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PoolRequest:
+class PoolRequest(Struct, frozen=True, kw_only=True):
     """The pool that a node is moved to."""
 
     pool: str

@@ -1,8 +1,9 @@
 """Between people and coordinator: jobs, groups, logs and artifacts."""
 
-from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
+
+from msgspec import Struct, field
 
 from ostler.model.attempt import AttemptState, Usage
 from ostler.model.dependencies import Otherwise, Until
@@ -13,8 +14,7 @@ from ostler.model.manifest import Runner
 from ostler.protocol.messages.leases import ArtifactEntry
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Submitted:
+class Submitted(Struct, frozen=True, kw_only=True):
     """One accepted job; `group_id` names the array that it is one of."""
 
     job_id: str
@@ -22,8 +22,7 @@ class Submitted:
     group_id: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SubmitResponse:
+class SubmitResponse(Struct, frozen=True, kw_only=True):
     """The accepted jobs, in the order of the manifests, those of an array by their number. All are accepted, or none.
 
     `warnings` tell of a quota that is nearly used up.
@@ -33,8 +32,7 @@ class SubmitResponse:
     warnings: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AttemptView:
+class AttemptView(Struct, frozen=True, kw_only=True):
     """One attempt as clients see it."""
 
     attempt: int
@@ -51,8 +49,7 @@ class AttemptView:
     workspace_sha256: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EventView:
+class EventView(Struct, frozen=True, kw_only=True):
     """One line of a job's timeline; `id` grows, `at` is the coordinator's clock."""
 
     id: int
@@ -64,8 +61,7 @@ class EventView:
     message: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DependencyView:
+class DependencyView(Struct, frozen=True, kw_only=True):
     """One job that another one waits for, or one that waits for it, and how."""
 
     job_id: str
@@ -74,8 +70,7 @@ class DependencyView:
     otherwise: Otherwise
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobView:
+class JobView(Struct, frozen=True, kw_only=True):
     """One job as clients see it. What stands from `attempts` on is filled when a single job is asked for.
 
     `depends_on` and `dependents` are at most a hundred, those first that are not over.
@@ -115,8 +110,7 @@ class JobView:
     manifest: dict[str, Any] | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobPage:
+class JobPage(Struct, frozen=True, kw_only=True):
     """One page of jobs, newest first; `next_cursor` is null on the last; `total` only with `?count=true`.
 
     A page may hold fewer than `limit`, even none, before the last: where jobs with a label, or of a node, are asked for by what only a
@@ -128,8 +122,7 @@ class JobPage:
     total: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobQuery:
+class JobQuery(Struct, frozen=True, kw_only=True):
     """Filters of `GET /jobs`. `state` may hold several, comma-separated; `label` is `key=value`; `group` is an array's id; `owner` is
     whose they are.
     """
@@ -145,8 +138,7 @@ class JobQuery:
     count: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GroupView:
+class GroupView(Struct, frozen=True, kw_only=True):
     """One array, or a group of other jobs: how many of its jobs are in which state, and the first few that failed or expired.
 
     `finished_at` is the time of the last job's end, null while one is not over.
@@ -162,8 +154,7 @@ class GroupView:
     failures: tuple[JobView, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Blocker:
+class Blocker(Struct, frozen=True, kw_only=True):
     """One requirement and how many nodes fail it; `examples` names some nodes with the reason."""
 
     requirement: str
@@ -171,8 +162,7 @@ class Blocker:
     examples: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Explanation:
+class Explanation(Struct, frozen=True, kw_only=True):
     """Why a job is where it is: one sentence, and per requirement how many nodes fail it, or who is ahead.
 
     `ahead` counts jobs of the same submitter that go first, `others` the submitters who wait for the same nodes and whose turns
@@ -190,15 +180,13 @@ class Explanation:
     blockers: tuple[Blocker, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WaitQuery:
+class WaitQuery(Struct, frozen=True, kw_only=True):
     """How long a long poll may wait, in seconds (at most 60)."""
 
     wait_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AwaitRequest:
+class AwaitRequest(Struct, frozen=True, kw_only=True):
     """Which jobs somebody waits for, at most 10,000, and for how many seconds (at most 60) the answer may be held back.
 
     `contents` are paths of artifacts whose bytes are wanted with the answer where they are small.
@@ -209,24 +197,21 @@ class AwaitRequest:
     contents: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ended:
+class Ended(Struct, frozen=True, kw_only=True):
     """A job that is over, with its artifacts; `contents` are the bytes of those that were asked for and are at most 64 KiB."""
 
     job: JobView
     contents: dict[str, bytes] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AwaitResponse:
+class AwaitResponse(Struct, frozen=True, kw_only=True):
     """Those of the jobs that are over, or as many as one answer holds; `missing` are ids of no job that the caller may know of."""
 
     items: tuple[Ended, ...] = ()
     missing: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LogQuery:
+class LogQuery(Struct, frozen=True, kw_only=True):
     """Which log: of the latest attempt unless `attempt` says otherwise; from `offset` bytes; `follow` streams until the job is over."""
 
     stream: str = "stdout"
@@ -236,15 +221,13 @@ class LogQuery:
     follow: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ArtifactQuery:
+class ArtifactQuery(Struct, frozen=True, kw_only=True):
     """Which attempt's artifacts: of the latest finished one unless `attempt` says otherwise."""
 
     attempt: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ArtifactPage:
+class ArtifactPage(Struct, frozen=True, kw_only=True):
     """All artifacts of one attempt."""
 
     items: tuple[ArtifactEntry, ...]
@@ -252,15 +235,13 @@ class ArtifactPage:
     total: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CancelRequest:
+class CancelRequest(Struct, frozen=True, kw_only=True):
     """Why a job is cancelled; shown in its timeline."""
 
     reason: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Blob:
+class Blob(Struct, frozen=True, kw_only=True):
     """Uploaded bytes, named by their sha256 (hex); `size` in bytes."""
 
     sha256: str

@@ -1,8 +1,9 @@
 """Between node and coordinator: registration, leases, reports and deliveries."""
 
-from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
+
+from msgspec import Struct, field
 
 from ostler.model.attempt import AttemptState, Usage
 from ostler.model.capabilities import Capabilities
@@ -39,16 +40,14 @@ INLINE_LOG_BYTES = 64 * 1024  # a shorter log tail travels inside the outcome
 INLINE_BYTES = 64 * 1024  # all artifacts of an attempt together, where they travel inside the outcome, to whoever takes that
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
+class Held(Struct, frozen=True):
     """One attempt that a node holds: the fencing pair."""
 
     job_id: str
     attempt: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RegisterRequest:
+class RegisterRequest(Struct, frozen=True, kw_only=True):
     """A daemon's first call. With a join token it enrols `public_key` (raw Ed25519, base64); later it signs a challenge.
 
     `boot_epoch` is "<kernel boot id>:<daemon incarnation>". `held` lists the attempts that the node still has; what the
@@ -73,8 +72,7 @@ def register_message(challenge: str, node_id: str, boot_epoch: str) -> bytes:
     return f"ostler-register-v1\n{challenge}\n{node_id}\n{boot_epoch}".encode()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProveRequest:
+class ProveRequest(Struct, frozen=True, kw_only=True):
     """A node asks whether its key is known, and opens no session. `signature` is over `prove_message(...)`."""
 
     node_id: str
@@ -89,8 +87,7 @@ def prove_message(challenge: str, node_id: str) -> bytes:
     return f"ostler-prove-v1\n{challenge}\n{node_id}".encode()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeyRequest:
+class KeyRequest(Struct, frozen=True, kw_only=True):
     """A node's new key in the place of the one that it has: both sign `key_message(...)`."""
 
     node_id: str
@@ -106,8 +103,7 @@ def key_message(challenge: str, node_id: str, new_key: bytes) -> bytes:
     return f"ostler-key-v1\n{challenge}\n{node_id}\n{new_key.hex()}".encode()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeyStanding:
+class KeyStanding(Struct, frozen=True, kw_only=True):
     """The ids of a node's keys (`dsse.key_id`): the one that it has, and the one that takes its place with the first session that it
     opens. Until then both are good."""
 
@@ -116,8 +112,7 @@ class KeyStanding:
     next_key_id: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RegisterResponse:
+class RegisterResponse(Struct, frozen=True, kw_only=True):
     """What the node lives by from now on. `coordinator_key` is the raw Ed25519 key that signs assignments.
 
     An outcome may carry so many `inline_bytes` of artifacts; a release that knows nothing of that says 0.
@@ -152,8 +147,7 @@ class DirectiveKind(StrEnum):
     UPDATE = "update"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WantedUpdate:
+class WantedUpdate(Struct, frozen=True, kw_only=True):
     """The release that a node is to run: what its `platform` needs of the bundle, by sha256 and size, and for how long it must be good.
     With `back` (why) the node is to undo this very update in place of making it.
     """
@@ -167,8 +161,7 @@ class WantedUpdate:
     platform: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Directive:
+class Directive(Struct, frozen=True, kw_only=True):
     """One wish of the coordinator.
 
     cancel: end this attempt and report it cancelled. reconcile: the coordinator believes that you hold this attempt; if not, report it
@@ -187,8 +180,7 @@ class Directive:
     update: WantedUpdate | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HeartbeatRequest:
+class HeartbeatRequest(Struct, frozen=True, kw_only=True):
     """Renews the lease of exactly the attempts in `held`. `held=None` (the source's form) renews all that the node has."""
 
     node_id: str
@@ -208,8 +200,7 @@ class HeartbeatRequest:
     update: Report | None = None  # how the update stands that is wanted
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HeartbeatResponse:
+class HeartbeatResponse(Struct, frozen=True, kw_only=True):
     """Directives, and how long the renewed leases now last."""
 
     ok: bool = True
@@ -217,8 +208,7 @@ class HeartbeatResponse:
     directives: tuple[Directive, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PullRequest:
+class PullRequest(Struct, frozen=True, kw_only=True):
     """A long poll. `slots` and `gpu_slots` are credit: how many more jobs the node takes now; the newest pull of a node wins.
 
     `held` are all attempts that the node has or was offered: a lease offered earlier and missing here is taken back at once.
@@ -240,8 +230,7 @@ class PullRequest:
     number: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Assignment:
+class Assignment(Struct, frozen=True, kw_only=True):
     """The signed payload: `spec` is the manifest, byte for byte as it was submitted; the rest is what the coordinator adds.
 
     One of a `latency` queue begins before all that was leased ahead. One that is `acked` was acknowledged by the pull that brought it.
@@ -258,8 +247,7 @@ class Assignment:
     acked: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PullResponse:
+class PullResponse(Struct, frozen=True, kw_only=True):
     """Leases as signed envelopes and directives. `job` is only for callers of the source's section 8.
 
     An envelope's payload is an Assignment, or a list of them for who asked for that; its payload type tells which.
@@ -270,8 +258,7 @@ class PullResponse:
     directives: tuple[Directive, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AckItem:
+class AckItem(Struct, frozen=True, kw_only=True):
     """Accepts a lease, or hands it back unbegun with a reason (`decline`), which costs no retry."""
 
     job_id: str
@@ -279,8 +266,7 @@ class AckItem:
     decline: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProgressItem:
+class ProgressItem(Struct, frozen=True, kw_only=True):
     """Where a running attempt stands: its stage, and what the job says of itself (`pct` 0 to 100, `note` at most 500 characters)."""
 
     job_id: str
@@ -290,8 +276,7 @@ class ProgressItem:
     note: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LogEnd:
+class LogEnd(Struct, frozen=True, kw_only=True):
     """The end of one log stream: its whole `length` and `sha256` (hex); `tail` holds the bytes from `offset` that were not shipped yet."""
 
     stream: str
@@ -301,8 +286,7 @@ class LogEnd:
     tail: bytes = b""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ArtifactEntry:
+class ArtifactEntry(Struct, frozen=True, kw_only=True):
     """One delivered output; `size` in bytes, `sha256` in hex."""
 
     path: str
@@ -311,8 +295,7 @@ class ArtifactEntry:
     sha256: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class Outcome(Struct, frozen=True, kw_only=True):
     """How an attempt ended: done (no failure, not cancelled), failed or cancelled. Idempotent by (job_id, attempt).
 
     `contents` are the bytes of small artifacts by path; an outcome in a batch brings those of all that it names, or none.
@@ -324,36 +307,32 @@ class Outcome:
     cancelled: bool = False
     exit_code: int | None = None
     signal: int | None = None
-    usage: Usage = Usage()  # noqa: RUF009 - a frozen value
+    usage: Usage = Usage()
     logs: tuple[LogEnd, ...] = ()
     artifacts: tuple[ArtifactEntry, ...] = ()
     sandbox: str | None = None
     contents: dict[str, bytes] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AckBatch:
+class AckBatch(Struct, frozen=True, kw_only=True):
     """Body of `POST /jobs/ack`."""
 
     items: tuple[AckItem, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProgressBatch:
+class ProgressBatch(Struct, frozen=True, kw_only=True):
     """Body of `POST /jobs/progress`."""
 
     items: tuple[ProgressItem, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OutcomeBatch:
+class OutcomeBatch(Struct, frozen=True, kw_only=True):
     """Body of `POST /jobs/result` and `POST /jobs/fail`."""
 
     items: tuple[Outcome, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ItemResult:
+class ItemResult(Struct, frozen=True, kw_only=True):
     """The answer to one item: ok, or the code of the error tree, its message, and for logs the offset to rewind to."""
 
     job_id: str
@@ -365,23 +344,24 @@ class ItemResult:
     offset: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatchResponse:
+class BatchResponse(Struct, frozen=True, kw_only=True):
     """One answer per item, in order."""
 
     items: tuple[ItemResult, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SecretValue:
+class SecretValue(Struct, frozen=True, kw_only=True):
     """One value on its way to the node that runs an attempt (base64 on the wire)."""
 
     name: str
-    value: bytes = field(repr=False)
+    value: bytes
+
+    def __repr__(self) -> str:
+        """Without the value: what is printed ends up in logs."""
+        return f"SecretValue(name={self.name!r})"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SecretValues:
+class SecretValues(Struct, frozen=True, kw_only=True):
     """The values of all secrets that an attempt's manifest names, one for each entry and in that order."""
 
     items: tuple[SecretValue, ...]

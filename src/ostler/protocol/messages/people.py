@@ -1,9 +1,10 @@
 """Between people and coordinator: tokens, secrets, quotas, and what is kept for how long."""
 
-from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
+
+from msgspec import Struct
 
 from ostler.model.access import Role
 
@@ -15,8 +16,7 @@ class TokenKind(StrEnum):
     API = "api"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenRequest:
+class TokenRequest(Struct, frozen=True, kw_only=True):
     """Asks for a join token that enrols `uses` nodes into `pool` within `expires_s` seconds, or for an API token.
 
     An API token has a `role`, and is one of `principal`: whoever shows it owns the jobs of that name. Without a name it is a
@@ -32,8 +32,7 @@ class TokenRequest:
     note: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenView:
+class TokenView(Struct, frozen=True, kw_only=True):
     """One stored token; `token` itself is shown once, when it is made."""
 
     token_id: str
@@ -49,8 +48,7 @@ class TokenView:
     token: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenPage:
+class TokenPage(Struct, frozen=True, kw_only=True):
     """All tokens, newest first."""
 
     items: tuple[TokenView, ...]
@@ -58,16 +56,14 @@ class TokenPage:
     total: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RetentionQuery:
+class RetentionQuery(Struct, frozen=True, kw_only=True):
     """With `dry_run` also what would go now: the first `limit` removals one by one."""
 
     dry_run: bool = False
     limit: int = 50
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RetentionPass:
+class RetentionPass(Struct, frozen=True, kw_only=True):
     """One pass: how many of each kind went, how many bytes that freed, and how many bytes of `logs`, `artifacts` and `blobs` are left.
 
     Artifacts are counted as often as they were delivered; blobs are files, which equal bytes share.
@@ -80,8 +76,7 @@ class RetentionPass:
     used: dict[str, int]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlannedRemoval:
+class PlannedRemoval(Struct, frozen=True, kw_only=True):
     """One thing that would go: a `job` whole, its `logs` or its `artifacts`; `size` in bytes."""
 
     job_id: str
@@ -90,8 +85,7 @@ class PlannedRemoval:
     why: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RetentionPlan:
+class RetentionPlan(Struct, frozen=True, kw_only=True):
     """What would go now, by kind in numbers and bytes, and the first of it one by one; `used` is what would be left."""
 
     counts: dict[str, int]
@@ -100,8 +94,7 @@ class RetentionPlan:
     used: dict[str, int]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RetentionView:
+class RetentionView(Struct, frozen=True, kw_only=True):
     """The policy as configured, what the last pass did (null before the first), and the plan where one was asked for."""
 
     policy: dict[str, Any]
@@ -109,8 +102,7 @@ class RetentionView:
     plan: RetentionPlan | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SecretQuery:
+class SecretQuery(Struct, frozen=True, kw_only=True):
     """Which secret a name means: one's own, or the one that is `shared`, whose jobs and places `roles` and `pools` bound (names with
     commas between them; absent: all)."""
 
@@ -119,8 +111,7 @@ class SecretQuery:
     pools: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SecretView:
+class SecretView(Struct, frozen=True, kw_only=True):
     """What is told of a secret: never its value. `version` grows each time it is set; `roles` and `pools` are empty for all."""
 
     name: str
@@ -133,15 +124,13 @@ class SecretView:
     pools: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SecretPage:
+class SecretPage(Struct, frozen=True, kw_only=True):
     """The caller's own secrets and the shared ones that the caller may name, by name."""
 
     items: tuple[SecretView, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QuotaRequest:
+class QuotaRequest(Struct, frozen=True, kw_only=True):
     """All limits of a principal; absent or null: none. `money` is a decimal as text, such as "12.50"."""
 
     queued: int | None = None
@@ -151,8 +140,7 @@ class QuotaRequest:
     money: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QuotaUse:
+class QuotaUse(Struct, frozen=True, kw_only=True):
     """What is taken: jobs `queued` and `running` now (null where nobody limits them), and the use of this month, UTC, with what runs."""
 
     queued: int | None
@@ -162,8 +150,7 @@ class QuotaUse:
     money: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QuotaView:
+class QuotaView(Struct, frozen=True, kw_only=True):
     """How a principal stands; `limits` is null without a quota, `resets_at` when the month's use begins anew."""
 
     principal: str
@@ -173,8 +160,7 @@ class QuotaView:
     resets_at: datetime
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QuotaPage:
+class QuotaPage(Struct, frozen=True, kw_only=True):
     """Principals by name."""
 
     items: tuple[QuotaView, ...]
@@ -182,8 +168,7 @@ class QuotaPage:
     total: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QuotaQuery:
+class QuotaQuery(Struct, frozen=True, kw_only=True):
     """Where to go on and how many; `mine`: the caller's alone."""
 
     cursor: str | None = None

@@ -1,11 +1,11 @@
 """Between people and coordinator: events, webhooks and the audit log."""
 
-from dataclasses import dataclass
 from datetime import datetime
 
+from msgspec import Struct
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FleetEvent:
+
+class FleetEvent(Struct, frozen=True, kw_only=True):
     """One event of the fleet; `cursor` is where a reader goes on after it. Events of nodes alone have no job and no owner."""
 
     cursor: str
@@ -19,8 +19,7 @@ class FleetEvent:
     message: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EventPage:
+class EventPage(Struct, frozen=True, kw_only=True):
     """Events, first to last; `next_cursor` is where to go on, also where nothing more is yet; `more` says whether something is."""
 
     items: tuple[FleetEvent, ...]
@@ -28,8 +27,7 @@ class EventPage:
     more: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EventQuery:
+class EventQuery(Struct, frozen=True, kw_only=True):
     """Which events: behind the cursor `after` (`latest`: from now on; absent: from the oldest that is kept), or of the last `since_s`
     seconds. `kind` may hold several, comma-separated; `group` is an array's id; `follow` streams on.
     """
@@ -44,16 +42,14 @@ class EventQuery:
     follow: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WebhookRequest:
+class WebhookRequest(Struct, frozen=True, kw_only=True):
     """Where to deliver events, and which: all that the caller may see where `kinds` is empty."""
 
     url: str
     kinds: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WebhookView:
+class WebhookView(Struct, frozen=True, kw_only=True):
     """One webhook. `secret` signs its deliveries and is shown once, when it is made. `owner`: of whose jobs it tells; null is all.
 
     `failures` counts deliveries that failed in a row, `error` says why the latest did. One that is disabled gets nothing any more.
@@ -71,24 +67,21 @@ class WebhookView:
     secret: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WebhookPage:
+class WebhookPage(Struct, frozen=True, kw_only=True):
     """Webhooks by id."""
 
     items: tuple[WebhookView, ...]
     next_cursor: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WebhookDelivery:
+class WebhookDelivery(Struct, frozen=True, kw_only=True):
     """The body of a delivery: events, first to last. One that was sent before may come again; its `cursor` tells. Empty: a test."""
 
     webhook_id: str
     events: tuple[FleetEvent, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WebhookTest:
+class WebhookTest(Struct, frozen=True, kw_only=True):
     """What came of a test delivery: the status of the answer, or why there was none that is good."""
 
     ok: bool
@@ -96,8 +89,7 @@ class WebhookTest:
     error: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AuditView:
+class AuditView(Struct, frozen=True, kw_only=True):
     """One row of the audit log. `action` is a route's name, `target` what its path named, `peer` the address that called."""
 
     id: int
@@ -113,16 +105,14 @@ class AuditView:
     detail: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AuditPage:
+class AuditPage(Struct, frozen=True, kw_only=True):
     """One page of the audit log, newest first; it may be empty and not the last where the filters match little."""
 
     items: tuple[AuditView, ...]
     next_cursor: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AuditQuery:
+class AuditQuery(Struct, frozen=True, kw_only=True):
     """Filters of `GET /audit`: what is equal to these, of the last `since_s` seconds."""
 
     principal: str | None = None
@@ -134,16 +124,14 @@ class AuditQuery:
     limit: int = 100
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AuditFinding:
+class AuditFinding(Struct, frozen=True, kw_only=True):
     """One thing in the audit log that is not as it was sealed; `row` is its id where it is about one row."""
 
     message: str
     row: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AuditCheck:
+class AuditCheck(Struct, frozen=True, kw_only=True):
     """A piece of the audit log that was verified; ask on with `after=` its `next` until that is null.
 
     `head` is the digest of the last seal so far, `unsealed` how many rows are too young to have one, `key` the public key in base64,
@@ -160,8 +148,7 @@ class AuditCheck:
     next: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AuditCheckQuery:
+class AuditCheckQuery(Struct, frozen=True, kw_only=True):
     """Where to go on verifying: behind the seal that ends at row `after`. `head` is a digest that was noted earlier."""
 
     after: int = 0

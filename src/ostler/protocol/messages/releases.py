@@ -1,26 +1,24 @@
 """Between people, nodes and coordinator: the releases that hosts get."""
 
-from dataclasses import dataclass
 from datetime import datetime
 
+from msgspec import Struct
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReleaseQuery:
+
+class ReleaseQuery(Struct, frozen=True, kw_only=True):
     """Of an upload: the sha256 of the manifest as the operator knows it, and (admins) to trust from now on the keys that it brings."""
 
     digest: str | None = None
     trust: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BundleQuery:
+class BundleQuery(Struct, frozen=True, kw_only=True):
     """Of a download: only what a host of this platform (`cp311-x86_64`) needs; absent: the whole bundle."""
 
     platform: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReleaseView:
+class ReleaseView(Struct, frozen=True, kw_only=True):
     """One release that the coordinator has. `size` and `sha256` are of its bundle, `made_at` is when its commit was made, `nodes` counts
     those that run it."""
 
@@ -40,8 +38,7 @@ class ReleaseView:
     nodes: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReleasePage:
+class ReleasePage(Struct, frozen=True, kw_only=True):
     """All releases, the one that was pushed last first; `trusted` are the ids of the release keys that the coordinator believes."""
 
     items: tuple[ReleaseView, ...]

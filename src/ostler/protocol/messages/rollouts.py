@@ -1,15 +1,15 @@
 """Between people and coordinator: releases onto nodes that call in."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from datetime import datetime
+
+from msgspec import Struct, field
 
 from ostler.model.rollout.progress import Phase
 from ostler.model.rollout.state import RolloutState
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RolloutRequest:
+class RolloutRequest(Struct, frozen=True, kw_only=True):
     """A release for nodes: those named, or all that are in `pool` and have all of `tags`. `serial` and `max_failures` are a number (`3`)
     or a share (`25%`); `canary_window_s` absent: three times `window_s`; `timeout_s` is for each phase of a node.
     """
@@ -27,8 +27,7 @@ class RolloutRequest:
     message: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RolloutHost:
+class RolloutHost(Struct, frozen=True, kw_only=True):
     """One node in a rollout: how far it is, why, and the release that its daemon runs now. `canary`: it goes first. `job_id` is its canary
     job, `detail` what the unit of a release that was no good wrote last."""
 
@@ -43,8 +42,7 @@ class RolloutHost:
     detail: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RolloutView:
+class RolloutView(Struct, frozen=True, kw_only=True):
     """One rollout. `revision` grows with each decision about it and is its ETag; `reason` says why it is held, failed or aborted;
     `counts` tells how many nodes are in each phase; a list has no `hosts`."""
 
@@ -68,8 +66,7 @@ class RolloutView:
     hosts: tuple[RolloutHost, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RolloutPage:
+class RolloutPage(Struct, frozen=True, kw_only=True):
     """Rollouts, the newest first."""
 
     items: tuple[RolloutView, ...]

@@ -1,16 +1,16 @@
 """Between people and coordinator: services of nodes, and commands to them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from datetime import datetime
+
+from msgspec import Struct, field
 
 from ostler.model.job import JobState
 from ostler.model.node import NodeState
 from ostler.model.service import Desired, Health, ServiceState, Verb
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServiceView:
+class ServiceView(Struct, frozen=True, kw_only=True):
     """One service of one node, as the node saw it when it last had news (`told_at`; None: it has not told yet).
 
     `health` is stale once nothing was heard of the node for five minutes. `since` is when the service came into this state, `restarts`
@@ -35,16 +35,14 @@ class ServiceView:
     told_at: datetime | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServicePage:
+class ServicePage(Struct, frozen=True, kw_only=True):
     """Services by name, each by node."""
 
     items: tuple[ServiceView, ...]
     next_cursor: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServiceQuery:
+class ServiceQuery(Struct, frozen=True, kw_only=True):
     """Where to go on and how many; of one `node` alone."""
 
     cursor: str | None = None
@@ -52,8 +50,7 @@ class ServiceQuery:
     node: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServiceRequest:
+class ServiceRequest(Struct, frozen=True, kw_only=True):
     """Whom a command is for: `any` node that declares the service, `all` of them, the id of one, or selectors (`pool=NAME`,
     `tag=NAME`) that must all hold, as a list. Without `on` the only node that declares it; for `status` all that do.
 
@@ -67,8 +64,7 @@ class ServiceRequest:
     retries: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Delivery:
+class Delivery(Struct, frozen=True, kw_only=True):
     """One job of a command: for this node, or where none is named for exactly one of those that match, whichever is first."""
 
     job_id: str
@@ -76,8 +72,7 @@ class Delivery:
     state: JobState = JobState.QUEUED
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LeftOut:
+class LeftOut(Struct, frozen=True, kw_only=True):
     """One node that matches and gets nothing, and why. `unreached`: it is one of the fleet's and declares the service."""
 
     node_id: str
@@ -85,8 +80,7 @@ class LeftOut:
     unreached: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServiceResponse:
+class ServiceResponse(Struct, frozen=True, kw_only=True):
     """What a command became: a delivery for each node, or one for any. Several are a group.
 
     Of those `left_out` at most the first hundred are named.
