@@ -8,8 +8,8 @@ from ostler.coordinator.operations import duties, nodes, releases, rollout_turns
 from ostler.model.errors import Conflict, InvalidSpec, InvalidTransition, NotFound, OperationInFlight, Outdated
 from ostler.model.failures import Failure, FailureCode
 from ostler.model.release import Excerpt, Release
-from ostler.model.rollout.observe import Report, Stage
 from ostler.model.rollout.progress import Phase
+from ostler.model.rollout.report import Report, Stage
 from ostler.model.rollout.state import RolloutState
 from ostler.protocol import messages as m
 from store_rig import Rig

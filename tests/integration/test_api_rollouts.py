@@ -12,7 +12,7 @@ from integration.api_rig import ADMIN, Rig, capabilities, coordinator, until
 from ostler.cli import exits
 from ostler.model.access import Role
 from ostler.model.errors import Forbidden, Unauthenticated
-from ostler.model.rollout.observe import Report, Stage
+from ostler.model.rollout.report import Report, Stage
 from ostler.protocol import messages as m
 from ostler.protocol import routes
 from release_rig import HERE, make, new_keys

@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from integration.node_rig import FakeCoordinator, NodeRig, until
-from ostler.model.rollout.observe import Stage
+from ostler.model.rollout.report import Stage
 from ostler.node import updates
 from ostler.node.updates import UpdatePlaces
 from ostler.protocol import messages as m

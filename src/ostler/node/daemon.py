@@ -12,7 +12,7 @@ from ostler.model.capabilities import Capabilities, Gpu, Load
 from ostler.model.errors import OstlerError
 from ostler.model.failures import Failure, FailureCode
 from ostler.model.manifest import Runner
-from ostler.model.rollout.observe import Report
+from ostler.model.rollout.report import Report
 from ostler.model.service import Observation
 from ostler.node.attempts import AttemptTable, Live, Slots
 from ostler.node.confidences import Confidences

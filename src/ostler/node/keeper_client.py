@@ -9,11 +9,12 @@ import socket
 import struct
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import msgspec
+from msgspec import structs
 
 from ostler.model.errors import KeeperUnreachable, NotFound, Rejected
 from ostler.node.keeper_values import Child, ExitRecord, Hello, Limits, OutOfMemory, Started, StartSpec, read_record
@@ -365,7 +366,7 @@ def _encoded(members: StartSpec | dict[str, Any]) -> bytes:
     try:
         text = msgspec.json.encode(members)
     except UnicodeEncodeError:
-        text = json.dumps(asdict(members) if isinstance(members, StartSpec) else members).encode()
+        text = json.dumps(structs.asdict(members) if isinstance(members, StartSpec) else members).encode()
     return b"}" if text == b"{}" else b"," + text[1:]
 
 

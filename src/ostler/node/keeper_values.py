@@ -1,14 +1,13 @@
 """What the daemon and the keeper tell each other about attempts: what to start, what was started, how it ended."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
+from msgspec import Struct, field
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class Limits(Struct, frozen=True, kw_only=True):
     """What an attempt may use; None is no limit. MB are MiB; `memory_mb` and `cpu_pct` (100 is one CPU) are of the whole tree.
 
     `io_class`: realtime, best-effort or idle; `file_mb`: of each file; `log_mb`: of standard output and error together;
@@ -30,8 +29,7 @@ class Limits:
     log_mb: float | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StartSpec:
+class StartSpec(Struct, frozen=True, kw_only=True):
     """An attempt to start. All paths are absolute; streams are appended to; `env` is the whole environment, but for two names
     that mark the attempt's processes (OSTLER_ATTEMPT_KEY, OSTLER_KEEPER).
 
@@ -64,8 +62,7 @@ class StartSpec:
     first: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Started:
+class Started(Struct, frozen=True, kw_only=True):
     """A program that executes. `start_time` is in clock ticks since boot; `unenforced` names limits that nobody keeps here."""
 
     pid: int
@@ -73,8 +70,7 @@ class Started:
     unenforced: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OutOfMemory:
+class OutOfMemory(Struct, frozen=True, kw_only=True):
     """Evidence of a kill for memory: the kernel's counter (cgroup-v1, cgroup-v2) or the keeper's own doing (watchdog)."""
 
     source: str
@@ -82,8 +78,7 @@ class OutOfMemory:
     peak_mb: float = 0.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExitRecord:
+class ExitRecord(Struct, frozen=True, kw_only=True):
     """How an attempt ended. Exit code and signal are its root process's; both are None where nobody saw it end.
 
     `killed`: None, timeout, memory, log, keeper-lost, shutdown, or the reason given with `kill`. Times are unix seconds.
@@ -111,8 +106,7 @@ class ExitRecord:
     stuck_pids: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Child:
+class Child(Struct, frozen=True, kw_only=True):
     """An attempt in the keeper's list; `record` is there once it is over."""
 
     key: str
@@ -123,8 +117,7 @@ class Child:
     record: ExitRecord | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hello:
+class Hello(Struct, frozen=True, kw_only=True):
     """What a keeper says of itself on each connection; `keeper` is the protocol's number, `cgroup` v1, v2 or none."""
 
     keeper: int

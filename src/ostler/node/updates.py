@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ostler.model.errors import CoordinatorUnreachable, OstlerError, Rejected, Unauthenticated, Unavailable
-from ostler.model.rollout.observe import Report, Stage
+from ostler.model.rollout.report import Report, Stage
 from ostler.node.session import Session
 from ostler.node.trees import remove_tree
 from ostler.protocol import codec, routes

@@ -15,8 +15,9 @@ from ostler.model.job import JobState
 from ostler.model.manifest import Manifest, Runner
 from ostler.model.node import NodeState
 from ostler.model.rollout import state as states
-from ostler.model.rollout.observe import Moves, Report, Seen, Trial, look
+from ostler.model.rollout.observe import Moves, Seen, Trial, look
 from ostler.model.rollout.progress import FAILURES, IN_FLIGHT, Phase
+from ostler.model.rollout.report import Report
 from ostler.model.rollout.state import RolloutEvent, RolloutState
 from ostler.model.words import many
 from ostler.protocol.codec import decode, encode

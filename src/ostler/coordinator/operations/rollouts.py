@@ -17,9 +17,10 @@ from ostler.coordinator.store.tx import Row, Tx
 from ostler.model.errors import InvalidSpec, NotFound, OperationInFlight, Outdated, Problem
 from ostler.model.node import NodeState
 from ostler.model.rollout import state as states
-from ostler.model.rollout.observe import Candidate, Report, outlook
+from ostler.model.rollout.observe import Candidate, outlook
 from ostler.model.rollout.plan import Plan, Share
 from ostler.model.rollout.progress import TERMINAL, Event, Phase, Progress, advance
+from ostler.model.rollout.report import Report
 from ostler.model.rollout.state import RolloutEvent, RolloutState
 from ostler.protocol.codec import decode, encode
 from ostler.protocol.messages import PageQuery, RolloutHost, RolloutPage, RolloutRequest, RolloutView, mend_outside, outside

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ostler import __version__
 from ostler.model.capabilities import Capabilities, Load
 from ostler.model.errors import Rejected
-from ostler.model.rollout.observe import Report
+from ostler.model.rollout.report import Report
 from ostler.model.service import Observation
 from ostler.node.attempts import AttemptTable
 from ostler.node.config import Heartbeat

@@ -7,10 +7,13 @@ the uuid into the XML too) and the profiles that a card can be cut into (`nvidia
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from xml.etree import ElementTree as ET
+from typing import TYPE_CHECKING
 
 from ostler.model.capabilities import Cuda, Ecc, Gpu, GpuProcess, Mig, MigInstance, MigProfile
 from ostler.node.probe.pci import bus_id
+
+if TYPE_CHECKING:  # a machine without such a card loads no parser
+    from xml.etree import ElementTree as ET
 
 QUERY = ("nvidia-smi", "-q", "-x")
 LIST = ("nvidia-smi", "-L")
@@ -42,6 +45,8 @@ def parse_query(text: str) -> tuple[Gpu, ...]:
         if lost or "No devices were found" in text:
             return tuple(lost)
         raise ValueError(f"no nvidia_smi_log in: {text.strip()[:200] or 'empty output'}")
+    from xml.etree import ElementTree as ET
+
     try:
         log = ET.fromstring(text[start : end + len("</nvidia_smi_log>")])  # noqa: S314  # the driver's own output
     except ET.ParseError as error:
@@ -54,7 +59,7 @@ def parse_query(text: str) -> tuple[Gpu, ...]:
     return (*found, *(gpu for gpu in lost if gpu.bus_id not in known))
 
 
-def _gpu(index: int, element: ET.Element, cuda: Cuda) -> Gpu:
+def _gpu(index: int, element: "ET.Element", cuda: Cuda) -> Gpu:
     memory = _mb(element, "fb_memory_usage/total")
     fault = _fault(element)
     return Gpu(
@@ -81,14 +86,14 @@ def _lost(address: str, reason: str) -> Gpu:
     return Gpu(vendor="nvidia", name="unknown", vram_mb=0, bus_id=bus_id(address), fault=reason.rstrip("."))
 
 
-def _fault(element: ET.Element) -> str:
+def _fault(element: "ET.Element") -> str:
     """A card that is gone answers so for everything; one odd field alone is a quirk of the driver."""
     places = ("product_name", "uuid", "fb_memory_usage/total", "temperature/gpu_temp", "performance_state")
     words = [match[0] for place in places if (match := _FAULTS.search(element.findtext(place) or ""))]
     return words[0] if len(words) > 1 else ""
 
 
-def _mig(element: ET.Element) -> Mig | None:
+def _mig(element: "ET.Element") -> Mig | None:
     mode = _text(element, "mig_mode/current_mig")
     if mode is None:
         return None
@@ -110,7 +115,7 @@ def _mig(element: ET.Element) -> Mig | None:
     )
 
 
-def _ecc(element: ET.Element) -> Ecc | None:
+def _ecc(element: "ET.Element") -> Ecc | None:
     mode = _text(element, "ecc_mode/current_ecc")
     if mode is None:
         return None
@@ -127,7 +132,7 @@ def _ecc(element: ET.Element) -> Ecc | None:
     )
 
 
-def _processes(element: ET.Element) -> Iterator[GpuProcess]:
+def _processes(element: "ET.Element") -> Iterator[GpuProcess]:
     for process in element.findall("processes/process_info"):
         pid = _number(process, "pid")
         if pid is not None:
@@ -148,14 +153,14 @@ def _sum(values: Sequence[int | None]) -> int | None:
     return sum(told) if told else None
 
 
-def _text(element: ET.Element, path: str) -> str | None:
+def _text(element: "ET.Element", path: str) -> str | None:
     """The text, or None for the many ways in which the tool says that there is none."""
     text = (element.findtext(path) or "").strip()
     absent = not text or text.strip("[]") in ("N/A", "None", "Not Supported", "Insufficient Permissions")
     return None if absent or "deprecated" in text or _FAULTS.search(text) else text
 
 
-def _number(element: ET.Element, path: str) -> int | None:
+def _number(element: "ET.Element", path: str) -> int | None:
     return _integer(_text(element, path))
 
 

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from msgspec import structs
+
 from ostler.model.errors import InvalidSpec, NotFound
 from ostler.model.failures import Failure, FailureCode
 from ostler.model.manifest import Manifest
@@ -135,7 +137,7 @@ class Processes:
                 self.logger.warning("network_refused", extra={"job_id": task.job_id, "attrs": attrs})
         if quota_mb is not None and record.exit_code == 0 and record.killed is None:
             # It may have been over before anybody looked.
-            return replace(record, killed=await asyncio.to_thread(over_quota, task.root, quota_mb))
+            return structs.replace(record, killed=await asyncio.to_thread(over_quota, task.root, quota_mb))
         return record
 
     async def _mask(self, task: AttemptTask) -> None:

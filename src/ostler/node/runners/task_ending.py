@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
+from msgspec import structs
 
 from ostler.model.attempt import Usage
 from ostler.model.failures import Failure, FailureCode
@@ -87,7 +88,7 @@ def died_of_backstop(process: ExitRecord, *, kill_s: float) -> ExitRecord:
     """The record of a worker that its own timer killed, when no daemon was there to ask the keeper for it: a timeout."""
     late = kill_s > 0 and process.wall_s >= kill_s - _TIMER_SLACK_S
     if process.signal == 9 and process.killed is None and process.oom is None and late:
-        return replace(process, killed="timeout")
+        return structs.replace(process, killed="timeout")
     return process
 
 

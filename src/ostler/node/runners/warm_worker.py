@@ -7,11 +7,12 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec import structs
 
 from ostler.model.errors import KeeperUnreachable
 from ostler.model.failures import Failure
@@ -222,7 +223,7 @@ def resolve(run: Run, outcome: Outcome) -> None:
 
 def share(record: ExitRecord, status: Status) -> ExitRecord:
     """A worker's exit record, less what earlier tasks in it had used."""
-    return replace(
+    return structs.replace(
         record,
         key=status.key or record.key,
         wall_s=max(0.0, record.wall_s - status.age_s),
@@ -256,7 +257,7 @@ def count_try(runs: list[Run], record: ExitRecord) -> list[Run]:
     if record.killed is None and run.tries <= TRIES:
         return runs
     reopen(run)
-    resolve(run, Died(replace(record, wall_s=0.0)))
+    resolve(run, Died(structs.replace(record, wall_s=0.0)))
     return runs[1:]
 
 

@@ -9,7 +9,7 @@ from ostler.model.attempt import AttemptState, Usage
 from ostler.model.capabilities import Capabilities
 from ostler.model.failures import Failure
 from ostler.model.manifest import InputFile
-from ostler.model.rollout.observe import Report
+from ostler.model.rollout.report import Report
 from ostler.model.service import Observation
 from ostler.protocol.dsse import Envelope
 

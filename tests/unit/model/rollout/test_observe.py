@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ostler.model.errors import InvalidTransition
-from ostler.model.rollout.observe import Candidate, Moves, Outlook, Report, Seen, Stage, Trial, look, outlook
+from ostler.model.rollout.observe import Candidate, Moves, Outlook, Seen, Trial, look, outlook
 from ostler.model.rollout.plan import Plan, Share
 from ostler.model.rollout.progress import FAILURES, TERMINAL, Event, Phase, Progress, advance
+from ostler.model.rollout.report import Report, Stage
 from ostler.model.rollout.state import TERMINAL as ENDS
 from ostler.model.rollout.state import TRANSITIONS, RolloutEvent, RolloutState
 from ostler.model.rollout.state import advance as change
