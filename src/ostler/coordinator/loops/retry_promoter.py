@@ -3,6 +3,7 @@
 import logging
 import math
 
+from ostler.coordinator.loops.due import NextDue
 from ostler.coordinator.operations import duties
 from ostler.coordinator.store.store import Store
 from ostler.runtime.clock import Clock
@@ -23,6 +24,7 @@ class RetryPromoter(Loop):
     def __init__(self, store: Store, *, clock: Clock, logger: logging.Logger, interval_s: float = 0.5) -> None:
         super().__init__(clock=clock, interval_s=interval_s, logger=logger)
         self._store = store
+        self._next = NextDue(store, duties.next_due_s, clock=clock)
         self._doubted_at = -math.inf
 
     async def turn(self) -> float | None:
@@ -32,7 +34,7 @@ class RetryPromoter(Loop):
             if await self._store.read(duties.misdated):
                 count = await self._store.write(duties.promote_misdated)
                 self.logger.warning("clock_was_set_back", extra={"attrs": {"jobs": count}})
-        due_s = await self._store.read(duties.next_due_s)
+        due_s = await self._next.in_s()
         if due_s is None or due_s > 0:
             return None if due_s is None else min(due_s, self.interval_s)
         count = await self._store.write(duties.promote_due)

@@ -73,6 +73,12 @@ class Store:
         """Whether other coordinators may use the same database."""
         return self._database.shared
 
+    @property
+    def written(self) -> int:
+        """How many transactions this process has written so far: where it is the same as before, and nobody else writes, all is as it
+        was."""
+        return self._writer.written
+
     def join(self) -> None:
         """Meet them: from now on wake-ups go both ways, and duties are sought."""
         self._peers = self._database.join(self.wakeups, logger=self._logger)

@@ -92,6 +92,7 @@ class Writer:
         self._closing = False
         self._connection: Connection | None = None
         self._generation = 0
+        self.written = 0  # transactions; counted before any of their callers is answered
         self.peers: Peers | None = None
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
         self._thread.start()
@@ -141,7 +142,9 @@ class Writer:
 
     def _run(self) -> None:
         while (first := self._next()) is not None:
-            self._answer(self._commit(first))
+            batch = self._commit(first)
+            self.written += 1
+            self._answer(batch)
         self._drop_connection()
 
     def _drop_connection(self) -> None:
