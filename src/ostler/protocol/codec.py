@@ -1,4 +1,4 @@
-"""How values become bytes: JSON through msgspec, into the model's own dataclasses; unknown fields are ignored."""
+"""How values become bytes: JSON through msgspec, into messages and the model's own dataclasses; unknown fields are ignored."""
 
 from typing import Any, TypeVar
 
