@@ -89,13 +89,17 @@ def test_any_bytes_at_all(keeper, line):
     assert answer["ok"]
 
 
-def test_many_requests_in_one_read_are_answered_in_order(keeper, line):
+def test_many_requests_in_one_read_are_answered_in_order_and_starts_once_they_are_made(keeper, line):
     requests = [{"id": 1, "op": "start", **keeper.sh("a", "true")}, {"id": 2, "op": "nothing"}, {"id": 3, "op": "list"}]
     requests += [{"id": number, "op": "ping"} for number in range(4, 500)]
     line.send("".join(json.dumps(request) + "\n" for request in requests).encode())
-    answers = [line.read() for _ in requests]
-    assert [answer["id"] for answer in answers if "id" in answer] == sorted(answer["id"] for answer in answers if "id" in answer)
-    assert [answer.get("ok", False) for answer in answers[:3]] == [True, False, True]
+    said = [line.read() for _ in range(len(requests) + 1)]
+    answers = [one for one in said if "id" in one]
+    assert [one["id"] for one in answers if one["id"] != 1] == list(range(2, 500))
+    found = {one["id"]: one for one in answers}
+    assert [found[number].get("ok", False) for number in (1, 2, 3)] == [True, False, True]
+    assert [one["key"] for one in found[3]["children"]] == ["a"]
+    assert said.index(found[1]) < next(at for at, one in enumerate(said) if one.get("event") == "exited")
 
 
 def test_a_request_in_many_pieces(line):

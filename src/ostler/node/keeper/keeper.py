@@ -13,7 +13,7 @@ from ostler.node.keeper.cgroups import CgroupError, Cgroups, Group, remove
 from ostler.node.keeper.journal import Journal
 from ostler.node.keeper.opening import Openings, unenforced_limits
 from ostler.node.keeper.requests import Kill, Refusal, Start
-from ostler.node.keeper.spawn import SpawnError, spawn
+from ostler.node.keeper.spawn import Birth, SpawnError, begin, is_full
 from ostler.node.keeper.tree import KEEPER_MARKER, MARKER, GroupTree, Orphans, WalkedTree, send
 
 TYPE_CHECKING = False
@@ -28,6 +28,33 @@ _AFTER_BUG_S = 1.0
 _GIVE_UP_S = 10.0
 _STOP_GRACE_S = 20.0
 _REPAIR_EVERY_S = 0.5
+
+
+class _Beginning:
+    """An attempt whose program does not execute yet; `answer` is told what became of it."""
+
+    __slots__ = ("answer", "began", "birth", "group", "logs", "request", "start_time", "started_at")
+
+    def __init__(
+        self,
+        request: Start,
+        birth: Birth,
+        group: Group | None,
+        *,
+        logs: list[int],
+        started_at: float,
+        began: float,
+        start_time: int,
+        answer: "Callable[[dict[str, object] | Exception], None]",
+    ) -> None:
+        self.request = request
+        self.birth = birth
+        self.group = group
+        self.logs = logs
+        self.started_at = started_at
+        self.began = began
+        self.start_time = start_time
+        self.answer = answer
 
 
 class Keeper:
@@ -52,6 +79,7 @@ class Keeper:
         self._publish = publish
         self._log = log
         self._running: dict[str, Attempt] = {}
+        self._beginning: dict[int, _Beginning] = {}  # by the child's pid
         self.roomed = 0  # attempts not over that were started with a room
         self._archive = Archive(journal, log)
         self._roots: dict[int, Attempt] = {}
@@ -65,16 +93,26 @@ class Keeper:
     @property
     def running(self) -> int:
         """How many attempts are not over."""
-        return len(self._running)
+        return len(self._running) + len(self._beginning)
+
+    @property
+    def beginning(self) -> bool:
+        """Whether there are any of which `see_births` will tell, when their programs execute."""
+        return bool(self._beginning)
 
     # requests
 
-    def start(self, request: Start) -> dict[str, object]:
-        """Start an attempt; raises Refusal, and then nothing of it runs (code `state`: it is killed, and that recorded)."""
+    def start(self, request: Start, answer: "Callable[[dict[str, object] | Exception], None]") -> None:
+        """Start an attempt. `answer` is given the reply once its program executes, in this call or a later one, or a Refusal, and then
+        nothing of it runs (code `state`: it is killed, and that recorded). Raises Refusal where that is known at once."""
         if self.stopping:
             raise Refusal("stopping", "the keeper is shutting down")
-        if request.key in self._running:
+        if self._is_running(request.key):
             raise Refusal("exists", f"{request.key} is running already")
+        if is_full():
+            self.see_births()
+            if is_full() and self._beginning:
+                self._born(next(iter(self._beginning.values())))  # the oldest: it does not take long any more
         files = self._openings.open(request)
         group: Group | None = None
         try:
@@ -84,14 +122,13 @@ class Keeper:
             program.env[KEEPER_MARKER] = self._keeper_id
             started_at, began = time.time(), time.monotonic()
             ticks = proc.ticks()
-            pid = spawn(program)
-            # it started in between; asking the kernel is only worth it where that leaves a doubt
-            start_time = ticks if proc.ticks() == ticks else proc.start_time(pid)
+            birth = begin(program)
+            # it was made in between; asking the kernel is only worth it where that leaves a doubt
+            start_time = ticks if proc.ticks() == ticks else proc.start_time(birth.pid)
             logs = files.take_logs() if request.limits.log_mb is not None else []
         except SpawnError as error:
             self._drop_group(group)
-            code = error.step if error.step in ("exec", "fork") else "setup"
-            raise Refusal(code, f"{request.key}: {error}", number=error.number, step=error.step) from None
+            raise _not_started(request, error) from None
         except BaseException:
             self._drop_group(group)
             raise
@@ -99,14 +136,49 @@ class Keeper:
             files.close()
             if group is not None and not group.plain:
                 group.shut()
-        self._orphans.roots.add(pid)
-        tree = WalkedTree(request.key, pid, start_time, self._orphans) if group is None else GroupTree(group, pid)
+        self._orphans.roots.add(birth.pid)
+        self.roomed += request.room is not None
+        self._beginning[birth.pid] = _Beginning(
+            request, birth, group, logs=logs, started_at=started_at, began=began, start_time=start_time, answer=answer
+        )
+
+    def _is_running(self, key: str) -> bool:
+        return key in self._running or (bool(self._beginning) and any(one.request.key == key for one in self._beginning.values()))
+
+    def see_births(self, *, wait: bool = False) -> None:
+        """Take in those whose programs execute by now, and those that could not; with `wait`, all."""
+        now = time.monotonic()
+        for one in list(self._beginning.values()):
+            if wait or one.birth.over(now):
+                self._born(one)
+
+    def _born(self, one: _Beginning) -> None:
+        del self._beginning[one.birth.pid]
+        try:
+            reply = self._take_in(one)
+        except Exception as error:  # a mistake in one must not end the parent of all others
+            one.answer(error)
+        else:
+            one.answer(reply)
+
+    def _take_in(self, one: _Beginning) -> dict[str, object]:
+        request, group, pid = one.request, one.group, one.birth.pid
+        try:
+            one.birth.settle()
+        except SpawnError as error:
+            self.roomed -= request.room is not None
+            self._orphans.roots.discard(pid)
+            for descriptor in one.logs:
+                os.close(descriptor)
+            self._drop_group(group)
+            raise _not_started(request, error) from None
+        tree = WalkedTree(request.key, pid, one.start_time, self._orphans) if group is None else GroupTree(group, pid)
         attempt = Attempt(
             key=request.key,
             pid=pid,
-            start_time=start_time,
-            started_at=started_at,
-            began=began,
+            start_time=one.start_time,
+            started_at=one.started_at,
+            began=one.began,
             limits=request.limits,
             record=request.record,
             wipe=request.wipe,
@@ -114,16 +186,15 @@ class Keeper:
             hasty=request.hasty,
             group=group,
             tree=tree,
-            log_files=logs,
+            log_files=one.logs,
             roomed=request.room is not None,
         )
-        self.roomed += attempt.roomed
         self._running[request.key] = self._roots[pid] = attempt
         self._archive.drop(request.key)
         attempt.look = attempt.next_look()
         self.next_look = min(self.next_look, attempt.look)
         self._remember(attempt)
-        reply: dict[str, object] = {"pid": pid, "start_time": start_time}
+        reply: dict[str, object] = {"pid": pid, "start_time": one.start_time}
         unenforced = unenforced_limits(request, group)
         if unenforced:
             reply["unenforced"] = unenforced
@@ -131,6 +202,9 @@ class Keeper:
 
     def kill(self, request: Kill) -> dict[str, object]:
         """End an attempt with SIGTERM now and SIGKILL after the grace; one that is over stays as it is."""
+        for one in list(self._beginning.values()):
+            if one.request.key == request.key:
+                self._born(one)
         attempt = self._running.get(request.key)
         if attempt is None:
             if request.key in self._archive:
@@ -142,6 +216,7 @@ class Keeper:
 
     def children(self) -> str:
         """All attempts that run or are not forgotten, as JSON."""
+        self.see_births(wait=True)
         running = [child(key, one.pid, one.start_time, one.started_at, None) for key, one in self._running.items()]
         return "[" + ",".join(running + self._archive.children()) + "]"
 
@@ -149,7 +224,7 @@ class Keeper:
         """Drop attempts that are over; one that is unknown is forgotten already, and one that runs is refused when the others are gone."""
         running = None
         for key in keys:
-            if key in self._running:
+            if self._is_running(key):
                 running = key
             else:
                 self._archive.forget(key)
@@ -159,6 +234,7 @@ class Keeper:
 
     def stop(self) -> None:
         """Start nothing more and end all attempts; the second call does not wait any longer."""
+        self.see_births(wait=True)
         now = time.monotonic()
         for attempt in list(self._running.values()):
             grace_s = 0.0 if self.stopping else min(attempt.limits.grace_s, _STOP_GRACE_S)
@@ -189,7 +265,7 @@ class Keeper:
             _, attempt = self._touched.popitem()
             if attempt.end is not None and self._running.get(attempt.key) is attempt:
                 self._do(self._settle, attempt, now)
-        if any_touched and not self._running:
+        if any_touched and not self.running:
             self._orphans.claim()  # nobody is left to own any: they are killed
 
     def _collect(self) -> None:
@@ -202,6 +278,9 @@ class Keeper:
             if ended is None:
                 return
             pid = ended.si_pid
+            if pid in self._beginning:  # its program has executed since, or never will
+                self._born(self._beginning[pid])
+                continue
             attempt = self._roots.get(pid) or self._owners.get(pid) or self._owner_of(pid)
             pid, status, used = os.wait4(pid, 0)
             if pid in self._roots:
@@ -236,7 +315,7 @@ class Keeper:
 
     def flush(self) -> None:
         """Bring the journal up to date; called once per turn, before anyone is told what happened in it."""
-        if not self._running and not self._archive:
+        if not self.running and not self._archive:
             self._journal.empty()
         elif self._journal.bloated:
             self._rewrite_journal()
@@ -443,3 +522,8 @@ class Keeper:
     def _rewrite_journal(self) -> None:
         lines = [attempt.journal_line for attempt in self._running.values()]
         self._journal.rewrite(lines + self._archive.journal_lines())
+
+
+def _not_started(request: Start, error: SpawnError) -> Refusal:
+    code = error.step if error.step in ("exec", "fork") else "setup"
+    return Refusal(code, f"{request.key}: {error}", number=error.number, step=error.step)

@@ -26,6 +26,7 @@ _BACKLOG = 64
 _GOODBYE_S = 1.0
 _SIGNAL_RECORD = 128
 _FALSE_START_S = 0.05
+_BIRTH_LOOK_S = 0.001  # the least that epoll waits
 
 
 class Client:
@@ -77,6 +78,8 @@ class Server:
     def _turn(self, keeper: Keeper) -> None:
         due = keeper.next_look
         timeout = -1.0 if due == NEVER else max(0.0, due - time.monotonic())
+        if keeper.beginning:  # nothing tells when a program executes; most end before that is looked for
+            timeout = _BIRTH_LOOK_S if timeout < 0 else min(timeout, _BIRTH_LOOK_S)
         for descriptor, _ in self._poll.poll(timeout):
             if descriptor == self._signals:
                 self._take_signals(keeper)
@@ -84,6 +87,8 @@ class Server:
                 self._accept()
             elif descriptor in self._clients:
                 self._serve_client(self._clients[descriptor], keeper)
+        if keeper.beginning:
+            keeper.see_births()
         now = time.monotonic()
         if now >= keeper.next_look:
             keeper.look(now)
@@ -170,7 +175,8 @@ class Server:
                 if request.room is not None:
                     self._waiting.add(client, number, request)  # answered when it begins, with the end of this turn perhaps
                     return b""
-                return _done(number, keeper.start(request))
+                keeper.start(request, self._answerer(client, number))
+                return b""
             return _done(number, self._carry_out(operation, fields, keeper))
         except Exception as error:
             return self._failed(number, error)
@@ -208,9 +214,17 @@ class Server:
         while (one := self._waiting.next(keeper.roomed, stopping=keeper.stopping)) is not None:
             client, number, request = one
             try:
-                client.outbox += _done(number, keeper.start(request))
+                keeper.start(request, self._answerer(client, number))
             except Exception as error:
                 client.outbox += self._failed(number, error)
+
+    def _answerer(self, client: Client, number: int | None) -> "Callable[[dict[str, object] | Exception], None]":
+        """What a start is answered with, once it is known."""
+
+        def answer(said: dict[str, object] | Exception) -> None:
+            client.outbox += self._failed(number, said) if isinstance(said, Exception) else _done(number, said)
+
+        return answer
 
     def _failed(self, number: int | None, error: Exception) -> bytes:
         """The answer to a request that was not carried out; for what is no refusal the log has a line too."""

@@ -1,14 +1,15 @@
-"""One function that starts a program with everything set before it executes: `spawn(program) -> pid`.
+"""How a program is started with everything set before it executes: `begin(program)` makes the child and returns its `Birth`.
 
-What the child does is a list of steps made here beforehand, each a call of the C library. A helper in C (`_spawn.c`) carries
-them out in a child that shares this process's memory until it executes. Where that was not built, a fork does: its child is
-Python, and the copies of the pages that it touches cost more than all the rest, about a millisecond.
+What the child does is a list of steps made here beforehand, each one system call. A helper in C (`_spawn.c`) carries them out in a
+child that shares this process's memory until it executes, while this process goes on. Where that was not built, a fork does: its
+child is Python, and the copies of the pages that it touches cost more than all the rest, about a millisecond.
 """
 
 import ctypes
 import fcntl
 import os
 import select
+import time
 
 from ostler.node.keeper import kernel
 from ostler.node.keeper.kernel import libc
@@ -20,7 +21,11 @@ if TYPE_CHECKING:  # typing and collections cost memory
     _Step = tuple[str, Callable[..., object], tuple[object, ...]]
 
 # How long the child may take from fork to exec; only a hung file system makes it longer.
-_EXEC_DEADLINE_MS = 5000
+_EXEC_DEADLINE_S = 5
+_KILL_S = 1.0
+_KILL_LOOK_S = 0.001
+_BIRTHS = 64  # of _spawn.c
+_SIGNAL_SET_BYTES = 8  # as the kernel counts them
 _TIMED_OUT = 110
 _ROOM_TO_EXECUTE_MB = 16
 _MISSES = (2, 20)  # ENOENT, ENOTDIR
@@ -155,10 +160,70 @@ def _candidates(name: bytes, env: dict[bytes, bytes]) -> list[bytes]:
     return [directory + b"/" + name for directory in path.split(b":") if directory.startswith(b"/")]
 
 
-def spawn(program: Program) -> int:
-    """Start the program as a child in a session of its own and return its pid once it executes.
+_stuck: "list[Birth]" = []
 
-    Raises SpawnError; then there is no child.
+
+class Birth:
+    """A child on its way to execute its program. Everything that it reads lives here until it does."""
+
+    __slots__ = ("_born_by", "_kept", "_order", "_plan", "_told", "pid")
+
+    def __init__(self, pid: int, plan: _Plan, told: "tuple[int, int] | None", order: "_Order | None", kept: object) -> None:
+        """`told` is the step that failed (-1: none) and its errno, where that is known; else `order` will tell."""
+        self.pid = pid
+        self._plan = plan
+        self._told = told
+        self._order = order
+        self._kept = kept
+        self._born_by = time.monotonic() + _EXEC_DEADLINE_S
+
+    def over(self, now: float) -> bool:
+        """Whether it executes or has failed, or takes too long: `settle` does not wait then."""
+        return self._told is not None or not (self._order and self._order.shared) or now >= self._born_by
+
+    def settle(self) -> None:
+        """Return once it executes; raises SpawnError where it does not, and then there is no child."""
+        failed, number = self._told or self._outcome()
+        if failed >= 0 and not self._ended():
+            _stuck.append(self)  # it may still read all of this, one day
+        elif self._order is not None and _helper is not None:
+            _helper.free.append(self._order.place)
+        if failed < 0:
+            return
+        step = self._plan.steps[failed][0]
+        if number == _TIMED_OUT:
+            raise SpawnError(step, number, "the program's file system does not answer")
+        raise SpawnError(step, number, "the program cannot be executed" if step == "exec" else f"setting {step} failed")
+
+    def _ended(self) -> bool:
+        """Whether it could be killed; on a file system that hangs for good not even that works."""
+        os.kill(self.pid, kernel.SIGKILL)
+        until = time.monotonic() + _KILL_S
+        while os.waitpid(self.pid, os.WNOHANG) == (0, 0):
+            if time.monotonic() >= until:
+                return False
+            time.sleep(_KILL_LOOK_S)
+        return True
+
+    def _outcome(self) -> tuple[int, int]:
+        order = self._order
+        assert order is not None  # noqa: S101
+        assert _helper is not None  # noqa: S101
+        left_ms = max(0, int((self._born_by - time.monotonic()) * 1000))
+        if _helper.wait(ctypes.byref(order), left_ms):
+            return self._plan.execute, _TIMED_OUT
+        return order.failed, order.error
+
+
+def is_full() -> bool:
+    """Whether so many children are on their way that one of them must be settled before `begin`."""
+    return _helper is not None and not _helper.free
+
+
+def begin(program: Program) -> Birth:
+    """Make a child in a session of its own that executes the program. Raises SpawnError where none can be made.
+
+    The descriptors of the program may be closed as soon as this returns.
     """
     files = _out_of_the_way(program.files)
     moved = [here for (here, _), (before, _) in zip(files, program.files, strict=True) if here != before]
@@ -166,22 +231,15 @@ def spawn(program: Program) -> int:
     try:
         if not plan.steps[plan.execute :]:
             raise SpawnError("exec", 2, "the program cannot be executed")
-        floor = 0 if len(files) == 3 else 1 + max([number for _, number in files])
         # only clone3 can start a child in a version 2 cgroup, and it gives no child a stack in a way that C could use
-        shared = _helper is not None and program.cgroup is None and not _could_run_out(program)
-        start = _shared if shared else _forked
-        pid, failed, number = start(plan, floor, program.cgroup)
+        if _helper is not None and _helper.free and program.cgroup is None and not _could_run_out(program):
+            return _shared(_helper, plan, program)
+        floor = 0 if len(files) == 3 else 1 + max([number for _, number in files])
+        pid, *told = _forked(plan, floor, program.cgroup)
+        return Birth(pid, plan, (told[0], told[1]), None, None)
     finally:
         for descriptor in moved:
             os.close(descriptor)
-    if failed < 0:
-        return pid
-    os.kill(pid, kernel.SIGKILL)
-    os.waitpid(pid, 0)
-    step = plan.steps[failed][0]
-    if number == _TIMED_OUT:
-        raise SpawnError(step, number, "the program's file system does not answer")
-    raise SpawnError(step, number, "the program cannot be executed" if step == "exec" else f"setting {step} failed")
 
 
 def _could_run_out(program: Program) -> bool:
@@ -202,19 +260,42 @@ def _no_process(number: int) -> SpawnError:
 class _Order(ctypes.Structure):
     """`struct order` of `_spawn.c`."""
 
-    _fields_ = [(name, ctypes.c_long) for name in ("steps", "late", "exec", "count", "parent", "deadline_ms", "failed", "number")]
+    _fields_ = [
+        *[(name, ctypes.c_long) for name in ("steps", "late", "exec", "count", "parent", "place", "failed", "error")],
+        ("shared", ctypes.c_int),
+    ]
 
 
-_order = _Order(deadline_ms=_EXEC_DEADLINE_MS)
-_addresses: dict[int, int] = {}  # of C functions, by the identity of the object that stands for one here
+class _Helper:
+    """The library, the numbers of system calls, and the stacks that no child has."""
+
+    __slots__ = ("begin", "free", "numbers", "wait")
+
+    def __init__(self, library: ctypes.PyDLL, numbers: dict[str, int]) -> None:
+        self.begin: Callable[..., int] = library.ostler_begin
+        self.wait: Callable[..., int] = library.ostler_wait
+        self.numbers = numbers
+        self.free = list(range(_BIRTHS))
 
 
-def _load_helper() -> "Callable[..., int] | None":
+# By the name of the C library's function, whose arguments are those of the system call but where `_shared` says otherwise.
+_NUMBERS = {
+    "x86_64": {
+        "setsid": 112, "write": 1, "dup2": 33, "chdir": 80, "sched_setaffinity": 203, "setpriority": 141, "setrlimit": 160,
+        "setgroups": 116, "setresgid": 119, "setresuid": 117, "sigprocmask": 14, "prctl": 157, "execve": 59,
+    },
+    "aarch64": {
+        "setsid": 157, "write": 64, "dup2": 24, "chdir": 49, "sched_setaffinity": 122, "setpriority": 140, "setrlimit": 164,
+        "setgroups": 159, "setresgid": 149, "setresuid": 147, "sigprocmask": 135, "prctl": 167, "execve": 221,
+    },
+}  # fmt: skip
+
+
+def _load_helper() -> _Helper | None:
     try:
-        helper: Callable[..., int] = ctypes.PyDLL(os.path.dirname(__file__) + "/_spawn.so").ostler_start
-    except (OSError, AttributeError):
+        return _Helper(ctypes.PyDLL(os.path.dirname(__file__) + "/_spawn.so"), _NUMBERS[os.uname().machine])
+    except (OSError, AttributeError, KeyError):
         return None
-    return helper
 
 
 _helper = _load_helper()
@@ -226,25 +307,35 @@ def fork_only() -> None:
     _helper = None
 
 
-def _shared(plan: _Plan, *_: object) -> tuple[int, int, int]:
-    """Start the child; returns its pid, and the step that failed (-1: none) with its errno."""
-    words = []
+def _shared(helper: _Helper, plan: _Plan, program: Program) -> Birth:
+    """A child that carries out the plan as system calls."""
+    words: list[int] = []
     for _name, function, arguments in plan.steps:
-        address = _addresses.get(id(function))
-        if address is None:
-            address = _addresses[id(function)] = ctypes.cast(function, ctypes.c_void_p).value or 0  # type: ignore[arg-type]
-        words.append(address)
-        words += [value if isinstance(value, int) else ctypes.addressof(value) for value in arguments]  # type: ignore[arg-type]
-        words += _PADDING[len(arguments)]
+        name = function.__name__
+        given = [value if isinstance(value, int) else ctypes.addressof(value) for value in arguments]  # type: ignore[arg-type]
+        if name == "syscall":
+            number, *given = given
+        else:
+            number = helper.numbers[name]
+            if name == "sigprocmask":
+                given.append(_SIGNAL_SET_BYTES)
+        words.append(number)
+        words += given
+        words += _PADDING[len(given)]
     steps = (ctypes.c_long * len(words))(*words)
-    _order.steps = ctypes.addressof(steps)
-    _order.late, _order.exec, _order.count = plan.late, plan.execute, len(plan.steps)
-    _order.parent = os.getpid()
-    assert _helper is not None  # noqa: S101
-    pid = _helper(ctypes.byref(_order))
+    order = _Order(
+        steps=ctypes.addressof(steps),
+        late=plan.late,
+        exec=plan.execute,
+        count=len(plan.steps),
+        parent=os.getpid(),
+        place=helper.free[-1],
+    )
+    pid = helper.begin(ctypes.byref(order))
     if pid < 0:
         raise _no_process(-pid)
-    return pid, _order.failed, _order.number
+    helper.free.pop()
+    return Birth(pid, plan, None, order, (steps, program))
 
 
 # with a fork
@@ -294,7 +385,7 @@ def _carry_out(plan: _Plan, report: int, parent: int) -> None:
 def _outcome(plan: _Plan, receive: int) -> tuple[int, int]:
     """Wait for the child's report: end of file when it executed, else the step that failed and its errno."""
     _reports.register(receive, select.POLLIN)
-    heard = _reports.poll(_EXEC_DEADLINE_MS)
+    heard = _reports.poll(_EXEC_DEADLINE_S * 1000)
     _reports.unregister(receive)
     if not heard:
         return plan.execute, _TIMED_OUT
