@@ -169,6 +169,7 @@ class Contents:
             checked = Checked(file, self._members)
             yield file, checked
             checked.finish()
+        self._members.end()
         if lacking := sorted(one.path for one in left.values() if platform is None or one.serves(platform)):
             raise Refused("unfit", f"the bundle lacks {', '.join(lacking[:3])}")
 

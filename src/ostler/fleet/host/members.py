@@ -11,6 +11,7 @@ from ostler.fleet.host.refusals import Refused
 
 BLOCK = 512
 RECORD = 20 * BLOCK  # what an archive's length is a multiple of
+ZEROS = BLOCK + RECORD  # at most so many end it: two blocks, and what fills a record. A platform's part has those of the whole
 PIECE = 1 << 20
 _OCTAL = re.compile(rb"([0-7]{6,11})[ \0]{1,2}")
 _SUM = slice(148, 156)
@@ -24,18 +25,25 @@ class Members:
         self._left = self._padding = 0
 
     def next(self) -> tuple[str, int] | None:
-        """Name and size of the next file, whose bytes come next; None: the archive is over. Raises Refused."""
+        """Name and size of the next file, whose bytes come next; None: the zeros begin that end an archive. Raises Refused."""
         while self.read():
             pass
         self._exactly(self._padding)
         head = self._exactly(BLOCK)
         if not any(head):
             self._padding = 0
-            self._archive.read(-self._at % RECORD)
             return None
         name, size = _read(head)
         self._left, self._padding = size, -size % BLOCK
         return name, size
+
+    def end(self) -> None:
+        """After `next` answered None: nothing but zeros follows, and no more than end an archive. Raises Refused."""
+        left = ZEROS - BLOCK
+        while piece := self._archive.read(left + 1):
+            left -= len(piece)
+            if left < 0 or any(piece):
+                raise Refused("unfit", "this is not the bundle of a release: more follows behind its end")
 
     def read(self) -> bytes:
         """The next piece of the file that `next` named, b"" at its end. Raises Refused where the archive ends before."""

@@ -26,8 +26,6 @@ def read_bundle(bundle: IO[bytes], trusted: Mapping[str, bytes] | None) -> Relea
                 layout.add(file.path, file.size, [one for one in manifest.platforms if file.serves(one)])
                 for block in checked:
                     layout.data(block)
-        while bundle.read(archive.BLOCK):
-            pass
     except Refused as exc:
         raise InvalidSpec(exc.message, hint="`ostler release verify` checks a bundle as a host does") from None
     sha256, excerpts = layout.end()

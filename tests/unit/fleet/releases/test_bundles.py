@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import hashlib
 import io
 import json
 import tarfile
@@ -11,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ostler.fleet.host import archive
+from ostler.fleet.host.members import ZEROS, Members
 from ostler.fleet.host.refusals import Refused
+from ostler.fleet.releases.reading import _Layout, read_bundle
 from ostler.fleet.releases.sources import copy_tree, regular_bytes
 from ostler.fleet.releases.store import ReleaseStore, for_platform, pack, verify
 from ostler.model.errors import InvalidSpec, NotFound
@@ -85,6 +88,42 @@ def test_what_is_not_what_was_signed_is_refused(tmp_path, keys, made, change):
     changed.write_bytes(data)
     with pytest.raises(InvalidSpec, match="bundle"):
         verify(changed, keys.trusted)
+
+
+def test_an_archive_ends_in_zeros_and_nothing_follows(tmp_path, keys, made):
+    """As many as a platform's part of a whole archive can have, whose length fits no record of its own; for each reader."""
+    bare = made.bundle.read_bytes().rstrip(b"\0")
+    bare += bytes(-len(bare) % 512)
+    for zeros in (512, 1000, 1024, 10_240, ZEROS):
+        assert read(bare + bytes(zeros), keys.trusted)[0] == made.manifest
+    longer = tmp_path / made.bundle.name
+    for after in (bytes(ZEROS + 1), bytes(100_000), bytes(1024) + b"x", bytes(ZEROS - 1) + b"x", bytes(1024) + bare):
+        with pytest.raises(Refused, match="more follows behind its end"):
+            read(bare + after, keys.trusted)
+        longer.write_bytes(bare + after)
+        with pytest.raises(InvalidSpec, match="more follows behind its end"):
+            verify(longer, keys.trusted)
+        with pytest.raises(InvalidSpec, match="more follows behind its end"):
+            read_bundle(io.BytesIO(bare + after), keys.trusted)
+
+
+@settings(max_examples=40, deadline=None)
+@given(sizes=st.lists(st.tuples(st.integers(0, 30_000), st.booleans()), max_size=12))
+def test_each_part_of_a_bundle_ends_within_the_bound(sizes):
+    layout = _Layout(["a", "b"])
+    for number, (size, both) in enumerate(sizes):
+        layout.add(f"f{number}", size, ["a", "b"] if both else ["a"])
+        layout.data(bytes(size))
+    sha256, excerpts = layout.end()
+    files = [(f"f{number}", bytes(size)) for number, (size, _) in enumerate(sizes)]
+    whole = pack(files)
+    assert hashlib.sha256(whole).hexdigest() == sha256
+    for one in excerpts.values():
+        part = b"".join(whole[begin:end] for begin, end in one.pieces)
+        members = Members(io.BytesIO(part))
+        while members.next() is not None:
+            pass
+        members.end()
 
 
 def test_a_link_in_an_archive_is_refused(keys, made):
