@@ -55,9 +55,11 @@ def test_a_good_release_comes_and_a_bad_one_goes_back_by_itself(unreachable):
     assert {unreachable.in_force(name) for name in NAMES} == {good}
 
     older = unreachable.variant({NODE: (MAIN, MAIN + "    # of yesterday\n")}, older_s=86_400)
-    hosts, view = start(unreachable, older, "--canary", "0", "--max-failures", "2", code=1)
-    assert {host["phase"] for host in hosts.values()} == {"failed"}
-    assert f"release {older} is older than {good}, which was good here" in hosts["mini-2"]["reason"]
+    unreachable.cli("release", "push", older, code=0)
+    said = unreachable.cli("rollout", "start", older, "--node", "mini-1", "--node", "mini-2", "--yes", code=3)
+    assert f"release {older} is older than {good}, which node mini-1 runs and 1 other node something newer" in said.stderr
+    assert f"`ostler fleet update --release {older}`" in said.stderr
+    assert said.stdout == ""
 
     host = unreachable.bed.hosts["mini-1"]
     said = host.exec("stat", "--format=%U %G %a", "/opt/ostler/update.json", "/var/lib/ostler/update").stdout

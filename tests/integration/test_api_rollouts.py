@@ -181,6 +181,24 @@ async def test_by_hand(rig, release, cli):
     assert (await cli("show", "nothing")).returncode == exits.REJECTED
 
 
+async def test_an_older_release_is_refused_before_anything_is_planned(rig, release, cli):
+    """For one of several nodes, in its row of the plan."""
+    newer, other = [await Host(rig.node(name)).join() for name in ("a", "b")]
+    newer.release = "9.0-000000000000"
+    challenge = (await newer.challenge()).challenge
+    await newer.node.register(challenge=challenge, signature=newer.sign(challenge), capabilities=newer.able)
+    said = await cli("start", "--yes", "--node", "a")
+    assert (said.returncode, said.stdout) == (exits.REJECTED, "")
+    assert f"release {release.release} is older than 9.0-000000000000, which node a runs: hosts take no older" in said.stderr
+    assert f"`ostler fleet update --release {release.release}` over SSH" in said.stderr
+    assert (await cli("list")).stdout == ""
+    looked = await cli("start", "--dry-run")
+    assert looked.returncode == 0
+    assert "be refused" in looked.stdout
+    assert "is older than 9.0-000000000000, which runs there" in looked.stdout
+    assert other.release == OLD
+
+
 async def test_a_coordinator_that_was_restarted_goes_on(tmp_path):
     """In the middle of a rollout, under nodes that it finds again in whatever state they came to meanwhile."""
     one = Rig(tmp_path / "c")

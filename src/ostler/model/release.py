@@ -1,7 +1,23 @@
 """A release as its signed bundle describes it: what hosts get, told apart by its content."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+_NUMBERS = re.compile(r"(?a)[0-9]{1,9}(\.[0-9]{1,9})*")
+
+Age = tuple[tuple[int, ...], int]
+
+
+def age(version: str, made: int) -> Age:
+    """What says which of two releases is older, to hosts as well: the numbers of its version, then when its commit was made."""
+    numbers = _NUMBERS.match(version)
+    return tuple(map(int, numbers[0].split("."))) if numbers else (), made
+
+
+def is_older(one: Age, other: str, known: Mapping[str, Age]) -> bool:
+    """Whether a release is older than another of this id. Of one that is not `known`, the version in its id is all there is to tell."""
+    return one < known[other] if other in known else one[0] < age(other.rpartition("-")[0], 0)[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from ostler.coordinator.store.times import when
 from ostler.coordinator.store.tx import Row, Tx
 from ostler.model.errors import Conflict, NotFound
-from ostler.model.release import Excerpt, Release
+from ostler.model.release import Age, Excerpt, Release, age
 from ostler.protocol.codec import decode, encode
 from ostler.protocol.messages import ReleasePage, ReleaseView
 
@@ -81,6 +81,15 @@ def show_release(tx: Tx, release: str) -> ReleaseView:
     if row is None:
         raise NotFound(f"the coordinator has no release {release}", hint=f"ostler release push {release}")
     return _view(row, _running(tx))
+
+
+def ages(tx: Tx) -> dict[str, Age]:
+    """How old each release is that the coordinator has. For `Store.read`."""
+    told = {
+        release: decode(facts, _Facts, what="facts of a release")
+        for release, facts in tx.rows("SELECT release, facts FROM releases")
+    }
+    return {release: age(one.version, one.made) for release, one in told.items()}
 
 
 def remove_release(tx: Tx, release: str) -> ReleaseView:

@@ -5,7 +5,7 @@ a release. `rollout_turns` carries them on.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from ostler.coordinator.operations import releases, sessions
@@ -14,14 +14,16 @@ from ostler.coordinator.operations.views import check_limit, read_cursor, write_
 from ostler.coordinator.store.schema import IN_FLIGHT_SQL, listed
 from ostler.coordinator.store.times import micros, span, when, when_or_none
 from ostler.coordinator.store.tx import Row, Tx
-from ostler.model.errors import InvalidSpec, NotFound, OperationInFlight, Outdated, Problem
+from ostler.model.errors import Conflict, InvalidSpec, NotFound, OperationInFlight, Outdated, Problem
 from ostler.model.node import NodeState
+from ostler.model.release import Age, is_older
 from ostler.model.rollout import state as states
-from ostler.model.rollout.observe import Candidate, outlook
+from ostler.model.rollout.observe import Candidate, Outlook, outlook
 from ostler.model.rollout.plan import Plan, Share
 from ostler.model.rollout.progress import TERMINAL, Event, Phase, Progress, advance
 from ostler.model.rollout.report import Report
 from ostler.model.rollout.state import RolloutEvent, RolloutState
+from ostler.model.words import many
 from ostler.protocol.codec import decode, encode
 from ostler.protocol.messages import PageQuery, RolloutHost, RolloutPage, RolloutRequest, RolloutView, mend_outside, outside
 
@@ -48,11 +50,14 @@ class Loaded:
 
 def plan_rollout(tx: Tx, asked: RolloutRequest, rollout_id: str, by: str | None) -> RolloutView:
     """Write down what a rollout would do, in the state `planned`. Nodes that cannot get the release have come to their end already. Raises
-    InvalidSpec, NotFound (no such release).
+    InvalidSpec, NotFound (no such release), Conflict where it is for none, being older than what nodes run.
     """
     _forget_old(tx)
     release = releases.show_release(tx, asked.release)
-    found = [(one, outlook(one, release.release, release.platforms)) for one in _candidates(tx, asked)]
+    ages = releases.ages(tx)
+    candidates = [replace(one, newer=_is_newer(one, release.release, ages)) for one in _candidates(tx, asked)]
+    found = [(one, outlook(one, release.release, release.platforms)) for one in candidates]
+    _refuse_older(release.release, found)
     found.sort(key=lambda pair: pair[1].event is not None)  # canaries are of those that can begin
     plan = _plan(
         rollout_id, asked, [one.host for one, _ in found],
@@ -75,6 +80,22 @@ def plan_rollout(tx: Tx, asked: RolloutRequest, rollout_id: str, by: str | None)
         rows,
     )
     return show_rollout(tx, rollout_id)
+
+
+def _is_newer(node: Candidate, release: str, ages: Mapping[str, Age]) -> bool:
+    return node.release not in {None, release} and is_older(ages[release], str(node.release), ages)
+
+
+def _refuse_older(release: str, found: Sequence[tuple[Candidate, Outlook]]) -> None:
+    """Where it could begin nowhere and some node runs something newer, that is what is to be told."""
+    newer = [one for one, _ in found if one.newer]
+    if newer and all(look.event is not None for _, look in found):
+        others = f" and {many(len(newer) - 1, 'other node')} something newer" if newer[1:] else ""
+        raise Conflict(
+            f"release {release} is older than {newer[0].release}, which node {newer[0].host} runs{others}: hosts take no older release "
+            "from the coordinator",
+            hint=f"who has root may go back: `ostler fleet update --release {release}` over SSH; or build the old content as a new commit",
+        )
 
 
 def _forget_old(tx: Tx) -> None:

@@ -170,7 +170,7 @@ class Outlook:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
     """What is known of a node that a rollout may be for. `platform` is what it takes releases for (`cp311-x86_64`), None where it takes
-    none; `busy` the rollout that it is in, `outside` why it has no session.
+    none; `busy` the rollout that it is in, `outside` why it has no session; `newer`: what it runs is newer than what is to be brought.
     """
 
     host: str
@@ -180,6 +180,7 @@ class Candidate:
     cordoned: str | None = None
     outside: str | None = None
     busy: str | None = None
+    newer: bool = False
 
 
 def outlook(node: Candidate, release: str, platforms: tuple[str, ...]) -> Outlook:
@@ -198,6 +199,11 @@ def outlook(node: Candidate, release: str, platforms: tuple[str, ...]) -> Outloo
     if node.platform not in platforms:
         return Outlook(
             event=Event.REFUSED, reason=f"release {release} has nothing for {node.platform}, only {', '.join(platforms)}"
+        )
+    if node.newer:
+        return Outlook(
+            event=Event.REFUSED,
+            reason=f"release {release} is older than {node.release}, which runs there: hosts take none such from the coordinator",
         )
     if node.busy is not None:
         return Outlook(event=Event.REFUSED, reason=f"rollout {node.busy} is not over there")

@@ -204,6 +204,7 @@ def test_what_a_plan_says_of_a_node() -> None:
         ({"outside": "it speaks protocol 0"}, Event.REFUSED, "protocol 0"),
         ({"platform": None}, Event.REFUSED, "takes no releases from the coordinator"),
         ({"platform": "cp313-x86_64"}, Event.REFUSED, "nothing for cp313-x86_64, only cp311-x86_64"),
+        ({"newer": True}, Event.REFUSED, f"release {NEW} is older than {OLD}, which runs there"),
         ({"busy": "r0"}, Event.REFUSED, "rollout r0 is not over there"),
     ):
         found = outlook(replace(fits, **changes), NEW, platforms)  # type: ignore[arg-type]
