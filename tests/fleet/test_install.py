@@ -1,5 +1,6 @@
 """A bare host becomes a node under systemd and a bare host again, by the commands that an operator types."""
 
+import json
 import re
 
 import pytest
@@ -94,8 +95,40 @@ def test_a_job_that_eats_memory_is_ended_for_that(installed):
     assert (ended["state"], ended["failure"]["code"]) == ("failed", "E_OOM")
 
 
+@pytest.mark.long
+def test_a_node_that_lost_its_key_comes_back_by_the_line_that_is_printed(installed, host):
+    """Seen while the daemon still has it in memory, and after it made another one that nobody knows."""
+
+    def finding():
+        done = installed.fleet("status", "--release", installed.in_force("mini-1"), "--json", host="mini-1", code=1)
+        return json.loads(done.stdout)["hosts"]["mini-1"]["findings"][0]
+
+    host.exec("rm", "/var/lib/ostler/node/node.key")
+    gone = finding()
+    assert gone["what"] == "the node's key is gone from its disk"
+    host.exec("systemctl", "restart", NODE_UNIT)
+    until(lambda: installed.health("mini-1").get("enrolled") is False, timeout=60, what="a refusal")
+    refused = finding()
+    assert refused["what"].startswith("not enrolled: the coordinator refuses this node's key")
+    assert "`ostler node retire mini-1`" in installed.install("--yes", host="mini-1", code=1).stderr
+    retire, install = refused["mend"].split(" && ")
+    assert (retire, gone["mend"]) == ("ostler node retire mini-1", refused["mend"])
+    installed.cli(*retire.split()[1:], code=0)
+    installed.mend(f"{install} --allowlist {installed.folder / 'allow'}")
+    installed.good_again("mini-1")
+    assert installed.node("mini-1")["state"] == "ready"
+    installed.fleet("status", "--release", installed.in_force("mini-1"), host="mini-1", code=0)
+
+
 def test_nothing_is_left(operator, bare):
-    """Byte by byte, but for the journal; and not while a job runs, unless told. What is shown first is what is done."""
+    """Byte by byte, but for the journal; and not while a job runs, unless told. What is shown first is what is done. A directory that
+    somebody else has anything in is refused before that, and an empty one is taken over meanwhile."""
+    bare.exec("sh", "-c", "mkdir -p /var/lib/ostler && touch /var/lib/ostler/mine")
+    said = operator.install("--yes", host="bare", code=1).stderr
+    assert "bare: cannot write to /var/lib/ostler: it belongs to root, and the node runs as the user ostler" in said
+    assert "`mv /var/lib/ostler /var/lib/ostler.before`" in said
+    assert bare.exec("ls", "/opt/ostler", check=False).stdout == ""
+    bare.exec("rm", "/var/lib/ostler/mine")
     tree = bare.exec("sh", "-c", TREE).stdout
     assert "--digest" in operator.install("--dry-run", host="bare").stdout
     assert bare.exec("sh", "-c", TREE).stdout == tree

@@ -220,6 +220,30 @@ def test_polkit_permits_nothing_else(miner):
     assert miner.show("MainPID") != pid
 
 
+@pytest.mark.parametrize(
+    ("how", "what"),
+    [
+        ("rm {rule}", "is missing"),
+        ("rm {rule} {note}", "is missing"),  # as on a host whose release of before knew no services
+        ("sed -i s/xmrig.service/ssh.service/ {rule}", "was edited"),
+        ("chmod 600 {rule}", "was edited"),  # polkit is no root
+    ],
+)
+def test_a_rule_of_polkit_that_is_not_what_was_written_is_named_and_mended(miner, how, what):
+    """Missing, edited so that it permits something else, or out of polkit's reach: status names it, and its command puts it right."""
+    status = ("status", "--release", miner.operator.in_force("miner"), "--json")
+    assert json.loads(miner.operator.fleet(*status, host="miner", code=0).stdout)["hosts"]["miner"]["findings"] == []
+    written = miner.host.exec("stat", "--format=%a %U", RULES).stdout + miner.host.exec("cat", RULES).stdout
+    miner.host.exec("sh", "-c", how.format(rule=RULES, note="/var/lib/ostler-update/permits.applied"))
+    for words in (status, (*status, "--keep-config")):
+        (finding,) = json.loads(miner.operator.fleet(*words, host="miner", code=1).stdout)["hosts"]["miner"]["findings"]
+        assert finding["what"] == f"what polkit permits {what}"
+    miner.operator.mend(finding["mend"])
+    assert miner.host.exec("stat", "--format=%a %U", RULES).stdout + miner.host.exec("cat", RULES).stdout == written
+    miner.operator.good_again("miner")
+    assert miner.do("restart")[0]["state"] == "done"
+
+
 def test_both_ways_to_systemd_say_the_same(miner):
     done = miner.as_node("/opt/ostler/current/bin/python", "-I", "-c", WAYS)
     assert done.returncode == 0, done.stderr

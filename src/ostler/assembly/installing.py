@@ -16,7 +16,7 @@ from ostler.fleet.inventory.load import COMMAND_LINE
 from ostler.fleet.node_config import CA, CANARY, Own, render
 from ostler.fleet.releases.store import Release, for_platform
 from ostler.fleet.ssh.step import Outcome, Step
-from ostler.model.errors import InvalidSpec, MachineUnreachable, NotFound
+from ostler.model.errors import InvalidSpec, MachineUnreachable, NotFound, OstlerError
 from ostler.model.node import NodeState
 from ostler.node.allowlist import parse_entry
 from ostler.node.session import is_loopback
@@ -49,6 +49,17 @@ async def join_token(endpoint: Endpoint, host: Host) -> str:
     async with AsyncClient(endpoint.url, token=endpoint.token, trust=tls) as client:
         made = await client.call(routes.CREATE_TOKEN, asked)
     return str(made.token)
+
+
+async def known_as(endpoint: Endpoint, node_id: str) -> str | None:
+    """The name itself where the coordinator has a node of it that is not retired; None too where it cannot be asked."""
+    tls = Trust(ca_file=endpoint.ca_file, client_cert=endpoint.client_cert, client_key=endpoint.client_key)
+    try:
+        async with AsyncClient(endpoint.url, token=endpoint.token, trust=tls) as client:
+            node: NodeView = await client.call(routes.SHOW_NODE, node_id=node_id)
+    except OstlerError:
+        return None
+    return None if node.state is NodeState.RETIRED else node_id
 
 
 async def retire(endpoint: Endpoint, node_id: str) -> bool:

@@ -69,7 +69,7 @@ def look_at(facts: Facts, wanted: Wanted) -> Looked:
     """Whether the release may be installed on a host with these facts, and what of it is there."""
     health = facts.health or {}
     contact = health.get("last_contact_s")
-    enrolled = isinstance(contact, int | float) and contact <= CONTACT_S and health.get("enrolled") is not False
+    enrolled = facts.has_key and isinstance(contact, int | float) and contact <= CONTACT_S and health.get("enrolled") is not False
     upload = wanted.release not in facts.releases
     return Looked(
         facts=facts, refusal=_refusal(facts, wanted, upload=upload, enrolled=enrolled), upload=upload, enrol=not enrolled

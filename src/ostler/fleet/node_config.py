@@ -94,6 +94,11 @@ def node_id_of(config: str | None) -> str | None:
     return None if found is None else str(found)
 
 
+def declares_services(config: str | None) -> bool:
+    """Whether there are units in it that the node may be told to start and stop."""
+    return any(name.startswith("services.") and name.endswith(".unit") for name, _ in _settings(config or ""))
+
+
 def changed_keys(before: str, after: str) -> list[str]:
     """The settings, such as `heartbeat.interval_s`, that two configurations do not have in common; never their values."""
     old, new = dict(_settings(before)), dict(_settings(after))

@@ -1,5 +1,6 @@
 """How a host differs from what it should be, and the command that mends each difference."""
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -28,9 +29,11 @@ def appraise(
     given: Mapping[str, Any],
     asked_at: datetime,
     answered_at: datetime,
+    known_as: str | None = None,
 ) -> list[Finding]:
     """All that is not as it should be. `release` is the one that all hosts should have, `own` what this one should have for itself; None:
-    nobody knows. `given` are the options that the commands say again, see `again`."""
+    nobody knows. `given` are the options that the commands say again, see `again`. `known_as`: the coordinator has this node, with
+    another key than the host's."""
     update = again("update", given, [host])
     run = f"{again('run', given, [host])} --"
     node = facts.units.get(NODE_UNIT)
@@ -41,11 +44,14 @@ def appraise(
         found.append(Finding(f"release {facts.current}, not {release}", update))
     found += [Finding(line, update) for line in (*edited(facts, own), *unlinked(facts))]
     install = again("install", given, [host])
+    enrol = install if known_as is None else f"{shlex.join(('ostler', 'node', 'retire', known_as))} && {install}"
     if facts.unfinished:
         found.append(Finding("its installation was not finished", install))
     start = install if facts.unfinished else f"{run} systemctl restart {NODE_UNIT}"
     found += [Finding(line, start) for line in not_running(facts)]
-    found += _health(facts, logs=again("logs", given, [host]), update=update, install=install)
+    if not facts.has_key and not facts.unfinished:
+        found.append(Finding("the node's key is gone from its disk", enrol))
+    found += _health(facts, logs=again("logs", given, [host]), update=update, enrol=enrol)
     found += [Finding(warning, f"put the program there, then: {update}") for warning in facts.warnings]
     wrong = skew(facts, asked_at, answered_at)
     if abs(wrong) > SKEW:
@@ -61,14 +67,19 @@ def appraise(
     return found
 
 
-def _health(facts: Facts, *, logs: str, update: str, install: str) -> list[Finding]:
+def lacks_key(facts: Facts) -> bool:
+    """Whether a node has no key that its coordinator knows: what mends that depends on whom the coordinator knows by its name."""
+    return not facts.has_key or (facts.health or {}).get("enrolled") is False
+
+
+def _health(facts: Facts, *, logs: str, update: str, enrol: str) -> list[Finding]:
     """What the daemon says of itself."""
     if facts.health is None:
         return [Finding("the daemon does not answer", logs)] if facts.units[NODE_UNIT].state == "active" else []
     protocol = facts.health.get("protocol")
     unknown = facts.health.get("enrolled") is False
     found = [
-        Finding(str(problem), install if unknown and str(problem).startswith(NOT_ENROLLED) else logs)
+        Finding(str(problem), enrol if unknown and str(problem).startswith(NOT_ENROLLED) else logs)
         for problem in facts.health.get("problems", ())
     ]
     if isinstance(protocol, int) and not m.PROTOCOL_MIN <= protocol <= m.PROTOCOL:

@@ -73,14 +73,21 @@ def status(  # noqa: PLR0917 - the options of a command
 
 
 async def _look(lines: Any, host: Any, release: str | None, own: Any, given: dict[str, Any]) -> Any:
+    from ostler.assembly.endpoint import look_for_endpoint
+    from ostler.assembly.installing import known_as
     from ostler.assembly.rollouts import services
     from ostler.fleet.host_steps import HostSteps, read_facts
-    from ostler.fleet.status import appraise
+    from ostler.fleet.node_config import node_id_of
+    from ostler.fleet.status import appraise, lacks_key
 
     asked_at = datetime.now(UTC)
-    facts = read_facts(await lines.run(host, HostSteps().facts(services(host), with_config=own is not None)))
-    now = datetime.now(UTC)
-    return facts, appraise(host.name, facts, release=release, own=own, given=given, asked_at=asked_at, answered_at=now)
+    facts = read_facts(await lines.run(host, HostSteps().facts(services(host), with_config=True)))
+    now, known = datetime.now(UTC), None
+    if lacks_key(facts) and (endpoint := look_for_endpoint()) is not None:
+        node_id = (facts.health or {}).get("node_id") or node_id_of(facts.config) or host.name
+        known = await known_as(endpoint, str(node_id))
+    found = appraise(host.name, facts, release=release, own=own, given=given, asked_at=asked_at, answered_at=now, known_as=known)
+    return facts, found
 
 
 def _own(hosts: dict[str, Any], coordinator: str | None) -> dict[str, Any]:

@@ -5,12 +5,13 @@ import hashlib
 import os
 import platform
 import shutil
+import stat
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from ostler.fleet.host import binaries, daemon, systemd
+from ostler.fleet.host import belongings, binaries, daemon, systemd
 from ostler.fleet.host.places import UNITS, Places, read_json
 from ostler.fleet.host.refusals import Refused
 
@@ -27,7 +28,8 @@ def gather(places: Places, wanted: tuple[binaries.Binary, ...] = (), *, with_con
         "abi": f"cp{sys.version_info.major}{sys.version_info.minor}",
         "now": time.time(),
         "disk_free_mb": shutil.disk_usage(_there(places.releases)).free >> 20,
-        "refused": _refused(places),
+        "has_key": places.key.exists(),
+        "refused": _refused(places) | belongings.foreign(places),
         "current": places.in_force(),
         "previous": (read_json(places.update) or read_json(places.last) or {}).get("previous"),
         "releases": sorted(
@@ -38,7 +40,7 @@ def gather(places: Places, wanted: tuple[binaries.Binary, ...] = (), *, with_con
         "units": {name: _unit(places, name) for name in UNITS},
         "config_sha256": digest(places.config),
         "applied_sha256": digest(places.applied),
-        "permits_sha256": digest(places.permits),
+        "permits_sha256": _as_written(places.permits),
         "permitted_sha256": digest(places.permitted),
         "config": _text(places.config) if with_config else None,
         "beside": _beside(places.config.parent),
@@ -58,6 +60,13 @@ def digest(path: Path) -> str | None:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError:
         return None
+
+
+def _as_written(path: Path) -> str | None:
+    """The same of a file that others must be able to read: a link, or another mode than it is written with, is another file."""
+    found = digest(path)
+    plain = found is not None and not path.is_symlink() and stat.S_IMODE(path.stat().st_mode) == 0o644
+    return found if found is None or plain else f"{found}, not plain"
 
 
 def _text(path: Path) -> str | None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ostler.fleet.host import accounts, daemon, services, switching, systemd
+from ostler.fleet.host import accounts, belongings, daemon, services, switching, systemd
 from ostler.fleet.host.lock import guarded
 from ostler.fleet.host.places import (
     FIREWALL_UNIT,
@@ -131,6 +131,8 @@ def _check(places: Places, release: str, told: Told) -> Path:
         raise Refused("missing", f"there is no {places.config} on this host, and none was sent")
     if told.token is None and not places.key.exists():
         raise Refused("missing", "this host was never enrolled, and no join token was sent")
+    for path, why in belongings.foreign(places).items():
+        raise Refused("unfit", f"cannot write to {path}: {why}")
     return home
 
 
@@ -147,6 +149,8 @@ def _write(places: Places, traces: Traces, home: Path, told: Told) -> list[str]:
         (places.logs, 0o755, user),
     ]
     for path, mode, owner in folders:
+        if owner == user and belongings.may_take_over(path):
+            traces.take_over(path)
         if traces.directory(path, mode=mode, owner=owner):
             changed.append(str(path))
     files = {places.config.parent / name: content for name, content in told.files.items()}

@@ -11,7 +11,8 @@ from ostler.fleet.host.places import Places, half, read_json, sync, write, write
 
 
 class Traces:
-    """`made` are directories and files that were not there, the outer ones first; `before` are files that were, as they were."""
+    """`made` are directories and files that were not there, the outer ones first; `before` are files that were, as they were, and
+    directories that were empty and were taken over."""
 
     def __init__(self, places: Places) -> None:
         self._places = places
@@ -30,7 +31,8 @@ class Traces:
                 one.chmod(0o755)
                 sync(one.parent)
                 changed = True
-        if self._name(path) in self.made:
+        name = self._name(path)
+        if name in self.made or self.before.get(name, {}).get("empty"):
             found = path.stat()
             if (found.st_uid, found.st_gid) != owner:
                 os.chown(path, *owner)
@@ -39,6 +41,15 @@ class Traces:
                 path.chmod(mode)
                 changed = True
         return changed
+
+    def take_over(self, path: Path) -> None:
+        """A directory that is there and empty is ours from now on, such as a disk that was mounted for it. `take_back` empties it."""
+        name = self._name(path)
+        if name in self.made or name in self.before:
+            return
+        found = path.stat()
+        self.before[name] = {"mode": stat.S_IMODE(found.st_mode), "uid": found.st_uid, "gid": found.st_gid, "empty": True}
+        self._save()
 
     def file(self, path: Path, content: bytes, *, mode: int = 0o644) -> bool:
         """Write a file whole; what stood there is kept. True where something changed."""
@@ -86,6 +97,8 @@ class Traces:
             half(path).unlink(missing_ok=True)
         restored = []
         for name, was in self.before.items():
+            if self._places.root / name in keep:
+                continue
             self._restore(self._places.root / name, was)
             restored.append(f"/{name}")
         removed = []
@@ -101,6 +114,13 @@ class Traces:
         return removed, restored
 
     def _restore(self, path: Path, was: dict[str, Any]) -> None:
+        if was.get("empty"):
+            path.mkdir(parents=True, exist_ok=True)
+            for one in contents(path):
+                shutil.rmtree(one) if one.is_dir() and not one.is_symlink() else one.unlink()
+            os.chown(path, was["uid"], was["gid"])
+            path.chmod(was["mode"])
+            return
         if "link" in was:
             if not path.is_symlink() or str(path.readlink()) != was["link"]:
                 path.unlink(missing_ok=True)
@@ -120,3 +140,8 @@ class Traces:
 
     def _save(self) -> None:
         write_json(self._note, {"made": self.made, "before": self.before})
+
+
+def contents(folder: Path) -> list[Path]:
+    """What is in a directory, but for what a file system brings along."""
+    return sorted(one for one in folder.iterdir() if one.name != "lost+found")

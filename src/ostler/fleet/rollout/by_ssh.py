@@ -216,7 +216,7 @@ class SshCarrier:
         return Result(event=Event.DONE, detail=warnings or None)
 
     def _look_step(self, host: str) -> Step:
-        return self._steps.facts(self._content.services.get(host, []), with_config=host in self._content.own)
+        return self._steps.facts(self._content.services.get(host, []), with_config=True)
 
     def _switch_step(self, host: str) -> Step:
         return self._steps.switch(

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from ostler.fleet.node_config import Own, differences, node_id_of
+from ostler.fleet.node_config import Own, declares_services, differences, node_id_of
 
 NODE_UNIT = "ostler-node.service"
 KEEPER_UNIT = "ostler-keeper.service"
@@ -51,7 +51,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """The answer of the host program's `facts`. `abi` is Python's (`cp311`), `now` seconds since the epoch, `refused` why a
     directory cannot be written. `config` is there where it was asked for, and is shown to nobody: it may hold a secret; `beside` are the
     hashes of what stands beside it; `links` are those that programs of services need, with what they are to refer to; `unfinished`: it was
-    being made a node when that was cut off."""
+    being made a node when that was cut off; `has_key`: the node's own key is on its disk."""
 
     hostname: str
     os: str
@@ -75,6 +75,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     update: OpenUpdate | None = None
     links: Mapping[str, str] = {}
     unfinished: bool = False
+    has_key: bool = True
     warnings: tuple[str, ...] = ()
 
     @property
@@ -136,6 +137,8 @@ def edited(facts: Facts, own: Own | None) -> list[str]:
             lines.append(f"{name} was edited")
     if facts.permitted_sha256 is not None and facts.permits_sha256 != facts.permitted_sha256:
         lines.append("what polkit permits was edited" if facts.permits_sha256 else "what polkit permits is missing")
+    elif facts.permitted_sha256 is None and declares_services(facts.config):  # such as by a release that knew no services
+        lines.append("what polkit permits is missing")
     if own is not None:
         there = facts.config if facts.config_sha256 is not None else None
         return [*lines, *differences(own, config=there, applied_sha256=facts.applied_sha256, beside=facts.beside)]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ostler.fleet.host import binaries, bundle, facts, lock, switching
+from ostler.fleet.host import accounts, belongings, binaries, bundle, facts, lock, setting_up, switching
 from ostler.fleet.host.places import Places, point, read_json, write_json
 from ostler.fleet.host.refusals import Refused
 from ostler.fleet.host.traces import Traces
@@ -223,3 +223,50 @@ def test_json_is_replaced_whole(places: Places) -> None:
     assert read_json(places.update) == {"b": 2}
     assert places.update.stat().st_mode & 0o777 == 0o600
     assert [one.name for one in places.updates.iterdir()] == ["update.json"]
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("user", "owner", "words"),
+    [
+        (None, 0, "it belongs to root, and the node runs as the user ostler"),
+        (None, 64_000, "it belongs to user 64000, who has no name here"),
+        ((64_000, 64_000), 0, "`chown -R ostler: {state}`"),
+        (None, 0, "`useradd --system ostler && chown -R ostler: {state}`"),
+        ((64_000, 64_000), 64_000, None),
+    ],
+)
+def test_a_state_that_is_somebody_elses_is_told_before_anything_changes(
+    places: Places, monkeypatch: pytest.MonkeyPatch, user: tuple[int, int] | None, owner: int, words: str | None
+) -> None:
+    """The accounts are patched: this machine's are not for tests to change."""
+    monkeypatch.setattr(accounts, "identity", lambda: user)
+    assert belongings.foreign(places) == {}
+    places.state.mkdir(parents=True)
+    assert belongings.foreign(places) == {}  # empty: it may be taken over
+    (places.state / "node").mkdir()
+    (places.state / "node/node.key").touch()
+    for one in (places.state, places.state / "node", places.state / "node/node.key"):
+        os.chown(one, owner, owner)
+    told = facts.gather(places)["refused"]
+    if words is None:
+        assert told == {}
+        os.chown(places.state / "node/node.key", 0, 0)
+        assert facts.gather(places)["refused"].keys() == {str(places.state / "node/node.key")}
+        return
+    assert words.format(state=places.state) in told[str(places.state)]
+    assert f"`mv {places.state} {places.state}.before`" in told[str(places.state)]
+    with pytest.raises(Refused, match=f"cannot write to {places.state}: it belongs to"):
+        setting_up._check(release_of(places), "r1", setting_up.Told(config="", token="t"))
+
+
+def release_of(places: Places) -> Places:
+    """With a release `r1` that has all files which are looked for."""
+    for name in (
+        "bin/ostler",
+        *(f"units/{unit}" for unit in ("ostler-node.service", "ostler-keeper.service", "ostler-watch.service")),
+    ):
+        file = places.release("r1") / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    return places

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from ostler.fleet.host import belongings
 from ostler.fleet.host.places import Places
 from ostler.fleet.host.setting_up import Told
 from ostler.fleet.host.traces import Traces
@@ -100,3 +101,22 @@ def test_what_is_to_be_kept_stays(places: Places) -> None:
 def test_files_stay_beside_the_configuration(name: str) -> None:
     with pytest.raises(ValueError, match="leaves its directory"):
         Told.read(b'{"files": {"%s": ""}}' % name.encode())
+
+
+def test_an_empty_directory_is_taken_over_and_given_back_empty(places: Places) -> None:
+    """Such as a disk that was mounted there."""
+    (places.state / "lost+found").mkdir(parents=True)
+    places.state.chmod(0o700)
+    before = tree(places.root)
+    assert belongings.may_take_over(places.state)
+    for _ in range(2):
+        traces = Traces(places)
+        traces.take_over(places.state)
+        traces.directory(places.state, mode=0o711, owner=OURS)
+    assert places.state.stat().st_mode & 0o777 == 0o711
+    (places.state / "node").mkdir()
+    (places.state / "node/node.key").touch()
+    Traces(places).take_back(keep=(places.state,))
+    assert (places.state / "node/node.key").exists()
+    Traces(places).take_back()
+    assert tree(places.root) == before

@@ -9,7 +9,7 @@ import pytest
 
 from ostler.fleet.node_config import Own, digest
 from ostler.fleet.rollout.preflight import KEEPER_UNIT, NODE_UNIT, Facts, Lock, OpenUpdate, Unit, Wanted, judge, skew
-from ostler.fleet.status import Finding, appraise
+from ostler.fleet.status import Finding, appraise, lacks_key
 
 ASKED = datetime(2026, 1, 1, 12, tzinfo=UTC)
 ANSWERED = ASKED + timedelta(seconds=2)
@@ -126,6 +126,20 @@ def test_a_node_that_the_coordinator_refuses_is_wrong_and_is_to_be_installed() -
     assert refusal(health=health) is None  # another release comes first: an installation brings none
 
 
+def test_a_node_whose_key_was_lost_is_to_be_retired_before_it_is_installed_again() -> None:
+    problem = "not enrolled: the coordinator refuses this node's key (node mini-1 is enrolled with another key)"
+    anew = facts(health={"enrolled": False, "node_id": "mini-1", "problems": [problem]})
+    gone = facts(has_key=False)
+    mend = "ostler node retire mini-1 && ostler fleet install --host mini-1"
+    for there, what in ((anew, problem), (gone, "the node's key is gone from its disk")):
+        assert lacks_key(there)
+        found = appraise("mini-1", there, release=None, given={}, asked_at=ASKED, answered_at=ANSWERED, known_as="mini-1")
+        assert found == [Finding(what, mend), *found[1:]]
+        found = appraise("mini-1", there, release=None, given={}, asked_at=ASKED, answered_at=ANSWERED)
+        assert found[0].mend == "ostler fleet install --host mini-1"
+    assert not lacks_key(facts())
+
+
 def test_a_host_that_was_half_installed_is_not_just_started() -> None:
     units = {name: Unit(state="inactive", sha256=sha256, wanted=sha256) for name, sha256 in UNITS.items()}
     found = appraise("mini-1", facts(unfinished=True, units=units), release=None, given={}, asked_at=ASKED, answered_at=ANSWERED)
@@ -184,6 +198,20 @@ def test_skew_is_what_the_way_cannot_explain(offset: int, wrong: int) -> None:
 def test_what_polkit_permits_is_looked_at(there: str | None, written: str | None, words: tuple[str, ...]) -> None:
     edited = facts(current="0.2.0-new", permits_sha256=there, permitted_sha256=written)
     assert judge(edited, WANTED, asked_at=ASKED, answered_at=ANSWERED).drift == words
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ("services: {xmrig: {unit: xmrig.service}}\n", ("what polkit permits is missing",)),
+        ("services: {}\n", ()),
+        ("services: [\n", ()),
+        ("", ()),
+    ],
+)
+def test_what_is_declared_and_was_never_permitted_is_missing(config: str, words: tuple[str, ...]) -> None:
+    there = facts(current="0.2.0-new", config=config, config_sha256=digest(config), applied_sha256=digest(config))
+    assert judge(there, replace(WANTED, own=None), asked_at=ASKED, answered_at=ANSWERED).drift == words
 
 
 def test_what_mends_a_host_says_again_what_was_given() -> None:
