@@ -10,7 +10,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from enum import Enum
 from pathlib import Path
@@ -114,6 +114,30 @@ def check(shape: type[T], document: Document, *, at: FieldPath = ()) -> tuple[T 
     for part in at:
         value = value[part]
     return _check(shape, value, lambda path, message: document.problem((*at, *path), message))
+
+
+def check_parts(shape: type[Any], document: Document) -> tuple[Document | None, list[FieldPath], list[Problem]]:
+    """Every mistake in a document's form, and what is left of it without them, so that the rest can be looked at too: None where that is
+    nothing. The paths are those that were left out: a list goes whole, since what stands behind would get another place."""
+    wrong: list[FieldPath] = []
+
+    def place(path: FieldPath, message: str) -> Problem:
+        number = next((i for i, part in enumerate(path) if isinstance(part, int)), len(path))
+        wrong.append(tuple(path[:number]))
+        return document.problem(path, message)
+
+    _, problems = _check(shape, document.value, place)
+    if not problems:
+        return document, [], []
+    rest = _without(document.value, set(wrong))
+    sound = isinstance(rest, dict) and _check(shape, rest, document.problem)[0] is not None
+    return (replace(document, value=rest) if sound else None), wrong, problems
+
+
+def _without(value: Any, paths: set[FieldPath], at: FieldPath = ()) -> Any:
+    if not isinstance(value, dict) or at in paths:
+        return None if at in paths else value
+    return {key: _without(one, paths, (*at, key)) for key, one in value.items() if (*at, key) not in paths}
 
 
 _adapters: dict[Any, TypeAdapter[Any]] = {}

@@ -115,6 +115,34 @@ groups:
         assert part in whole, part
 
 
+def test_a_mistake_in_the_form_hides_no_other_and_makes_none(tmp_path: Path) -> None:
+    text = """\
+hosts:
+  a: {prot: 22, address: -oProxyCommand=id}
+  b: {port: 70000, labels: {x: 1}}
+  c: {identity_file: [k, 3], user: "x y"}
+groups:
+  g: {hosts: [nobody], childs: [h], pool: "../x"}
+"""
+    found = mistakes(tmp_path, text)
+    assert [line for line, _ in found] == [2, 2, 3, 3, 4, 4, 4, 6, 6, 6]
+    for part in ("prot: is not a known key", "as an option does", "70000 is no port", "labels.x: must be", "identity_file", "a space",
+                 "'nobody' is no host of this file", "childs: is not a known key", "'../x' is a path"):  # fmt: skip
+        assert part in "\n".join(message for _, message in found), part
+    misspelt = "host:\n  a:\ngroups:\n  g: {hosts: [a], children: [h], port: 0}\n  h: [a]\n"
+    *two, last = [message for _, message in mistakes(tmp_path, misspelt)]
+    assert two == [
+        "host: is not a known key; did you mean 'hosts'?",
+        "groups.g.port: 0 is no port; a port is a number from 1 to 65535",
+    ]
+    assert last.startswith("groups.h: must be a mapping with the keys user, ")
+    assert [message for _, message in mistakes(tmp_path, "hosts: {a: {address: -x}}\nhots: 1\nuser: [1]\n")] == [
+        "hosts.a.address: '-x' begins with '-', as an option does",
+        "hots: is not a known key; did you mean 'hosts'?",
+        "user: must be a text, not a list",
+    ]
+
+
 def test_groups_that_contradict_each_other_are_named(tmp_path: Path) -> None:
     text = "hosts:\n  a:\ngroups:\n  one: {hosts: [a], user: x}\n  two:\n    hosts: [a]\n    user: y\n"
     assert mistakes(tmp_path, text) == [(7, f"a: user is 'y' here, and 'x' in {tmp_path}/fleet.yml:4; leave one")]

@@ -9,7 +9,7 @@ from ostler.fleet.inventory.groups import Groups, way
 from ostler.fleet.inventory.host import Place
 from ostler.fleet.inventory.reading import Reading, Said, contradiction, read
 from ostler.runtime.documents import Document, join
-from ostler.runtime.settings import check
+from ostler.runtime.settings import check_parts
 from ostler.runtime.shapes import FieldPath
 
 ALL = "all"
@@ -62,15 +62,17 @@ class FleetFile(Settings):
 def read_own(document: Document) -> Reading:
     """What such a file says, with every mistake in it."""
     reading = Reading()
-    _, reading.problems = check(FleetFile, document)
-    if not reading.problems:  # what has the wrong shape would only be told twice
-        _Reader(document, reading).run()
+    rest, left_out, reading.problems = check_parts(FleetFile, document)
+    if rest is not None:
+        _Reader(rest, reading, whole=all(len(path) > 2 for path in left_out)).run()
     return reading
 
 
 class _Reader:
-    def __init__(self, document: Document, reading: Reading) -> None:
-        self.document, self.reading = document, reading
+    """`whole`: no host and no group was left out for its form, so that what names one that is not there is a mistake of its own."""
+
+    def __init__(self, document: Document, reading: Reading, *, whole: bool) -> None:
+        self.document, self.reading, self.whole = document, reading, whole
         self.data: Mapping[str, Any] = document.value
         self.groups = Groups()
 
@@ -83,7 +85,7 @@ class _Reader:
                 self._members(name, settings or {})
         own = dict(self._hosts())
         for name, path in self._named_by_groups():
-            if name not in self.reading.entries:
+            if self.whole and name not in self.reading.entries:
                 self.reading.wrong(name, "is no host of this file; write it under `hosts`", self._place(path), join(path))
         for problem in self.groups.loops():
             place = self._place(("groups", problem[0], "children"))
@@ -123,7 +125,8 @@ class _Reader:
         for i, child in enumerate(settings.get("children") or ()):
             path = ("groups", group, "children", i)
             if child not in (self.data.get("groups") or {}):
-                self.reading.wrong(child, "is no group of this file; write it under `groups`", self._place(path), join(path))
+                if self.whole:
+                    self.reading.wrong(child, "is no group of this file; write it under `groups`", self._place(path), join(path))
             else:
                 self.groups.put(child, group)
 
