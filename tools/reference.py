@@ -134,7 +134,8 @@ def cli_page() -> str:
     lines = [
         "# Command line\n",
         NOTE,
-        "Exit codes: 0 good; `run` and `job wait` exit with the job's own code (125 where it has none); 2 usage; 3 rejected; "
+        "Exit codes: 0 good; 1 some of what was asked for failed, or a check found something; "
+        "`run` and `job wait` exit with the job's own code (125 where it has none); 2 usage; 3 rejected, mistakes in files among it; "
         "4 unreachable; 124 `job wait --timeout` ran out.\n",
     ]
 

@@ -24,7 +24,7 @@ def secret_of(pem):
 
 
 def test_all_nodes_get_new_keys_and_no_secret_is_seen(installed, host):
-    shown = installed.fleet("rotate-credentials", "--dry-run", code=0).stdout
+    shown = installed.fleet("rotate-credentials", "--dry-run", "--verbose", code=0).stdout
     assert shown.count("rotate-key --wait 60") == len(installed.bed.hosts)
     before = {name: one.exec("cat", KEY).stdout for name, one in installed.bed.hosts.items()}
     job, pids = installed.sleeper("mini-1")

@@ -130,7 +130,7 @@ def test_nothing_is_left(operator, bare):
     assert bare.exec("ls", "/opt/ostler", check=False).stdout == ""
     bare.exec("rm", "/var/lib/ostler/mine")
     tree = bare.exec("sh", "-c", TREE).stdout
-    assert "--digest" in operator.install("--dry-run", host="bare").stdout
+    assert "--digest" in operator.install("--dry-run", "--verbose", host="bare").stdout
     assert bare.exec("sh", "-c", TREE).stdout == tree
     assert "bare is a node (user ostler, " in operator.install("--yes", host="bare").stdout
     guarded = operator.fleet("firewall", "--allow", "10.0.0.0/8", "--yes", host="bare", code=0).stdout

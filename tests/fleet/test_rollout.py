@@ -159,8 +159,11 @@ def test_a_lost_coordinator_rolls_nothing_back(installed):
 def test_what_is_executed_is_printed_first_and_nothing_changes(installed):
     before = installed.facts("mini-2")["releases"]
     other = installed.variant(variants.DOES_NOT_START)
-    done = installed.fleet("update", "--release", other, "--dry-run", code=0)
+    done = installed.fleet("update", "--release", other, "--dry-run", "--verbose", code=0)
     assert done.stdout.count("switch --rollout") == len(installed.bed.hosts)
+    said = installed.fleet("update", "--release", other, "--dry-run", code=0).stdout
+    assert said.count("switch and restart: no new work; release, units, configuration are exchanged together") == 1
+    assert "python3" not in said
     assert installed.facts("mini-2")["releases"] == before
     refused = installed.fleet("update", "--release", other, code=2)
     assert "say --yes" in refused.stderr

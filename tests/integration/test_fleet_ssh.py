@@ -6,7 +6,9 @@ The server is asyncssh's; OpenSSH's is met in tests/fleet.
 import asyncio
 import contextlib
 import os
+import shlex
 import signal
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from typing import Any
 import asyncssh
 import pytest
 
+from cli_rig import ostler
+from ostler.fleet.host.places import Places
 from ostler.fleet.inventory.host import Host, Jump
 from ostler.fleet.ssh.line import StepFailed, connected
 from ostler.fleet.ssh.step import OUTPUT_BYTES, Step, quoted
@@ -146,7 +150,43 @@ async def test_an_unknown_host_is_not_believed_and_a_command_is_named(sshd):
         async with connected(sshd.host(), sshd.trust, local_user="x"):
             pass
     assert told.value.hint == f"ostler fleet trust --host {sshd.host().name}"
+    given = {"--inventory": ["my fleet.yml"], "--known-hosts": sshd.trust.files[0], "--ssh-config": "none", "--accept-new": False}
+    with pytest.raises(MachineUnreachable) as told:
+        async with connected(sshd.host(), replace(sshd.trust, given=given), local_user="x"):
+            pass
+    options = f"--ssh-config none --known-hosts {sshd.trust.files[0]}"
+    assert told.value.hint == f"ostler fleet trust -i 'my fleet.yml' {options} --host h"
+    hop = Jump(address="127.0.0.1", user="j", port=sshd.port)
+    with pytest.raises(MachineUnreachable) as told:
+        async with connected(sshd.host(proxy_jump=(hop,)), replace(sshd.trust, given=given), local_user="x"):
+            pass
+    assert told.value.hint == f"ostler fleet trust -i j@127.0.0.1:{sshd.port}, {options}"
     assert not sshd.commands
+
+
+@pytest.mark.skipif(Path("/opt/ostler").exists(), reason="this machine, which is the host here, has Ostler")
+async def test_a_bare_host_is_trusted_by_the_command_that_is_printed_and_has_no_port_to_guard(sshd, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file, traces = tmp_path / "my fleet.yml", Places().updates
+    file.write_text(f"hosts: {{h: {{address: 127.0.0.1, port: {sshd.port}, user: root, identity_file: {tmp_path}/id}}}}")
+    reach = ("-i", file.name, "--known-hosts", "known", "-F", "none")
+
+    async def firewall(*words):
+        return await asyncio.to_thread(ostler, "fleet", "firewall", *reach, *words)
+
+    unknown = await firewall("--allow", "10.0.0.0/8", "--yes")
+    assert unknown.returncode == 1
+    _, _, hint = unknown.stderr.strip().removesuffix(")").rpartition("(")
+    trusted = await asyncio.to_thread(ostler, *shlex.split(hint)[1:], "--yes")
+    assert (trusted.returncode, "1 key was added to known" in trusted.stdout) == (0, True)
+    options = "-i 'my fleet.yml' --ssh-config none --known-hosts known --host h"
+    for words in (("--allow", "10.0.0.0/8", "--yes"), ("--remove", "--yes"), ("--allow", "10.0.0.0/8", "--dry-run")):
+        refused = await firewall(*words)
+        assert (refused.returncode, refused.stdout) == (1, "")
+        assert (
+            refused.stderr == f"h: no daemon is installed there, whose health port it could be (ostler fleet install {options})\n"
+        )
+    assert not traces.exists()
 
 
 async def test_a_new_host_is_believed_once_where_that_was_asked_for(sshd):

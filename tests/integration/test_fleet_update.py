@@ -1,12 +1,17 @@
 """`ostler fleet update` before it reaches a host: what is wrong with the command is one line, and nothing else is looked at."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from cli_rig import ostler
+from ostler.cli.fleet.asking import show_steps
+from ostler.fleet.host_steps import HostSteps
+from ostler.fleet.releases.store import Release
 from ostler.fleet.rollout.journal import Journal
 from ostler.model.rollout.plan import Plan
+from release_rig import make, new_keys
 
 
 @pytest.fixture(autouse=True)
@@ -80,3 +85,85 @@ def test_mistakes_in_whom_to_let_through(args: list[str], said: str) -> None:
     done = ostler("fleet", "firewall", *args)
     assert (done.returncode, done.stdout) == (2, "")
     assert said in " ".join(done.stderr.replace("│", " ").split())
+
+
+REACH = ("-i", "ostler-fleet.yml", "--known-hosts", "known", "-F", "none")
+
+
+@pytest.fixture
+def release(here: Path) -> Release:
+    return make(here / "store", new_keys(here / "keys"))
+
+
+def test_an_interrupted_rollout_is_gone_on_with_as_it_was_begun_wherever_one_stands(
+    here: Path, release: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an inventory that says what a host's configuration is, with everything that the command was told: nothing is to be said again."""
+    (here / "ostler-fleet.yml").write_text("hosts:\n  mini-1: {address: 127.0.0.1, port: 1}\n")
+    told = (*REACH, "--store", "store", "--coordinator", "http://192.0.2.1:7070", "--accept-new", "--yes", "-m", "lunch")
+    first = ostler("fleet", "update", *told)
+    assert first.returncode == 1
+    assert "keep their configurations" not in first.stderr
+    (journal,) = (here / "home/.local/state/ostler/rollouts").glob("*.jsonl")
+    head, *_ = journal.read_text().splitlines()
+    journal.write_text(f"{head}\n")  # as a kill at once leaves it
+    assert "192.0.2.1" in head
+    (here / "elsewhere").mkdir()
+    monkeypatch.chdir(here / "elsewhere")
+    resumed = ostler("fleet", "update", "--resume")
+    assert (resumed.returncode, resumed.stdout) == (1, first.stdout)
+    assert "keep their configurations" not in resumed.stderr
+    again = re.search("try again: (.*)", resumed.stderr)
+    assert again is not None
+    assert again[1] == (
+        f"ostler fleet update -i {here}/ostler-fleet.yml --ssh-config none --known-hosts {here}/known --accept-new --store {here}/store "
+        f"--coordinator http://192.0.2.1:7070 --release {release.release} --host mini-1"
+    )
+    assert "no rollout was interrupted" in ostler("fleet", "update", "--resume").stderr
+
+
+def test_a_rollout_of_hosts_that_were_only_named_is_gone_on_with(
+    here: Path, release: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(here / "store")
+    first = ostler("fleet", "update", "-H", "127.0.0.1:1", "--store", here / "store", "--yes", "--no-coordinator")
+    assert (first.returncode, release.release in first.stdout) == (1, True)
+    (journal,) = (here / "home/.local/state/ostler/rollouts").glob("*.jsonl")
+    journal.write_text(journal.read_text().splitlines()[0] + "\n")
+    resumed = ostler("fleet", "update", "--resume")
+    assert "cannot connect to 127.0.0.1:1" in resumed.stdout
+    assert "--no-coordinator" in resumed.stderr
+
+
+def test_what_would_be_done_is_said_once_for_all_hosts_and_exactly_if_asked(here: Path) -> None:
+    """Of commands that look at no host first."""
+    (here / "ostler-fleet.yml").write_text("hosts: [a, b]\n")
+    for words, said in (
+        (("rotate-credentials",), "1. replace the key: the node makes a new one"),
+        (("prune",), "1. remove old releases: the 2 newest stay"),
+        (("uninstall", "--keep-node"), "1. stop and remove: daemon and keeper end"),
+    ):
+        shown = ostler("fleet", *words, "--dry-run", *REACH)
+        assert shown.returncode == 0
+        assert said in shown.stdout
+        assert "python3" not in shown.stdout
+        exactly = ostler("fleet", *words, "--dry-run", "--verbose", *REACH).stdout
+        assert exactly.count("/usr/bin/python3 -I -c") == 2
+
+
+def test_steps_that_some_hosts_have_are_told_with_these_hosts(capsys: pytest.CaptureFixture[str]) -> None:
+    steps = HostSteps()
+    lock, upload, switch = steps.lock("r", "me", "w"), steps.install("d", b""), steps.switch("r", "1", window_s=1, own=None)
+    show_steps({"a": [lock, switch], "b": [lock, upload, switch]}, {}, verbose=False)
+    lines = [line.split(":")[0].strip() for line in capsys.readouterr().out.splitlines()[2:]]
+    assert lines == ["1. take the lock", "2. upload and verify", "on b alone", "3. switch and restart"]
+
+
+@pytest.mark.parametrize("words", [("update", "--yes"), ("status",), ("hosts",), ("prune",), ("logs",)])
+def test_mistakes_of_the_command_are_2_and_those_of_a_file_3(here: Path, words: tuple[str, ...]) -> None:
+    """As docs/reference/cli.md has it, for all commands alike."""
+    assert ostler("fleet", *words, "--host", "nobody").returncode == 2
+    assert ostler("fleet", *words, "-i", "missing.yml").returncode == 3
+    (here / "ostler-fleet.yml").write_text("hosts: {a: {prot: 1}}\n")
+    done = ostler("fleet", *words)
+    assert (done.returncode, "did you mean 'port'?" in done.stderr) == (3, True)

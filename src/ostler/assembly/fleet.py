@@ -54,6 +54,12 @@ def find_hosts(wanted: Wanted, env: Mapping[str, str] | None = None) -> Inventor
     return select(load(sources), groups=wanted.groups, hosts=list(named.entries.values()))
 
 
+def absolute(inventories: Sequence[str], env: Mapping[str, str] | None = None) -> list[str]:
+    """The inventories that such a command reads, as one in another working directory would name them; nothing where it reads none."""
+    named = list(inventories) or _found(os.environ if env is None else env)
+    return [one if "," in one and not Path(one).exists() else str(Path(one).absolute()) for one in named]
+
+
 def _found(env: Mapping[str, str]) -> list[str]:
     if env.get(VARIABLE):
         return [one for one in env[VARIABLE].split(os.pathsep) if one]

@@ -22,7 +22,7 @@ from ostler.fleet.rollout.engine import Engine
 from ostler.fleet.rollout.journal import Happened, Journal, is_over
 from ostler.fleet.rollout.preflight import Facts, Wanted
 from ostler.fleet.ssh.step import Step
-from ostler.fleet.ssh.trust import Trust
+from ostler.fleet.ssh.trust import SYSTEM, Trust
 from ostler.model.rollout.plan import Plan
 from ostler.model.rollout.progress import Event, Phase, Progress
 from ostler.protocol.client import AsyncClient
@@ -37,10 +37,11 @@ def journals(env: Mapping[str, str] | None = None) -> Path:
     return Path(state) / "ostler" / "rollouts"
 
 
-def trust(*, accept_new: bool, known_hosts: Path | None = None) -> Trust:
-    """Whom to believe that it is the host."""
-    usual = Trust.usual(Path.home(), accept_new=accept_new)
-    return usual if known_hosts is None else Trust(files=(known_hosts,), accept_new=accept_new)
+def trust(given: Mapping[str, Any]) -> Trust:
+    """Whom to believe that it is the host, by the options that were given: the files of the user and of the system, or the named one."""
+    named = given.get("--known-hosts")
+    files = (Path.home() / ".ssh/known_hosts", SYSTEM) if named is None else (Path(named),)
+    return Trust(files=files, accept_new=bool(given.get("--accept-new")), given=given)
 
 
 def new_id() -> str:
@@ -107,9 +108,15 @@ class Rollout:
         return self._carrier.steps(name)
 
     async def run(
-        self, journal: Journal, *, progress: Mapping[str, Progress] | None, heard: Callable[[Happened, Progress], None]
+        self,
+        journal: Journal,
+        *,
+        progress: Mapping[str, Progress] | None,
+        heard: Callable[[Happened, Progress], None],
+        waits: Callable[[str, str], None],
     ) -> Engine:
-        """Carry it out, after `look`; answers the engine with how each host ended."""
+        """Carry it out, after `look`; answers the engine with how each host ended. `waits` is told what a host is waited for meanwhile."""
+        self._carrier.waits = waits
         engine = Engine(
             self.plan, self._carrier, journal=journal, progress=progress, heard=heard, clock=lambda: datetime.now(UTC)
         )

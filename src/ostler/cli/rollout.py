@@ -61,7 +61,8 @@ def start(  # noqa: PLR0917 - the options of a command
     host, which goes back by itself from one that is no good; a canary job must be done there. The coordinator carries the rollout on, also
     when this command is gone: `ostler rollout show -f` watches it again.
 
-    Exit code 0: all nodes are as they should be; 1: some are not; 2: wrong usage.
+    Exit code 0: all nodes are as they should be; 1: some are not; 2: wrong usage; 3: refused as a
+    whole, and nothing was begun; 4: the coordinator does not answer.
     """
     from ostler.cli.release_pushed import find
     from ostler.cli.session import open_session
@@ -239,6 +240,7 @@ def _follow(session: "Session", view: "RolloutView", *, as_json: bool) -> int:
             if view.state in TERMINAL and not any(host.phase.value in _FLIGHT for host in view.hosts):
                 break
             time.sleep(LOOK_S)
+            board.tick()
             view = patient.call(routes.SHOW_ROLLOUT, rollout_id=view.rollout_id)
     if as_json:
         output.print_line(view)

@@ -12,6 +12,7 @@ KNOWN = {
     "uninstall": (*_REACH, "--keep-state", "--keep-node", "--end-jobs"),
     "rotate-credentials": _REACH,
     "run": _REACH,
+    "trust": ("--inventory", "--dest", "--accessories", "--ssh-config", "--known-hosts"),
     "logs": _REACH,
     "lock break": ("--inventory", "--ssh-config", "--known-hosts", "--accept-new"),
 }
@@ -30,7 +31,8 @@ def words(command: str, given: Mapping[str, Any], hosts: Iterable[str]) -> list[
         elif value is not None and value is not False:
             for one in value if isinstance(value, list | tuple) else (value,):
                 said += [_SHORT.get(option, option), str(one)]
-    return [*said, "--host", ",".join(hosts)]
+    named = ",".join(hosts)
+    return [*said, "--host", named] if named else said
 
 
 def line(command: str, given: Mapping[str, Any], hosts: Iterable[str]) -> str:

@@ -33,11 +33,19 @@ class HostSteps:
         self._program = bundle.program()
 
     def ask(
-        self, title: str, verb: str, *arguments: str, stdin: bytes = b"", timeout_s: float = 30.0, secret: bool = False
+        self,
+        title: str,
+        verb: str,
+        *arguments: str,
+        does: str = "",
+        stdin: bytes = b"",
+        timeout_s: float = 30.0,
+        secret: bool = False,
     ) -> Step:
         """One verb as a step; `stdin` is what the verb reads."""
         return Step(
             title=title,
+            does=does,
             argv=tuple(bundle.command(len(self._program), verb, *arguments)),
             stdin=self._program + stdin,
             timeout=timedelta(seconds=timeout_s),
@@ -52,7 +60,8 @@ class HostSteps:
 
     def lock(self, rollout: str, owner: str, message: str) -> Step:
         """Take the host's deploy lock, or take it again."""
-        return self.ask("take the lock", "lock", "--rollout", rollout, "--owner", owner, "--message", message)
+        return self.ask("take the lock", "lock", "--rollout", rollout, "--owner", owner, "--message", message,
+                        does="nobody else's update begins there meanwhile")  # fmt: skip
 
     def unlock(self, rollout: str) -> Step:
         """Give it back."""
@@ -65,11 +74,14 @@ class HostSteps:
         if own is not None:
             words += ["--told", "-"]
             told = json.dumps({"config": own.config, "files": dict(own.files)}).encode()
-        return self.ask("switch and restart", "switch", *words, stdin=told, timeout_s=240.0)
+        what = "units" if own is None else "units, configuration"
+        does = f"no new work; release, {what} are exchanged together, and the daemon is restarted. Jobs go on; the host's watcher is armed"
+        return self.ask("switch and restart", "switch", *words, does=does, stdin=told, timeout_s=240.0)
 
     def install(self, digest: str, bundle: bytes) -> Step:
         """Verify a bundle, whose manifest has this sha256, and unpack it beside the others."""
-        return self.ask("upload and verify", "install", "--digest", digest, stdin=bundle, timeout_s=300.0)
+        return self.ask("upload and verify", "install", "--digest", digest, stdin=bundle, timeout_s=300.0,
+                        does="the release comes to lie beside the others, once its signature and its files' hashes are good")  # fmt: skip
 
     def set_up(
         self, release: str, *, config: str | None, token: str | None, files: Mapping[str, str], wait_s: float = 60.0
@@ -77,34 +89,44 @@ class HostSteps:
         """Make a bare host that has the release a node: user, directories, configuration, units, enrolment."""
         told = json.dumps({"config": config, "token": token, "files": dict(files)}).encode()
         words = ("--release", release, "--wait", f"{wait_s:g}")
-        return self.ask("set up and start", "set-up", *words, stdin=told, timeout_s=240.0 + wait_s, secret=token is not None)
+        enrol = ", enrolment with a join token" if token is not None else ""
+        return self.ask(
+            "set up and start", "set-up", *words, stdin=told, timeout_s=240.0 + wait_s, secret=token is not None,
+            does=f"user, directories, configuration, units{enrol}; then the daemon must run a job and reach the coordinator",
+        )  # fmt: skip
 
     def uninstall(self, *, keep_state: bool, end_jobs: bool) -> Step:
         """Stop everything and take back what was made."""
         words = [*(["--keep-state"] if keep_state else []), *(["--end-jobs"] if end_jobs else [])]
-        return self.ask("stop and remove", "uninstall", *words, timeout_s=300.0)
+        return self.ask("stop and remove", "uninstall", *words, timeout_s=300.0,
+                        does="daemon and keeper end, what was made is removed" + (", but for user and state" if keep_state else "")
+                        + "; what was there before is put back")  # fmt: skip
 
     def firewall(self, port: int, *, ssh_port: int, rules: str) -> Step:
         """Let these rules of nftables guard the daemon's health port, now and after each boot."""
         words = ("--port", str(port), "--ssh-port", str(ssh_port))
-        return self.ask("guard the health port", "firewall", *words, stdin=rules.encode())
+        does = f"rules for port {port} alone, now and after each boot"
+        return self.ask("guard the health port", "firewall", *words, does=does, stdin=rules.encode())
 
     def no_firewall(self) -> Step:
         """Take such rules away."""
-        return self.ask("leave the health port unguarded", "firewall", "--remove")
+        return self.ask("leave the health port unguarded", "firewall", "--remove", does="the rules and their unit go")
 
     def rotate_key(self, *, wait_s: float = 60.0) -> Step:
         """A new key for the node, proven by a session of its daemon."""
-        return self.ask("replace the key", "rotate-key", "--wait", f"{wait_s:g}", timeout_s=180.0 + wait_s)
+        return self.ask("replace the key", "rotate-key", "--wait", f"{wait_s:g}", timeout_s=180.0 + wait_s,
+                        does="the node makes a new one, the daemon is restarted with it, and the old one is forgotten")  # fmt: skip
 
     def prune(self, *, keep: int) -> Step:
         """Remove old releases, never one that runs or could be gone back to."""
-        return self.ask("remove old releases", "prune", "--keep", str(keep))
+        return self.ask("remove old releases", "prune", "--keep", str(keep),
+                        does=f"the {keep} newest stay, and what is in force, could be gone back to or runs")  # fmt: skip
 
     def observe(self, rollout: str, *, seen: str = "", wait_s: float = 0.0) -> Step:
         """How the watcher judges. The host answers as soon as that is not what was `seen` before, after `wait_s` at the latest."""
         words = ["--rollout", rollout, *(["--wait", f"{wait_s:g}", "--seen", seen] if wait_s else [])]
-        return self.ask("watch", "observe", *words, timeout_s=30.0 + wait_s)
+        return self.ask("watch", "observe", *words, timeout_s=30.0 + wait_s,
+                        does="until host and coordinator find the release good, or the host has gone back by itself")  # fmt: skip
 
     def go_back(self, rollout: str, reason: str) -> Step:
         """Put back what was in force before."""

@@ -3,8 +3,7 @@
 import asyncio
 import getpass
 import sys
-from collections.abc import Awaitable, Callable, Mapping
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import typer
@@ -14,7 +13,15 @@ from ostler.model.errors import Conflict, MachineUnreachable, NotFound, OstlerEr
 from ostler.model.words import on_one_line
 
 
-def chosen(
+def chosen(**named: Any) -> dict[str, Any]:
+    """The hosts that `found` finds, by name. Raises Rejected where there are none."""
+    hosts = found(**named).hosts
+    if not hosts:
+        raise Rejected("no hosts are left", hint="`ostler fleet hosts` shows those of the inventory")
+    return {one.name: one for one in hosts}
+
+
+def found(
     *,
     inventories: list[str] | None = None,
     destination: str | None = None,
@@ -22,8 +29,8 @@ def chosen(
     groups: list[str] | None = None,
     hosts: list[str] | None = None,
     ssh_config: str | None = None,
-) -> dict[str, Any]:
-    """The hosts of the inventories by name. Raises Rejected for a mistake in them; what they do not have is a usage error."""
+) -> Any:
+    """What the inventories say, with notes printed. Raises Rejected for a mistake in them; what they do not have is a usage error."""
     from ostler.assembly.fleet import Wanted, find_hosts
 
     wanted = Wanted(
@@ -31,25 +38,23 @@ def chosen(
         ssh_config=ssh_config,
     )  # fmt: skip
     try:
-        found = find_hosts(wanted)
+        inventory = find_hosts(wanted)
     except NotFound as exc:
         raise typer.BadParameter(f"{exc.message} ({exc.hint})" if exc.hint else exc.message) from exc
-    for note in found.notes:
+    for note in inventory.notes:
         output.note(f"note: {note}")
-    if not found.hosts:
-        raise Rejected("no hosts are left", hint="`ostler fleet hosts` shows those of the inventory")
-    return {one.name: one for one in found.hosts}
+    return inventory
 
 
 async def on_each(
-    hosts: Mapping[str, Any], act: Callable[[Any, Any], Awaitable[Any]], *, accept_new: bool, known_hosts: Path | None
+    hosts: Mapping[str, Any], act: Callable[[Any, Any], Awaitable[Any]], given: Mapping[str, Any], *, verbose: bool = False
 ) -> dict[str, Any]:
-    """`act(lines, host)` on all hosts at once: its answer by name, or the error that ended it there. No host waits for another."""
+    """`act(lines, host)` on all hosts at once: its answer by name, or the error that ended it there. No host waits for another. `given`
+    are the options of the command, `verbose`: each step is printed as it is carried out."""
     from ostler.assembly import rollouts
     from ostler.fleet.rollout.by_ssh import Lines
 
-    trust = rollouts.trust(accept_new=accept_new, known_hosts=known_hosts)
-    async with Lines(trust, local_user=getpass.getuser()) as lines:
+    async with Lines(rollouts.trust(given), local_user=getpass.getuser(), told=tell if verbose else silent) as lines:
         answers = await asyncio.gather(*(act(lines, host) for host in hosts.values()), return_exceptions=True)
     for answer in answers:
         if isinstance(answer, BaseException) and not isinstance(answer, OstlerError):
@@ -64,12 +69,37 @@ def why(error: OstlerError) -> str:
     return f"unreachable: {said}" if isinstance(error, MachineUnreachable) else said
 
 
-def show_steps(host: Any, steps: list[Any]) -> None:
-    """What would be executed on a host, in its order."""
-    output.say(f"\n{host.name} ({host.target}):")
-    for step in steps:
-        shown = " ".join(step.shown(host.user or "").split())
-        output.say(f"  {step.title}: {output.clean(shown if len(shown) < 400 else f'{shown[:120]} … {shown[-160:]}')}")
+def tell(host: Any, user: str, step: Any) -> None:
+    """A step that is carried out."""
+    output.note(f"+ {host.name}: {step.title}: {output.clean(step.shown(user))}")
+
+
+def silent(*_: object) -> None:
+    """The same for whoever does not want to hear of it."""
+
+
+def show_steps(steps: Mapping[str, Sequence[Any]], hosts: Mapping[str, Any], *, verbose: bool) -> None:
+    """What would be done: each kind of step once, in words, with its hosts; with `verbose` each host's commands, as they would be
+    executed."""
+    if verbose:
+        for name, own in steps.items():
+            output.say(f"\n{name} ({hosts[name].target}):")
+            for step in own:
+                output.say(f"  # {step.title}")
+                output.say(f"  {output.clean(step.shown(hosts[name].user or ''))}")
+        return
+    kinds: dict[tuple[str, str], list[str]] = {}
+    for own in sorted(steps.values(), key=len, reverse=True):  # the longest list has the others' order
+        kinds |= {(step.title, step.does): [] for step in own if (step.title, step.does) not in kinds}
+    for name, own in steps.items():
+        for step in own:
+            kinds[step.title, step.does].append(name)
+    if kinds:
+        output.say("\nto be done, in this order (each command as it would be executed: --dry-run --verbose):")
+    for number, ((title, does), names) in enumerate(kinds.items(), 1):
+        output.say(f"  {number}. {title}{f': {does}' if does else ''}")
+        if len(names) < len(steps):
+            output.say(f"     on {', '.join(names)} alone")
 
 
 def agree(question: str, ask: bool) -> None:
@@ -77,6 +107,6 @@ def agree(question: str, ask: bool) -> None:
     if not ask:
         return
     if not sys.stdin.isatty():
-        raise typer.BadParameter("there is nobody to ask; say --yes, or --dry-run to look", param_hint="'--yes'")
+        raise typer.BadParameter("there is nobody to ask; say --yes", param_hint="'--yes'")
     if not typer.confirm(question, err=True):
         raise Conflict("nothing was changed")

@@ -59,12 +59,16 @@ def run(  # noqa: PLR0917 - the options of a command
         for name, one in hosts.items():
             output.say(f"{name}: {output.clean(step.shown(one.user or ''))}")
         return
-    _agree(f"Execute this on {many(len(hosts), 'host')}?", len(hosts) > 1 and not yes)
+    asking.agree(f"Execute this on {many(len(hosts), 'host')}?", len(hosts) > 1 and not yes)
 
     async def act(lines: Any, one: Any) -> Any:
         return await lines.run(one, step)
 
-    answers = asyncio.run(asking.on_each(hosts, act, accept_new=accept_new, known_hosts=known_hosts))
+    given = {
+        "--inventory": inventory, "--dest": dest, "--accessories": accessories, "--ssh-config": ssh_config, "--known-hosts": known_hosts,
+        "--accept-new": accept_new,
+    }  # fmt: skip
+    answers = asyncio.run(asking.on_each(hosts, act, given))
     for name, answer in answers.items():
         if isinstance(answer, OstlerError):
             output.note(f"{name}: {asking.why(answer)}")
@@ -108,7 +112,11 @@ def logs(  # noqa: PLR0917 - the options of a command
             output.say(f"{one.name}: {output.clean(line)}")
             sys.stdout.flush()
 
-    answers = asyncio.run(asking.on_each(hosts, act, accept_new=accept_new, known_hosts=known_hosts))
+    given = {
+        "--inventory": inventory, "--dest": dest, "--accessories": accessories, "--ssh-config": ssh_config, "--known-hosts": known_hosts,
+        "--accept-new": accept_new,
+    }  # fmt: skip
+    answers = asyncio.run(asking.on_each(hosts, act, given))
     wrong = {name: answer for name, answer in answers.items() if isinstance(answer, OstlerError)}
     for name, error in wrong.items():
         output.note(f"{name}: {asking.why(error)}")
@@ -135,7 +143,7 @@ def trust(  # noqa: PLR0917 - the options of a command
     hosts = asking.chosen(
         inventories=inventory, destination=dest, accessories=accessories, groups=group, hosts=host, ssh_config=ssh_config
     )
-    believed = rollouts.trust(accept_new=False, known_hosts=known_hosts)
+    believed = rollouts.trust({"--known-hosts": known_hosts})
     shown = asyncio.run(_offered(hosts))
     fresh: dict[str, Any] = {}
     rows: list[tuple[object, ...]] = []
@@ -154,7 +162,7 @@ def trust(  # noqa: PLR0917 - the options of a command
         rows.append((name, f"{key.get_algorithm()} {key.get_fingerprint()}", word))
     output.table(output.columns("HOST|KEY?|IS+"), rows, empty="no hosts")
     if fresh:
-        _agree(f"Believe {many(len(fresh), 'new key')}?", not yes)
+        asking.agree(f"Believe {many(len(fresh), 'new key')}?", not yes)
         for name, key in fresh.items():
             believed.keep(hosts[name].address, hosts[name].port, key)
         output.say(f"{many(len(fresh), 'key')} {'was' if len(fresh) == 1 else 'were'} added to {believed.files[0]}")
@@ -180,7 +188,8 @@ def lock_status(  # noqa: PLR0917 - the options of a command
     async def look(lines: Any, one: Any) -> Any:
         return read_facts(await lines.run(one, steps.facts([])))
 
-    answers = asyncio.run(asking.on_each(hosts, look, accept_new=accept_new, known_hosts=known_hosts))
+    given = {"--inventory": inventory, "--ssh-config": ssh_config, "--known-hosts": known_hosts, "--accept-new": accept_new}
+    answers = asyncio.run(asking.on_each(hosts, look, given))
     rows: list[tuple[object, ...]] = []
     for name, facts in answers.items():
         if isinstance(facts, OstlerError):
@@ -213,13 +222,14 @@ def lock_break(  # noqa: PLR0917 - the options of a command
     if not host:
         raise typer.BadParameter("say which hosts", param_hint="'--host'")
     hosts = asking.chosen(inventories=inventory, hosts=host, ssh_config=ssh_config)
-    _agree(f"Break the locks of {', '.join(hosts)}?", not yes)
+    asking.agree(f"Break the locks of {', '.join(hosts)}?", not yes)
     step = HostSteps().ask("break the lock", "break-lock", "--why", why, "--owner", rollouts.owner())
 
     async def act(lines: Any, one: Any) -> Any:
         return answer(await lines.run(one, step))
 
-    answers = asyncio.run(asking.on_each(hosts, act, accept_new=accept_new, known_hosts=known_hosts))
+    given = {"--inventory": inventory, "--ssh-config": ssh_config, "--known-hosts": known_hosts, "--accept-new": accept_new}
+    answers = asyncio.run(asking.on_each(hosts, act, given))
     for name, said in answers.items():
         if isinstance(said, OstlerError):
             output.note(f"{name}: {asking.why(said)}")
@@ -244,14 +254,3 @@ async def _offered(hosts: dict[str, Any]) -> dict[str, Any]:
         if isinstance(answer, BaseException) and not isinstance(answer, MachineUnreachable):
             raise answer
     return dict(zip(hosts, answers, strict=True))
-
-
-def _agree(question: str, ask: bool) -> None:
-    """Ask; raises where there is nobody to ask, or where it is not wanted."""
-    if not ask:
-        return
-    if not sys.stdin.isatty():
-        raise typer.BadParameter("there is nobody to ask; say --yes", param_hint="'--yes'")
-    if not typer.confirm(question, err=True):
-        output.note("nothing was done")
-        raise exits.Exit(exits.FAILED)

@@ -16,6 +16,7 @@ from ostler.cli.fleet.options import (
     InventoryOption,
     KnownHostsOption,
     SshConfigOption,
+    VerboseOption,
 )
 from ostler.cli.options import JsonOption, seconds
 from ostler.model.errors import OstlerError
@@ -35,7 +36,8 @@ def rotate_credentials(  # noqa: PLR0917 - the options of a command
         float, typer.Option("--wait", metavar="S", parser=seconds, help="How long a daemon may take to open a session.")
     ] = "60s",  # type: ignore[assignment]
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be executed, change nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, change nothing.")] = False,
+    verbose: VerboseOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Give the nodes of hosts new keys. Each is made on its host, never leaves it, and is signed for by the one before.
@@ -44,7 +46,8 @@ def rotate_credentials(  # noqa: PLR0917 - the options of a command
     whatever is cut off leaves a node that is let in; the same command goes on from there. Tokens of people are for
     `ostler token create` and `ostler token revoke`.
 
-    Exit code 0: all nodes have new keys; 1: some have not; 2: wrong usage.
+    Exit code 0: all nodes have new keys; 1: some have not; 2: wrong usage; 3: refused as a
+    whole, such as for a mistake in a file, and nothing was begun.
     """
     from ostler.fleet.again import line
     from ostler.fleet.host_steps import HostSteps, answer
@@ -58,15 +61,18 @@ def rotate_credentials(  # noqa: PLR0917 - the options of a command
     hosts = {name: one for name, one in hosts.items() if one.paused is None}
     step = HostSteps().rotate_key(wait_s=wait)
     if dry_run:
-        for one in hosts.values():
-            asking.show_steps(one, [step])
+        asking.show_steps(dict.fromkeys(hosts, (step,)), hosts, verbose=verbose)
         return
     asking.agree(f"Give {many(len(hosts), 'node')} new keys ({', '.join(hosts)})?", bool(hosts) and not yes)
 
     async def act(lines: Any, one: Any) -> Any:
         return answer(await lines.run(one, step))
 
-    answers = asyncio.run(asking.on_each(hosts, act, accept_new=accept_new, known_hosts=known_hosts))
+    given = {
+        "--inventory": inventory, "--dest": dest, "--accessories": accessories, "--ssh-config": ssh_config, "--known-hosts": known_hosts,
+        "--accept-new": accept_new,
+    }  # fmt: skip
+    answers = asyncio.run(asking.on_each(hosts, act, given, verbose=verbose))
     failed = {name: asking.why(said) for name, said in answers.items() if isinstance(said, OstlerError)}
     if as_json:
         output.print_json(
@@ -81,9 +87,5 @@ def rotate_credentials(  # noqa: PLR0917 - the options of a command
                     output.clean(f"{name}: node {said['node_id']} has the key {said['key_id']}, no longer {said['previous']}")
                 )
         if failed:
-            given = {
-                "--inventory": inventory, "--dest": dest, "--accessories": accessories, "--ssh-config": ssh_config,
-                "--known-hosts": known_hosts, "--accept-new": accept_new,
-            }  # fmt: skip
             output.note(f"{len(failed)} of {len(answers)} failed; again: {line('rotate-credentials', given, failed)}")
     raise exits.Exit(exits.FAILED if failed else exits.GOOD)

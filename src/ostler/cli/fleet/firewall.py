@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
@@ -17,6 +18,7 @@ from ostler.cli.fleet.options import (
     InventoryOption,
     KnownHostsOption,
     SshConfigOption,
+    VerboseOption,
 )
 from ostler.cli.options import JsonOption
 from ostler.model.errors import Conflict, OstlerError
@@ -50,6 +52,7 @@ def firewall(  # noqa: PLR0917 - the options of a command
     remove: Annotated[bool, typer.Option("--remove", help="Take the rules away again.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Look, print the rules, change nothing.")] = False,
+    verbose: VerboseOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Let given networks alone reach the port of the nodes' health and metrics, now and after each boot.
@@ -57,7 +60,8 @@ def firewall(  # noqa: PLR0917 - the options of a command
     The rules stand in a table of nftables of their own (`inet ostler`), name that port and no other, and let the host itself through.
     Afterwards the port is tried from here: it must be open for this machine where its address is allowed, and closed where it is not.
 
-    Exit code 0: it is so on all hosts; 1: not on some; 2: wrong usage.
+    Exit code 0: it is so on all hosts; 1: not on some; 2: wrong usage; 3: refused as a
+    whole, such as for a mistake in a file, and nothing was begun.
     """
     if bool(allow) == remove:
         raise typer.BadParameter("say either who gets through, or --remove", param_hint="'--allow'")
@@ -65,9 +69,13 @@ def firewall(  # noqa: PLR0917 - the options of a command
         inventories=inventory, destination=dest, accessories=accessories, groups=group, hosts=host, ssh_config=ssh_config
     )
     hosts = {name: one for name, one in hosts.items() if one.paused is None}
+    given = {
+        "--inventory": inventory, "--dest": dest, "--accessories": accessories, "--ssh-config": ssh_config, "--known-hosts": known_hosts,
+        "--accept-new": accept_new,
+    }  # fmt: skip
 
     async def look(lines: Any, one: Any) -> Any:
-        return await _step(lines, one, allow or [])
+        return await _step(lines, one, allow or [], given)
 
     async def act(lines: Any, one: Any) -> Any:
         from ostler.fleet.host_steps import answer
@@ -76,16 +84,15 @@ def firewall(  # noqa: PLR0917 - the options of a command
         done = answer(await lines.run(one, step))
         return done | {"seen": None if door is None else await _seen_from_here(one, door, allow or [])}
 
-    planned = asyncio.run(asking.on_each(hosts, look, accept_new=accept_new, known_hosts=known_hosts))
+    planned = asyncio.run(asking.on_each(hosts, look, given))
     ready = {name: one for name, one in hosts.items() if not isinstance(planned[name], OstlerError)}
     if dry_run:
-        for name, one in ready.items():
-            step, door = planned[name]
-            _show(one, step, door, allow or [])
+        asking.show_steps({name: [planned[name][0]] for name in ready}, hosts, verbose=verbose)
+        _show_rules({name: planned[name][1] for name in ready}, allow or [])
     else:
         what = "Take the rules for the health port away from" if remove else "Guard the health port of"
         asking.agree(f"{what} {many(len(ready), 'host')} ({', '.join(ready)})?", bool(ready) and not yes)
-    done = {} if dry_run else asyncio.run(asking.on_each(ready, act, accept_new=accept_new, known_hosts=known_hosts))
+    done = {} if dry_run else asyncio.run(asking.on_each(ready, act, given, verbose=verbose))
     answers = {name: done.get(name, planned[name]) for name in hosts}
     failed = {name: asking.why(one) for name, one in answers.items() if isinstance(one, OstlerError)}
     if as_json and not dry_run:
@@ -102,25 +109,30 @@ def firewall(  # noqa: PLR0917 - the options of a command
     raise exits.Exit(exits.FAILED if failed else exits.GOOD)
 
 
-async def _step(lines: Any, host: Any, allowed: list[Any]) -> tuple[Any, Any]:
-    """What is to be done on a host, and its health port; none where rules are taken away."""
+async def _step(lines: Any, host: Any, allowed: list[Any], given: Mapping[str, Any]) -> tuple[Any, Any]:
+    """What is to be done on a host, and its health port; none where rules are taken away. Raises Conflict where there is no node."""
+    from ostler.fleet.again import line
     from ostler.fleet.firewall import door, rules
     from ostler.fleet.host_steps import HostSteps, read_facts
 
     steps = HostSteps()
+    facts = read_facts(await lines.run(host, steps.facts([], with_config=True)))
+    if facts.current is None or facts.config is None:
+        raise Conflict("no daemon is installed there, whose health port it could be", hint=line("install", given, [host.name]))
     if not allowed:
         return steps.no_firewall(), None
-    facts = read_facts(await lines.run(host, steps.facts([], with_config=True)))
     found = door(facts.config)
     return steps.firewall(found.port, ssh_port=host.port, rules=rules(found.port, allowed)), found
 
 
-def _show(host: Any, step: Any, door: Any, allowed: list[Any]) -> None:
+def _show_rules(doors: dict[str, Any], allowed: list[Any]) -> None:
+    """Each text of rules once, with its hosts."""
     from ostler.fleet.firewall import rules
 
-    asking.show_steps(host, [step])
-    if door is not None:
-        output.say("".join(f"    {line}\n" for line in rules(door.port, allowed).expandtabs(4).splitlines()).rstrip())
+    for port in sorted({door.port for door in doors.values() if door is not None}):
+        names = [name for name, door in doors.items() if door.port == port]
+        output.say(f"\nthe rules for {', '.join(names)}:")
+        output.say("".join(f"    {line}\n" for line in rules(port, allowed).expandtabs(4).splitlines()).rstrip())
 
 
 async def _seen_from_here(host: Any, door: Any, allowed: list[Any]) -> str:

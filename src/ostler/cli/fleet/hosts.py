@@ -3,6 +3,7 @@
 from typing import Any
 
 from ostler.cli import output
+from ostler.cli.fleet import asking
 from ostler.cli.fleet.options import (
     AccessoriesOption,
     DestinationOption,
@@ -28,16 +29,9 @@ def hosts(  # noqa: PLR0917 - the options of a command
     What an inventory says of a host wins over SSH's configuration. Two inventories may add to each other; where they contradict
     each other, both places are named, and no host is listed.
     """
-    from ostler.assembly.fleet import Wanted, find_hosts
-
-    found = find_hosts(
-        Wanted(
-            inventories=inventory or (), destination=dest, accessories=accessories, groups=group or (), hosts=host or (),
-            ssh_config=ssh_config,
-        )
-    )  # fmt: skip
-    for note in found.notes:
-        output.note(f"note: {note}")
+    found = asking.found(
+        inventories=inventory, destination=dest, accessories=accessories, groups=group, hosts=host, ssh_config=ssh_config
+    )
     if as_json:
         output.print_json(list(found.hosts))
         return

@@ -21,13 +21,14 @@ from ostler.cli.fleet.options import (
     InventoryOption,
     KnownHostsOption,
     SshConfigOption,
+    VerboseOption,
 )
 from ostler.cli.options import JsonOption
 from ostler.model.errors import Conflict, OstlerError
 from ostler.model.words import many
 
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Look, print what would be executed, change nothing.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Look, print what would be done, change nothing.")]
 KeepStateOption = Annotated[
     bool, typer.Option("--keep-state", help="Leave user, key, journal and workspaces, for an installation that comes later.")
 ]
@@ -58,6 +59,7 @@ def install(  # noqa: PLR0917 - the options of a command
     ] = None,
     yes: YesOption = False,
     dry_run: DryRunOption = False,
+    verbose: VerboseOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Make bare hosts nodes: release, user, directories, configuration, units, enrolment. On a node, what is not so is put right.
@@ -65,7 +67,8 @@ def install(  # noqa: PLR0917 - the options of a command
     The coordinator makes a join token for each host, good for one node and a quarter of an hour. It travels on standard input and is
     stored nowhere. A host is done when its daemon has proven that it can run a job and is in contact with the coordinator.
 
-    Exit code 0: all hosts are nodes; 1: some are not; 2: wrong usage.
+    Exit code 0: all hosts are nodes; 1: some are not; 2: wrong usage; 3: refused as a
+    whole, such as for a mistake in a file, and nothing was begun.
     """
     from ostler.assembly import installing as bring
     from ostler.assembly.endpoint import find_endpoint
@@ -98,7 +101,11 @@ def install(  # noqa: PLR0917 - the options of a command
 
     left_alone = {name: one for name, one in hosts.items() if one.paused is not None}
     hosts = {name: one for name, one in hosts.items() if name not in left_alone}
-    looked = asyncio.run(asking.on_each(hosts, look, accept_new=accept_new, known_hosts=known_hosts))
+    given = {
+        "--inventory": inventory, "--dest": dest, "--accessories": accessories, "--ssh-config": ssh_config, "--known-hosts": known_hosts,
+        "--accept-new": accept_new, "--store": store, "--coordinator": coordinator, "--release": release, "--allowlist": allowlist,
+    }  # fmt: skip
+    looked = asyncio.run(asking.on_each(hosts, look, given))
     wrong = {name: asking.why(one) if isinstance(one, OstlerError) else one.refusal for name, one in looked.items()}
     wrong = {name: why for name, why in wrong.items() if why is not None}
     ready = {name: one for name, one in hosts.items() if name not in wrong}
@@ -111,15 +118,14 @@ def install(  # noqa: PLR0917 - the options of a command
         for name, why in wrong.items():
             output.note(f"{name}: {output.clean(why)}")
     if dry_run:
-        for name, one in ready.items():
-            asking.show_steps(one, asyncio.run(installation(None, one).steps(looked[name], token=_placeholder)))
+        steps = {
+            name: asyncio.run(installation(None, one).steps(looked[name], token=_placeholder if looked[name].enrol else None))
+            for name, one in ready.items()
+        }
+        asking.show_steps(steps, hosts, verbose=verbose)
         raise exits.Exit(exits.FAILED if wrong else exits.GOOD)
     asking.agree(f"Install on {many(len(ready), 'host')}?", bool(ready) and not yes)
-    answers = asyncio.run(asking.on_each(ready, act, accept_new=accept_new, known_hosts=known_hosts))
-    given = {
-        "--inventory": inventory, "--dest": dest, "--accessories": accessories, "--ssh-config": ssh_config, "--known-hosts": known_hosts,
-        "--accept-new": accept_new, "--store": store, "--coordinator": coordinator, "--release": release, "--allowlist": allowlist,
-    }  # fmt: skip
+    answers = asyncio.run(asking.on_each(ready, act, given, verbose=verbose))
     _summarise(answers, wrong, done="is a node", again=partial(line, "install", given), as_json=as_json)
 
 
@@ -137,6 +143,7 @@ def uninstall(  # noqa: PLR0917 - the options of a command
     end_jobs: EndJobsOption = False,
     yes: YesOption = False,
     dry_run: DryRunOption = False,
+    verbose: VerboseOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Stop daemon and keeper on hosts and take back all that was installed; what stays (logs) is named.
@@ -144,7 +151,8 @@ def uninstall(  # noqa: PLR0917 - the options of a command
     Then the coordinator retires their nodes, which makes the names free for other machines; not with `--keep-node`, or where the state,
     and with it the node's key, is kept.
 
-    Exit code 0: all hosts are bare and retired; 1: some are not; 2: wrong usage.
+    Exit code 0: all hosts are bare and retired; 1: some are not; 2: wrong usage; 3: refused as a
+    whole, such as for a mistake in a file, and nothing was begun.
     """
     from ostler.assembly import installing as bring
     from ostler.assembly.endpoint import look_for_endpoint
@@ -159,10 +167,10 @@ def uninstall(  # noqa: PLR0917 - the options of a command
     if endpoint is None and not (keep_node or keep_state):
         output.note("note: no coordinator is named that could retire the nodes; later: ostler node retire NODE")
     if dry_run:
-        for one in hosts.values():
-            asking.show_steps(one, [HostSteps().uninstall(keep_state=keep_state, end_jobs=end_jobs)])
-            if endpoint is not None:
-                output.say(f"  retire the node: POST {endpoint.url}/api/v1/nodes/{one.name}/retire")
+        step = HostSteps().uninstall(keep_state=keep_state, end_jobs=end_jobs)
+        asking.show_steps(dict.fromkeys(hosts, (step,)), hosts, verbose=verbose)
+        if endpoint is not None:
+            output.say(f"  then the coordinator at {endpoint.url} retires the nodes")
         return
     asking.agree(f"Uninstall Ostler from {many(len(hosts), 'host')} ({', '.join(hosts)})?", not yes)
 
@@ -175,11 +183,11 @@ def uninstall(  # noqa: PLR0917 - the options of a command
             why = f"the host is bare, but the coordinator still knows node {node_id}: {asking.why(exc)}"
             raise Conflict(why, hint=f"later: ostler node retire {node_id}") from exc
 
-    answers = asyncio.run(asking.on_each(hosts, act, accept_new=accept_new, known_hosts=known_hosts))
     given = {
         "--inventory": inventory, "--dest": dest, "--accessories": accessories, "--ssh-config": ssh_config, "--known-hosts": known_hosts,
         "--accept-new": accept_new, "--keep-state": keep_state, "--keep-node": keep_node, "--end-jobs": end_jobs,
     }  # fmt: skip
+    answers = asyncio.run(asking.on_each(hosts, act, given, verbose=verbose))
     _summarise(answers, {}, done="has no Ostler any more", again=partial(line, "uninstall", given), as_json=as_json)
 
 

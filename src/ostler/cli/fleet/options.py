@@ -43,6 +43,9 @@ KeepConfigOption = Annotated[
 KnownHostsOption = Annotated[
     Path | None, typer.Option("--known-hosts", metavar="FILE", help="In place of ~/.ssh/known_hosts and the system's.")
 ]
+VerboseOption = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Print each command as it is executed, or with --dry-run as it would be.")
+]
 
 
 def share(text: str) -> Any:

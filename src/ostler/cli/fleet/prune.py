@@ -16,6 +16,7 @@ from ostler.cli.fleet.options import (
     InventoryOption,
     KnownHostsOption,
     SshConfigOption,
+    VerboseOption,
 )
 from ostler.cli.options import JsonOption
 from ostler.model.errors import OstlerError
@@ -31,7 +32,8 @@ def prune(  # noqa: PLR0917 - the options of a command
     known_hosts: KnownHostsOption = None,
     accept_new: AcceptNewOption = False,
     keep: Annotated[int, typer.Option("--keep", metavar="N", min=1, help="So many of the newest stay in any case.")] = 2,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be executed, change nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, change nothing.")] = False,
+    verbose: VerboseOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Remove old releases from hosts. The one in force, the one before it, and those that a process was started from always stay.
@@ -45,14 +47,17 @@ def prune(  # noqa: PLR0917 - the options of a command
     )
     step = HostSteps().prune(keep=keep)
     if dry_run:
-        for one in hosts.values():
-            asking.show_steps(one, [step])
+        asking.show_steps(dict.fromkeys(hosts, (step,)), hosts, verbose=verbose)
         return
+    given = {
+        "--inventory": inventory, "--dest": dest, "--accessories": accessories, "--ssh-config": ssh_config, "--known-hosts": known_hosts,
+        "--accept-new": accept_new,
+    }  # fmt: skip
 
     async def act(lines: Any, one: Any) -> Any:
         return answer(await lines.run(one, step))
 
-    answers = asyncio.run(asking.on_each(hosts, act, accept_new=accept_new, known_hosts=known_hosts))
+    answers = asyncio.run(asking.on_each(hosts, act, given, verbose=verbose))
     failed = {name: asking.why(said) for name, said in answers.items() if isinstance(said, OstlerError)}
     if as_json:
         output.print_json(

@@ -1,5 +1,6 @@
 """A rollout for people: the plan before it, one line for each host while it runs, the summary after it."""
 
+import asyncio
 import shlex
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +13,7 @@ from ostler.model.rollout.plan import Plan
 from ostler.model.rollout.progress import FAILURES, TERMINAL, Phase, Progress
 
 JOURNAL_LINES = 12
+TICK_S = 1.0
 
 
 def show_plan(plan: Plan, looked: Mapping[str, Looked]) -> None:
@@ -46,14 +48,22 @@ class Progressing:
     def __init__(self, plan: Plan, *, as_json: bool) -> None:
         self._as_json = as_json
         self._board = Board({host: Progress(host=host) for host in plan.hosts}, quiet=as_json)
+        self.waits = self._board.waits
         self.details: dict[str, str] = {}  # what a host said beside why it failed: its unit's journal
 
     def __enter__(self) -> "Progressing":
         self._board.__enter__()
+        self._ticking = asyncio.get_running_loop().create_task(self._tick())
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._ticking.cancel()
         self._board.__exit__(None, None, None)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            self._board.tick()
 
     def heard(self, happened: Happened, after: Progress) -> None:
         """One event."""

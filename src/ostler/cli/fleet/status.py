@@ -63,7 +63,7 @@ def status(  # noqa: PLR0917 - the options of a command
     async def look(lines: Any, one: Any) -> Any:
         return await _look(lines, one, wanted, own.get(one.name), given)
 
-    found = asyncio.run(asking.on_each(hosts, look, accept_new=accept_new, known_hosts=known_hosts))
+    found = asyncio.run(asking.on_each(hosts, look, given))
     if as_json:
         output.print_json({"release": wanted, "hosts": {name: _plain(one) for name, one in found.items()}})
     else:

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -25,11 +24,12 @@ from ostler.cli.fleet.options import (
     KeepConfigOption,
     KnownHostsOption,
     SshConfigOption,
+    VerboseOption,
     share,
     some,
 )
 from ostler.cli.options import JsonOption, seconds
-from ostler.model.errors import Conflict, NotFound
+from ostler.model.errors import NotFound
 from ostler.model.words import many
 
 _GO_ON = "`ostler fleet update --resume` goes on"
@@ -49,7 +49,7 @@ def update(  # noqa: PLR0917 - the options of a command
     ] = None,
     store: Annotated[Path | None, typer.Option("--store", metavar="DIR", help="Where the releases are.")] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Look, print what would be executed, change nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Look, print what would be done, change nothing.")] = False,
     canary: Annotated[
         int, typer.Option("--canary", metavar="N", min=0, help="So many hosts go first, and are watched for longer.")
     ] = 1,
@@ -72,8 +72,10 @@ def update(  # noqa: PLR0917 - the options of a command
     no_coordinator: Annotated[
         bool, typer.Option("--no-coordinator", help="Do not ask the coordinator for the new version and a canary job.")
     ] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest rollout that was interrupted.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print each step as it is carried out.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the newest rollout that was interrupted, with what it was told then.")
+    ] = False,
+    verbose: VerboseOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Bring a release to the hosts. All of them are looked at first; what would change is shown, and asked about.
@@ -83,7 +85,8 @@ def update(  # noqa: PLR0917 - the options of a command
     there goes back by itself, also when this command, SSH and the coordinator are gone. Hosts that have everything already are left as
     they are.
 
-    Exit code 0: all hosts are as they should be; 1: some are not; 2: wrong usage.
+    Exit code 0: all hosts are as they should be; 1: some are not; 2: wrong usage; 3: refused as a
+    whole, such as for a mistake in a file, and nothing was begun.
     """
     asked = SimpleNamespace(
         inventory=inventory or [], dest=dest, accessories=accessories, group=group or [], host=host or [], ssh_config=ssh_config,
@@ -100,59 +103,50 @@ async def _update(asked: SimpleNamespace) -> int:
     from ostler.assembly.releases import release_places
     from ostler.cli.fleet import rollout_view as view
     from ostler.fleet.releases.store import ReleaseStore
-    from ostler.fleet.rollout.journal import Journal, unfinished
+    from ostler.fleet.rollout.journal import Journal
 
-    hosts = asking.chosen(
-        inventories=asked.inventory, destination=asked.dest, accessories=asked.accessories, groups=asked.group, hosts=asked.host,
-        ssh_config=asked.ssh_config,
-    )  # fmt: skip
-    journal, progress = None, None
-    if asked.resume:
-        interrupted = unfinished(rollouts.journals())
-        if interrupted is None:
-            raise NotFound("no rollout was interrupted", hint="ostler fleet update")
-        journal, plan, progress, _ = Journal.resume(rollouts.journals(), interrupted)
-        missing = [name for name in plan.hosts if name not in hosts]
-        if missing:
+    async with contextlib.AsyncExitStack() as stack:
+        journal, plan, progress = None, None, None
+        if asked.resume:
+            journal, plan, progress = _interrupted(asked)
+            stack.callback(journal.close)
+        hosts = asking.chosen(
+            inventories=asked.inventory, destination=asked.dest, accessories=asked.accessories, groups=asked.group, hosts=asked.host,
+            ssh_config=asked.ssh_config,
+        )  # fmt: skip
+        if plan is not None and (missing := [name for name in plan.hosts if name not in hosts]):
             raise NotFound(
-                f"the inventory does not have {', '.join(missing)}, of rollout {interrupted}",
+                f"the inventory does not have {', '.join(missing)}, of rollout {plan.rollout_id}",
                 hint="name the inventory of then: -i FILE",
             )
-        asked.release = plan.release
-    elif not asked.dry_run:
-        _tell_of_another(rollouts.journals())
-    own = _own(asked, hosts)
-    release = ReleaseStore(release_places(os.environ, store=asked.store).store).find(asked.release)
-    if journal is None:
-        plan = _plan(asked, rollouts.new_id(), release.release, hosts)
-
-    def told(host: Any, user: str, step: Any) -> None:
-        if asked.verbose:
-            output.note(f"+ {host.name}: {step.title}: {_short(step.shown(user))}")
-
-    trust = rollouts.trust(accept_new=asked.accept_new, known_hosts=asked.known_hosts)
-    try:
-        async with rollouts.opened(
-            plan, release, hosts, own=own, trust=trust, message=asked.message, coordinator=asked.coordinator, told=told
-        ) as rollout:
-            left = [
-                name for name in plan.hosts if name not in plan.excluded and (progress is None or progress[name].reason is None)
-            ]
-            await rollout.look(left)
-            if not asked.as_json:
-                output.say(f"release {release.release} onto {many(len(plan.hosts), 'host')} (rollout {plan.rollout_id})")
-                view.show_plan(plan, rollout.looked)
-            if asked.dry_run:
-                _show_steps(rollout)
-                return exits.GOOD
-            if journal is None:
-                _agree(asked, rollout)
-                journal = Journal.create(rollouts.journals(), plan, extra={"digest": release.manifest.digest})
-            with view.Progressing(plan, as_json=asked.as_json) as progressing, _saying_how_to_go_on():
-                engine = await rollout.run(journal, progress=progress, heard=progressing.heard)
-    finally:
-        if journal is not None:
-            journal.close()
+        if not (asked.resume or asked.dry_run):
+            _tell_of_another(rollouts.journals())
+        own = _own(asked, hosts)
+        release = ReleaseStore(release_places(os.environ, store=asked.store).store).find(asked.release)
+        if plan is None:
+            plan = _plan(asked, rollouts.new_id(), release.release, hosts)
+        told = asking.tell if asked.verbose else asking.silent
+        rollout = await stack.enter_async_context(
+            rollouts.opened(
+                plan, release, hosts, own=own, trust=rollouts.trust(_given(asked)), message=asked.message, coordinator=asked.coordinator,
+                told=told,
+            )
+        )  # fmt: skip
+        left = [name for name in plan.hosts if name not in plan.excluded and (progress is None or progress[name].reason is None)]
+        await rollout.look(left)
+        if not asked.as_json:
+            output.say(f"release {release.release} onto {many(len(plan.hosts), 'host')} (rollout {plan.rollout_id})")
+            view.show_plan(plan, rollout.looked)
+        if asked.dry_run:
+            _show_steps(rollout, verbose=asked.verbose)
+            return exits.GOOD
+        if journal is None:
+            _agree(asked, rollout)
+            extra = {"digest": release.manifest.digest, "given": _for_later(asked, has_own=bool(own))}
+            journal = Journal.create(rollouts.journals(), plan, extra=extra)
+            stack.callback(journal.close)
+        with view.Progressing(plan, as_json=asked.as_json) as progressing, _saying_how_to_go_on():
+            engine = await rollout.run(journal, progress=progress, heard=progressing.heard, waits=progressing.waits)
     again = view.to_retry(engine.progress)
     if asked.as_json:
         output.print_line(view.plain(engine.progress, engine.halted))
@@ -160,6 +154,53 @@ async def _update(asked: SimpleNamespace) -> int:
         retry = _retry(asked, again) if again else []
         view.summarise(engine.progress, details=progressing.details, halted=engine.halted, retry=retry)
     return exits.FAILED if again else exits.GOOD
+
+
+def _interrupted(asked: SimpleNamespace) -> tuple[Any, Any, Any]:
+    """The journal of the newest rollout that was interrupted, its plan, and how far its hosts are. What was not said now is as it was said
+    then. Raises NotFound where there is none."""
+    from ostler.assembly import rollouts
+    from ostler.fleet.rollout.journal import Journal, unfinished
+
+    rollout_id = unfinished(rollouts.journals())
+    if rollout_id is None:
+        raise NotFound("no rollout was interrupted", hint="ostler fleet update")
+    journal, plan, progress, extra = Journal.resume(rollouts.journals(), rollout_id)
+    then = extra.get("given", {})
+    if asked.inventory:
+        then = {name: value for name, value in then.items() if name not in {"dest", "accessories", "host"}}
+    for name, value in then.items():
+        if name == "coordinator":
+            asked.coordinator = asked.coordinator and value
+        elif not getattr(asked, name) or name == "message":
+            setattr(asked, name, Path(value) if name in _PATHS and value is not None else value)
+    asked.release = plan.release
+    return journal, plan, progress
+
+
+_PATHS = ("known_hosts", "store")
+
+
+def _for_later(asked: SimpleNamespace, *, has_own: bool) -> dict[str, Any]:
+    """What `--resume` must know beside the plan, from whatever directory; no secret is among it."""
+    from ostler.assembly.endpoint import look_for_endpoint
+    from ostler.assembly.fleet import NONE, absolute
+
+    endpoint = look_for_endpoint() if has_own and asked.address is None else None
+    config = asked.ssh_config
+    return {
+        "inventory": absolute(asked.inventory),
+        "host": asked.host,
+        "dest": asked.dest,
+        "accessories": asked.accessories,
+        "ssh_config": config if config in {None, NONE} else str(Path(config).absolute()),
+        "accept_new": asked.accept_new,
+        "address": asked.address if endpoint is None else endpoint.url,
+        "keep_config": asked.keep_config,
+        "coordinator": asked.coordinator,
+        "message": asked.message,
+        **{name: None if (path := getattr(asked, name)) is None else str(path.absolute()) for name in _PATHS},
+    }
 
 
 @contextlib.contextmanager
@@ -216,38 +257,25 @@ def _plan(asked: SimpleNamespace, rollout_id: str, release: str, hosts: Mapping[
 def _agree(asked: SimpleNamespace, rollout: Any) -> None:
     """Ask, unless nothing would change or it was agreed to before. Raises Conflict where it is not wanted."""
     changes = [name for name, one in rollout.looked.items() if one.verdict is not None and one.verdict.drift]
-    if asked.yes or not changes:
-        return
-    if not sys.stdin.isatty():
-        raise typer.BadParameter("there is nobody to ask; say --yes, or --dry-run to look", param_hint="'--yes'")
-    if not typer.confirm(f"Update {many(len(changes), 'host')}?", err=True):
-        raise Conflict("nothing was changed")
+    asking.agree(f"Update {many(len(changes), 'host')}?", bool(changes) and not asked.yes)
 
 
-def _show_steps(rollout: Any) -> None:
-    """What would be executed on each host, as it would be."""
-    for name, looked in rollout.looked.items():
-        if looked.verdict is None or not looked.verdict.drift:
-            continue
-        host = rollout.hosts[name]
-        output.say(f"\n{name} ({host.target}):")
-        for step in rollout.steps(name):
-            output.say(f"  # {step.title}")
-            output.say(f"  {_short(step.shown(host.user or ''))}")
-
-
-def _short(command: str) -> str:
-    """The loader's lines on one: what is executed stays what it is."""
-    return output.clean(command)
+def _show_steps(rollout: Any, *, verbose: bool) -> None:
+    """What would be done on each host that is to be changed."""
+    changed = [name for name, looked in rollout.looked.items() if looked.verdict is not None and looked.verdict.drift]
+    asking.show_steps({name: rollout.steps(name) for name in changed}, rollout.hosts, verbose=verbose)
 
 
 def _retry(asked: SimpleNamespace, hosts: list[str]) -> list[str]:
     """The command for the hosts that are left, to be pasted."""
     from ostler.fleet.again import words
 
-    given = {
+    return words("update", _given(asked), hosts)
+
+
+def _given(asked: SimpleNamespace) -> dict[str, Any]:
+    return {
         "--inventory": asked.inventory, "--dest": asked.dest, "--accessories": asked.accessories, "--ssh-config": asked.ssh_config,
         "--known-hosts": asked.known_hosts, "--accept-new": asked.accept_new, "--store": asked.store, "--coordinator": asked.address,
         "--release": asked.release, "--keep-config": asked.keep_config, "--no-coordinator": not asked.coordinator,
     }  # fmt: skip
-    return words("update", given, hosts)

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -112,7 +112,8 @@ class Looked:
 
 class SshCarrier:
     """The `Carrier` over SSH. `gate` asks the coordinator of a host whose daemon is good in itself; it answers what is wrong. `is_over`
-    knows rollouts of this operator that came to an end: a lock of theirs was left where a host was lost, and binds nobody."""
+    knows rollouts of this operator that came to an end: a lock of theirs was left where a host was lost, and binds nobody. `waits` is told
+    what a host that is watched is waited for, going on from "waits …"."""
 
     def __init__(
         self,
@@ -134,6 +135,7 @@ class SshCarrier:
         self._message = message
         self._gate = gate
         self._is_over = is_over
+        self.waits: Callable[[str, str], None] = lambda host, what: None
         self._steps = HostSteps()
         self._facts: dict[str, Facts] = {}
 
@@ -238,8 +240,9 @@ class SshCarrier:
                         wait_s = LOOK_S if asking is not None and not asking.done() else WAIT_S
                         step = self._steps.observe(self._plan.rollout_id, seen=str(said.get("seen", "")), wait_s=wait_s)
                         said = await self._ask(host, step)
-                    except MachineUnreachable:
+                    except MachineUnreachable as exc:
                         answers = False
+                        self.waits(host.name, f"for an answer of the host, whose watcher goes on by itself ({exc.message})")
                         await asyncio.sleep(AGAIN_S)
                         continue
                     answers = True
@@ -252,6 +255,7 @@ class SshCarrier:
                         return Result(event=Event.SICK, reason=wrong)
                     if good and (asking is None or asking.done()):
                         return Result(event=Event.DONE, reason=said.get("reason"))
+                    self.waits(host.name, _lacks(said, self._plan.window_for(host.name)))
         except TimeoutError:
             state = said.get("reason") or said.get("state") or "it does not answer"
             event = Event.REFUSED if answers else Event.LOST
@@ -289,6 +293,17 @@ def _judged(said: Mapping[str, Any]) -> Result | None:
         case "stuck" | "missing":
             return Result(event=Event.SICK, reason=said.get("reason"), detail=said.get("journal"))
     return None
+
+
+def _lacks(said: Mapping[str, Any], window: timedelta) -> str:
+    """What a host that is watched, and not judged, still has to show."""
+    if said.get("state") == "good":
+        return "for the coordinator to see the release, and a canary job done"
+    if said.get("reason"):
+        return f"for its watcher, which says: {said['reason']}"
+    if said.get("resumed"):
+        return f"for its window to pass without trouble ({window.total_seconds():g} s)"
+    return "for the daemon to be good in itself, and in contact with the coordinator"
 
 
 def _line(exc: Rejected | MachineUnreachable) -> str:

@@ -2,13 +2,13 @@
 
 import asyncio
 import contextlib
-import shlex
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
 
 import asyncssh
 
+from ostler.fleet.again import line as again
 from ostler.fleet.inventory.host import Host, Jump
 from ostler.fleet.ssh.step import OUTPUT_BYTES, Outcome, Step
 from ostler.fleet.ssh.trust import Trust, fingerprints, offered_key
@@ -109,7 +109,7 @@ async def _connect(
     except (TimeoutError, asyncssh.TimeoutError):
         raise MachineUnreachable(f"no SSH at {hop.address}:{hop.port} within {seconds:g} s") from None
     except asyncssh.HostKeyNotVerifiable as exc:
-        raise MachineUnreachable(await _about_key(hop, trust, tunnel), hint=_to_trust(hop)) from exc
+        raise MachineUnreachable(await _about_key(hop, trust, tunnel), hint=_to_trust(hop, trust)) from exc
     except asyncssh.PermissionDenied as exc:
         raise MachineUnreachable(
             f"{hop.address} does not let {user} in: {exc.reason}",
@@ -123,11 +123,11 @@ async def _connect(
         raise MachineUnreachable(f"cannot connect to {hop.address}:{hop.port}: {_words(exc)}") from exc
 
 
-def _to_trust(hop: Host | Jump) -> str:
+def _to_trust(hop: Host | Jump, trust: Trust) -> str:
     """What to type for a host of an inventory, or for one on the way that is in none."""
     if isinstance(hop, Host):
-        return f"ostler fleet trust --host {shlex.quote(hop.name)}"
-    return f"ostler fleet trust -i {shlex.quote(f'{hop},')}"
+        return again("trust", trust.given, [hop.name])
+    return again("trust", {**trust.given, "--inventory": f"{hop},"}, [])
 
 
 async def _about_key(hop: Host | Jump, trust: Trust, tunnel: asyncssh.SSHClientConnection | None) -> str:

@@ -12,9 +12,11 @@ OUTPUT_BYTES = 1 << 20
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """`argv` with `stdin`, as root where `sudo` is set, for at most `timeout`. `title` is what a person reads; `codes` are the exit codes
-    that are answers, any other one is a failure. `secret`: nobody is shown its standard input, not even its hash."""
+    that are answers, any other one is a failure. `does` says more than the title, to whoever looks before. `secret`: nobody is shown its
+    standard input, not even its hash."""
 
     title: str
+    does: str = ""
     argv: tuple[str, ...]
     stdin: bytes = field(default=b"", repr=False)
     sudo: bool = True

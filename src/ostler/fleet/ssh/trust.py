@@ -1,9 +1,10 @@
 """Whom to believe that it is the host: OpenSSH's own files of known host keys, read by asyncssh, added to by `ostler fleet trust`."""
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import asyncssh
 
@@ -15,15 +16,12 @@ SYSTEM = Path("/etc/ssh/ssh_known_hosts")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trust:
     """Files of known host keys, hashed names included; a key that is new is appended to the first. `accept_new`: a host that no file names
-    is believed the first time, and its key kept; a key that differs from a known one never is."""
+    is believed the first time, and its key kept; a key that differs from a known one never is. `given` are options that a printed command
+    says again, see `again`."""
 
     files: tuple[Path, ...]
     accept_new: bool = False
-
-    @classmethod
-    def usual(cls, home: Path, *, accept_new: bool = False) -> "Trust":
-        """The user's file and the system's."""
-        return cls(files=(home / ".ssh/known_hosts", SYSTEM), accept_new=accept_new)
+    given: Mapping[str, Any] = field(default_factory=dict)
 
     def known(self) -> asyncssh.SSHKnownHosts:
         """All that the files say. Raises InvalidSpec where one cannot be read."""
