@@ -121,6 +121,7 @@ class NodeDaemon:
         self.parts = parts
         self.config = config
         self.table = AttemptTable()
+        self._refilling = self._fewer = False  # whether a look at what may begin is due, and one at what else may be taken
         self.readiness = Readiness(logger=logger)
         self.vitals = Vitals()
         self.counts = Counts()
@@ -172,7 +173,7 @@ class NodeDaemon:
             watchers=Watchers(
                 stage=self._on_stage,
                 progress=self._on_progress,
-                freed=self._start_waiting,
+                freed=self._slot_is_free,
                 over=self._on_over,
                 forgotten=self._on_forgotten,
             ),
@@ -531,10 +532,22 @@ class NodeDaemon:
         self._logger.info("discarded", extra={"job_id": live.job_id, "attrs": {"attempt": live.attempt, "why": why}})
         self.executor.forget(live)
 
-    def _start_waiting(self) -> None:
-        self.acker.start_waiting()
+    def _slot_is_free(self) -> None:
+        """Others shall have it, and what else becomes free in this turn of the event loop: ends come in swarms."""
+        if not self._refilling:
+            self._refilling = True
+            asyncio.get_running_loop().call_soon(self._refill)
 
     def _free(self) -> None:
+        """So is a place among those that this node takes."""
+        self._fewer = True
+        self._slot_is_free()
+
+    def _refill(self) -> None:
+        fewer, self._refilling, self._fewer = self._fewer, False, False
+        if not fewer:
+            self.acker.start_waiting()
+            return
         self.acker.freed()
         self.puller.reconsider()
 
