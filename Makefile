@@ -91,8 +91,8 @@ bench-fleet: $(DEV_STAMP)  ## rollouts onto HOSTS real hosts (16) beside Ansible
 
 lock: $(DEV_STAMP)  ## pin the dependencies anew
 	@for set in run dev release; do \
-	  case $$set in run) extras="--extra demo --extra build --upgrade" ;; \
-	    dev) extras="--extra demo --extra build --extra dev --upgrade" ;; release) extras="-c lock/run.txt" ;; esac; \
+	  case $$set in run) extras="--extra demo --extra s3 --extra build --upgrade" ;; \
+	    dev) extras="--extra demo --extra s3 --extra build --extra dev --upgrade" ;; release) extras="-c lock/run.txt" ;; esac; \
 	  .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	    --no-strip-extras --no-emit-index-url --no-header --no-annotate $$extras -o lock/$$set.txt pyproject.toml; done
 

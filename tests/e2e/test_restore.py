@@ -4,13 +4,19 @@ import json
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import psutil
+import pytest
 
 import postgres
+import s3
 from e2e.fleet import until
 
+OSTLER = Path(sys.executable).parent / "ostler"
 ENDS = ("finish", "fail", "cancel", "expire")
 FIRST_OF_AN_ERA = 28_000_000  # seconds since 2026, at the earliest when this was written
 
@@ -37,15 +43,30 @@ def destroy(fleet):
     (fleet.data / "admin.token").unlink()
 
 
-def test_jobs_and_the_node_go_on(own_fleet, tmp_path):
+def kill_a_backup(fleet, place, folder):
+    """kill -9 of one that has begun and is not finished; `folder` is where the server keeps what it has of the place."""
+    command = [OSTLER, "backup", "create", place, "--data", fleet.data, "--encrypt"]
+    process = subprocess.Popen([*map(str, command)], env=fleet.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until(lambda: list(folder.glob("locks/add-*")), what="a backup that is under way")
+    process.kill()
+    assert process.wait(20) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("where", ["directory", "s3"])
+def test_jobs_and_the_node_go_on(own_fleet, tmp_path, where):
     """Every job that was acknowledged before the backup ends exactly once; what the node runs is kept, ended or made again."""
-    marks, backups = tmp_path / "marks", tmp_path / "backups"
+    marks, backups, encrypted = tmp_path / "marks", tmp_path / "backups", ()
     marks.mkdir()
     settings = {
         "OSTLER_COORDINATOR__LEASE": "6s",
         "OSTLER_COORDINATOR__HEARTBEAT": "1s",
         "OSTLER_COORDINATOR__LEASE_MARGIN": "2s",
     }
+    if where == "s3":
+        server = s3.shared()
+        bucket = server.bucket()
+        backups, encrypted = f"s3://{bucket}/of/one", ("--encrypt",)
+        settings |= {**server.environment, "OSTLER_BACKUP_PASSPHRASE": "a passphrase"}
     fleet = own_fleet(settings=settings, args=("--no-node", "--listen", f"127.0.0.1:{free_port()}"))
 
     def gated(name, **fields):
@@ -66,9 +87,15 @@ def test_jobs_and_the_node_go_on(own_fleet, tmp_path):
         gated("kept"), gated("ended"), gated("waiting", requirements={"pool": "other"})
         begins("kept"), begins("ended")
         fleet.wait_state("kept", "running"), fleet.wait_state("ended", "running")
-        made = fleet.cli("backup", "create", backups, "--data", fleet.data, "--with-keys", "--json")
+        if where == "s3":
+            kill_a_backup(fleet, backups, server.root / bucket / "of" / "one")
+        made = fleet.cli("backup", "create", backups, "--data", fleet.data, "--with-keys", *encrypted, "--json")
         assert made.returncode == 0, made.stderr
         assert json.loads(made.stdout)["rows"]["jobs"] == 4
+        [listed] = json.loads(fleet.cli("backup", "list", backups, "--json").stdout)
+        assert listed["encrypted"] is (where == "s3")
+        proved = fleet.cli("backup", "verify", backups)
+        assert proved.returncode == 0, proved.stderr
 
         # what the backup does not know: a job that ended, one that began, and one that is new
         (marks / "ended.go").touch()

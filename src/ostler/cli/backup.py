@@ -1,4 +1,4 @@
-"""`ostler backup` and `ostler restore`: a coordinator's state into a directory and out of it, from beside the coordinator."""
+"""`ostler backup` and `ostler restore`: a coordinator's state into a directory or S3 and out of it, from beside the coordinator."""
 
 import os
 import sys
@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ostler.cli import exits, output
-from ostler.cli.options import JsonOption, folder
+from ostler.cli.options import JsonOption, folder, place
 from ostler.cli.progress import progress
 
 app = typer.Typer(no_args_is_help=True, help="Back a coordinator up while it runs, and prove that its backups can be restored.")
@@ -32,7 +32,9 @@ PassphraseOption = Annotated[
         help=f"The passphrase of encrypted backups: the file's first line. Default: {PASSPHRASE}, or a question on the terminal.",
     ),
 ]  # fmt: skip
-PlaceArgument = Annotated[Path, typer.Argument(metavar="DIR", parser=folder, help="The directory of the backups.")]
+PlaceArgument = Annotated[
+    str, typer.Argument(metavar="PLACE", parser=place, help="Where the backups lie: a directory, or s3://BUCKET/PREFIX.")
+]
 KeyOption = Annotated[
     str | None,
     typer.Option(
@@ -57,14 +59,15 @@ def create(  # noqa: PLR0917 - the options of a command
         ),
     ] = False,
     encrypt: Annotated[
-        bool, typer.Option("--encrypt", help="With the first backup: encrypt all in DIR under a passphrase.")
+        bool, typer.Option("--encrypt", help="With the first backup: encrypt all in PLACE under a passphrase.")
     ] = False,
     passphrase_file: PassphraseOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Back up database and artifacts, while the coordinator runs and nodes work. What is in DIR already is not copied again.
+    """Back up database and artifacts, while the coordinator runs and nodes work. What is in PLACE already is not copied again.
 
-    On one file system artifacts are hard links: then DIR must itself be copied to another machine.
+    In a directory on the same file system artifacts are hard links: then it must itself be copied to another machine. For S3 the
+    environment has AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and, beyond Amazon, AWS_ENDPOINT_URL.
     """
     import logging
     from datetime import UTC, datetime
@@ -75,7 +78,7 @@ def create(  # noqa: PLR0917 - the options of a command
 
     found = find_installation(data, env=os.environ, config=config)
     check_source(found)
-    repository = Repository.create(to.absolute(), encrypt=encrypt, passphrase=lambda: _passphrase(passphrase_file, new=True))
+    repository = Repository.create(to, encrypt=encrypt, passphrase=lambda: _passphrase(passphrase_file, new=True))
     with progress() as tell:
         made = back_up(
             found, repository, with_keys=with_keys, now=datetime.now(UTC), logger=logging.getLogger("ostler.upkeep"), tell=tell
@@ -89,14 +92,14 @@ def create(  # noqa: PLR0917 - the options of a command
 
 
 @app.command("list")
-def list_backups(place: PlaceArgument, as_json: JsonOption = False) -> None:
-    """Show the backups in DIR, oldest first.
+def list_backups(where: PlaceArgument, as_json: JsonOption = False) -> None:
+    """Show the backups in PLACE, oldest first.
 
     Exits with 3 where one of them is damaged, after it has shown the others.
     """
     from ostler.coordinator.upkeep.repository import Repository
 
-    found, wrong = Repository.open(place.absolute()).listed()
+    found, wrong = Repository.open(where).listed()
     if as_json:
         output.print_json([_facts(one) for one in found])
     else:
@@ -122,7 +125,7 @@ def _show(found: list[Any]) -> None:
 
 @app.command()
 def verify(  # noqa: PLR0917 - the options of a command
-    place: PlaceArgument,
+    where: PlaceArgument,
     which: WhichArgument = None,
     scratch: Annotated[
         Path | None,
@@ -142,7 +145,7 @@ def verify(  # noqa: PLR0917 - the options of a command
     from ostler.coordinator.upkeep.repository import Repository
     from ostler.coordinator.upkeep.restoring import verify as verify_backup
 
-    repository = Repository.open(place.absolute()).unlocked(lambda: _passphrase(passphrase_file))
+    repository = Repository.open(where).unlocked(lambda: _passphrase(passphrase_file))
     backup = repository.find(which)
     repository.check_signature(backup, _public(key))
     with tempfile.TemporaryDirectory(prefix="ostler-verify-", dir=scratch) as room, progress() as tell:
@@ -155,7 +158,7 @@ def verify(  # noqa: PLR0917 - the options of a command
 
 @app.command()
 def prune(
-    place: PlaceArgument,
+    where: PlaceArgument,
     keep: Annotated[int, typer.Option("--keep", metavar="N", min=1, help="How many of the newest stay.")],
     passphrase_file: PassphraseOption = None,
     as_json: JsonOption = False,
@@ -165,18 +168,19 @@ def prune(
 
     from ostler.coordinator.upkeep.repository import Repository
 
-    repository = Repository.open(place.absolute()).unlocked(lambda: _passphrase(passphrase_file))
-    with repository.held():
-        repository.backups()  # where one is damaged a person decides first what becomes of it
-        gone, objects = repository.prune(keep, datetime.now(UTC))
+    repository = Repository.open(where).unlocked(lambda: _passphrase(passphrase_file))
+    repository.backups()  # where one is damaged a person decides first what becomes of it
+    pruned = repository.prune(keep, datetime.now(UTC))
     if as_json:
-        output.print_json({"removed": gone, "objects": objects})
+        output.print_json({"removed": pruned.backups, "objects": pruned.objects})
     else:
-        output.say(f"removed {len(gone)} backups and {objects} artifacts that no other one has")
+        output.say(f"removed {len(pruned.backups)} backups and {pruned.objects} artifacts that no other one has")
+    if pruned.spared:
+        output.note("note: another backup is being taken, or was killed a moment ago: artifacts stay until the next prune")
 
 
 def restore(  # noqa: PLR0917 - the options of a command
-    place: PlaceArgument,
+    where: PlaceArgument,
     which: WhichArgument = None,
     data: DataOption = None,
     config: ConfigOption = None,
@@ -203,7 +207,7 @@ def restore(  # noqa: PLR0917 - the options of a command
     from ostler.coordinator.upkeep.restoring import restore as restore_backup
 
     target = find_installation(data, env=os.environ, config=config, store=store)
-    repository = Repository.open(place.absolute()).unlocked(lambda: _passphrase(passphrase_file))
+    repository = Repository.open(where).unlocked(lambda: _passphrase(passphrase_file))
     backup = repository.find(which)
     repository.check_signature(backup, _public(key))
     with progress() as tell:

@@ -46,6 +46,22 @@ def folder(text: str) -> Path:
     return Path(text)
 
 
+def place(text: str) -> str:
+    """A folder's path, made absolute, or an address of S3; a usage error where it is neither."""
+    from ostler.coordinator.config import S3_SCHEME, s3_parts
+
+    scheme, separator, _ = text.partition("://")
+    if not separator:
+        return str(folder(text).absolute())
+    if f"{scheme}://" != S3_SCHEME:
+        raise typer.BadParameter("backups lie in a directory or in s3://BUCKET/PREFIX, and nowhere else")
+    try:
+        s3_parts(text)
+    except ValueError as exc:
+        raise typer.BadParameter(str(exc)) from exc
+    return text
+
+
 def parse_labels(texts: Sequence[str]) -> dict[str, str]:
     """`key=value` words as a mapping; a usage error where one is none."""
     found: dict[str, str] = {}

@@ -22,6 +22,21 @@ _KEYWORDS = re.compile(r"(?:^|\s)(?:host|hostaddr|port|user|dbname|password|pass
 _ADDRESS = "write postgresql://USER@HOST:PORT/DATABASE, or a path to an SQLite file"
 
 
+S3_SCHEME = "s3://"
+_S3 = re.compile(
+    r"s3://(?P<bucket>[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9])(?P<prefix>(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._=+-]+)*)/?"
+)
+
+
+def s3_parts(address: str) -> tuple[str, str]:
+    """Bucket and prefix of s3://BUCKET/PREFIX. Raises ValueError, which does not say the address again where a secret may be in it."""
+    if found := _S3.fullmatch(address):
+        return found["bucket"], found["prefix"].removeprefix("/")
+    if "@" in address or "?" in address:
+        raise ValueError("credentials are no part of an address: they come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+    raise ValueError(f"{address[:200]!r} is not s3://BUCKET/PREFIX, with a bucket of 3 to 63 letters, digits, . and -")
+
+
 def refuse_password(store: str | None) -> None:
     """For an address of the store that was typed as an option: raises InvalidSpec where a password stands in it, or it is none."""
     if store is None:
@@ -188,12 +203,13 @@ class WebhooksConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackupConfig:
-    """Backups that the coordinator takes by itself: a directory that `ostler backup list`, `verify` and `ostler restore` read, how
-    often, and how many of them are kept. With a `passphrase_file` they are encrypted, which those need that shall hold keys."""
+    """Backups that the coordinator takes by itself: a directory, or s3://BUCKET/PREFIX, that `ostler backup list`, `verify` and
+    `ostler restore` read, how often, and how many of them are kept. With a `passphrase_file` they are encrypted, which those need that
+    shall hold keys. For S3 the coordinator's environment has AWS_ACCESS_KEY_ID and the rest."""
 
     __pydantic_config__ = STRICT
 
-    to: Path
+    to: str
     every: timedelta = timedelta(hours=24)
     keep: int = 7
     passphrase_file: Path | None = None
@@ -201,9 +217,15 @@ class BackupConfig:
 
     def problems(self) -> Iterator[str]:
         """As those of the whole."""
-        for name in ("to", "passphrase_file"):
-            if (path := getattr(self, name)) is not None and not path.is_absolute():
-                yield f"backup.{name}: must be an absolute path"
+        if str(self.to).startswith(S3_SCHEME):
+            try:
+                s3_parts(self.to)
+            except ValueError as exc:
+                yield f"backup.to: {exc}"
+        elif not Path(self.to).is_absolute():
+            yield "backup.to: must be an absolute path, or s3://BUCKET/PREFIX"
+        if self.passphrase_file is not None and not self.passphrase_file.is_absolute():
+            yield "backup.passphrase_file: must be an absolute path"
         if self.every < timedelta(minutes=1):
             yield "backup.every: must be 1 m or longer"
         if self.keep < 1:

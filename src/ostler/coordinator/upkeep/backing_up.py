@@ -21,15 +21,19 @@ from ostler.coordinator.store import migrate
 from ostler.coordinator.store.schema import SCHEMA
 from ostler.coordinator.upkeep.checksums import pieces, sums_of
 from ostler.coordinator.upkeep.copying import copy_file
+from ostler.coordinator.upkeep.lanes import in_lanes
 from ostler.coordinator.upkeep.progress import Progress, Tell
 from ostler.coordinator.upkeep.reading import driver_of, reading, sqlite_path
 from ostler.coordinator.upkeep.repository import (
+    BLOCK,
     DATABASE,
     FORMAT,
     OBJECTS,
     OWN_DIRECTORIES,
     OWN_FILES,
+    Begun,
     Manifest,
+    Objects,
     Repository,
     StoredFile,
     is_own,
@@ -44,6 +48,7 @@ NAMED = """
     SELECT sha256 FROM inputs UNION SELECT sha256 FROM handed WHERE sha256 IS NOT NULL UNION SELECT sha256 FROM artifacts
     UNION SELECT workspace FROM attempts WHERE workspace IS NOT NULL UNION SELECT sha256 FROM uploads UNION SELECT sha256 FROM releases
     EXCEPT SELECT sha256 FROM contents ORDER BY 1"""
+SMALL = 2**20  # bytes: contents up to this size go side by side
 _MANY = 1000
 
 
@@ -57,11 +62,11 @@ def back_up(
     between is. Raises Rejected where the database is damaged or of another schema, OperationInFlight, StoreBusy (the disk).
     """
     check_source(config)
-    with repository.held(), _scratch(config.data) as scratch, repository.begin(now) as part:
+    with _scratch(config.data) as scratch, repository.begin(now) as begun:
         _objects(config, repository, config.database, tell)
-        # The database never stands in an encrypted repository in the clear, not even for a moment.
-        at_once = sqlite_path(config.database) is not None and not repository.encrypted
-        plain = (part if at_once else scratch) / DATABASE
+        # Where it can be the database is copied to its place at once.
+        at_once = repository.local(begun, DATABASE) if sqlite_path(config.database) is not None else None
+        plain = at_once or scratch / DATABASE
         _copy_database(config, plain, logger, tell)
         tell(Progress("checking the copy"))
         with reading(str(plain)) as connection:
@@ -70,20 +75,20 @@ def back_up(
         with (scratch / OBJECTS).open("w+b") as listing:
             taken = _objects(config, repository, str(plain), tell, listing)
         files = {
-            DATABASE: stored(plain) if at_once else repository.put(part / DATABASE, _blocks(plain)),
-            OBJECTS: repository.put(part / OBJECTS, _blocks(scratch / OBJECTS)),
-            **(_own_files(config.data, repository, part) if with_keys else {}),
+            DATABASE: stored(plain) if at_once else _put(repository, begun, DATABASE, plain),
+            OBJECTS: _put(repository, begun, OBJECTS, scratch / OBJECTS),
+            **(_own_files(config.data, repository, begun) if with_keys else {}),
         }
         signing, sealing = keys_of(config.data)
         manifest = Manifest(
-            format=FORMAT, backup_id=repository.id_of(part), taken_at=now, release=__version__, schema=SCHEMA,
+            format=FORMAT, backup_id=begun.backup_id, taken_at=now, release=__version__, schema=SCHEMA,
             store="postgresql" if sqlite_path(config.database) is None else "sqlite",
             tables=tables, files=files, objects=taken.count, object_bytes=taken.size, missing=len(taken.missing),
             keys=tuple(name for name in files if name not in {DATABASE, OBJECTS}),
             signing_key=None if signing is None else signing.public_key().public_bytes_raw(),
             secrets_key=sealing, encrypted=repository.encrypted,
         )  # fmt: skip
-        repository.finish(part, manifest, None if signing is None else signing.sign)
+        repository.finish(begun, manifest, None if signing is None else signing.sign)
     attrs = {"backup_id": manifest.backup_id, "jobs": tables["jobs"].rows, "objects": taken.count}
     if taken.missing:
         logger.warning("contents_missing", extra={"attrs": {**attrs, "missing": sorted(taken.missing)[:20]}})
@@ -158,11 +163,21 @@ def _objects(
     """Store every content that the database names and that is not there yet; `listing` gets a line for each."""
     count = total = 0
     missing = set()
+    there = repository.objects()
+
+    def keep(sha256: str) -> int | None:
+        try:
+            return _keep(repository, there, sha256, artifact_place(config, sha256))
+        except FileNotFoundError:
+            return None
+
+    def large(sha256: str) -> bool:
+        place = artifact_place(config, sha256)
+        return sha256 not in there and place.exists() and place.stat().st_size > SMALL
+
     with reading(store) as connection:
-        for sha256 in named(connection):
-            try:
-                size = _keep(repository, sha256, artifact_place(config, sha256))
-            except FileNotFoundError:
+        for sha256, size in in_lanes(repository.place.lanes, named(connection), keep, large=large):
+            if size is None:
                 missing.add(sha256)
                 continue
             count, total = count + 1, total + size
@@ -173,9 +188,9 @@ def _objects(
     return _Taken(count, total, frozenset(missing))
 
 
-def _keep(repository: Repository, sha256: str, source: Path) -> int:
+def _keep(repository: Repository, there: Objects, sha256: str, source: Path) -> int:
     """Have a content in the repository; its size. Raises FileNotFoundError where it is in neither place."""
-    if not repository.has_object(sha256):
+    if sha256 not in there:
         return repository.put_object(sha256, source)
     try:
         return source.stat().st_size
@@ -194,10 +209,10 @@ def artifact_place(config: CoordinatorConfig, sha256: str) -> Path:
     return config.artifacts_directory / "objects" / sha256[:2] / sha256[2:]
 
 
-def _blocks(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            yield block
+def _put(repository: Repository, begun: Begun, name: str, source: Path) -> StoredFile:
+    with source.open("rb") as file:
+        blocks = iter(lambda: file.read(BLOCK), b"")
+        return repository.put(begun, name, blocks, source.stat().st_size)
 
 
 def stored(path: Path) -> StoredFile:
@@ -206,7 +221,7 @@ def stored(path: Path) -> StoredFile:
         return StoredFile(size=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
 
 
-def _own_files(data: Path, repository: Repository, part: Path) -> dict[str, StoredFile]:
+def _own_files(data: Path, repository: Repository, begun: Begun) -> dict[str, StoredFile]:
     """What makes this coordinator the one that nodes and people know: keys, its token, its certificates, its configuration."""
     found = [data / name for name in OWN_FILES]
     found += [file for name in OWN_DIRECTORIES for file in sorted((data / name).glob("*")) if not file.name.startswith(".")]
@@ -214,8 +229,7 @@ def _own_files(data: Path, repository: Repository, part: Path) -> dict[str, Stor
     for file in found:
         name = str(file.relative_to(data))
         if file.is_file() and is_own(name):
-            (part / name).parent.mkdir(mode=0o700, exist_ok=True)
-            files[name] = repository.put(part / name, [file.read_bytes()])
+            files[name] = _put(repository, begun, name, file)
     return files
 
 

@@ -52,17 +52,16 @@ def carry_out(order: Order) -> Answer:
 
     config = CoordinatorConfig(data=Path(order.data), store=order.store, artifacts=Path(order.artifacts))
     try:
-        repository = Repository.create(Path(order.to), encrypt=file is not None, passphrase=passphrase)
+        repository = Repository.create(order.to, encrypt=file is not None, passphrase=passphrase)
         made = back_up(
             config, repository, with_keys=order.with_keys, now=order.now, logger=logging.getLogger("ostler.upkeep")
         )  # fmt: skip
-        with repository.held():
-            removed, _ = repository.prune(order.keep, order.now)
+        pruned = repository.prune(order.keep, order.now)
     except OstlerError as exc:
         return Answer(error=exc.message, hint=exc.hint)
     except OSError as exc:
         return Answer(error=f"{exc.strerror}: {exc.filename}", hint="look at the directory of the backups and its disk")
-    return Answer(backup_id=made.backup_id, jobs=made.tables["jobs"].rows, missing=made.missing, removed=tuple(removed))
+    return Answer(backup_id=made.backup_id, jobs=made.tables["jobs"].rows, missing=made.missing, removed=pruned.backups)
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import BinaryIO
+from typing import Protocol
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -37,6 +37,19 @@ class Wrapped:
     r: int
     p: int
     key: bytes
+
+
+class Readable(Protocol):
+    """What can be read piece by piece."""
+
+    def read(self, size: int, /) -> bytes:
+        """So many bytes; fewer at the end alone."""
+        ...
+
+
+def encrypted_size(size: int) -> int:
+    """How large a content of so many bytes becomes."""
+    return len(MAGIC) + _SALT + size + _TAG * max(1, -(-size // BLOCK))
 
 
 def read_passphrase(file: Path) -> str:
@@ -97,7 +110,7 @@ class RepositoryKey:
                 number, waiting = number + 1, waiting[BLOCK:]
         yield cipher.encrypt(_nonce(number, last=True), waiting, MAGIC)
 
-    def decrypt(self, file: BinaryIO, what: str) -> Iterator[bytes]:
+    def decrypt(self, file: Readable, what: str) -> Iterator[bytes]:
         """The content again; raises Rejected at the first block that is not as it was written."""
         head = file.read(len(MAGIC) + _SALT)
         if head[: len(MAGIC)] != MAGIC:

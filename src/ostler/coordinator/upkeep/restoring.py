@@ -2,25 +2,30 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import TypeVar
 
 from ostler.coordinator.config import CoordinatorConfig
 from ostler.coordinator.store import migrate
 from ostler.coordinator.store.schema import SCHEMA
 from ostler.coordinator.store.sqlite import SqliteDatabase
-from ostler.coordinator.upkeep.backing_up import artifact_place, keys_of, stored
+from ostler.coordinator.upkeep.backing_up import SMALL, artifact_place, keys_of
 from ostler.coordinator.upkeep.checksums import differences
 from ostler.coordinator.upkeep.copying import sync
 from ostler.coordinator.upkeep.eras import begin_era
+from ostler.coordinator.upkeep.lanes import in_lanes
+from ostler.coordinator.upkeep.places.directory import write_file
 from ostler.coordinator.upkeep.progress import Progress, Tell
 from ostler.coordinator.upkeep.reading import driver_of, holder_of, reading, sqlite_path
-from ostler.coordinator.upkeep.repository import DATABASE, Manifest, Repository, write_file
+from ostler.coordinator.upkeep.repository import DATABASE, Manifest, Repository
 from ostler.coordinator.upkeep.standing import name_of
 from ostler.coordinator.upkeep.transferring import into, refuse_used
 from ostler.model.errors import Conflict, Rejected, UpgradeRequired
+
+T = TypeVar("T")
 
 RESTORING = "ostler.restoring"
 _MANY = 1000
@@ -131,18 +136,30 @@ _FOREIGN = "SELECT * FROM pragma_foreign_key_check LIMIT 3"
 
 def _artifacts(repository: Repository, backup: Manifest, config: CoordinatorConfig, tell: Tell) -> int:
     """Put the contents where the artifact store has them; those that are there already stay. How many came."""
-    count = 0
-    for number, (sha256, size) in enumerate(repository.objects_of(backup), 1):
+
+    def fetch(content: tuple[str, int]) -> bool:
+        sha256, size = content
         place = artifact_place(config, sha256)
-        if not place.exists() or place.stat().st_size != size:
-            place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write_file(place, repository.get_object(sha256))
-            count += 1
+        if place.exists() and place.stat().st_size == size:
+            return False
+        place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_file(place, repository.get_object(sha256))
+        return True
+
+    count = 0
+    for number, (_, came) in enumerate(_each_object(repository, backup, fetch), 1):
+        count += came
         if number % _MANY == 0:
             tell(Progress("artifacts", number, backup.objects))
     for shelf in (config.artifacts_directory / "objects").glob("??"):
         sync(shelf)
     return count
+
+
+def _each_object(
+    repository: Repository, backup: Manifest, work: Callable[[tuple[str, int]], T]
+) -> Iterator[tuple[tuple[str, int], T]]:
+    return in_lanes(repository.place.lanes, repository.objects_of(backup), work, large=lambda content: content[1] > SMALL)
 
 
 def _keys(repository: Repository, backup: Manifest, data: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -198,10 +215,6 @@ def verify(
     Raises Rejected, Forbidden with what is wrong.
     """
     repository.check_signature(backup)
-    for name, wanted in backup.files.items():
-        place = repository.place(backup.backup_id) / name
-        if not place.is_file() or stored(place) != wanted:
-            raise Rejected(f"{place} is not as it was stored", hint="another backup may be whole: see `ostler backup list`")
     _fill(repository, backup, scratch / RESTORING, tell)
     database = SqliteDatabase(scratch / RESTORING)
     try:
@@ -212,8 +225,12 @@ def verify(
         for _ in repository.get(backup, name):
             pass
     count = total = 0
-    for count, (sha256, size) in enumerate(repository.objects_of(backup), 1):
-        if (found := sum(map(len, repository.get_object(sha256)))) != size:
+
+    def read(content: tuple[str, int]) -> int:
+        return sum(map(len, repository.get_object(content[0])))
+
+    for count, ((sha256, size), found) in enumerate(_each_object(repository, backup, read), 1):
+        if found != size:
             raise Rejected(f"the content {sha256} has {found} bytes, not {size}")
         total += size
         if count % _MANY == 0:
