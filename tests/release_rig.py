@@ -22,25 +22,32 @@ ENTRY = "def main():\n    import ostler\n    print(ostler.__version__)\n"
 
 def wheel(version: str, *, trial: str = TRIAL, more: dict[str, bytes] | None = None) -> bytes:
     """A wheel of an application that can be tried, as the host program does it."""
-    files = {
+    return packed("ostler", version, {
         "ostler/__init__.py": f"__version__ = {version!r}\n".encode(),
         "ostler/assembly/__init__.py": b"",
         "ostler/assembly/trial.py": trial.encode(),
         "ostler/cli/__init__.py": b"",
         "ostler/cli/entry.py": ENTRY.encode(),
-        f"ostler-{version}.dist-info/METADATA": f"Metadata-Version: 2.1\nName: ostler\nVersion: {version}\n".encode(),
         f"ostler-{version}.dist-info/entry_points.txt": b"[console_scripts]\nostler = ostler.cli.entry:main\n",
-        f"ostler-{version}.dist-info/WHEEL": b"Wheel-Version: 1.0\nGenerator: rig\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
         **(more or {}),
+    })  # fmt: skip
+
+
+def packed(name: str, version: str, files: dict[str, bytes]) -> bytes:
+    """A wheel of these files (source: PEP 427)."""
+    information = f"{name}-{version}.dist-info"
+    files = files | {
+        f"{information}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n".encode(),
+        f"{information}/WHEEL": b"Wheel-Version: 1.0\nGenerator: rig\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
-    hashes = {name: base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode() for name, data in files.items()}
-    record = f"ostler-{version}.dist-info/RECORD"
-    files[record] = "".join(f"{name},sha256={digest},{len(files[name])}\n" for name, digest in hashes.items()).encode()
+    hashes = {path: base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode() for path, data in files.items()}
+    record = f"{information}/RECORD"
+    files[record] = "".join(f"{path},sha256={digest},{len(files[path])}\n" for path, digest in hashes.items()).encode()
     files[record] += f"{record},,\n".encode()
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
-        for name, data in files.items():
-            archive.writestr(zipfile.ZipInfo(name), data)
+        for path, data in files.items():
+            archive.writestr(zipfile.ZipInfo(path), data)
     return content.getvalue()
 
 
@@ -56,13 +63,16 @@ def make(
     *,
     platforms: tuple[Platform, ...] = (HERE, OTHER),
     made: int = 0,
+    libraries: dict[str, bytes] | None = None,
     **options: object,
 ) -> Release:
-    """A release in the store: an application, a unit, and a file that another platform needs alone. `made`: the time of its commit."""
+    """A release in the store: an application, a unit, a library that another platform needs alone, and `libraries`, wheels by their
+    files' names. `made`: the time of its commit."""
     parts = {
         f"wheels/ostler-{version}-py3-none-any.whl": Part(wheel(version, **options)),
         "units/ostler-node.service": Part(b"[Service]\nExecStart=/bin/true\n"),
-        "wheels/other-1-py3-none-any.whl": Part(hashlib.sha512(b"x").digest() * 99, (str(OTHER),)),
+        "wheels/other-1-py3-none-any.whl": Part(packed("other", "1", {"other.py": b"x = 1\n" * 999}), (str(OTHER),)),
+        **{f"wheels/{name}": Part(content) for name, content in (libraries or {}).items()},
     }
     application = Application({}, version, (1, 1), 4, None, made)
     return ReleaseStore(store).add(lambda into: write_bundle(into, parts, application, platforms, keys))

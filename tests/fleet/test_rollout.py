@@ -8,6 +8,7 @@ import pytest
 
 from e2e.fleet import until
 from fleet import variants
+from ostler.fleet.releases.store import ReleaseStore
 
 pytestmark = [pytest.mark.xdist_group("testbed"), pytest.mark.timeout(600, func_only=True)]
 
@@ -30,6 +31,32 @@ def test_an_update_under_load_touches_no_job(installed):
     again = installed.update(good, code=0)
     assert again.ends == dict.fromkeys(installed.bed.hosts, "current")
     installed.cli("job", "cancel", *(job for job, _ in jobs.values()))
+
+
+def test_only_what_a_host_lacks_is_sent_and_what_was_edited_there_is_not_kept(installed):
+    """The libraries are those of the release before: sent without them, linked there; one that was edited by hand has all of them sent."""
+    host, before = installed.bed.hosts["mini-2"], installed.in_force("mini-2")
+    places = "/opt/ostler/releases/{}/lib/python3.11/site-packages/msgspec/__init__.py"
+    linked, edited = installed.good("lacking"), installed.good("edited")
+    shown = installed.fleet("update", "--release", linked, "--dry-run", "--verbose", host="mini-2", code=0).stdout
+    sent = int(re.search(r"install --digest \S+ < \((\d+) bytes", shown)[1])
+    assert sent < ReleaseStore(installed.store).find(linked).size / 4
+    assert installed.update(linked, host="mini-2").ends == {"mini-2": "updated"}
+    host.exec("test", places.format(before), "-ef", places.format(linked))
+    whole = host.exec("sha256sum", places.format(linked)).stdout.split()[0]
+    host.exec(
+        "sh",
+        "-ec",
+        f"for file in {places.format('*')}; do cp $file /tmp/new; echo '# by hand' >> /tmp/new; mv /tmp/new $file; done",
+    )
+    assert installed.update(edited, host="mini-2").ends == {"mini-2": "updated"}
+    assert host.exec("sha256sum", places.format(edited)).stdout.split()[0] == whole
+    host.exec(
+        "sh",
+        "-c",
+        f"for file in {places.format('*')}; do cp --remove-destination {places.format(edited)} $file; done",
+        check=False,
+    )
 
 
 @pytest.mark.long

@@ -1,18 +1,29 @@
 """A bundle becomes a release on a host, by the real host program in a process of its own; whatever cuts it off, the next try is whole."""
 
+import base64
+import hashlib
 import json
+import marshal
 import os
+import shutil
 import subprocess
 import sys
+import tarfile
+from pathlib import Path
 
 import pytest
 
+from ostler.fleet.host import archive
 from ostler.fleet.host.bundle import LOADER, program
 from ostler.fleet.host.places import Places, point
-from ostler.fleet.releases.store import for_platform
-from release_rig import HERE, OTHER, TRIAL, make, new_keys
+from ostler.fleet.releases.store import for_platform, pack
+from ostler.model.errors import InvalidSpec
+from release_rig import HERE, OTHER, TRIAL, make, new_keys, packed, wheel
 
 PROGRAM = program()
+LIBRARY = "library-2-py3-none-any.whl"
+BYTES = b"many bytes" * 2000
+LIBRARIES = {LIBRARY: packed("library", "2", {"library/__init__.py": b"x = 2\n", "library/data": BYTES})}
 
 
 class Site:
@@ -34,6 +45,28 @@ class Site:
     def install(self, release, *, first=True):
         digest = ("--digest", release.manifest.digest) if first else ()
         return self.run("install", *digest, data=for_platform(release.bundle, str(HERE)))
+
+    def send(self, release):
+        """As an updater does: without what the host says that it has."""
+        there = self.run("facts")["wheels"]
+        return self.run("install", data=for_platform(release.bundle, str(HERE), there))
+
+    def tree(self, release):
+        """Each file of a release that came out of its bundle, with its mode and content."""
+        home = self.places.release(release.release)
+        return {
+            str(one.relative_to(home)): (one.lstat().st_mode, one.read_bytes().replace(bytes(home), b"HOME"))
+            for one in home.rglob("*")
+            if one.is_file() and one.suffix != ".pyc"
+        }
+
+    def run_python(self, release, text):
+        command = [self.places.release(release.release) / "bin/python", "-I", "-B", "-c", text]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    def library(self, release):
+        (found,) = self.places.release(release.release).glob("lib/*/site-packages/library")
+        return found
 
     def says(self, release):
         found = subprocess.run([self.places.release(release.release) / "bin/ostler"], capture_output=True, text=True, check=True)
@@ -76,7 +109,8 @@ def test_what_is_installed_is_roots_and_readable(site, keys, tmp_path):
         if not one.is_symlink():
             assert one.stat().st_mode & 0o777 == (0o755 if one.is_dir() or one.parent.name == "bin" else 0o644), one
     assert site.places.keys.stat().st_mode & 0o777 == 0o600
-    assert site.places.updates.stat().st_mode & 0o777 == 0o700
+    for folder in (site.places.updates, site.places.compiled(made.release).parent):
+        assert folder.stat().st_mode & 0o777 == 0o700
     assert list(home.glob("lib/*/site-packages/ostler/__pycache__/*.pyc"))
 
 
@@ -132,8 +166,25 @@ def test_what_does_not_start_here_is_not_installed(site, keys, tmp_path, trial):
 
 
 def test_a_wheel_that_leaves_its_directory_is_refused(site, keys, tmp_path):
-    answer = site.install(make(tmp_path / "store", keys, more={"../../../../out": b"x"}))
+    """By who builds; and by the host, where somebody has built and signed it nevertheless."""
+    out = {"../../../../out": b"x"}
+    with pytest.raises(InvalidSpec, match="would leave its directory"):
+        make(tmp_path / "store", keys, more=out)
+    made = make(tmp_path / "store", keys)
+    with tarfile.open(made.bundle) as bundle:
+        (_, envelope), *files = [(one.name, bundle.extractfile(one).read()) for one in bundle.getmembers()]
+    payload = json.loads(base64.b64decode(json.loads(envelope)["payload"]))
+    bad = wheel("1.0", more=out)
+    for one in payload["files"]:
+        if one["path"].startswith("wheels/ostler-"):
+            del one["unpacked"]
+            one |= {"sha256": hashlib.sha256(bad).hexdigest(), "size": len(bad)}
+    content = json.dumps(payload).encode()
+    files = [(name, bad if name.startswith("wheels/ostler-") else data) for name, data in files]
+    bundle = pack([(archive.MANIFEST, keys.envelope(content)), *files])
+    answer = site.run("install", "--digest", hashlib.sha256(content).hexdigest(), data=bundle)
     assert (answer["error"], site.names()) == ("unfit", [])
+    assert "would leave its directory" in answer["message"]
     assert not list(tmp_path.rglob("out"))
 
 
@@ -190,3 +241,175 @@ def test_prune_keeps_what_a_process_was_started_from(site, keys, tmp_path):
     finally:
         keeper.communicate()
     assert site.run("prune", "--keep", "1") == {"removed": [made[0].release]}
+
+
+def loading(store, keys, version):
+    """A release whose application loads the library when it is tried."""
+    libraries = {
+        LIBRARY: packed("library", "2", {"library/__init__.py": b"x = 2\n", "library/data": BYTES, "library/more.py": b""})
+    }
+    return make(store, keys, version, libraries=libraries, trial="import library\n" + TRIAL)
+
+
+def byte_code(site, release):
+    (found,) = site.library(release).glob("__pycache__/__init__.*.pyc")
+    return found
+
+
+def compile_other(there):
+    """Byte code of another content, with the head of what is there."""
+    return there.read_bytes()[:16] + marshal.dumps(compile("x = 3\n", "library/__init__.py", "exec"))
+
+
+@pytest.fixture
+def two(keys, tmp_path):
+    """Releases that have a library in common."""
+    return [make(tmp_path / "store", keys, version, libraries=LIBRARIES) for version in ("1.0", "1.1")]
+
+
+def test_what_a_release_here_has_is_linked_and_need_not_be_sent(site, two, tmp_path):
+    """And what comes of it is what comes of the whole bundle on a bare host."""
+    first, later = two
+    site.install(first)
+    assert len(for_platform(later.bundle, str(HERE), site.run("facts")["wheels"])) < len(for_platform(later.bundle, str(HERE)))
+    assert site.send(later) == {"release": later.release, "version": "1.1", "was_there": False}
+    assert site.says(later) == "1.1"
+    for name in ("__init__.py", "data"):
+        assert (site.library(first) / name).samefile(site.library(later) / name)
+    bare = Site(tmp_path / "bare")
+    bare.install(later)
+    assert site.tree(later) == bare.tree(later)
+    assert site.send(later)["was_there"]
+    assert site.run("prune", "--keep", "1")["removed"] == [first.release]
+    assert site.says(later) == "1.1"
+    assert (site.library(later) / "data").read_bytes() == BYTES
+
+
+def test_the_whole_bundle_is_linked_to_what_is_here_too(site, two):
+    first, later = two
+    site.install(first)
+    site.install(later)
+    assert (site.library(first) / "data").samefile(site.library(later) / "data")
+
+
+def edited(place):
+    (place / "data").write_bytes(BYTES.upper())
+
+
+def more_rights(place):
+    (place / "data").chmod(0o666)
+
+
+def gone(place):
+    (place / "data").unlink()
+
+
+def a_link(place):
+    (place / "data").rename(place / "elsewhere")
+    (place / "data").symlink_to("elsewhere")
+
+
+def a_queue(place):
+    (place / "data").unlink()
+    os.mkfifo(place / "data")
+
+
+def its_record(place):
+    (record,) = place.parent.glob("library-2.dist-info/RECORD")
+    record.write_text("library/__init__.py,,\n../../../../release.json,,\n")
+
+
+def no_record(place):
+    (record,) = place.parent.glob("library-2.dist-info/RECORD")
+    record.unlink()
+
+
+@pytest.mark.parametrize("change", [edited, more_rights, gone, a_link, a_queue, its_record, no_record])
+def test_what_was_edited_here_is_never_linked(site, two, change, tmp_path):
+    """It has to be sent, and comes out of the bundle; without it nothing is installed."""
+    first, later = two
+    site.install(first)
+    change(site.library(first))
+    assert site.send(later) == {"error": "missing", "message": f"the bundle lacks wheels/{LIBRARY}"}
+    assert site.names() == [first.release]
+    assert site.install(later) == {"release": later.release, "version": "1.1", "was_there": False}
+    bare = Site(tmp_path / "bare")
+    bare.install(later)
+    assert site.tree(later) == bare.tree(later)
+    assert not (site.library(first) / "__init__.py").samefile(site.library(later) / "__init__.py")
+
+
+def test_byte_code_that_was_made_here_is_linked_with_its_file(site, keys, tmp_path):
+    first, later, third = (loading(tmp_path / "store", keys, version) for version in ("1.0", "1.1", "1.2"))
+    site.install(first)
+    site.send(later)
+    one, other = byte_code(site, first), byte_code(site, later)
+    assert one.samefile(other)
+    one.write_bytes(compile_other(one))  # of the same file, as far as Python would see
+    site.send(third)
+    assert not byte_code(site, third).samefile(one)
+    assert (site.library(first) / "data").samefile(site.library(third) / "data")
+    found = site.run_python(third, "import library; print(library.x)")
+    assert found == "2"
+
+
+def test_byte_code_of_which_nobody_knows_is_not_linked(site, keys, tmp_path):
+    """As what a root's command left beside a file; or the record is gone."""
+    first, later, third = (loading(tmp_path / "store", keys, version) for version in ("1.0", "1.1", "1.2"))
+    site.install(first)
+    stray = byte_code(site, first).with_name(byte_code(site, first).name.replace("__init__", "more"))
+    stray.write_bytes(byte_code(site, first).read_bytes())
+    site.send(later)
+    assert [one.name for one in byte_code(site, later).parent.iterdir()] == [byte_code(site, later).name]
+    for one in (first, later):
+        site.places.compiled(one.release).unlink()
+    site.send(third)
+    assert not byte_code(site, third).samefile(byte_code(site, later))
+    assert site.run_python(third, "import library; print(library.x)") == "2"
+
+
+def test_a_third_release_is_linked_to_whichever_is_whole(site, two, keys, tmp_path):
+    first, later = two
+    site.install(first)
+    site.install(later)
+    (site.library(later) / "data").unlink()
+    (site.library(later) / "data").write_bytes(b"by hand")
+    third = make(tmp_path / "store", keys, "1.2", libraries=LIBRARIES)
+    assert site.send(third)["release"] == third.release
+    assert (site.library(third) / "data").samefile(site.library(first) / "data")
+
+
+def test_sigkill_after_wheels_were_linked(site, two, tmp_path, keys):
+    first, _ = two
+    once = tmp_path / "once"
+    deadly = (
+        f"import os, pathlib\np = pathlib.Path({str(once)!r})\nif not p.exists():\n    p.touch()\n    os.kill(os.getppid(), 9)\n"
+    )
+    later = make(tmp_path / "store", keys, "1.3", libraries=LIBRARIES, trial=deadly + TRIAL)
+    site.install(first)
+    data = for_platform(later.bundle, str(HERE), site.run("facts")["wheels"])
+    with site.start("install") as process:
+        process.communicate(PROGRAM + data)
+    assert site.names() == [first.release, f"{later.release}.partial"]
+    assert site.send(later)["release"] == later.release
+    assert site.names() == [first.release, later.release]
+    assert (site.library(first) / "data").read_bytes() == (site.library(later) / "data").read_bytes() == BYTES
+
+
+def test_what_cannot_be_linked_is_copied(two, tmp_path):
+    """Here since the release before lies on another file system."""
+    first, later = two
+    site, other = Site(tmp_path / "host"), Path("/dev/shm") / f"ostler-{os.getpid()}"
+    site.install(first)
+    home = site.places.release(first.release)
+    shutil.move(home, other)
+    try:
+        home.symlink_to(other)
+        assert site.send(later)["release"] == later.release
+        assert (site.library(later) / "data").read_bytes() == BYTES
+        assert not (site.library(first) / "data").samefile(site.library(later) / "data")
+        bare = Site(tmp_path / "bare")
+        bare.install(later)
+        assert site.tree(later) == bare.tree(later)
+    finally:
+        shutil.rmtree(other)

@@ -9,7 +9,9 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import lru_cache, partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from ostler.assembly.endpoint import Endpoint, look_for_endpoint
@@ -28,6 +30,8 @@ from ostler.model.rollout.progress import Event, Phase, Progress
 from ostler.protocol.client import AsyncClient
 from ostler.protocol.trust import Trust as TlsTrust
 from ostler.runtime.clock import SystemClock
+
+BUNDLES = 4  # that are kept in memory: hosts of one fleet have few platforms, and mostly the same releases
 
 
 def journals(env: Mapping[str, str] | None = None) -> Path:
@@ -69,12 +73,13 @@ class Rollout:
 
     def __post_init__(self) -> None:
         """Builds what carries the steps."""
-        by_platform: dict[str, bytes] = {}
+        wheels = {file.sha256 for file in self.release.manifest.files.values()}
 
-        def bundle(platform: str) -> bytes:
-            if platform not in by_platform:
-                by_platform[platform] = for_platform(self.release.bundle, platform)
-            return by_platform[platform]
+        made, turn = lru_cache(maxsize=BUNDLES)(partial(for_platform, self.release.bundle)), Lock()
+
+        def bundle(platform: str, there: frozenset[str]) -> bytes:
+            with turn:  # hosts that begin together need the same one
+                return made(platform, there & wheels)
 
         self._carrier = SshCarrier(
             self.lines,

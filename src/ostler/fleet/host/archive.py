@@ -1,14 +1,14 @@
 """A release as one file: a tar archive of a signed manifest (`release.json`, a DSSE envelope) and of the files that it names.
 
 Nothing is believed before it is checked: the heads by a form of their own (`members`), the signature, then each file's name, size and
-hash while it is read. For a host of one platform the files that others need may be left out.
+hash while it is read. For a host of one platform the files that others need may be left out, and the wheels that it has already.
 """
 
 import base64
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any
@@ -27,17 +27,20 @@ BLOCK = PIECE
 
 _PART = re.compile(r"(?a)[A-Za-z0-9_][A-Za-z0-9._+@!-]{0,199}")
 _VERSION = re.compile(r"(?a)[0-9][A-Za-z0-9.+!-]{0,62}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _PLATFORM = re.compile(r"(?a)cp3[0-9]{1,2}-[a-z0-9_]{1,20}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class File:
-    """One file of a release; `platforms` are those that need it (`cp311-x86_64`), none: all."""
+    """One file of a release; `platforms` are those that need it (`cp311-x86_64`), none: all. `unpacked` is the digest of what comes out
+    of a wheel (`wheels.digest`), None: nobody has said."""
 
     path: str
     sha256: str
     size: int
     platforms: tuple[str, ...] = ()
+    unpacked: str | None = None
 
     def serves(self, platform: str) -> bool:
         """Whether a host of this platform needs it."""
@@ -113,9 +116,14 @@ def read_manifest(envelope: bytes, trusted: Mapping[str, bytes] | None) -> Manif
 def _manifest(inner: dict[str, Any], digest: str) -> Manifest:
     files: dict[str, File] = {}
     for one in inner["files"]:
-        file = File(path=one["path"], sha256=one["sha256"], size=one["size"], platforms=tuple(one.get("platforms", ())))
+        file = File(
+            path=one["path"], sha256=one["sha256"], size=one["size"], platforms=tuple(one.get("platforms", ())),
+            unpacked=one.get("unpacked"),
+        )  # fmt: skip
         if file.path in files or not _plain(file.path) or not 0 <= file.size <= MAX_FILE:
             raise ValueError(f"the file {file.path!r:.100} cannot be part of a release")
+        if file.unpacked is not None and not _DIGEST.fullmatch(file.unpacked):
+            raise ValueError(f"what comes out of {file.path!r:.100} has no such digest")
         files[file.path] = file
     if _VERSION.fullmatch(inner["version"]) is None or not all(_PLATFORM.fullmatch(one) for one in inner["platforms"]):
         raise ValueError("version or platforms are not such")
@@ -156,9 +164,9 @@ class Contents:
     def __init__(self, members: Members, manifest: Manifest) -> None:
         self._members, self._manifest = members, manifest
 
-    def read(self, platform: str | None = None) -> Iterator[tuple[File, "Checked"]]:
+    def read(self, platform: str | None = None, *, spared: Collection[str] = ()) -> Iterator[tuple[File, "Checked"]]:
         """Each file, to be read whole before the next. After the last one all were there that the platform needs (None: all files of
-        the manifest), and nothing that the manifest does not name. Raises Refused.
+        the manifest) but the `spared` paths, and nothing that the manifest does not name. Raises Refused (missing, where one lacks).
         """
         left = dict(self._manifest.files)
         while (member := self._members.next()) is not None:
@@ -170,8 +178,9 @@ class Contents:
             yield file, checked
             checked.finish()
         self._members.end()
-        if lacking := sorted(one.path for one in left.values() if platform is None or one.serves(platform)):
-            raise Refused("unfit", f"the bundle lacks {', '.join(lacking[:3])}")
+        lacking = [one.path for one in left.values() if (platform is None or one.serves(platform)) and one.path not in spared]
+        if lacking:
+            raise Refused("missing", f"the bundle lacks {', '.join(sorted(lacking)[:3])}")
 
 
 class Checked:

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ostler.fleet.host import belongings, binaries, daemon, systemd
+from ostler.fleet.host import belongings, binaries, daemon, reusing, systemd
 from ostler.fleet.host.places import UNITS, Places, read_json
 from ostler.fleet.host.refusals import Refused
 
@@ -20,6 +20,8 @@ MOST_FILES = 500
 
 def gather(places: Places, wanted: tuple[binaries.Binary, ...] = (), *, with_config: bool = False) -> dict[str, Any]:
     """All of it; changes nothing. `with_config`: the configuration itself, too, which may hold a secret."""
+    releases = sorted(places.releases.iterdir()) if places.releases.is_dir() else []
+    releases = [one for one in releases if not one.name.startswith(".") and one.suffix != ".partial"]
     programs = [(one, binaries.find(one, places)) for one in wanted]
     return {
         "hostname": platform.node(),
@@ -32,11 +34,8 @@ def gather(places: Places, wanted: tuple[binaries.Binary, ...] = (), *, with_con
         "refused": _refused(places) | belongings.foreign(places),
         "current": places.in_force(),
         "previous": (read_json(places.update) or read_json(places.last) or {}).get("previous"),
-        "releases": sorted(
-            one.name for one in places.releases.iterdir() if not one.name.startswith(".") and one.suffix != ".partial"
-        )
-        if places.releases.is_dir()
-        else [],
+        "releases": [one.name for one in releases],
+        "wheels": reusing.claimed(releases),
         "units": {name: _unit(places, name) for name in UNITS},
         "config_sha256": digest(places.config),
         "applied_sha256": digest(places.applied),

@@ -1,4 +1,5 @@
-"""A bundle becomes `releases/ID`: checked, unpacked beside, tried, brought to the disk, and then named, in one step.
+"""A bundle becomes `releases/ID`: checked, unpacked beside (or linked, what a release here has of it), tried, brought to the disk, and
+then named, in one step.
 
 What has its name is whole. Whatever else a crash left is taken away by the next install.
 """
@@ -17,8 +18,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ostler.fleet.host import archive, packing, trust, wheels
-from ostler.fleet.host.places import PROGRAM, Places, read_json, sync
+from ostler.fleet.host import archive, packing, reusing, trust, wheels
+from ostler.fleet.host.places import PROGRAM, Places, read_json, sync, write_json
 from ostler.fleet.host.refusals import Refused
 
 PARTIAL = ".partial"
@@ -57,10 +58,10 @@ def install(
         home = places.release(manifest.release)
         answer = {"release": manifest.release, "version": manifest.version, "was_there": home.is_dir()}
         if answer["was_there"]:
-            for _ in contents.read(own_platform()):  # who sends it is not cut off
+            for _ in contents.read(own_platform(), spared=manifest.files):  # who sends it is not cut off
                 pass
         else:
-            _make(home, manifest, envelope, contents)
+            _make(places, home, manifest, envelope, contents)
         trust.adopt(places.keys, manifest)
     return answer
 
@@ -78,6 +79,7 @@ def prune(places: Places, keep: int) -> dict[str, Any]:
         found = sorted((one for one in _releases(places)), key=lambda one: one.stat().st_mtime, reverse=True)
         gone = [one for one in found[keep:] if one.name not in named]
         for one in gone:
+            places.compiled(one.name).unlink(missing_ok=True)
             aside = one.with_name(f"{one.name}{PARTIAL}")  # half of a release must not bear its name
             one.rename(aside)
             shutil.rmtree(aside)
@@ -120,16 +122,19 @@ def _alone(places: Places) -> Iterator[None]:
         yield
 
 
-def _make(home: Path, manifest: archive.Manifest, envelope: bytes, contents: archive.Contents) -> None:
+def _make(places: Places, home: Path, manifest: archive.Manifest, envelope: bytes, contents: archive.Contents) -> None:
     if (ours := own_platform()) not in manifest.platforms:
         raise Refused("unfit", f"release {manifest.release} is for {', '.join(manifest.platforms)}; this host is {ours}")
     half = home.with_name(f"{home.name}{PARTIAL}")
     try:
         half.mkdir()
-        _unpack(half, home, contents)
+        _lay_out(half)
+        _unpack(half, contents, _reuse(half, manifest, _standing(places)))
+        _offer(half, home, manifest)
         (half / archive.MANIFEST).write_bytes(envelope)
         _pack_program(half)
         _try(half, manifest)
+        _note_compiled(places, half, manifest)
         _to_disk(half)
     except BaseException as exc:
         shutil.rmtree(half, ignore_errors=True)
@@ -140,28 +145,55 @@ def _make(home: Path, manifest: archive.Manifest, envelope: bytes, contents: arc
     sync(home.parent)
 
 
-def _unpack(half: Path, home: Path, contents: archive.Contents) -> None:
-    """Files and wheels into a directory that is a virtual environment (source: PEP 405) of the system's Python."""
-    packages, commands, ours = half / PACKAGES, half / "bin", own_platform()
-    packages.mkdir(parents=True)
-    commands.mkdir()
+def _lay_out(half: Path) -> None:
+    """A directory that is a virtual environment (source: PEP 405) of the system's Python."""
+    (half / PACKAGES).mkdir(parents=True)
+    (half / "bin").mkdir()
     base = Path(sys.executable).resolve()
-    (commands / "python").symlink_to(base)
+    (half / "bin/python").symlink_to(base)
     (half / "pyvenv.cfg").write_text(f"home = {base.parent}\ninclude-system-site-packages = false\n")
-    for file, checked in contents.read(ours):
-        if not file.serves(ours):
+
+
+def _standing(places: Places) -> list[reusing.Standing]:
+    """The releases that are here: the one in force first, then the newest."""
+    now = places.in_force()
+    found = sorted(_releases(places), key=lambda one: (one.name == now, one.stat().st_mtime), reverse=True)
+    return [reusing.Standing(one / PACKAGES, read_json(places.compiled(one.name)) or {}) for one in found]
+
+
+def _reuse(half: Path, manifest: archive.Manifest, before: list[reusing.Standing]) -> set[str]:
+    """Wheels that need not come out of the bundle, by their paths there: what they become is there now."""
+    ours, packages = own_platform(), half / PACKAGES
+    return {
+        file.path
+        for file in manifest.files.values()
+        if file.unpacked is not None and file.serves(ours) and file.path.endswith(reusing.SUFFIX)
+        if reusing.link(Path(file.path).name, file.unpacked, before, packages)
+    }
+
+
+def _unpack(half: Path, contents: archive.Contents, reused: set[str]) -> None:
+    """Files, and wheels into the packages; those that are there already are read past."""
+    ours = own_platform()
+    for file, checked in contents.read(ours, spared=reused):
+        if not file.serves(ours) or file.path in reused:
             continue
         target = half / file.path
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("xb") as out:
             out.writelines(checked)
         checked.finish()  # before anything is made of it
-        if target.suffix == ".whl":
-            wheels.unpack(target, packages)
-            if target.name.split("-")[0] == APPLICATION:
-                wheels.scripts(target.name, packages, commands, f"{home}/bin/python -I")
+        if target.suffix == reusing.SUFFIX:
+            wheels.unpack(target, half / PACKAGES)
             target.unlink()
     shutil.rmtree(half / "wheels", ignore_errors=True)
+
+
+def _offer(half: Path, home: Path, manifest: archive.Manifest) -> None:
+    """The application's own commands."""
+    for name in (Path(file.path).name for file in manifest.files.values() if file.serves(own_platform())):
+        if name.endswith(reusing.SUFFIX) and name.split("-")[0] == APPLICATION:
+            wheels.scripts(name, half / PACKAGES, half / "bin", f"{home}/bin/python -I")
 
 
 def _pack_program(half: Path) -> None:
@@ -192,6 +224,14 @@ def _try(half: Path, manifest: archive.Manifest) -> None:
         said = (trial.stderr.strip() or "nothing").splitlines()[-1]
     if trial.returncode or said != manifest.version:
         raise Refused("unfit", f"release {manifest.release} does not start on this host: it says {said}")
+
+
+def _note_compiled(places: Places, half: Path, manifest: archive.Manifest) -> None:
+    """What byte code was made, for the installation of the next release."""
+    note = places.compiled(manifest.release)
+    for folder in (places.updates, note.parent):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_json(note, reusing.compiled(half / PACKAGES))
 
 
 def _to_disk(half: Path) -> None:

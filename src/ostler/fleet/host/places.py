@@ -110,6 +110,10 @@ class Places:
         """The release keys that this host trusts."""
         return self.updates / "release-keys.json"
 
+    def compiled(self, release: str) -> Path:
+        """What byte code was made when this release was installed."""
+        return self.updates / "compiled" / f"{release}.json"
+
     @property
     def start_due(self) -> Path:
         """There while a host is made a node, and afterwards where that was cut off."""

@@ -1,29 +1,53 @@
 """Wheels into a directory of packages, without pip: a bare host has none, and what comes out of a checked bundle needs no judging."""
 
 import configparser
+import hashlib
 import stat
 import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from ostler.fleet.host.refusals import Refused
 
+RECORD = "RECORD"
 _SCRIPT = "#!{python}\nimport sys\nfrom {module} import {function}\nsys.exit({function}())\n"
 _PLACES = {"purelib", "platlib"}  # of a wheel's `.data` folder
+_PIECE = 1 << 20
+
+Unpacked = tuple[str, int, str]  # a file that came out of a wheel: its path below the packages, its mode, its sha256 in hex
 
 
 def unpack(wheel: Path, packages: Path) -> None:
     """Its files into `packages` (source: the binary distribution format, PEP 427). Raises Refused."""
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            for entry in archive.infolist():
-                if not entry.is_dir() and (target := _target(entry.filename)) is not None:
-                    _write(archive, entry, packages / target)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError) as exc:
-        raise Refused("unfit", f"{wheel.name} is not a whole wheel: {exc}") from None
+    with _opened(wheel, wheel.name) as archive:
+        for entry, target in _entries(archive):
+            _write(archive, entry, packages / target)
 
 
-def _target(name: str) -> PurePosixPath | None:
-    """Where a file of a wheel belongs, below the directory of packages; None for what no program reads there."""
+def unpacked(wheel: IO[bytes], name: str) -> str:
+    """What `unpack` makes of a wheel of this name, as one digest. Raises Refused."""
+    with _opened(wheel, name) as archive:
+        return digest(
+            (str(target), _mode(entry), hashlib.sha256(archive.read(entry)).hexdigest()) for entry, target in _entries(archive)
+        )
+
+
+def digest(files: Iterable[Unpacked]) -> str:
+    """The sha256 in hex of one line for each file, sorted: hash, mode in octal digits, path."""
+    lines = sorted(f"{sha256} {mode:o} {path}\n" for path, mode, sha256 in files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def information(wheel: str) -> str:
+    """The directory that tells of an unpacked wheel; `wheel` is its file's name."""
+    name, version = wheel.split("-")[:2]
+    return f"{name}-{version}.dist-info"
+
+
+def target(name: str) -> PurePosixPath | None:
+    """Where a file of a wheel belongs, below the directory of packages; None for what no program reads there. Raises Refused."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or not path.parts:
         raise Refused("unfit", f"a wheel has the file {name!r}, which would leave its directory")
@@ -33,19 +57,36 @@ def _target(name: str) -> PurePosixPath | None:
     return PurePosixPath(*rest) if kind in _PLACES and rest else None
 
 
-def _write(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with archive.open(entry) as source, target.open("xb") as file:
-        while block := source.read(1 << 20):
+@contextmanager
+def _opened(wheel: Path | IO[bytes], name: str) -> Iterator[zipfile.ZipFile]:
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            yield archive
+    except (zipfile.BadZipFile, EOFError, NotImplementedError) as exc:
+        raise Refused("unfit", f"{name} is not a whole wheel: {exc}") from None
+
+
+def _entries(archive: zipfile.ZipFile) -> Iterator[tuple[zipfile.ZipInfo, PurePosixPath]]:
+    for entry in archive.infolist():
+        if not entry.is_dir() and (place := target(entry.filename)) is not None:
+            yield entry, place
+
+
+def _mode(entry: zipfile.ZipInfo) -> int:
+    return 0o755 if entry.external_attr >> 16 & stat.S_IXUSR else 0o644
+
+
+def _write(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, place: Path) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with archive.open(entry) as source, place.open("xb") as file:
+        while block := source.read(_PIECE):
             file.write(block)
-    mode = entry.external_attr >> 16
-    target.chmod(0o755 if mode & stat.S_IXUSR else 0o644)
+    place.chmod(_mode(entry))
 
 
 def scripts(wheel: str, packages: Path, into: Path, python: str) -> None:
     """The commands that an unpacked wheel offers; `python` is the interpreter's path as it will be."""
-    name, version = wheel.split("-")[:2]
-    declared = packages / f"{name}-{version}.dist-info" / "entry_points.txt"
+    declared = packages / information(wheel) / "entry_points.txt"
     parser = configparser.ConfigParser(delimiters=("=",), interpolation=None)
     parser.optionxform = str  # type: ignore[assignment, method-assign]
     parser.read_string(declared.read_text())

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import io
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -9,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ostler.fleet.host import archive
+from ostler.fleet.host import archive, wheels
 from ostler.fleet.host.archive import FORMAT, MANIFEST, Manifest
+from ostler.fleet.host.refusals import Refused
+from ostler.fleet.host.reusing import SUFFIX
 from ostler.fleet.releases.application import Application, members, of_checkout, of_installed
 from ostler.fleet.releases.dependencies import Platform, collect, read_lock
 from ostler.fleet.releases.keys import ReleaseKeys
@@ -96,6 +99,7 @@ def _payload(parts: Mapping[str, Part], application: Application, platforms: Seq
             "sha256": hashlib.sha256(part.content).hexdigest(),
             "size": len(part.content),
             **({"platforms": part.platforms} if part.platforms else {}),
+            **({"unpacked": _unpacked(path, part.content)} if path.endswith(SUFFIX) else {}),
         }
         for path, part in sorted(parts.items())
     ]
@@ -112,3 +116,11 @@ def _payload(parts: Mapping[str, Part], application: Application, platforms: Seq
         "files": files,
     }
     return json.dumps(manifest, sort_keys=True, indent=1).encode() + b"\n"
+
+
+def _unpacked(path: str, wheel: bytes) -> str:
+    """By what a host knows that it has all of it already."""
+    try:
+        return wheels.unpacked(io.BytesIO(wheel), path)
+    except Refused as exc:
+        raise InvalidSpec(exc.message) from None

@@ -4,7 +4,7 @@ import io
 import os
 import secrets
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -102,11 +102,17 @@ def verify(bundle: Path, trusted: Mapping[str, bytes]) -> Manifest:
     return manifest
 
 
-def for_platform(bundle: Path, platform: str) -> bytes:
-    """The bundle without the files that only other platforms need: what one host is sent. Raises InvalidSpec."""
+def for_platform(bundle: Path, platform: str, there: Collection[str] = ()) -> bytes:
+    """The bundle without the files that only other platforms need, and without the wheels whose sha256 are `there`: what one host is
+    sent. Raises InvalidSpec.
+    """
     with _opened(bundle, None) as (_, envelope, contents):
         files = [(MANIFEST, envelope)]
-        files += [(file.path, b"".join(checked)) for file, checked in contents.read() if file.serves(platform)]
+        files += [
+            (file.path, b"".join(checked))
+            for file, checked in contents.read()
+            if file.serves(platform) and not (file.unpacked is not None and file.sha256 in there)
+        ]
     return pack(files)
 
 

@@ -26,6 +26,7 @@ LOOK_S = 1.0  # while the coordinator is asked, its answer is looked for as ofte
 WAIT_S = 10.0  # else the host waits so long for something new before it answers: each question costs it the start of a Python
 AGAIN_S = 2.0
 AT_ONCE = 64
+LACKS = "missing"  # the host's word for a wheel that it said it has, and whose files are gone or others: it is sent all of them
 KEEP = 3  # releases on a host, the one in force and the one before it among them
 
 Gate = Callable[[Host, Facts | None], Awaitable[str | None]]
@@ -33,10 +34,10 @@ Gate = Callable[[Host, Facts | None], Awaitable[str | None]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Content:
-    """What a rollout brings to each host: the release's bundle for a platform (`cp311-x86_64`), the digest of its manifest, and what is
-    each host's own (none: it keeps its configuration)."""
+    """What a rollout brings to each host: the release's bundle for a platform (`cp311-x86_64`) without the wheels whose sha256 a host has,
+    the digest of its manifest, and what is each host's own (none: it keeps its configuration)."""
 
-    bundle: Callable[[str], bytes]
+    bundle: Callable[[str, frozenset[str]], bytes]
     digest: str
     own: Mapping[str, Own]
     services: Mapping[str, list[dict[str, Any]]]
@@ -169,7 +170,7 @@ class SshCarrier:
         """All steps of a host that was looked at, as they would be carried out where nothing goes wrong."""
         facts, steps = self._facts[host], [self._steps.lock(self._plan.rollout_id, self._owner, self._message)]
         if self._plan.release not in facts.releases:
-            steps.append(self._steps.install(self._content.digest, self._content.bundle(facts.platform)))
+            steps.append(self._steps.install(self._content.digest, self._content.bundle(facts.platform, facts.wheels)))
         return [*steps, self._switch_step(host), self._steps.observe(self._plan.rollout_id), self._steps.prune(keep=KEEP),
                 self._steps.unlock(self._plan.rollout_id)]  # fmt: skip
 
@@ -200,9 +201,17 @@ class SshCarrier:
         if facts is None:
             return Result(event=Event.REFUSED, reason="nobody has looked at this host")
         if self._plan.release not in facts.releases:
-            bundle = await asyncio.to_thread(self._content.bundle, facts.platform)
-            await self._ask(host, self._steps.install(self._content.digest, bundle))
+            try:
+                await self._install(host, facts.platform, facts.wheels)
+            except HostRefused as exc:
+                if exc.code != LACKS or not facts.wheels:
+                    raise
+                await self._install(host, facts.platform, frozenset())
         return Result(event=Event.DONE)
+
+    async def _install(self, host: Host, platform: str, there: frozenset[str]) -> None:
+        bundle = await asyncio.to_thread(self._content.bundle, platform, there)
+        await self._ask(host, self._steps.install(self._content.digest, bundle))
 
     async def _switch(self, host: Host) -> Result:
         try:

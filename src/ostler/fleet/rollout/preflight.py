@@ -50,8 +50,9 @@ class OpenUpdate(msgspec.Struct, frozen=True, kw_only=True):
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """The answer of the host program's `facts`. `abi` is Python's (`cp311`), `now` seconds since the epoch, `refused` why a
     directory cannot be written. `config` is there where it was asked for, and is shown to nobody: it may hold a secret; `beside` are the
-    hashes of what stands beside it; `links` are those that programs of services need, with what they are to refer to; `unfinished`: it was
-    being made a node when that was cut off; `has_key`: the node's own key is on its disk."""
+    hashes of what stands beside it; `wheels` are the sha256 of those that its releases were made of; `links` are those that programs of
+    services need, with what they are to refer to; `unfinished`: it was being made a node when that was cut off; `has_key`: the node's own
+    key is on its disk."""
 
     hostname: str
     os: str
@@ -63,6 +64,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     current: str | None = None
     previous: str | None = None
     releases: tuple[str, ...] = ()
+    wheels: frozenset[str] = frozenset()
     units: Mapping[str, Unit] = {}
     config_sha256: str | None = None
     applied_sha256: str | None = None

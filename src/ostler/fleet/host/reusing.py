@@ -1,0 +1,137 @@
+"""Wheels that a release on this host has unpacked already: its files are linked into the next one instead of being unpacked again.
+
+Nothing is believed of what lies there. The signed manifest names, for each wheel, one digest of all that comes out of it; what is
+linked has been read whole and is exactly that, or the wheel is unpacked from the bundle. The byte code beside it is linked where it is
+still what was made here from files that were checked: root's record of that lies beside the keys that say whom to believe.
+"""
+
+import base64
+import contextlib
+import csv
+import errno
+import hashlib
+import json
+import os
+import stat
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ostler.fleet.host import wheels
+from ostler.fleet.host.archive import MANIFEST
+from ostler.fleet.host.refusals import Refused
+
+SUFFIX = ".whl"
+CACHE = "__pycache__"
+_NO_LINKS = {errno.EXDEV, errno.EMLINK, errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}  # then it is copied
+_IDENTITY = ("st_dev", "st_ino", "st_size", "st_mode", "st_uid", "st_mtime_ns")
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A release that is here: its packages, and the sha256 of the byte code that was made of them, by the paths there."""
+
+    packages: Path
+    compiled: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A file that was read whole, by its path below the packages."""
+
+    path: str
+    facts: os.stat_result
+    sha256: str
+
+
+def claimed(releases: Iterable[Path]) -> list[str]:
+    """The sha256 of each wheel that these releases of this host say they were made of; what became of it is looked at when it is needed."""
+    found: set[str] = set()
+    for home in releases:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            inner = json.loads(base64.b64decode(json.loads((home / MANIFEST).read_bytes())["payload"]))
+            found.update(str(one["sha256"]) for one in inner["files"] if one["path"].endswith(SUFFIX))
+    return sorted(found)
+
+
+def link(name: str, unpacked: str, before: Iterable[Standing], packages: Path) -> bool:
+    """Whether the files of the wheel `name`, which have the digest `unpacked`, are in `packages` now: linked from the first of the
+    releases `before` where they are so, copied where links cannot be made. Where not, nothing was made. Raises Refused, OSError.
+    """
+    for there in before:
+        found = _files(there.packages, wheels.information(name))
+        if found and wheels.digest((one.path, stat.S_IMODE(one.facts.st_mode), one.sha256) for one in found) == unpacked:
+            for folder in {os.path.dirname(one.path) for one in found}:  # noqa: PTH120 - once for each of some thousand files
+                (packages / folder).mkdir(parents=True, exist_ok=True)
+            linked = [one.path for one in found if _bring(there.packages, one, packages)]
+            _link_compiled(there, linked, packages)
+            return True
+    return False
+
+
+def compiled(packages: Path) -> dict[str, str]:
+    """What byte code there is, as `Standing` has it; to be asked where all of it was made by this installation, or linked by it."""
+    found = {}
+    for folder, _, names in os.walk(packages):
+        if os.path.basename(folder) == CACHE:  # noqa: PTH119
+            for name in names:
+                path = os.path.relpath(f"{folder}/{name}", packages)
+                found[path] = _read(packages, path)[0].sha256
+    return found
+
+
+def _files(packages: Path, information: str) -> list[_Read]:
+    """The files that a wheel's own record names; none where one is not as it was unpacked."""
+    try:
+        record = (packages / information / wheels.RECORD).read_text()
+        names = {str(place) for row in csv.reader(record.splitlines()) if row and (place := wheels.target(row[0])) is not None}
+        return [_read(packages, name)[0] for name in sorted(names)]
+    except (OSError, ValueError, csv.Error, Refused):
+        return []
+
+
+def _link_compiled(there: Standing, sources: list[str], packages: Path) -> None:
+    """The byte code of files that were linked. Python looks only whether it is of a file of that time and size, so it is compared here."""
+    for source in sources:
+        folder, name = os.path.split(source)
+        path = os.path.join(folder, CACHE, f"{name.removesuffix('.py')}.{sys.implementation.cache_tag}.pyc")  # noqa: PTH118
+        if name.endswith(".py") and path in there.compiled:
+            with contextlib.suppress(OSError, ValueError):
+                found, _ = _read(there.packages, path)
+                if found.sha256 == there.compiled[path] and stat.S_IMODE(found.facts.st_mode) == 0o644:
+                    (packages / folder / CACHE).mkdir(exist_ok=True)
+                    _bring(there.packages, found, packages)
+
+
+def _read(packages: Path, path: str) -> tuple[_Read, bytes]:
+    """A plain file of whoever installs, and its content. Raises OSError, ValueError."""
+    descriptor = os.open(f"{packages}/{path}", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb", buffering=0) as file:
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode) or facts.st_uid != os.geteuid():
+            raise ValueError(f"{path} is not as it was unpacked")
+        content = file.readall()
+    return _Read(path, facts, hashlib.sha256(content).hexdigest()), content
+
+
+def _bring(before: Path, found: _Read, packages: Path) -> bool:
+    """Whether it was linked; else it was copied. Raises Refused where it is not what was read any more."""
+    source, into = f"{before}/{found.path}", f"{packages}/{found.path}"
+    try:
+        os.link(source, into, follow_symlinks=False)
+    except OSError as exc:
+        if exc.errno not in _NO_LINKS:
+            raise
+        with contextlib.suppress(ValueError):
+            now, content = _read(before, found.path)
+            if now.sha256 == found.sha256:
+                with open(into, "xb") as file:  # noqa: PTH123
+                    file.write(content)
+                    os.fchmod(file.fileno(), stat.S_IMODE(found.facts.st_mode))
+                return False
+    else:
+        is_now = os.lstat(into)
+        if all(getattr(is_now, part) == getattr(found.facts, part) for part in _IDENTITY):
+            return True
+    raise Refused("missing", f"{source} was changed while it was linked")
