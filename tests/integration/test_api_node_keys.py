@@ -101,6 +101,61 @@ async def test_a_proof_is_good_once(rig):
         await prove(rig, node, **same)
 
 
+async def outcomes(*calls):
+    """How many of calls made at once were answered, and the class of each refusal."""
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    refused = {type(one) for one in answers if isinstance(one, BaseException)}
+    return sum(not isinstance(one, BaseException) for one in answers), refused
+
+
+async def test_of_answers_to_one_challenge_that_come_at_once_one_is_good(rig):
+    node, new = await rig.enrolled(), Ed25519PrivateKey.generate()
+    text = await challenge(rig, node)
+    same = m.ProveRequest(
+        node_id=node.node_id, protocol=m.PROTOCOL, public_key=raw(node.key), challenge=text,
+        signature=node.key.sign(m.prove_message(text, node.node_id)),
+    )  # fmt: skip
+    once = (1, {errors.Unauthenticated})
+    assert await outcomes(*(rig.nobody.call(routes.PROVE_NODE, same) for _ in range(8))) == once
+    same = await proposal(rig, node, new)
+    assert await outcomes(*(rig.nobody.call(routes.REPLACE_KEY, same) for _ in range(8))) == once
+    with pytest.raises(errors.Unauthenticated) as caught:
+        await node.register()
+    text = caught.value.challenge
+    signed = {"challenge": text, "signature": node.key.sign(m.register_message(text, node.node_id, node.epoch))}
+    assert await outcomes(*(node.register(**signed) for _ in range(8))) == once
+    with pytest.raises(errors.UpgradeRequired) as outside:
+        await node.register(protocol=99)
+    text = outside.value.challenge
+    signed = {"challenge": text, "signature": node.key.sign(m.register_message(text, node.node_id, node.epoch)), "protocol": 99}
+    assert await outcomes(*(node.register(**signed) for _ in range(8))) == (0, {errors.UpgradeRequired, errors.Unauthenticated})
+
+
+P = 2**255 - 19
+Y8 = 2707385501144840649318225287225658788936804267575313519463743609750303402022
+WEAK = [(y | sign << 255).to_bytes(32, "little") for y in (0, 1, P - 1, Y8, P - Y8, P, P + 1) for sign in (0, 1)]
+FORGED = b"\1" + bytes(63)  # good for every message, for the library too, where the key is the neutral point
+
+
+async def test_a_key_that_anybody_signs_for_is_not_taken(rig):
+    """The eight points of small order, and second ways to write one."""
+    node, token = await rig.enrolled(), await rig.join_token()
+    for weak in WEAK:
+        with pytest.raises(errors.InvalidSpec) as caught:
+            await rig.node("weak").register(token, public_key=weak)
+        [problem] = caught.value.problems
+        assert problem.path == "public_key"
+        assert "no sound Ed25519 public key" in problem.message
+        text = await challenge(rig, node)
+        asked = m.KeyRequest(
+            node_id=node.node_id, public_key=raw(node.key), new_key=weak, challenge=text,
+            signature=node.key.sign(m.key_message(text, node.node_id, weak)), new_signature=FORGED,
+        )  # fmt: skip
+        with pytest.raises(errors.InvalidSpec) as caught:
+            await rig.nobody.call(routes.REPLACE_KEY, asked)
+        assert [one.path for one in caught.value.problems] == ["new_key"]
+
+
 async def test_both_keys_are_good_until_the_new_one_opened_a_session(rig):
     node, new = await rig.enrolled(), Ed25519PrivateKey.generate()
     old = node.key

@@ -171,10 +171,15 @@ def _key(text: str) -> Any:
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+    from ostler.protocol.dsse import is_public_key
+
     try:
-        return Ed25519PublicKey.from_public_bytes(base64.b64decode(text, validate=True))
-    except ValueError as exc:
-        raise typer.BadParameter(f"{text!r} is not an Ed25519 public key in base64", param_hint="'--key'") from exc
+        found = base64.b64decode(text, validate=True)
+    except ValueError:
+        found = b""
+    if not is_public_key(found):
+        raise typer.BadParameter(f"{text!r} is not an Ed25519 public key in base64", param_hint="'--key'")
+    return Ed25519PublicKey.from_public_bytes(found)
 
 
 def _digest(text: str | None) -> bytes | None:

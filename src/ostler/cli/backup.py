@@ -249,13 +249,15 @@ def restore(  # noqa: PLR0917 - the options of a command
 def _public(key: str | None) -> bytes | None:
     import base64
 
+    from ostler.protocol.dsse import is_public_key
+
     if key is None:
         return None
     try:
         found = base64.b64decode(key, validate=True)
     except ValueError:
         found = b""
-    if len(found) != 32:
+    if not is_public_key(found):
         raise typer.BadParameter(f"{key!r} is not an Ed25519 public key in base64", param_hint="'--key'")
     return found
 

@@ -12,6 +12,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 ASSIGNMENT_TYPE = "application/vnd.ostler.assignment+json"
 ASSIGNMENTS_TYPE = "application/vnd.ostler.assignments+json"  # a list of them
+_P = 2**255 - 19
+_Y8 = 2707385501144840649318225287225658788936804267575313519463743609750303402022  # of a point of order 8
+_SMALL = frozenset({0, 1, _P - 1, _Y8, _P - _Y8})
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,16 @@ def pae(payload_type: str, payload: bytes) -> bytes:
 def key_id(public_key: bytes) -> str:
     """A short name of a raw 32-byte Ed25519 public key."""
     return hashlib.sha256(public_key).hexdigest()[:16]
+
+
+def is_public_key(raw: bytes) -> bool:
+    """Whether these bytes may stand for who signs (source: RFC 8032, sections 5.1.3 and 8.4).
+
+    Not where they hold the y of one of the eight points of small order, for which anybody makes signatures that the library finds good;
+    nor where they are a second way to write a key.
+    """
+    y = int.from_bytes(raw, "little") & (2**255 - 1)
+    return len(raw) == 32 and y < _P and y not in _SMALL
 
 
 def sign(payload: bytes, payload_type: str, key: Ed25519PrivateKey, keyid: str) -> Envelope:

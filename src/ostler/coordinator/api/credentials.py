@@ -109,12 +109,18 @@ class Credentials:
         age = self._clock.now().timestamp() - int(head.rpartition(".")[2])
         return -1 <= age <= CHALLENGE_TTL.total_seconds() and mac not in self._used
 
-    def spend(self, challenge: str) -> None:
-        """After a good answer: who overheard it cannot answer with it again. Only answered ones are kept, two minutes long."""
-        now = self._clock.monotonic()
+    def spend(self, challenge: str) -> bool:
+        """After a good answer: who overheard it cannot answer with it again. False where another answer came first, however near.
+
+        Only answered ones are kept, two minutes long.
+        """
+        now, mac = self._clock.monotonic(), challenge.rpartition(".")[2]
         while self._used and (oldest := next(iter(self._used.items())))[1] <= now:  # they stand in the order of their ends
             del self._used[oldest[0]]
-        self._used[challenge.rpartition(".")[2]] = now + CHALLENGE_TTL.total_seconds() + 2
+        if mac in self._used:
+            return False
+        self._used[mac] = now + CHALLENGE_TTL.total_seconds() + 2
+        return True
 
 
 def _mac(key: bytes, message: bytes) -> str:

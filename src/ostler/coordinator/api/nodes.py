@@ -11,6 +11,7 @@ from ostler import __version__
 from ostler.coordinator.api import section8, window
 from ostler.coordinator.api.bodies import decode_json
 from ostler.coordinator.api.calls import Call
+from ostler.coordinator.api.credentials import Credentials
 from ostler.coordinator.operations import nodes as ops
 from ostler.coordinator.operations import overview as overviews
 from ostler.coordinator.operations import reads, tokens
@@ -18,6 +19,7 @@ from ostler.coordinator.store.tx import Tx
 from ostler.model.errors import InvalidSpec, Problem, StaleAttempt, Unauthenticated, UpgradeRequired
 from ostler.model.manifest import NAME
 from ostler.protocol import messages as m
+from ostler.protocol.dsse import is_public_key
 
 KEY_BYTES = 32
 MAX_TEXT = 200
@@ -59,7 +61,6 @@ async def register_node(call: Call) -> Any:
     else:
         await _check_registrant(call, request)
         session = await services.store.write(ops.open_session, request)
-        services.credentials.spend(request.challenge or "")
     services.door.note_session(request.node_id, request.boot_epoch)
     services.pulls.begin_session(request.node_id)
     config = services.config
@@ -98,7 +99,6 @@ async def _refuse_outsider(call: Call, raw: bytes, protocol: int) -> UpgradeRequ
     await services.store.write(
         ops.renew_outside, said.node_id, said.boot_epoch, said.held, protocol=protocol, version=said.version, why=refusal.message
     )
-    services.credentials.spend(said.challenge or "")
     return refusal
 
 
@@ -108,13 +108,20 @@ def _check_registration(request: m.RegisterRequest) -> None:
         found.append(Problem("node_id", "must be 1 to 63 letters, digits, '.', '_' or '-'"))
     for name in ("boot_epoch", "version"):
         found += _check_text(name, getattr(request, name))
-    if len(request.public_key) != KEY_BYTES and not section8.is_keyless(request):
-        found.append(Problem("public_key", f"must be a raw Ed25519 key of {KEY_BYTES} bytes, in base64"))
+    if not section8.is_keyless(request):
+        found += _check_key("public_key", request.public_key)
     for name in ("cpu_slots", "gpu_slots"):
         if not 0 <= getattr(request, name) <= 10_000:
             found.append(Problem(name, "must be from 0 to 10000"))
     if found:
         raise InvalidSpec("the registration is not valid", found)
+
+
+def _check_key(name: str, key: bytes) -> list[Problem]:
+    if len(key) != KEY_BYTES:
+        return [Problem(name, f"must be a raw Ed25519 key of {KEY_BYTES} bytes, in base64")]
+    weak = "is no sound Ed25519 public key: it is of small order, or not in its one encoding; make another one"
+    return [] if is_public_key(key) else [Problem(name, weak)]
 
 
 def _check_text(name: str, value: str) -> list[Problem]:
@@ -143,22 +150,18 @@ async def prove_node(call: Call) -> m.KeyStanding:
         raise window.refusal(request.protocol, request.node_id)
     message = m.prove_message(request.challenge or "", request.node_id)
     await _check_signature(call, request, message)
-    call.services.credentials.spend(request.challenge or "")
     return await call.read(ops.key_standing, request.node_id)
 
 
 async def replace_key(call: Call) -> m.KeyStanding:
     """By a node, for itself. Who has no longer the old key cannot, and who has not the new one either."""
     request = await call.json(m.KeyRequest)
-    if len(request.new_key) != KEY_BYTES:
-        raise InvalidSpec(
-            "the key is not valid", [Problem("new_key", f"must be a raw Ed25519 key of {KEY_BYTES} bytes, in base64")]
-        )
+    if found := _check_key("new_key", request.new_key):
+        raise InvalidSpec("the key is not valid", found)
     message = m.key_message(request.challenge, request.node_id, request.new_key)
-    await _check_signature(call, request, message)
     if not _verifies(request.new_key, request.new_signature, message):
         raise Unauthenticated("the new key did not sign for itself")
-    call.services.credentials.spend(request.challenge)
+    await _check_signature(call, request, message)
     call.target = request.node_id
     return await call.write_for(f"node {request.node_id}", ops.replace_key, request.node_id, request.new_key)
 
@@ -182,23 +185,30 @@ class _Proof(Protocol):
 
 
 async def _check_signature(call: Call, request: _Proof, message: bytes) -> None:
+    """Spends the challenge: of several who answer with the same one, one is let in."""
     credentials = call.services.credentials
     if request.challenge is None or request.signature is None or not credentials.challenge_is_good(request.challenge):
-        raise Unauthenticated(
-            "sign the challenge with the node's key, or show a join token",
-            challenge=credentials.challenge(),
-            hint="make a join token with `ostler token create --join` if this node was never enrolled",
-        )
+        raise _must_sign(credentials)
     keys = await call.services.store.read(ops.node_keys, request.node_id)
     if request.public_key not in keys or not _verifies(request.public_key, request.signature, message):
         raise Unauthenticated(
             f"no node {request.node_id!r} is enrolled with this key",
             hint="enrol it: `ostler token create --join`, then start it with the token",
         )
+    if not credentials.spend(request.challenge):
+        raise _must_sign(credentials)
+
+
+def _must_sign(credentials: Credentials) -> Unauthenticated:
+    return Unauthenticated(
+        "sign the challenge with the node's key, or show a join token",
+        challenge=credentials.challenge(),
+        hint="make a join token with `ostler token create --join` if this node was never enrolled",
+    )
 
 
 def _verifies(key: bytes, signature: bytes, message: bytes) -> bool:
-    if len(key) != KEY_BYTES:  # a node of section 8 has none
+    if not is_public_key(key):  # a node of section 8 has none
         return False
     try:
         Ed25519PublicKey.from_public_bytes(key).verify(signature, message)

@@ -130,8 +130,11 @@ def _manifest(inner: dict[str, Any], digest: str) -> Manifest:
     if not (inner["commit"] is None or isinstance(inner["commit"], str)) or len(inner["keys"]["trusted"]) > MAX_KEYS:
         raise ValueError(f"the commit is none, or there are more than {MAX_KEYS} keys")
     keys = {one["id"]: base64.b64decode(one["public"], validate=True) for one in inner["keys"]["trusted"]}
-    if any(name != key_id(key) for name, key in keys.items()):
-        raise ValueError("a key has another one's id")
+    for name, key in keys.items():
+        if name != key_id(key):
+            raise ValueError("a key has another one's id")
+        if not ed25519.is_public_key(key):
+            raise ValueError(f"the key {name} is no sound Ed25519 public key")
     low, high = inner["protocol"]
     return Manifest(
         version=inner["version"], commit=inner["commit"], protocol=(int(low), int(high)), schema=int(inner["schema"]),

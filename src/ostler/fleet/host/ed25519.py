@@ -10,6 +10,8 @@ _P = 2**255 - 19
 _ORDER = 2**252 + 27742317777372353535851937790883648493
 _D = -121665 * pow(121666, -1, _P) % _P
 _ROOT = pow(2, (_P - 1) // 4, _P)  # of -1
+_Y8 = 2707385501144840649318225287225658788936804267575313519463743609750303402022  # of a point of order 8
+_SMALL = frozenset({0, 1, _P - 1, _Y8, _P - _Y8})  # the y of the eight points of small order
 
 _Point = tuple[int, int, int, int]
 _NEUTRAL: _Point = (0, 1, 1, 0)
@@ -17,7 +19,7 @@ _NEUTRAL: _Point = (0, 1, 1, 0)
 
 def verify(public: bytes, message: bytes, signature: bytes) -> bool:
     """True when `signature` (64 bytes) of `message` was made with the private part of `public` (32 bytes)."""
-    if len(public) != 32 or len(signature) != 64:
+    if not is_public_key(public) or len(signature) != 64:
         return False
     key, r = _point(public), _point(signature[:32])
     s = int.from_bytes(signature[32:], "little")
@@ -25,6 +27,12 @@ def verify(public: bytes, message: bytes, signature: bytes) -> bool:
         return False
     h = int.from_bytes(hashlib.sha512(signature[:32] + public + message).digest(), "little") % _ORDER
     return _same(_times(s, _BASE), _plus(r, _times(h, key)))
+
+
+def is_public_key(raw: bytes) -> bool:
+    """Whether these bytes may stand for who signs: for a point of small order anybody makes signatures (RFC 8032, section 8.4)."""
+    point = _point(raw) if len(raw) == 32 else None
+    return point is not None and point[1] not in _SMALL
 
 
 def _point(encoded: bytes) -> _Point | None:

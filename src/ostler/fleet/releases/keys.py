@@ -97,6 +97,11 @@ def open_keys(directory: Path) -> ReleaseKeys:
         return ReleaseKeys(directory)
     except (ValueError, KeyError, TypeError) as exc:
         raise InvalidSpec(f"{directory / _LIST} is damaged: {exc!r}", hint="restore it from a backup") from None
+    if weak := [name for name, key in trusted.items() if not dsse.is_public_key(key)]:
+        raise InvalidSpec(
+            f"{directory / _LIST} names {', '.join(weak)}, which is no sound Ed25519 public key: anybody could sign for it",
+            hint="take it out of the file, or restore the file from a backup",
+        )
     return ReleaseKeys(
         directory, generation, trusted, {name: _read(directory, name) for name in trusted if _has(directory, name)}
     )

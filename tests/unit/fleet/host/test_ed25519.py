@@ -5,7 +5,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ostler.fleet.host.ed25519 import _ORDER, verify
+from ostler.fleet.host.ed25519 import _ORDER, _P, _point, _times, is_public_key, verify
+from ostler.protocol import dsse
 
 # RFC 8032, section 7.1: public key, message, signature
 VECTORS = [
@@ -48,6 +49,39 @@ def test_a_second_way_to_write_a_signature_is_refused():
     public = key.public_key().public_bytes_raw()
     assert verify(public, b"text", good)
     assert not verify(public, b"text", twin)
+
+
+def points_of_small_order():
+    """Found, not told: a point times the order of the base point is one of the eight."""
+    found = set()
+    for number in range(2, 200):
+        if (point := _point(number.to_bytes(32, "little"))) is not None:
+            x, y, z, _ = _times(_ORDER, point)
+            found.add(((y * pow(z, -1, _P) % _P) | (x * pow(z, -1, _P) % _P & 1) << 255).to_bytes(32, "little"))
+    return found
+
+
+def test_a_point_of_small_order_signs_nothing():
+    """Anybody finds signatures that the plain equation takes: for the neutral point this one is good for every message."""
+    weak = points_of_small_order()
+    assert len(weak) == 8
+    for public in weak:
+        assert not is_public_key(public)
+        assert not dsse.is_public_key(public)
+        for message in range(64):
+            assert not verify(public, message.to_bytes(1, "little"), b"\1" + bytes(63))
+    for second in (_P, _P + 1, _P + 1 | 1 << 255, 1 | 1 << 255, _P - 1 | 1 << 255):
+        assert not is_public_key(second.to_bytes(32, "little"))
+        assert not dsse.is_public_key(second.to_bytes(32, "little"))
+
+
+@settings(max_examples=30)
+@given(st.binary(min_size=32, max_size=32))
+def test_every_key_that_is_made_is_sound(seed):
+    public = Ed25519PrivateKey.from_private_bytes(seed).public_key().public_bytes_raw()
+    assert is_public_key(public)
+    assert dsse.is_public_key(public)
+    assert not dsse.is_public_key(public[:-1])
 
 
 @settings(max_examples=30)

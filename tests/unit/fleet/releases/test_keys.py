@@ -1,6 +1,8 @@
 """Release keys: made, rotated with overlap, retired, and refused where others can read them."""
 
+import base64
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -74,6 +76,20 @@ def test_keys_that_others_read_or_that_are_damaged_are_refused(tmp_path):
     directory.chmod(0o755)
     with pytest.raises(InvalidSpec, match="others can reach"):
         open_keys(directory)
+
+
+def test_a_key_that_anybody_signs_for_is_not_trusted(tmp_path):
+    weak = b"\1" + bytes(31)
+    keys = new_keys(tmp_path / "keys")
+    file = tmp_path / "keys" / "trusted.json"
+    said = json.loads(file.read_text())
+    said["trusted"].append({"id": dsse.key_id(weak), "public": base64.b64encode(weak).decode()})
+    file.write_text(json.dumps(said))
+    with pytest.raises(InvalidSpec, match=f"names {dsse.key_id(weak)}, which is no sound Ed25519 public key"):
+        open_keys(tmp_path / "keys")
+    careless = replace(keys, trusted={**keys.trusted, dsse.key_id(weak): weak})
+    with pytest.raises(Refused, match=f"the key {dsse.key_id(weak)} is no sound Ed25519 public key"):
+        make(tmp_path / "store", careless)
 
 
 def test_nothing_is_signed_without_a_key(tmp_path):
