@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import logging
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -26,6 +27,7 @@ from ostler.coordinator.config import CoordinatorConfig
 from ostler.coordinator.keys import open_keys
 from ostler.coordinator.operations import uploads
 from ostler.coordinator.sealing import open_sealer
+from ostler.coordinator.upkeep.backing_up import back_up
 from ostler.coordinator.upkeep.repository import Repository
 from ostler.coordinator.upkeep.restoring import restore as restore_backup
 from ostler.model.failures import FailureCode
@@ -230,7 +232,12 @@ async def test_no_number_is_given_twice(site: SimpleNamespace):
     for number, place in enumerate(("first", "second")):  # from the same backup: two lives that know nothing of each other
         now = datetime.now(UTC) + timedelta(seconds=number)
         restore_backup(
-            repository, repository.find(None), CoordinatorConfig(data=site.root / place), replace=False, now=now, logger=LOGGER
+            repository,
+            repository.find(None, now),
+            CoordinatorConfig(data=site.root / place),
+            replace=False,
+            now=now,
+            logger=LOGGER,
         )
         rig = Rig.open(site.root / place / "ostler.db", site.rig.clock)
         try:
@@ -281,11 +288,16 @@ async def test_what_is_no_backup_is_refused(site: SimpleNamespace):
     assert ostler("backup", "verify", site.to, "../data").returncode == 3
 
 
-@pytest.mark.parametrize("content", [b"{", b"of another"])
+@pytest.mark.parametrize("content", [b"{", b"of another", b"of no time zone"])
 async def test_one_that_is_damaged_does_not_hide_the_others(site: SimpleNamespace, content: bytes):
     whole, damaged = create(site)["backup"], create(site)["backup"]
     place = site.to / damaged / "manifest.json"
-    place.write_bytes((site.to / whole / "manifest.json").read_bytes() if content == b"of another" else content)
+    if content == b"of another":
+        content = (site.to / whole / "manifest.json").read_bytes()
+    elif content == b"of no time zone":
+        said = json.loads(place.read_text())
+        content = json.dumps({**said, "taken_at": "2030-01-01T00:00:00"}).encode()
+    place.write_bytes(content)
     listed = ostler("backup", "list", site.to, "--json")
     assert (listed.returncode, [one["backup"] for one in listed.json]) == (3, [whole])
     assert f"rm -r {site.to / damaged}" in listed.stderr
@@ -294,6 +306,27 @@ async def test_one_that_is_damaged_does_not_hide_the_others(site: SimpleNamespac
         done = ostler("backup", *command)
         assert (done.returncode, f"{site.to / damaged} " in done.stderr) == (3, True), done
     assert (site.to / whole).is_dir()
+
+
+async def test_one_of_a_time_to_come_is_taken_only_where_it_is_named(site: SimpleNamespace):
+    """A clock was wrong, there or here: which one is the newest is not guessed."""
+    now = datetime.now(UTC)
+
+    def taken(after: timedelta) -> str:
+        repository = Repository.open(site.to)
+        return back_up(CoordinatorConfig(data=site.data), repository, with_keys=False, now=now + after, logger=LOGGER).backup_id
+
+    good = create(site)["backup"]
+    near, ahead = taken(timedelta(minutes=2)), taken(timedelta(days=400))
+    assert len({good, near, ahead}) == 3
+    for command in ("restore", site.to, "--data", site.root / "elsewhere"), ("backup", "verify", site.to):
+        done = ostler(*command)
+        assert (done.returncode, f"error: the backup {ahead} was taken at" in done.stderr) == (3, True), done.stderr
+        assert f"the newest of the others is {near}" in done.stderr
+    assert not (site.root / "elsewhere").exists()
+    assert ostler("backup", "verify", site.to, ahead).returncode == 0
+    shutil.rmtree(site.to / ahead)
+    assert restore(site).json["backup"] == near  # by a clock that goes a little ahead of this one
 
 
 async def test_what_was_killed_is_no_backup_and_in_nobody_s_way(site: SimpleNamespace):
@@ -399,9 +432,12 @@ async def test_only_what_the_coordinator_signed_is_taken_where_its_key_is_given(
     create(site)
     key = base64.b64encode(open_keys(site.data / "keys").public).decode()
     assert ostler("backup", "verify", site.to, "--key", key).returncode == 0
-    other = base64.b64encode(bytes(32)).decode()
+    other = base64.b64encode(Ed25519PrivateKey.generate().public_key().public_bytes_raw()).decode()
     for done in (ostler("backup", "verify", site.to, "--key", other), restore(site, "--key", other)):
         assert (done.returncode, "signed" in done.stderr) == (3, True)
+    anybodys = base64.b64encode(bytes(32)).decode()
+    for done in (ostler("backup", "verify", site.to, "--key", anybodys), restore(site, "--key", anybodys)):
+        assert (done.returncode, "Ed25519" in done.stderr) == (2, True)
     next(site.to.glob("*/manifest.sig")).unlink()
     assert "is not signed" in restore(site, "--key", key).stderr
     assert ostler("backup", "verify", site.to, "--key", "x").returncode == 2

@@ -141,12 +141,13 @@ def verify(  # noqa: PLR0917 - the options of a command
     """
     import logging
     import tempfile
+    from datetime import UTC, datetime
 
     from ostler.coordinator.upkeep.repository import Repository
     from ostler.coordinator.upkeep.restoring import verify as verify_backup
 
     repository = Repository.open(where).unlocked(lambda: _passphrase(passphrase_file))
-    backup = repository.find(which)
+    backup = repository.find(which, datetime.now(UTC))
     repository.check_signature(backup, _public(key))
     with tempfile.TemporaryDirectory(prefix="ostler-verify-", dir=scratch) as room, progress() as tell:
         verify_backup(repository, backup, Path(room), logger=logging.getLogger("ostler.upkeep"), tell=tell)
@@ -208,7 +209,7 @@ def restore(  # noqa: PLR0917 - the options of a command
 
     target = find_installation(data, env=os.environ, config=config, store=store)
     repository = Repository.open(where).unlocked(lambda: _passphrase(passphrase_file))
-    backup = repository.find(which)
+    backup = repository.find(which, datetime.now(UTC))
     repository.check_signature(backup, _public(key))
     with progress() as tell:
         done = restore_backup(

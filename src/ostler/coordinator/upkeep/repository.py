@@ -14,11 +14,13 @@ import os
 import re
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Annotated
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from msgspec import Meta
 
 from ostler.coordinator.upkeep import crypt
 from ostler.coordinator.upkeep.checksums import TableSum
@@ -37,6 +39,7 @@ BLOCK = 2**20
 _BATCH = 1000
 _SHELVES = "objects"
 _ID = "%Y%m%dT%H%M%SZ"
+_SKEW = timedelta(minutes=5)  # by which the clocks of two machines may well differ
 
 _OWN = re.compile(rf"{'|'.join(map(re.escape, OWN_FILES))}|(?:{'|'.join(OWN_DIRECTORIES)})/[A-Za-z0-9_-][A-Za-z0-9._-]*")
 _OBJECT = re.compile(rb"[0-9a-f]{64} [0-9]{1,18}")
@@ -72,7 +75,7 @@ class Manifest:
 
     format: int
     backup_id: str
-    taken_at: datetime
+    taken_at: Annotated[datetime, Meta(tz=True)]
     release: str
     schema: int
     store: str
@@ -165,17 +168,31 @@ class Repository:
                 pass
         return sorted(found, key=lambda one: (one.taken_at, one.backup_id)), wrong
 
-    def find(self, backup_id: str | None) -> Manifest:
-        """That backup, or the newest one; its signature and checksum are seen to by `check_signature` and `get`."""
+    def find(self, backup_id: str | None, now: datetime) -> Manifest:
+        """That backup, or the newest one; its signature and checksum are seen to by `check_signature` and `get`.
+
+        Raises Rejected where the newest one would be of a time to come: which is the newest then only a person can tell.
+        """
         if backup_id is None:
-            if not (found := self.backups()):
-                raise NotFound(f"there is no whole backup in {self.place.shown}")
-            return found[-1]
+            return self._newest(now)
         with contextlib.suppress(FileNotFoundError):
             if _NAMED.fullmatch(backup_id):
                 return self._manifest(backup_id)
         raise NotFound(
             f"there is no backup {backup_id!r} in {self.place.shown}", hint=f"see `ostler backup list {self.place.shown}`"
+        )
+
+    def _newest(self, now: datetime) -> Manifest:
+        if not (found := self.backups()):
+            raise NotFound(f"there is no whole backup in {self.place.shown}")
+        newest = found[-1]
+        if newest.taken_at <= now + _SKEW:
+            return newest
+        others = [one.backup_id for one in found if one.taken_at <= now + _SKEW]
+        raise Rejected(
+            f"the backup {newest.backup_id} was taken at {newest.taken_at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC, which is still to come: "
+            "the clock there was ahead, or the one here is behind",
+            hint=f"name the one that you mean{f'; the newest of the others is {others[-1]}' if others else ''}",
         )
 
     def _manifest(self, folder: str) -> Manifest:
