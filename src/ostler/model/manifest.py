@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from itertools import islice
 from types import MappingProxyType
 from typing import Any
 
@@ -33,6 +34,7 @@ MAX_JOB_ID = 128
 MAX_AHEAD = timedelta(days=365)
 MAX_ARGS_BYTES = 128 * 1024
 MAX_SECRETS = 32
+MANY = 100  # mistakes of a kind that are told
 DEFAULT_TIMEOUT_S = 3600
 SERVICE_VERBS = ("start", "stop", "restart", "status")
 DEFAULT_POOL = "default"  # of nodes whose join token named none, and of jobs that name neither a pool nor a node
@@ -377,7 +379,7 @@ def _is_moment(text: str) -> bool:
 
 
 def problems(manifest: Manifest) -> list[Problem]:  # noqa: PLR0912 - one flat list of rules, read top to bottom
-    """Every mistake in a manifest whose types are right; empty when it is good."""
+    """Every mistake in a manifest whose types are right, of each kind the first ones; empty when it is good."""
     found: list[Problem] = []
 
     def bad(path: str, message: str) -> None:
@@ -393,7 +395,7 @@ def problems(manifest: Manifest) -> list[Problem]:  # noqa: PLR0912 - one flat l
                 if getattr(manifest, name) is not None:
                     bad(name, "belongs to the python runner; the cli runner takes `command` and `args`")
         case Runner.PYTHON:
-            found.extend(task_problems(manifest.task, manifest.code, manifest.params, manifest.requirements.tags))
+            found.extend(islice(task_problems(manifest.task, manifest.code, manifest.params, manifest.requirements.tags), MANY))
             if manifest.command is not None or manifest.args:
                 bad("command", "belongs to the cli runner; the python runner takes `task` and `params`")
         case Runner.SERVICE:
@@ -408,24 +410,13 @@ def problems(manifest: Manifest) -> list[Problem]:  # noqa: PLR0912 - one flat l
         bad("priority", f"must be from -{MAX_PRIORITY} to {MAX_PRIORITY}")
     if not NAME.fullmatch(manifest.queue):
         bad("queue", "must be 1 to 63 letters, digits, '.', '_' or '-'")
-    policy = retry_policy(manifest)
-    if not 0 <= policy.max <= 100:
-        bad("retries", "must be from 0 to 100")
-    if not 0 <= policy.backoff_s <= policy.max_backoff_s <= 86400:
-        bad("retries.backoff_s", "must be from 0 to max_backoff_s, and that at most 86400")
-    for code in policy.codes or ():
-        if CODES[code].retry is Retry.NEVER:
-            bad("retries.codes", f"{code.value} is never retried: the same thing would happen again")
     if manifest.stdout is not None and (why := unsafe_name(manifest.stdout)):
         bad("stdout", f"{manifest.stdout!r} {why}")
-    found.extend(_command_problems(manifest))
-    found.extend(_moment_problems(manifest))
-    found.extend(_dependency_problems(manifest))
-    found.extend(_array_problems(manifest))
-    found.extend(_number_problems(manifest))
-    found.extend(_label_problems(manifest))
-    found.extend(_file_problems(manifest))
-    found.extend(_secret_problems(manifest))
+    for rules in (
+        _retry_problems, _command_problems, _moment_problems, _dependency_problems, _array_problems, _number_problems, _label_problems,
+        _file_problems, _secret_problems,
+    ):  # fmt: skip
+        found.extend(islice(rules(manifest), MANY))
     return found
 
 
@@ -442,6 +433,17 @@ def _service_problems(manifest: Manifest) -> Iterator[Problem]:
         yield Problem(
             "requirements", "of a command to a service are `node`, `pool` and `tags` alone: it takes nothing of its node"
         )
+
+
+def _retry_problems(manifest: Manifest) -> Iterator[Problem]:
+    policy = retry_policy(manifest)
+    if not 0 <= policy.max <= 100:
+        yield Problem("retries", "must be from 0 to 100")
+    if not 0 <= policy.backoff_s <= policy.max_backoff_s <= 86400:
+        yield Problem("retries.backoff_s", "must be from 0 to max_backoff_s, and that at most 86400")
+    for code in policy.codes or ():
+        if CODES[code].retry is Retry.NEVER:
+            yield Problem("retries.codes", f"{code.value} is never retried: the same thing would happen again")
 
 
 def _command_problems(manifest: Manifest) -> Iterator[Problem]:

@@ -1,14 +1,16 @@
 """Bodies are looked through before anything reads them: how deep they nest, and how long their numbers are."""
 
+import contextlib
 import json
+import time
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ostler.coordinator.api.bodies import MAX_DEPTH, guard_depth, guard_numbers
-from ostler.model.errors import InvalidSpec
+from ostler.coordinator.api.bodies import JSON_LIMIT, MAX_DEPTH, MAX_VALUES, guard_depth, guard_numbers, guard_values
+from ostler.model.errors import InvalidSpec, TooLarge
 
 texts = st.text(alphabet='[]{}"\\a1,: ', max_size=12)
 values = st.recursive(
@@ -39,6 +41,39 @@ def test_what_nests_too_deeply_is_refused_and_nothing_else(value: object, above:
             guard_depth(raw)
     else:
         guard_depth(raw)
+
+
+def values_of(value: object) -> int:
+    inner = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+    return max(0, len(inner) - 1) + isinstance(value, dict | list) + sum(map(values_of, inner))
+
+
+@settings(max_examples=20)
+@given(values, st.integers(-2, 2))
+def test_more_values_than_a_body_may_hold_are_refused_and_nothing_else(value: object, more: int) -> None:
+    value = [value, "[,{" * 10, []]
+    rest = MAX_VALUES - values_of(value) + more
+    raw = json.dumps(value).encode()[:-1] + b",1" * rest + b"]"
+    if more > 0:
+        with pytest.raises(TooLarge, match=f"more than {MAX_VALUES} values"):
+            guard_values(raw)
+    else:
+        guard_values(raw)
+
+
+@pytest.mark.parametrize(
+    "unit", [b"[" * 60 + b"]" * 60, b'{"a":' * 60 + b"1" + b"}" * 60, b"[]", b"{}", b'"[",[]', b"]" * 60, b"1"]
+)
+def test_a_body_as_large_as_may_be_is_looked_through_in_a_moment(unit: bytes) -> None:
+    raw = b"[" + b",".join([unit] * (JSON_LIMIT // (len(unit) + 1))) + b"]"
+    began = time.process_time()
+    with pytest.raises(TooLarge):
+        guard_values(raw)
+    assert time.process_time() - began < 1.5  # each pair of brackets taken away by itself it was three
+    began = time.process_time()
+    with contextlib.suppress(InvalidSpec):
+        guard_depth(raw[: 2 * MAX_VALUES] if unit != b"]" * 60 else raw)
+    assert time.process_time() - began < 1.5
 
 
 @pytest.mark.parametrize("guard", [guard_depth, guard_numbers])

@@ -1,9 +1,10 @@
+import time
 from datetime import UTC, datetime
 
 import pytest
 
-from ostler.coordinator.api.manifests import read_manifests
-from ostler.model.errors import InvalidSpec
+from ostler.coordinator.api.manifests import LONG, MAX_PROBLEMS, read_manifests
+from ostler.model.errors import InvalidSpec, TooLarge
 from ostler.model.manifest import Manifest
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
@@ -50,3 +51,64 @@ def test_mistakes_are_told_of_the_text_as_it_came(text: str, path: str, message:
             read_manifests(text.encode(), "application/json", NOW)
         assert path in [one.path for one in caught.value.problems]
         assert message in str(caught.value.problems[0])
+
+
+def many(unit: bytes, size: int) -> bytes:
+    return b",".join([unit] * (size // (len(unit) + 1)))
+
+
+def names(size: int) -> bytes:
+    return b",".join(b'"%07d":1' % number for number in range(size // 12))
+
+
+@pytest.mark.parametrize("size", [LONG - 200, 2**20])
+@pytest.mark.parametrize(
+    "text",
+    [
+        lambda size: b"{%b}" % names(size),
+        lambda size: b'{"labels":{%b}}' % names(size),
+        lambda size: b'{"args":[%b]}' % many(b"1", size),
+        lambda size: b'{"depends_on":[%b]}' % many(b"1", size),
+        lambda size: b'{"input":{"urls":[%b]}}' % many(b"{}", size),
+        lambda size: b'{"command":"a","input":{"urls":[%b]}}' % many(b'""', size),
+        lambda size: b'{"command":"a","artifacts":[%b]}' % many(b'{"path":""}', size),
+        lambda size: b'{"retries":{"codes":[%b]}}' % many(b"1", size),
+        lambda size: b'{"runner":"python","task":"a:b","params":{"batch":[%b]}}' % many(b"1", size),
+    ],
+)
+def test_a_manifest_full_of_mistakes_is_refused_in_a_moment(text, size: int) -> None:
+    """What describes mistakes works for each of them: of a body of 64 KiB it was at it for 13 s, in which no other call was answered."""
+    raw = text(size)
+    began = time.process_time()
+    with pytest.raises(InvalidSpec) as caught:
+        read_manifests(raw, "application/json", NOW)
+    assert time.process_time() - began < 1.5
+    assert 1 <= len(caught.value.problems) <= MAX_PROBLEMS + 1
+
+
+@pytest.mark.parametrize(
+    ("raw", "kind"),
+    [
+        (b"[%b]" % many(b"1", 2**26), "application/json"),
+        (b"[%b]" % many(b"{}", 2**26), "application/json"),
+        (b'{"jobs":[],%b}' % names(2**26), "application/json"),
+        (b'{"runner":"python","task":"x","params":{"a":[%b]}}' % many(b"[" * 58 + b"]" * 58, 2**26), "application/json"),
+        (b"{\n" * 2**25, "application/x-ndjson"),
+        (b"\n" * 2**26, "application/x-ndjson"),
+    ],
+    ids=("scalars", "empty manifests", "names", "lists in lists", "broken lines", "no lines"),
+)
+def test_a_body_that_would_fill_the_memory_is_refused_before(raw: bytes, kind: str) -> None:
+    began = time.process_time()
+    with pytest.raises(TooLarge):
+        read_manifests(raw, kind, NOW)
+    assert time.process_time() - began < 3.0  # it was a minute, and 8 GB
+
+
+def test_ten_thousand_manifests_that_say_much_are_read() -> None:
+    one = b'{"command":"true","args":[%b],"labels":{%b},"env":{"A":"[{"},"priority":%%d}' % (
+        many(b'"a, b"', 700), b",".join(b'"l%d":"{}"' % number for number in range(60)),
+    )  # fmt: skip
+    for kind, between, ends in (("application/json", b",", b"[]"), ("application/x-ndjson", b"\n", b"  ")):
+        raw = ends[:1] + between.join(one % (number % 1000) for number in range(10_000)) + ends[1:]
+        assert len(read_manifests(raw, kind, NOW).manifests) == 10_000

@@ -2,8 +2,10 @@
 
 import math
 import re
+from array import array
 from collections.abc import AsyncIterator
 from functools import cache
+from itertools import accumulate
 from typing import Any, TypeVar, get_args, get_type_hints
 from urllib.parse import parse_qsl
 
@@ -15,6 +17,7 @@ from ostler.protocol import codec
 
 JSON_LIMIT = 16 * 2**20  # where a route takes gigabytes as a form, its JSON is no larger than this
 MAX_DEPTH = 64
+MAX_VALUES = 2_000_000  # of all lists and objects together, and they themselves
 MAX_QUERY = 64
 MAX_PAGE = 1000
 # One without an end reaches to the end of the body: to fail there would mean to begin anew at every quote in it.
@@ -98,9 +101,25 @@ def _is_chunked(scope: Scope) -> bool:
     return any(name == b"transfer-encoding" for name, _ in scope["headers"])
 
 
+def guard_values(raw: bytes) -> None:
+    """Refuses more values than a body may hold: in memory they take a hundred times what they take in a body."""
+    if len(raw) <= MAX_VALUES:
+        return
+    structure = _structure(raw)
+    opened, closed = structure.count(b"{") + structure.count(b"["), structure.count(b"}") + structure.count(b"]")
+    if structure.count(b",") + max(opened, closed) > MAX_VALUES:
+        raise TooLarge(
+            f"the body holds more than {MAX_VALUES} values",
+            hint="upload what is long as an input file, or send it in several calls",
+        )
+
+
 def guard_depth(raw: bytes) -> None:
     """Refuses nesting deeper than 64: no reader of ours, here or on a node, should have to take it."""
-    if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH and _depth_exceeds(_brackets(raw), MAX_DEPTH):
+    if raw.count(b"{") + raw.count(b"[") <= MAX_DEPTH:
+        return
+    steps = array("b", _structure(raw).translate(_TO_STEPS, b","))  # up or down: how high they lead is found by C loops alone
+    if max(accumulate(steps), default=0) > MAX_DEPTH:
         raise InvalidSpec("the body is nested too deeply", [Problem("", f"lists and objects nest at most {MAX_DEPTH} deep")])
 
 
@@ -112,40 +131,25 @@ def guard_numbers(raw: bytes) -> None:
 
 
 _LONG, _TO_ZERO = b"0" * 19, bytes.maketrans(b"123456789", b"0" * 9)
-_TO_SQUARE = bytes.maketrans(b"{}", b"[]")
-_NOT_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
-_NOT_STRUCTURE = bytes(byte for byte in range(256) if byte not in b'[]{}"\\')
+_TO_STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
+_NOT_STRUCTURE = bytes(byte for byte in range(256) if byte not in b'[]{},"')
 
 
-def _brackets(raw: bytes) -> bytes:
-    """The brackets that stand in no string.
+def _structure(raw: bytes) -> bytes:
+    """The brackets and commas that stand in no string.
 
-    Without escapes an even number of quotes stands in front of each of them, so where all quotes are gone once the pairs are, none
-    stood in a string. That is the usual case, and C loops alone.
+    In C loops alone: without escapes an even number of quotes stands in front of each of them, and pairs of quotes without anything
+    between them may go, whether they are the ends of one string or of two.
     """
-    brackets = raw.translate(None, _NOT_STRUCTURE)
-    if b"\\" not in brackets:
-        brackets = brackets.replace(b'""', b"")
-        if b'"' not in brackets:
-            return brackets
-    return _STRING.sub(b"", raw).translate(None, _NOT_BRACKETS)
-
-
-def _depth_exceeds(brackets: bytes, limit: int) -> bool:
-    # Each pass takes the innermost level away; a few C loops over the rest are much faster than one in Python over all of it. Pairs
-    # that do not match count as pairs: the decoder refuses them.
-    brackets, too_deep = brackets.translate(_TO_SQUARE), b"[" * (limit + 1)
-    for _ in range(limit):
-        if not brackets:
-            return False
-        if too_deep in brackets:
-            return True
-        brackets = brackets.replace(b"[]", b"")
-    return bool(brackets)
+    if b"\\" in raw:
+        raw = raw.replace(b"\\\\", b"").replace(b'\\"', b"")
+    structure = raw.translate(None, _NOT_STRUCTURE).replace(b'""', b"")
+    return b"".join(structure.split(b'"')[::2])
 
 
 def decode_json(raw: bytes, shape: type[T]) -> T:
     """JSON to a message; raises InvalidSpec with the field's path."""
+    guard_values(raw)
     guard_depth(raw)
     guard_numbers(raw)
     return codec.decode(raw or b"{}", shape)

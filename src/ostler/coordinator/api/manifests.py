@@ -14,7 +14,7 @@ import msgspec
 from msgspec import StructMeta
 from pydantic import TypeAdapter, ValidationError
 
-from ostler.coordinator.api.bodies import guard_depth
+from ostler.coordinator.api.bodies import MAX_VALUES, guard_depth, guard_values
 from ostler.coordinator.operations.groups import expand
 from ostler.model.errors import InvalidSpec, Problem, TooLarge
 from ostler.model.manifest import JOB_ID, Manifest, problems, problems_as_written, problems_at
@@ -23,6 +23,8 @@ from ostler.protocol.routes import SUBMIT
 
 MAX_MANIFESTS = 10_000
 MAX_PROBLEMS = 100
+MAX_NAMED = 100_000  # mistakes of one manifest; of more it is only said how many they are
+LONG = 64 * 1024  # bytes of a manifest from which on the first value that does not fit is all that is said
 REMEMBERED, REMEMBERED_BYTES = 256, 2048  # manifests, and the longest one
 _ID_FIRST = re.compile(rb'\{"job_id": ?"([A-Za-z0-9._-]+)", ?(?=")')
 _ADAPTER = TypeAdapter(Manifest)
@@ -40,6 +42,8 @@ _MESSAGES = {
     "dataclass_type": "must be an object",
 }
 
+_KNOWN = ", ".join(one.name for one in fields(Manifest))
+
 Accepted = list[tuple[Manifest, str]]
 
 
@@ -55,6 +59,9 @@ class Submission:
 
 def read_manifests(raw: bytes, content_type: str, now: datetime, limit: int = MAX_MANIFESTS) -> Submission:
     """The jobs of a body; raises InvalidSpec (all mistakes) or TooLarge."""
+    if raw.count(b"\n") > MAX_VALUES:  # each of them may be a manifest
+        raise TooLarge(f"the body has more than {MAX_VALUES} lines")
+    guard_values(raw)
     listed, texts, group = _split(raw, content_type)
     if not texts:
         raise InvalidSpec("there is no manifest in the body", hint='send one manifest, a list, or {"jobs": [...]}')
@@ -123,8 +130,12 @@ def _list(raw: bytes | msgspec.Raw) -> list[bytes]:
 def _validated(text: bytes) -> tuple[Manifest, tuple[Problem, ...]]:
     guard_depth(text)
     # The validator of human input reads more than JSON allows (NaN, 1e999); what a node could not read is refused here.
+    if len(text) > LONG:  # to describe all mistakes takes a thousand times what it takes to find one
+        codec.decode(text, Manifest, what="manifest")
+        manifest: Manifest = _ADAPTER.validate_json(text, strict=True)
+        return manifest, tuple(problems_as_written(manifest))
     msgspec.json.decode(text)
-    manifest: Manifest = _ADAPTER.validate_json(text, strict=True)
+    manifest = _ADAPTER.validate_json(text, strict=True)
     try:  # as nodes read it, and who takes their results: all of a field that stands twice, not the last alone
         codec.decode(text, Manifest, what="manifest")
     except InvalidSpec as exc:
@@ -157,6 +168,8 @@ def _read_one(text: bytes, prefix: str, now: datetime) -> tuple[Manifest, str] |
     except InvalidSpec as exc:
         return [Problem(_join(prefix, problem.path), f"{exc.message}: {problem.message}") for problem in exc.problems]
     except ValidationError as exc:
+        if exc.error_count() > MAX_NAMED:
+            return [Problem(prefix, f"has {exc.error_count()} mistakes, such as names that are not known; known are {_KNOWN}")]
         return [Problem(_join(prefix, path), message) for path, message in _mistakes(exc)]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         return [Problem(prefix, f"is not valid JSON: {exc}")]
@@ -189,10 +202,13 @@ def _join(prefix: str, path: str) -> str:
 
 
 def _mistakes(error: ValidationError) -> Iterator[tuple[str, str]]:
-    """(path, message) pairs. Where a field takes one of several forms, each form complains; the form that came closest speaks."""
+    """(path, message) pairs of the first fields. Where a field takes one of several forms, each form complains; the form that came
+    closest speaks."""
     by_field: dict[tuple[str | int, ...], list[tuple[int, str, str]]] = {}
-    for one in error.errors(include_url=False, include_context=True):
+    for one in error.errors(include_url=False, include_context=True, include_input=False):
         field, below, at = _place(one["loc"])
+        if len(by_field) > MAX_PROBLEMS and field not in by_field:
+            break
         kind = one["type"]
         message = _MESSAGES.get(kind) or str(one["msg"]).replace("Input should be", "must be")
         if kind == "unexpected_keyword_argument":
@@ -245,10 +261,13 @@ def _options(kind: Any) -> tuple[Any, ...]:
 def _child(kind: Any, part: str | int, *, last: bool) -> Any:
     kind = _options(kind)[0]
     if _names(kind):
-        hint = get_type_hints(kind).get(str(part))
+        hint = _hints(kind).get(str(part))
         return kind if hint is None and last else hint
     arguments = get_args(kind)
     return arguments[-1] if get_origin(kind) is dict and arguments else arguments[0] if arguments else kind
+
+
+_hints = lru_cache(get_type_hints)
 
 
 def _names(kind: Any) -> list[str]:
