@@ -260,6 +260,39 @@ async def test_a_restart_of_the_server_is_ridden_out():
         server.close()
 
 
+async def test_what_is_away_is_not_told_of_twenty_times_a_second(caplog):
+    caplog.set_level("INFO", LOGGER.name)
+
+    def told() -> list[tuple[str, int | None]]:
+        return [
+            (one.message, one.attrs.get("times"))
+            for one in caplog.records
+            if one.message in {"transaction_failed", "transactions_go_on"}
+        ]
+
+    async def call(times: int) -> None:
+        for _ in range(times):
+            with pytest.raises(StoreBusy):
+                await rig.submit()
+
+    server = Server(durable=True)
+    try:
+        rig = Rig.open(server.url(server.create()))
+        server.stop()
+        await call(20)
+        assert told() == [("transaction_failed", None)]
+        rig.clock.advance(31)
+        await call(20)
+        assert told() == [("transaction_failed", None), ("transaction_failed", 20)]
+        server.start()
+        assert await rig.submit(1)
+        assert await rig.submit(1)
+        assert told() == [("transaction_failed", None), ("transaction_failed", 20), ("transactions_go_on", 40)]
+        rig.close()
+    finally:
+        server.close()
+
+
 async def test_a_connection_that_is_cut_inside_an_operation_undoes_it(rig: Rig):
     def cut(tx):
         tx.run("INSERT INTO counters (name, next) VALUES ('cut', 1)")

@@ -21,6 +21,7 @@ import psycopg
 from ostler.coordinator.store.locks import Lock, key_of
 from ostler.coordinator.store.wakeups import Topic, Wakeups
 from ostler.model.errors import OstlerError
+from ostler.runtime.outage import Outage
 
 CHANNEL = "ostler"
 BEAT_S = 1.0
@@ -70,6 +71,7 @@ class Peers:
         self.me = secrets.token_hex(6)
         self.listening = False
         self._connect, self._wakeups, self._cut_silent, self._logger = connect, wakeups, cut_silent, logger
+        self._outage = Outage("peers_unreachable", "peers_reached", monotonic=time.monotonic, logger=logger)
         self._some = threading.Condition()
         self._topics: set[Topic] = set()
         self._all = True  # whoever was there before us may have published while nobody listened here
@@ -128,6 +130,7 @@ class Peers:
                     # A process that is stopped keeps its connection: then the server ends it.
                     connection.execute(f"SET idle_session_timeout = '{HUNG}'")
                 self._tell(connection, topics, everything=everything, beat=time.monotonic() >= beat_at)
+                self._outage.over()
                 if closing:
                     self._notify(connection, FAREWELL)  # which also wakes our own listener
                     break
@@ -177,7 +180,7 @@ class Peers:
         held = [duty.name for duty in self._duties if duty.held]
         for duty in self._duties:
             duty.set(held=False)
-        self._logger.warning("peers_unreachable", extra={"attrs": {"error": str(exc), "duties_lost": held}})
+        self._outage.failed(error=str(exc), duties_lost=held)
 
     # --- listening ---
 

@@ -17,6 +17,7 @@ from ostler.coordinator.store.tx import Late, Tx
 from ostler.coordinator.store.wakeups import Topic, Wakeups
 from ostler.model.errors import StoreBusy
 from ostler.runtime.clock import Clock
+from ostler.runtime.outage import Outage
 
 ABREAST = 8  # of those that stand for one topic, as many are tried in a transaction
 MOST_STANDING = 64  # of those that stand for whatever topic; the others are woken behind it
@@ -83,6 +84,7 @@ class Writer:
         self._memo = memo
         self._wakeups = wakeups
         self._logger = logger
+        self._outage = Outage("transaction_failed", "transactions_go_on", monotonic=clock.monotonic, logger=logger)
         self._waiting: deque[Pending] = deque()
         self._standing: dict[Topic, dict[Standing, None]] = {}
         self._some = threading.Lock()
@@ -192,6 +194,7 @@ class Writer:
             if durable and not database.shared and (early := [one for one in batch if one.early and one.error is None]):
                 self._answer(early, self._tell)  # while the disk works
             database.commit(connection)
+            self._outage.over()
         except BaseException as exc:
             # Whether or not the commit came through is not known where its answer is lost: whoever believed to be done is told to
             # call again, and each operation knows what it did before.
@@ -200,7 +203,7 @@ class Writer:
             for pending in batch:
                 if pending.error is None or pending.error is _AGAIN:
                     pending.error = database.translate(exc) or exc
-            self._logger.warning("transaction_failed", extra={"attrs": {"operations": len(batch), "error": str(exc)}})
+            self._outage.failed(operations=len(batch), error=str(exc))
         return self._without_colliding(batch)
 
     def _without_colliding(self, batch: list[Pending]) -> list[Pending]:
