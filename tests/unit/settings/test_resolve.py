@@ -111,6 +111,33 @@ def test_a_contradiction_of_the_coordinator_is_a_problem(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
+    ("to", "said"),
+    [
+        ("/srv/backups", None),
+        ("s3://backups/of-one/coordinator/", None),
+        ("s3://backups", None),
+        ("backups", "must be an absolute path, or s3://BUCKET/PREFIX"),
+        ("gs://backups/x", "must be an absolute path, or s3://BUCKET/PREFIX"),
+        ("s3://b", "is not s3://BUCKET/PREFIX"),
+        ("s3://backups/a/../b", "is not s3://BUCKET/PREFIX"),
+        ("s3://backups/a//b", "is not s3://BUCKET/PREFIX"),
+        ("s3://AKIA:secret@backups/x", "credentials are no part of an address"),
+        ("s3://backups/x?X-Amz-Signature=secret", "credentials are no part of an address"),
+    ],
+)
+def test_where_backups_may_go(tmp_path: Path, to: str, said: str | None) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(f"data: /x\nbackup:\n  to: {to}\n")
+    if said is None:
+        assert resolve_coordinator(file, env={}).value.backup.to == to
+        return
+    with pytest.raises(InvalidSpec) as caught:
+        resolve_coordinator(file, env={})
+    [problem] = caught.value.problems
+    assert (problem.path, problem.line, said in problem.message, "secret" in str(caught.value)) == ("backup.to", 3, True, False)
+
+
+@pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("127.0.0.1:7070", ("127.0.0.1", 7070)),

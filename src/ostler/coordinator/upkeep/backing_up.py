@@ -74,6 +74,7 @@ def back_up(
             tables = sums_of(connection)
         with (scratch / OBJECTS).open("w+b") as listing:
             taken = _objects(config, repository, str(plain), tell, listing)
+        tell(Progress("storing the copy"))
         files = {
             DATABASE: stored(plain) if at_once else _put(repository, begun, DATABASE, plain),
             OBJECTS: _put(repository, begun, OBJECTS, scratch / OBJECTS),

@@ -39,8 +39,8 @@ class DirectoryPlace:
     def names(self, folder: str = "") -> Iterator[str]:
         """See `Place`."""
         for place, _, files in os.walk(self.root / folder):
-            below = Path(place).relative_to(self.root)
-            yield from (name for file in files if (name := str(below / file)) != _LOCK)
+            below = os.path.relpath(place, self.root)
+            yield from (f"{below}/{file}" if below != "." else file for file in files if below != "." or file != _LOCK)
 
     def read(self, name: str) -> bytes:
         """See `Place`."""
@@ -107,11 +107,12 @@ class DirectoryPlace:
     @contextlib.contextmanager
     def hold(self, *, prune: bool) -> Iterator[Hold]:
         """See `Place`."""
-        try:
-            with self._locked(wait=False):
-                yield Hold(alone=True)
-        except BlockingIOError as exc:
-            raise OperationInFlight(f"another backup works on {self.root}", hint="wait until it is over") from exc
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(self._locked(wait=False))
+            except BlockingIOError as exc:
+                raise OperationInFlight(f"another backup works on {self.root}", hint="wait until it is over") from exc
+            yield Hold(alone=True)
 
     @contextlib.contextmanager
     def _locked(self, *, wait: bool = True) -> Iterator[None]:

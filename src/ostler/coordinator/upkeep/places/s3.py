@@ -13,6 +13,7 @@ import contextlib
 import itertools
 import os
 import secrets
+import ssl
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -76,8 +77,13 @@ class S3Place:
             bucket, prefix = s3_parts(address)
         except ValueError as exc:
             raise InvalidSpec(str(exc)) from None
+        # What cannot be part of a request would stop the client with a panic.
+        for name in (name for name, value in os.environ.items() if name.startswith("AWS_") and not value.isprintable()):
+            raise InvalidSpec(
+                f"{name} has a character in it that cannot be printed", hint="perhaps the end of a line; write it anew"
+            )
         name, endpoint = next(((name, found) for name in _ENDPOINTS if (found := os.environ.get(name))), ("", None))
-        if endpoint is not None and not _is_endpoint(endpoint):  # which would stop the client with a panic
+        if endpoint is not None and not _is_endpoint(endpoint):
             raise InvalidSpec(f"{name} is no address of a server", hint="write https://HOST or https://HOST:PORT")
         bundle = os.environ.get("AWS_CA_BUNDLE")
         return cls(bucket, prefix, endpoint=endpoint, ca_bundle=Path(bundle) if bundle else None)
@@ -322,6 +328,9 @@ def _is_endpoint(text: str) -> bool:
 
 def _certificates(bundle: Path) -> str:
     try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(bundle)  # what holds none would be told less clearly later
         return bundle.read_text("ascii", "replace")
+    except ssl.SSLError:
+        raise InvalidSpec(f"AWS_CA_BUNDLE: there are no certificates (PEM) in {bundle}") from None
     except OSError as exc:
         raise InvalidSpec(f"AWS_CA_BUNDLE: {bundle} cannot be read: {exc.strerror}") from None

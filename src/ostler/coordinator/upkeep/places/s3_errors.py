@@ -64,7 +64,7 @@ def explained(error: BaseException, *, shown: str, bucket: str, endpoint: str) -
     if said:
         return StoreBusy(f"{endpoint} cannot do that in {shown} now: it answers {said}", hint="try again; its own log says more")
     why = next((first or second for first, second in reversed(_WHY.findall(text))), kind or type(error).__name__)
-    if "Certificate" in text:
+    if "InvalidCertificate" in text:
         return Rejected(
             f"the certificate of {endpoint} is not trusted ({why.partition('(')[2] or why})",
             hint="AWS_CA_BUNDLE names the file with the certificate of who signed it",
