@@ -391,7 +391,7 @@ PLAN_ROLLOUT = Route(
     name="plan_rollout", method="POST", path="/rollouts", audience=Audience.CLIENT, grants=RUN, body=Body.JSON, status=201,
     request=m.RolloutRequest, response=m.RolloutView,
     summary="Plan a release for nodes, which changes nothing yet: `resume_rollout` begins what was planned",
-    errors=(errors.InvalidSpec, errors.NotFound),
+    errors=(errors.InvalidSpec, errors.NotFound, errors.Conflict),
 )  # fmt: skip
 LIST_ROLLOUTS = Route(
     name="list_rollouts", method="GET", path="/rollouts", audience=Audience.CLIENT, grants=RUN, query=m.PageQuery,
