@@ -229,8 +229,37 @@ def test_a_coordinator_alone_without_a_directory_to_write(tmp_path):
     (tmp_path / "file").touch()
     done = refused(tmp_path, "coordinator", "--data", str(tmp_path / "file"), "--listen", "127.0.0.1:0")
     assert done.returncode == 3
-    assert done.stderr.startswith(f"the data directory {tmp_path}/file cannot be used: File exists\nhint: ")
+    assert done.stderr.startswith(f"error: the data directory {tmp_path}/file cannot be used: File exists\nhint: ")
     assert "say --data DIR" in refused(tmp_path, "coordinator").stderr
+
+
+def test_daemons_that_cannot_start_say_so_as_commands_do(tmp_path):
+    data, listen = str(tmp_path / "c"), ("--listen", "127.0.0.1:0")
+    done = refused(tmp_path, "coordinator", "--data", data, *listen, "--store", "postgresql://nobody@127.0.0.1:1/none")
+    assert (done.returncode, done.stderr.count("\nhint: start the server")) == (4, 1)
+    assert done.stderr.startswith("error: the database none at 127.0.0.1:1 cannot be reached: ")
+    data = str(tmp_path / "k")
+    (tmp_path / "k" / "keys").mkdir(mode=0o700, parents=True)
+    (tmp_path / "k" / "keys" / "signing.key").symlink_to(__file__)
+    done = refused(tmp_path, "coordinator", "--data", data, *listen)
+    assert (done.returncode, done.stderr) == (1, f"error: Too many levels of symbolic links: {data}/keys/signing.key\n")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = refused(tmp_path, "coordinator", "--data", str(tmp_path / "d"), "--listen", address)
+    assert (done.returncode, done.stderr.startswith(f"error: cannot listen on {address}: ")) == (3, True)
+    node = tmp_path / "node.yaml"
+    (tmp_path / "file").touch()
+    (tmp_path / "state" / "node.key").mkdir(parents=True)
+    for state, code, said in (
+        (tmp_path / "file" / "below", 3, r"error: the node cannot start here\n  state_dir: "),
+        (tmp_path / "state", 1, r"error: Is a directory: .*/state/node\.key$"),
+    ):
+        node.write_text(
+            f"coordinator: {{base_url: 'http://127.0.0.1:1'}}\nstate_dir: {state}\nworkspace: {{root: {tmp_path}/work}}\n"
+        )
+        done = refused(tmp_path, "node", "--config", str(node))
+        assert (done.returncode, "Traceback" in done.stderr) == (code, False)
+        assert re.search(f"^{said}", done.stderr, re.MULTILINE), done.stderr
 
 
 def test_a_broken_node_yaml_is_told_with_its_lines(tmp_path):

@@ -1,8 +1,8 @@
 """The coordinator's process: `python -m ostler.assembly.coordinator --data DIR [--listen HOST:PORT]`.
 
 It says "ready URL" on standard output, logs to standard error, looks at its certificate's files anew at SIGHUP, and
-stops at SIGTERM or SIGINT. Exit codes: 0 stopped, 2 wrong
-usage, 3 cannot start as configured.
+stops at SIGTERM or SIGINT. Exit codes: 0 stopped, 1 a file that cannot be used, 2 wrong usage, 3 cannot start as configured, 4 its
+database cannot be reached.
 """
 
 import argparse
@@ -20,16 +20,16 @@ from pathlib import Path
 import uvloop
 
 from ostler.assembly import handover
+from ostler.assembly.endings import guard_daemon
 from ostler.coordinator.config import CoordinatorConfig, refuse_password
 from ostler.coordinator.keys import read_secret
 from ostler.coordinator.service import run_coordinator
 from ostler.fleet.releases.reading import read_bundle
-from ostler.model.errors import InvalidSpec, OstlerError, Problem, Rejected
+from ostler.model.errors import InvalidSpec, Problem, Rejected
 from ostler.runtime.cores import forbid_core_dumps
 from ostler.runtime.logs import open_log
 
 TOKEN_NAME = "admin.token"  # noqa: S105 - a file's name
-CANNOT_START = 3
 DESCRIPTORS = 65_536
 # An open long poll is a hundred objects that the collector of cycles looks at, so with ten thousand nodes a whole collection stops
 # everything for seconds, and Python's own thresholds ask for one each few seconds. What is cyclic garbage here dies young.
@@ -112,15 +112,14 @@ def _tell(url: str) -> None:
 def main(arguments: Sequence[str]) -> int:
     """Runs until stopped."""
     forbid_core_dumps()
-    try:
+
+    def work() -> None:
         config, given = parse(arguments)
         _let_many_in()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_run(config, given))
-    except OstlerError as exc:
-        sys.stderr.write(f"{exc}\n" + (f"hint: {exc.hint}\n" if exc.hint else ""))
-        return CANNOT_START
-    return 0
+
+    return guard_daemon(work)
 
 
 if __name__ == "__main__":

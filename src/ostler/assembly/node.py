@@ -43,6 +43,7 @@ import uvloop
 
 from ostler import __version__
 from ostler.assembly import handover
+from ostler.assembly.endings import REJECTED, guard_daemon
 from ostler.assembly.keeper_stop import is_attempt
 from ostler.assembly.release import own_platform, own_release, update_places
 from ostler.model.calls import BY_VALUE_TAG
@@ -85,7 +86,6 @@ from ostler.runtime.cores import forbid_core_dumps
 from ostler.runtime.logs import open_log
 from ostler.runtime.service_manager import ServiceManager
 
-CANNOT_START = 3
 RELOAD_S = 30.0
 SESSION_S = 30.0
 PULSE_S = 5.0
@@ -417,16 +417,15 @@ def main(arguments: Sequence[str]) -> int:
             code = os.waitstatus_to_exitcode(status)
             if code < 0:
                 sys.stderr.write(f"error: what checked the configuration was killed by {signal.Signals(-code).name}\n")
-            return code if code > 0 else CANNOT_START
+            return code if code > 0 else REJECTED
     config = handover.decode(content, NodeConfig)
     manager = ServiceManager.of(os.environ, pid=os.getpid())
-    try:
+
+    def work() -> None:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(run(config, given.config_file, manager, start_keeper=not given.await_keeper))
-    except OstlerError as exc:
-        sys.stderr.write(f"{exc}\n" + (f"hint: {exc.hint}\n" if exc.hint else ""))
-        return CANNOT_START
-    return 0
+
+    return guard_daemon(work)
 
 
 if __name__ == "__main__":

@@ -6,14 +6,14 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from ostler.model.errors import InvalidSpec, OstlerError, Rejected, Unavailable
+from ostler.assembly.endings import FAILED, REJECTED, UNREACHABLE, describe, describe_os, error_code
+from ostler.model.errors import OstlerError
 from ostler.model.job import JobState
 
+__all__ = ["FAILED", "REJECTED", "UNREACHABLE", "describe", "error_code"]
+
 GOOD = 0
-FAILED = 1  # a check that found something, a file that cannot be written, or a bug of ours
 USAGE = 2
-REJECTED = 3
-UNREACHABLE = 4
 TIMED_OUT = 124  # as timeout(1) says it
 NO_CODE = 125  # the job is over and has no exit code of its own
 SIGNALLED = 128
@@ -29,13 +29,6 @@ class Exit(Exception):
         self.code = code
 
 
-def error_code(error: OstlerError) -> int:
-    """Who must change something: the caller (3), or nobody but time (4)."""
-    if isinstance(error, Rejected):
-        return REJECTED
-    return UNREACHABLE if isinstance(error, Unavailable) else FAILED
-
-
 def job_code(state: JobState, exit_code: int | None, killed_by: int | None) -> int:
     """The job's own code. A job that failed although its program ended well (a missing artifact) has none."""
     if state is JobState.DONE:
@@ -43,16 +36,6 @@ def job_code(state: JobState, exit_code: int | None, killed_by: int | None) -> i
     if killed_by:
         return SIGNALLED + killed_by
     return exit_code or NO_CODE
-
-
-def describe(error: OstlerError) -> str:
-    """What a person reads: what is wrong, each mistake on its line, and what to do."""
-    lines = [f"error: {error.message}"]
-    if isinstance(error, InvalidSpec):
-        lines += [f"  {problem}" for problem in error.problems]
-    if error.hint:
-        lines.append(f"hint: {error.hint}")
-    return "\n".join(lines)
 
 
 def guard(program: Callable[[], object]) -> int:
@@ -76,8 +59,7 @@ def guard(program: Callable[[], object]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return SIGNALLED + signal.SIGPIPE
     except OSError as exc:
-        hint = "\nhint: run this as the user that it belongs to" if isinstance(exc, PermissionError) and exc.filename else ""
-        _say(f"error: {exc.strerror or exc}{f': {exc.filename}' if exc.filename else ''}{hint}")
+        _say(describe_os(exc))
         return FAILED
     except Exception as exc:
         if os.environ.get("OSTLER_DEBUG"):
