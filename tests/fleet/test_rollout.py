@@ -189,7 +189,7 @@ def test_what_is_executed_is_printed_first_and_nothing_changes(installed):
     done = installed.fleet("update", "--release", other, "--dry-run", "--verbose", code=0)
     assert done.stdout.count("switch --rollout") == len(installed.bed.hosts)
     said = installed.fleet("update", "--release", other, "--dry-run", code=0).stdout
-    assert said.count("switch and restart: no new work; release, units, configuration are exchanged together") == 1
+    assert said.count("switch and restart: no new work; release, units and configuration are exchanged together") == 1
     assert "python3" not in said
     assert installed.facts("mini-2")["releases"] == before
     refused = installed.fleet("update", "--release", other, code=2)

@@ -74,8 +74,8 @@ class HostSteps:
         if own is not None:
             words += ["--told", "-"]
             told = json.dumps({"config": own.config, "files": dict(own.files)}).encode()
-        what = "units" if own is None else "units, configuration"
-        does = f"no new work; release, {what} are exchanged together, and the daemon is restarted. Jobs go on; the host's watcher is armed"
+        what = "release and units" if own is None else "release, units and configuration"
+        does = f"no new work; {what} are exchanged together, and the daemon is restarted. Jobs go on; the host's watcher is armed"
         return self.ask("switch and restart", "switch", *words, does=does, stdin=told, timeout_s=240.0)
 
     def install(self, digest: str, bundle: bytes) -> Step:
