@@ -1,6 +1,8 @@
 """What an operator decides about nodes, through the command line and against a real daemon."""
 
 import json
+import sqlite3
+from contextlib import closing
 
 from e2e.fleet import until
 
@@ -53,3 +55,20 @@ def test_cordon_pool_and_retire(own_fleet):
     assert daemon.is_running()  # it idles: nothing restarts it, and it does not crash
     assert fleet.processes()["node"].pid == daemon.pid
     assert fleet.cli("node", "retire", name).returncode == 3
+
+
+def test_a_node_is_found_behind_hundreds_that_are_retired(own_fleet):
+    """As many as a simulation leaves: `ostler up` waits for its own node, whose name comes after all of theirs."""
+    fleet = own_fleet().start()
+    until(lambda: fleet.nodes() and fleet.nodes()[0]["state"] == "ready", what="a node")
+    fleet.stop()
+    with closing(sqlite3.connect(fleet.data / "ostler.db")) as connection, connection:
+        found = connection.execute("SELECT * FROM nodes")
+        columns, row = [one[0] for one in found.description], found.fetchone()
+        many = [
+            tuple({**dict(zip(columns, row, strict=True)), "node_id": f"!{number:04}", "state": "retired"}.values())
+            for number in range(1100)
+        ]
+        connection.executemany(f"INSERT INTO nodes VALUES ({', '.join('?' * len(columns))})", many)
+    fleet.start()
+    fleet.wait(fleet.sh("true"))

@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import pytest
 
+from cli_rig import ostler
 from integration.api_rig import ADMIN, coordinator, url_of
 from ostler.coordinator.api.credentials import Credentials
 from ostler.coordinator.keys import Keys, open_keys
@@ -433,3 +434,26 @@ async def test_nobody_speaks_for_a_node_outside_the_window_without_its_key(rig):
     with pytest.raises(errors.StaleAttempt):
         await node.register(**signed(node, await challenge(node)), protocol=99)
     assert (await rig.people.call(routes.SHOW_NODE, node_id=node.node_id)).outside is None
+
+
+async def test_a_list_of_nodes_is_not_filled_by_retired_ones(rig, monkeypatch):
+    monkeypatch.setenv("OSTLER_URL", rig.url)
+    monkeypatch.setenv("OSTLER_TOKEN", ADMIN)
+    for name in ("a1", "a2", "a3"):
+        await rig.enrolled(name)
+        await rig.people.call(routes.RETIRE_NODE, m.ReasonRequest(), node_id=name)
+    await rig.enrolled("b1")
+    await rig.enrolled("b2")
+
+    async def listed(*words):
+        return await asyncio.to_thread(ostler, "node", "list", *words)
+
+    def names(done):
+        return [one["node_id"] for one in done.json["items"]]
+
+    assert names(await listed("--limit", 2, "--json")) == ["b1", "b2"]
+    assert names(await listed("--all", "--limit", 4, "--json")) == ["a1", "a2", "a3", "b1"]
+    some = await listed("--limit", 1)
+    assert ("b1" in some.stdout, "b2" in some.stdout) == (True, False)
+    assert "these are the first 1 by name; --limit shows more" in some.stderr
+    assert "--limit" not in (await listed()).stderr

@@ -18,13 +18,14 @@ from ostler.model.node import NodeState
 from ostler.node.config import NodeConfig
 from ostler.protocol import routes
 from ostler.protocol.client import Client
-from ostler.protocol.messages import NodePage, PageQuery, TokenRequest, TokenView
+from ostler.protocol.messages import NodePage, NodeView, PageQuery, TokenRequest, TokenView
 from ostler.protocol.trust import Trust
 from ostler.runtime.settings import Flag
 
 TOKEN_NAME = "admin.token"  # noqa: S105 - the coordinator writes it into its data directory
 START_S = 60.0
 JOIN_S = 600.0
+PAGE = 500  # nodes in one answer
 PROC = Path("/proc")
 
 
@@ -93,8 +94,7 @@ class Up:
         self._begin(self.node)
 
         def joined() -> str | None:
-            page: NodePage = client.call(routes.LIST_NODES, query=PageQuery(limit=100))
-            fresh = [one for one in page.items if one.boot_epoch != before.get(one.node_id)]
+            fresh = [one for one in _nodes(client) if one.boot_epoch != before.get(one.node_id)]
             up = (NodeState.READY, NodeState.DRAINING, NodeState.DRAINED)  # drained stays drained, and is no failure
             return next((one.node_id for one in fresh if one.state in up), None)
 
@@ -209,8 +209,17 @@ def _make(data: Path) -> None:
 
 
 def _epochs(client: Client) -> dict[str, str]:
-    page: NodePage = client.call(routes.LIST_NODES, query=PageQuery(limit=100))
-    return {one.node_id: one.boot_epoch for one in page.items}
+    return {one.node_id: one.boot_epoch for one in _nodes(client)}
+
+
+def _nodes(client: Client) -> Iterator[NodeView]:
+    """All of them: ours may come behind hundreds, also of retired ones."""
+    cursor: str | None = None
+    while True:
+        page: NodePage = client.call(routes.LIST_NODES, query=PageQuery(cursor=cursor, limit=PAGE))
+        yield from page.items
+        if (cursor := page.next_cursor) is None:
+            return
 
 
 def may_replace(path: Path, mine: profile.Profile, env: dict[str, str]) -> bool:

@@ -110,15 +110,21 @@ def list_nodes(
     from ostler.protocol.messages import PageQuery
 
     with open_session() as session:
-        nodes, more = session.pages(routes.LIST_NODES, PageQuery(limit=min(limit, 100)), limit)
+        nodes, more = session.pages(
+            routes.LIST_NODES,
+            PageQuery(limit=min(limit, 100)),
+            limit,
+            keep=lambda one: retired or one.state is not NodeState.RETIRED,
+        )
         release = session.call(routes.VERSION).version
-    nodes = [one for one in nodes if retired or one.state is not NodeState.RETIRED]
     if as_json:
         output.print_json({"items": nodes, "more": more})
         return
     from ostler.cli import node_table
 
     node_table.show(nodes, release)
+    if more:
+        output.note(f"these are the first {len(nodes)} by name; --limit shows more")
 
 
 @app.command()

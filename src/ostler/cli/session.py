@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +46,16 @@ class Session(Client):
             except NotFound:
                 raise exc from None
 
-    def pages(self, route: Route, query: Any, limit: int, **path: Any) -> tuple[list[Any], bool]:
-        """At most `limit` items over as many pages as that takes, and whether there are more."""
+    def pages(
+        self, route: Route, query: Any, limit: int, *, keep: Callable[[Any], bool] = lambda _: True, **path: Any
+    ) -> tuple[list[Any], bool]:
+        """At most `limit` items of those to `keep`, over as many pages as that takes, and whether there may be more."""
         from msgspec.structs import replace
 
         found: list[Any] = []
         while True:
             page = self.call(route, query=query, **path)
-            found += page.items
+            found += filter(keep, page.items)
             if len(found) >= limit or page.next_cursor is None:
                 return found[:limit], page.next_cursor is not None or len(found) > limit
             query = replace(query, cursor=page.next_cursor)
