@@ -445,8 +445,8 @@ async def test_a_list_of_nodes_is_not_filled_by_retired_ones(rig, monkeypatch):
     await rig.enrolled("b1")
     await rig.enrolled("b2")
 
-    async def listed(*words):
-        return await asyncio.to_thread(ostler, "node", "list", *words)
+    async def listed(*words, noun="node"):
+        return await asyncio.to_thread(ostler, noun, "list", *words)
 
     def names(done):
         return [one["node_id"] for one in done.json["items"]]
@@ -455,5 +455,7 @@ async def test_a_list_of_nodes_is_not_filled_by_retired_ones(rig, monkeypatch):
     assert names(await listed("--all", "--limit", 4, "--json")) == ["a1", "a2", "a3", "b1"]
     some = await listed("--limit", 1)
     assert ("b1" in some.stdout, "b2" in some.stdout) == (True, False)
-    assert "these are the first 1 by name; --limit shows more" in some.stderr
+    assert "there are more than 1: --limit shows more" in some.stderr
     assert "--limit" not in (await listed()).stderr
+    for noun in ("token", "audit"):
+        assert "there are more than 1: --limit shows more" in (await listed("--limit", 1, noun=noun)).stderr

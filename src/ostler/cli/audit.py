@@ -48,6 +48,7 @@ def list_audit(  # noqa: PLR0917 - the options of a command
         for one in rows
     ]  # fmt: skip
     output.table(output.columns("ROW>|WHEN|WHO|ROLE|WHAT|TO|STATUS>|FROM|DETAIL~"), cells, empty="no rows")
+    output.tell_more(limit, more)
 
 
 @app.command()

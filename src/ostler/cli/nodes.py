@@ -123,8 +123,7 @@ def list_nodes(
     from ostler.cli import node_table
 
     node_table.show(nodes, release)
-    if more:
-        output.note(f"these are the first {len(nodes)} by name; --limit shows more")
+    output.tell_more(limit, more)
 
 
 @app.command()

@@ -77,6 +77,12 @@ def clean(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+def tell_more(limit: int, more: bool) -> None:
+    """Below a list: that it was cut."""
+    if more:
+        note(f"there are more than {limit}: --limit shows more")
+
+
 def note(text: str) -> None:
     """Something for the person, beside the command's output. Each line is cleaned."""
     with contextlib.suppress(BrokenPipeError, ValueError):

@@ -58,6 +58,7 @@ def list_quotas(limit: LimitOption = 100, as_json: JsonOption = False) -> None:
         output.print_json({"items": found, "more": more})
     else:
         _table(found)
+        output.tell_more(limit, more)
 
 
 @app.command()

@@ -109,6 +109,7 @@ def list_rollouts(limit: LimitOption = 20, as_json: JsonOption = False) -> None:
         for one in found
     ]  # fmt: skip
     output.table(output.columns("ROLLOUT|STATE|RELEASE|MADE>|BY?|NODES|WHY+?"), rows, empty="no rollouts: `ostler rollout start`")
+    output.tell_more(limit, more)
 
 
 @app.command()

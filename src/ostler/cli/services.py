@@ -100,8 +100,7 @@ def list_services(
         output.print_json({"items": found, "more": more})
         return
     show(found)
-    if more:
-        output.note(f"there are more than {limit}: --limit shows more")
+    output.tell_more(limit, more)
 
 
 def show(found: Sequence[Any], *, of_one_node: bool = False) -> None:

@@ -90,6 +90,7 @@ def list_tokens(limit: LimitOption = 100, as_json: JsonOption = False) -> None:
     ]
     columns = output.columns("TOKEN|FOR|NAME OR POOL|STATE|USES LEFT>|AGE>|EXPIRES|NOTE~")
     output.table(columns, rows, empty="no tokens")
+    output.tell_more(limit, more)
 
 
 @app.command()

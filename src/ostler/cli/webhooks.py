@@ -59,6 +59,7 @@ def list_webhooks(limit: LimitOption = 100, as_json: JsonOption = False) -> None
         for one in found
     ]  # fmt: skip
     output.table(output.columns("WEBHOOK|OF|KINDS~|STATE|NEXT TRY|URL~|ERROR~"), rows, empty="no webhooks")
+    output.tell_more(limit, more)
 
 
 @app.command()
