@@ -23,7 +23,7 @@ from ostler.protocol.routes import SUBMIT
 
 MAX_MANIFESTS = 10_000
 MAX_PROBLEMS = 100
-MAX_NAMED = 100_000  # mistakes of one manifest; of more it is only said how many they are
+MAX_NAMED = 1000  # mistakes of one manifest, a few for each field; of more the first alone is told
 LONG = 64 * 1024  # bytes of a manifest from which on the first value that does not fit is all that is said
 REMEMBERED, REMEMBERED_BYTES = 256, 2048  # manifests, and the longest one
 _ID_FIRST = re.compile(rb'\{"job_id": ?"([A-Za-z0-9._-]+)", ?(?=")')
@@ -169,13 +169,23 @@ def _read_one(text: bytes, prefix: str, now: datetime) -> tuple[Manifest, str] |
         return [Problem(_join(prefix, problem.path), f"{exc.message}: {problem.message}") for problem in exc.problems]
     except ValidationError as exc:
         if exc.error_count() > MAX_NAMED:
-            return [Problem(prefix, f"has {exc.error_count()} mistakes, such as names that are not known; known are {_KNOWN}")]
+            return _first_of(exc.error_count(), text, prefix)
         return [Problem(_join(prefix, path), message) for path, message in _mistakes(exc)]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         return [Problem(prefix, f"is not valid JSON: {exc}")]
     if found := mistakes or tuple(problems_at(manifest, now)):
         return [Problem(_join(prefix, problem.path), problem.message) for problem in found]
     return manifest, text.decode()
+
+
+def _first_of(count: int, text: bytes, prefix: str) -> list[Problem]:
+    """Of so many mistakes that to describe them all would take long: the first value that does not fit, or else a name."""
+    found = [Problem(prefix, f"has {count} mistakes, too many to name them all; known fields are {_KNOWN}")]
+    try:
+        codec.decode(text, Manifest, what="manifest")
+    except InvalidSpec as exc:
+        found += [Problem(_join(prefix, one.path), one.message) for one in exc.problems]
+    return found
 
 
 def _check_room(jobs: int, limit: int, size: int) -> None:
