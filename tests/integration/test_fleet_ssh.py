@@ -82,11 +82,13 @@ class Sshd:
             process.command or "", stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True
         )
         self.children.append(child)
+        feeding = asyncio.ensure_future(_pump(process.stdin, child.stdin))
         with contextlib.suppress(OSError, asyncssh.Error):  # whoever asked has left
-            await asyncio.gather(
-                _pump(process.stdin, child.stdin), _pump(child.stdout, process.stdout), _pump(child.stderr, process.stderr)
-            )
-        process.exit(await child.wait())
+            await asyncio.gather(_pump(child.stdout, process.stdout), _pump(child.stderr, process.stderr))
+        code = await child.wait()
+        feeding.cancel()  # as with OpenSSH, what has ended has no standard input that anybody could wait for
+        await asyncio.gather(feeding, return_exceptions=True)
+        process.exit(code)
 
 
 async def _pump(source: Any, sink: Any) -> None:

@@ -10,7 +10,7 @@ import msgspec
 from ostler.fleet.host import bundle
 from ostler.fleet.node_config import Own
 from ostler.fleet.rollout.preflight import Facts
-from ostler.fleet.ssh.step import Outcome, Step
+from ostler.fleet.ssh.step import Outcome, Question, Step
 from ostler.model.errors import Rejected
 
 ANSWERS = (0, 1)
@@ -43,6 +43,7 @@ class HostSteps:
         secret: bool = False,
     ) -> Step:
         """One verb as a step; `stdin` is what the verb reads."""
+        start = tuple(bundle.command(len(self._program), "serve"))
         return Step(
             title=title,
             does=does,
@@ -51,6 +52,7 @@ class HostSteps:
             timeout=timedelta(seconds=timeout_s),
             codes=ANSWERS,
             secret=secret,
+            question=Question(start=start, program=self._program, words=(verb, *arguments), stdin=stdin),
         )
 
     def facts(self, services: list[dict[str, Any]], *, with_config: bool = False) -> Step:

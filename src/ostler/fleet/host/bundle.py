@@ -27,5 +27,6 @@ def program() -> bytes:
 
 
 def command(size: int, verb: str, *arguments: str) -> list[str]:
-    """What is to be executed on the host, as root; the program's `size` bytes come first on its standard input."""
+    """What is to be executed on the host, as root; the program's `size` bytes come first on its standard input. The verb `serve` carries
+    out others, as they are asked for (`serving`)."""
     return ["/usr/bin/python3", "-I", "-c", LOADER, str(size), verb, *arguments]

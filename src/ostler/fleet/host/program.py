@@ -13,7 +13,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ostler.fleet.host import facts, firewall, installing, lock, rekeying, setting_up, switching, systemd, taking, watcher
+from ostler.fleet.host import (
+    facts,
+    firewall,
+    installing,
+    lock,
+    rekeying,
+    serving,
+    setting_up,
+    switching,
+    systemd,
+    taking,
+    watcher,
+)
 from ostler.fleet.host.places import NODE_UNIT, Places, read_json
 from ostler.fleet.host.refusals import Refused
 from ostler.fleet.host.told import Told
@@ -167,7 +179,9 @@ VERBS: dict[str, tuple[Callable[[Places, argparse.Namespace], Answer], tuple[tup
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Carry out one verb."""
+    """Carry out one verb; or, as `serve`, those that standard input asks for."""
+    if list(arguments) == ["serve"]:
+        return serving.serve(main)
     parser = argparse.ArgumentParser(prog="ostler-host", description=__doc__)
     parser.add_argument("--root", type=Path, default=Path("/"), help=argparse.SUPPRESS)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")

@@ -23,7 +23,7 @@ from ostler.model.rollout.progress import Event, Phase
 from ostler.model.words import on_one_line
 
 LOOK_S = 1.0  # while the coordinator is asked, its answer is looked for as often
-WAIT_S = 10.0  # else the host waits so long for something new before it answers: each question costs it the start of a Python
+WAIT_S = 10.0  # else the host waits so long for something new before it answers
 AGAIN_S = 2.0
 AT_ONCE = 64
 LACKS = "missing"  # the host's word for a wheel that it said it has, and whose files are gone or others: it is sent all of them

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -10,7 +12,7 @@ import asyncssh
 
 from ostler.fleet.again import line as again
 from ostler.fleet.inventory.host import Host, Jump
-from ostler.fleet.ssh.step import OUTPUT_BYTES, Outcome, Step
+from ostler.fleet.ssh.step import OUTPUT_BYTES, Outcome, Question, Step
 from ostler.fleet.ssh.trust import Trust, fingerprints, offered_key
 from ostler.model.errors import MachineUnreachable, Rejected
 
@@ -36,6 +38,8 @@ class Line:
 
     def __init__(self, connection: asyncssh.SSHClientConnection, host: Host, user: str) -> None:
         self._connection = connection
+        self._answering: tuple[str, asyncssh.SSHClientProcess[bytes]] | None = None  # what started it, and the program
+        self._turn = asyncio.Lock()
         self.host = host
         self.user = user
 
@@ -43,7 +47,7 @@ class Line:
         """Carry out a step. Raises StepFailed, or MachineUnreachable where the line breaks or the time is over."""
         try:
             async with asyncio.timeout(step.timeout.total_seconds()):
-                outcome = await self._execute(step)
+                outcome = await (self._execute(step) if step.question is None else self._ask(step, step.question))
         except TimeoutError:
             raise MachineUnreachable(f"{step.title}: no end in {step.timeout.total_seconds():g} s") from None
         except (OSError, asyncssh.Error) as exc:
@@ -68,14 +72,45 @@ class Line:
         if process.returncode not in step.codes:
             raise _failure(step, Outcome(code=process.returncode or 255, stdout=b"", stderr=b""), self.user, self.host.name)
 
+    async def _ask(self, step: Step, question: Question) -> Outcome:
+        """A question to the program that this connection keeps running; one that did not get to its end ends the program."""
+        async with self._turn:
+            process, self._answering = await self._program(step, question), None
+            try:
+                feeding = asyncio.ensure_future(_feed(process, _framed(question), end=False))
+                try:
+                    outcome, goes_on = await _answer(process)
+                finally:
+                    feeding.cancel()
+                    await asyncio.gather(feeding, return_exceptions=True)
+            except BaseException:
+                process.close()
+                raise
+            if goes_on:
+                self._answering = (step.start(self.user), process)
+            else:
+                process.close()
+            return outcome
+
+    async def _program(self, step: Step, question: Question) -> "asyncssh.SSHClientProcess[bytes]":
+        if self._answering is not None:
+            start, process = self._answering
+            if start == step.start(self.user) and not process.stdout.at_eof():
+                return process
+            process.close()
+        process = await self._connection.create_process(step.start(self.user), encoding=None)
+        try:
+            await _feed(process, question.program, end=False)
+        except BaseException:
+            process.close()
+            raise
+        return process
+
     async def _execute(self, step: Step) -> Outcome:
         process: asyncssh.SSHClientProcess[bytes] = await self._connection.create_process(step.command(self.user), encoding=None)
         async with process:
-            _, stdout, stderr = await asyncio.gather(_feed(process, step.stdin), _read(process.stdout), _read(process.stderr))
-            await process.wait_closed()
-        if process.returncode is None:
-            raise asyncssh.ConnectionLost("it ended without an exit code")
-        return Outcome(code=process.returncode, stdout=stdout, stderr=stderr)
+            outcome, _ = await asyncio.gather(_ended(process), _feed(process, step.stdin, end=True))
+        return outcome
 
 
 @contextlib.asynccontextmanager
@@ -146,12 +181,46 @@ async def _about_key(hop: Host | Jump, trust: Trust, tunnel: asyncssh.SSHClientC
     return f"the host key of {hop.address} cannot be verified"
 
 
-async def _feed(process: "asyncssh.SSHClientProcess[bytes]", content: bytes) -> None:
+async def _feed(process: "asyncssh.SSHClientProcess[bytes]", content: bytes, *, end: bool) -> None:
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it ended without reading all of it: its exit code tells
         for at in range(0, len(content), _BLOCK):
             process.stdin.write(content[at : at + _BLOCK])
             await process.stdin.drain()
+        if end:
+            process.stdin.write_eof()
+
+
+def _framed(question: Question) -> bytes:
+    return json.dumps({"words": question.words, "size": len(question.stdin)}).encode() + b"\n" + question.stdin
+
+
+async def _answer(process: "asyncssh.SSHClientProcess[bytes]") -> tuple[Outcome, bool]:
+    """What it answers, and whether it can be asked more; where it says something else, that and how it ends."""
+    said = b""
+    try:
+        said = await process.stdout.readuntil(b"\n")
+        head = json.loads(said)
+        sizes = (int(head["stdout"]), int(head["stderr"]))
+        if max(sizes) <= OUTPUT_BYTES:
+            stdout, stderr = [await process.stdout.readexactly(size) for size in sizes]
+            return Outcome(code=int(head["code"]), stdout=stdout, stderr=stderr), not head["last"]
+    except asyncio.IncompleteReadError as exc:
+        said += exc.partial
+    except (ValueError, KeyError, TypeError):
+        pass
+    with contextlib.suppress(OSError):
         process.stdin.write_eof()
+    outcome = await _ended(process)
+    return replace(outcome, stdout=said + outcome.stdout), False
+
+
+async def _ended(process: "asyncssh.SSHClientProcess[bytes]") -> Outcome:
+    """How it ends, and all that it writes until then."""
+    stdout, stderr = await asyncio.gather(_read(process.stdout), _read(process.stderr))
+    await process.wait_closed()
+    if process.returncode is None:
+        raise asyncssh.ConnectionLost("it ended without an exit code")
+    return Outcome(code=process.returncode, stdout=stdout, stderr=stderr)
 
 
 async def _read(stream: "asyncssh.SSHReader[bytes]") -> bytes:

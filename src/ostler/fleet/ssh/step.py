@@ -10,10 +10,21 @@ OUTPUT_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """A step as it is asked of a program that answers many (`fleet.host.serving`): it is started by `start` with `program` on its standard
+    input, which goes on with the words and the standard input of each question."""
+
+    start: tuple[str, ...]
+    program: bytes = field(repr=False)
+    words: tuple[str, ...]
+    stdin: bytes = field(default=b"", repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """`argv` with `stdin`, as root where `sudo` is set, for at most `timeout`. `title` is what a person reads; `codes` are the exit codes
     that are answers, any other one is a failure. `does` says more than the title, to whoever looks before. `secret`: nobody is shown its
-    standard input, not even its hash."""
+    standard input, not even its hash. `question`: what comes to the same, and spares the host a start of the program."""
 
     title: str
     does: str = ""
@@ -23,11 +34,18 @@ class Step:
     timeout: timedelta = timedelta(seconds=60)
     codes: tuple[int, ...] = (0,)
     secret: bool = False
+    question: Question | None = None
 
     def command(self, user: str) -> str:
         """What the host's shell is given: the one place where an argument list becomes text. Raises ValueError on a NUL."""
-        argv = ("sudo", "-n", "--", *self.argv) if self.sudo and user != "root" else self.argv
-        return quoted(argv)
+        return self._quoted(self.argv, user)
+
+    def start(self, user: str) -> str:
+        """The same of the program that answers its question."""
+        return self._quoted(self.question.start if self.question else self.argv, user)
+
+    def _quoted(self, argv: tuple[str, ...], user: str) -> str:
+        return quoted(("sudo", "-n", "--", *argv) if self.sudo and user != "root" else argv)
 
     def shown(self, user: str) -> str:
         """For people: the command, and what its standard input is."""
