@@ -135,15 +135,12 @@ def apply(places: Places, release: str, told: Told) -> services.Outcome:
     if places.config.exists():
         write(places.applied, places.config.read_bytes(), mode=0o600)
     for name in UNITS:
-        content = (home / "units" / name).read_bytes()
-        there = places.units / name
-        if not there.exists() or there.read_bytes() != content:
-            write(there, content, mode=0o644)
+        _write_unit(places, name, home)
     _write_later_units(places, traces, home)
     point(places.current, f"releases/{release}")
-    systemd.act("daemon-reload")
+    systemd.read_anew(*UNITS, *LATER_UNITS)
     if (places.units / UPDATE_PATH).exists():
-        systemd.act("enable", UPDATE_PATH)
+        systemd.at_boot(UPDATE_PATH, starts=True)
         systemd.act("start", UPDATE_PATH)
     return services.apply(places, traces, home, user=accounts.NAME)
 
@@ -162,6 +159,12 @@ def config_before(places: Places) -> Path:
     places.before.mkdir(mode=0o700, exist_ok=True)
     write(places.before / places.config.name, config.encode(), mode=0o600)
     return places.before / places.config.name
+
+
+def _write_unit(places: Places, name: str, home: Path) -> None:
+    content, there = (home / "units" / name).read_bytes(), places.units / name
+    if not there.exists() or there.read_bytes() != content:
+        write(there, content, mode=0o644)
 
 
 def _write_later_units(places: Places, traces: Traces, home: Path) -> None:
@@ -195,7 +198,7 @@ def close(places: Places, update: dict[str, Any], state: str, reason: str | None
     shutil.rmtree(places.before, ignore_errors=True)
     sync(places.updates)
     with contextlib.suppress(Refused):  # its condition fails from now on anyway
-        systemd.act("disable", WATCH_UNIT)
+        systemd.at_boot(WATCH_UNIT, starts=False)
     return ended
 
 
@@ -264,13 +267,13 @@ def _open(
         write(places.kept, places.config.read_bytes(), mode=0o600)
     write_json(places.kept_files, {name: _content(places.config.parent / name) for name in files})
     write(places.program, program, mode=0o600)
-    write(places.units / WATCH_UNIT, (places.release(release) / "units" / WATCH_UNIT).read_bytes(), mode=0o644)
+    _write_unit(places, WATCH_UNIT, places.release(release))
     for spare in _spares(places):
         write(spare, bytes(SPARE), mode=0o600)
     write_json(places.update, update)
     publish(places, update, "armed", None)
-    systemd.act("daemon-reload")
-    systemd.act("enable", WATCH_UNIT)
+    systemd.read_anew(WATCH_UNIT)
+    systemd.at_boot(WATCH_UNIT, starts=True)
     systemd.act("restart", WATCH_UNIT)
     return update
 
