@@ -234,6 +234,7 @@ def placed(plan: Plan, seed: int, place: Path, ids: Mapping[int, str], *, named:
 
 
 BOXED = (
+    "trap '[ $? = 0 ] || exit 66' EXIT; "  # as `body.sh` where it cannot write
     'set -e; i=0; while [ $i -lt $CHAOS_LINES ]; do echo "line $i of $CHAOS_NUMBER $OSTLER_ATTEMPT boxed"; i=$((i+1)); done; '
     'awk -v n="$CHAOS_SIZES" -v w="$CHAOS_NUMBER $OSTLER_ATTEMPT boxed 0" '
     '\'BEGIN{s=""; for(i=0; length(s)<n; i++) s = s i " " w "\\n"; printf "%s", substr(s, 1, n)}\' > out0; sleep 600 & true'
