@@ -420,5 +420,6 @@ async def test_one_look_tells_that_nobody_waits(rig: Rig):
         "SELECT d.on_seq FROM dependencies d JOIN jobs j ON j.seq = d.job_seq "
         "WHERE d.on_seq IN (1, 2) AND d.job_seq >= 0 AND (j.waits & 1) = 1"
     )
-    wanted = "using pk_dependencies on dependencies d" if rig.on_postgres else "SEARCH d USING PRIMARY KEY (on_seq=?"
-    assert wanted in plan, plan
+    # PostgreSQL counts the rows now and then, and begins a table of one with whichever index it likes.
+    wanted = ("pk_dependencies", "ix_dependencies_job") if rig.on_postgres else ("SEARCH d USING PRIMARY KEY (on_seq=?",)
+    assert any(way in plan for way in wanted), plan
