@@ -57,6 +57,7 @@ def test_only_what_a_host_lacks_is_sent_and_what_was_edited_there_is_not_kept(in
         f"for file in {places.format('*')}; do cp --remove-destination {places.format(edited)} $file; done",
         check=False,
     )
+    assert installed.update(before, host="mini-2").ends == {"mini-2": "updated"}  # as the others have it
 
 
 @pytest.mark.long
