@@ -223,10 +223,10 @@ def test_polkit_permits_nothing_else(miner):
 @pytest.mark.parametrize(
     ("how", "what"),
     [
-        ("rm {rule}", "is missing"),
         ("rm {rule} {note}", "is missing"),  # as on a host whose release of before knew no services
-        ("sed -i s/xmrig.service/ssh.service/ {rule}", "was edited"),
-        ("chmod 600 {rule}", "was edited"),  # polkit is no root
+        pytest.param("rm {rule}", "is missing", marks=pytest.mark.long),
+        pytest.param("sed -i s/xmrig.service/ssh.service/ {rule}", "was edited", marks=pytest.mark.long),
+        pytest.param("chmod 600 {rule}", "was edited", marks=pytest.mark.long),  # polkit is no root
     ],
 )
 def test_a_rule_of_polkit_that_is_not_what_was_written_is_named_and_mended(miner, how, what):
