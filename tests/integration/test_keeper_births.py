@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from integration.keeper_rig import Keeper, folder
+from integration.keeper_rig import Keeper, folder, wait_until
 
 FAN_CLASS_CONTENT, FAN_CLOEXEC, FAN_MARK_ADD, FAN_OPEN_EXEC_PERM, AT_FDCWD = 0x4, 0x1, 0x1, 0x40000, -100  # <linux/fanotify.h>
 
@@ -110,3 +110,14 @@ def test_a_swarm_ends_one_by_one(keeper, line):
     assert sorted(one["id"] for one in said if one.get("ok")) == [1000 + number for number in range(200)]
     ends = {one["key"]: one["record"]["exit_code"] for one in said if one.get("event") == "exited"}
     assert ends == {f"a{number}": number % 7 for number in range(200)}
+
+
+def test_one_that_does_not_execute_yet_ends_with_a_keeper_that_is_killed(keeper, line, hanging):
+    ask_for(line, 1000, **keeper.spec("stuck", hanging))
+    line.start(**keeper.sh("good", "sleep 1000"))
+    children = Path(f"/proc/{keeper.process.pid}/task/{keeper.process.pid}/children").read_text().split()
+    assert len(children) == 2
+    keeper.kill()
+    wait_until(lambda: not [pid for pid in children if Path(f"/proc/{pid}").exists()])
+    keeper.start()
+    assert [(one["key"], one["record"]["killed"]) for one in keeper.line().ask("list")["children"]] == [("good", "keeper-lost")]
