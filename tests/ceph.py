@@ -16,7 +16,7 @@ import time
 import uuid
 from pathlib import Path
 
-from s3 import ACCESS_KEY, SECRET_KEY, free_port
+from s3 import ACCESS_KEY, SECRET_KEY, environment, free_port
 
 PACKAGES = ("radosgw", "ceph-mon", "ceph-osd")
 START_S = 90
@@ -155,12 +155,7 @@ class Server:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {
-            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
-            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
-            "AWS_REGION": "us-east-1",
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}",
-        }
+        return environment(f"http://127.0.0.1:{self.port}")
 
 
 _shared: Server | None = None

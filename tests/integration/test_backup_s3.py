@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -353,7 +354,9 @@ async def test_a_server_that_comes_back_is_waited_for(there: SimpleNamespace, mo
         monkeypatch.setattr(backing_up, "sums_of", stop)
         taking = asyncio.create_task(asyncio.to_thread(create, there))
         assert await asyncio.to_thread(stopped.wait, 60)
-        await asyncio.sleep(0.5)  # it is tried meanwhile
+        with socket.create_server(("127.0.0.1", server.port)) as door:  # it is tried meanwhile
+            door.settimeout(30)
+            (await asyncio.to_thread(door.accept))[0].close()
         server.start()
         await taking
         assert ostler("backup", "verify", there.to).returncode == 0
