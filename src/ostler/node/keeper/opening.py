@@ -72,7 +72,7 @@ class Openings:
         return files
 
     def program(self, request: Start, files: Files, group: Group | None) -> Program:
-        """Put together what `spawn` needs; raises Refusal."""
+        """Put together what `begin` needs; raises Refusal."""
         limits = request.limits
         program = Program(argv=request.argv, env=request.env, cwd=raw(request.cwd), files=files.pairs)
         program.limits = self._limits(limits, group, own_user=request.uid is None or request.uid == os.getuid())

@@ -44,7 +44,7 @@ class SpawnError(Exception):
 
 
 class Program:
-    """Everything that `spawn` needs, decided and opened beforehand. Sizes, times and ids are final.
+    """Everything that `begin` needs, decided and opened beforehand. Sizes, times and ids are final.
 
     files: (descriptor here, number in the program) pairs, standard streams included; limits: (RLIMIT number, soft,
     hard); tasks: open `tasks` files of version 1 cgroups to join; cgroup: an open directory of a version 2 cgroup to
