@@ -199,6 +199,25 @@ async def test_what_comes_now_and_then_does_not_wait(rig, monkeypatch):
     pulling.cancel()
 
 
+async def test_a_stream_gathers_until_it_ends_and_not_for_ever(monkeypatch):
+    clock = 100.0
+    monkeypatch.setattr(pulls.time, "monotonic", lambda: clock)
+    pull = pulls.Pull("n", asyncio.Event(), 2)
+    assert not pull.rests, "nothing says that it should"
+    pull.rests_until, last = 100.008, 0.0
+    while pull.rests:
+        last, clock = clock, clock + pulls.SLACK_S / 2
+        assert clock < 101, "it goes on for as long as the stream does"
+        assert pull.rested() > 0 or clock >= 100.008 + pulls.STREAM_S
+    assert last >= 100.008 + pulls.STREAM_S - pulls.SLACK_S
+    pull.rests_until = clock + 0.008
+    assert pull.rests
+    clock += 0.009 + pulls.SLACK_S
+    assert pull.rested() == 0.0
+    assert pull.wake.is_set(), "what was let pass is looked for"
+    assert not pull.rests
+
+
 async def test_what_gathers_is_given_when_the_moment_is_over(rig, monkeypatch):
     monkeypatch.setattr(pulls, "GATHER_S", 0.3)
     monkeypatch.setattr(pulls, "AT_ONCE", 1)

@@ -19,6 +19,9 @@ ACK_AHEAD_S = 0.25  # and so much is acknowledged ahead: it cannot be handed bac
 OFFER_PATIENCE_S = 2.0  # an offer that found no slot for so long is handed back
 SETTLING_PER_SLOT = 8
 FEW = 4  # fewer than this are not worth gathering
+AT_ONCE_S = 0.005  # deliveries go so far apart while nothing runs: whoever waits for each end before the next job seldom notices
+SOON_S = 0.01  # while something runs, which may end any moment
+GATHER_S = (0.02, 0.1)  # while jobs queue up here, at the least and at the most
 
 
 @dataclass(slots=True)
@@ -58,6 +61,16 @@ def credit(limits: Slots, open_: Sequence[Live], pace_s: float | None, prefetch:
     used = taken(open_)
     spare = ahead(pace_s, limits.cpu, prefetch, LEASE_AHEAD_S)
     return Slots(max(0, limits.cpu - used.cpu + spare), max(0, limits.gpu - used.gpu))
+
+
+def apart(limits: Slots, queued: int, working: int, pace_s: float | None) -> float:
+    """How far apart outcomes are delivered, in seconds: where jobs queue up, as far as all that the node has will take at its pace. So
+    whoever waits for these outcomes before it gives more does not leave the node idle in the meantime."""
+    if not queued:
+        return SOON_S if working else AT_ONCE_S
+    least, most = GATHER_S
+    left_s = most if pace_s is None else (queued + working) * pace_s / max(limits.cpu, 1)
+    return min(max(left_s, least), most)
 
 
 def start_ahead(limits: Slots, pace_s: float | None, prefetch: int) -> int:

@@ -18,7 +18,7 @@ from ostler.node.attempts import AttemptTable, Live, Slots
 from ostler.node.confidences import Confidences
 from ostler.node.config import NodeConfig
 from ostler.node.counts import Counts
-from ostler.node.credit import Pace, credit
+from ostler.node.credit import Pace, apart, credit
 from ostler.node.debug_upload import DebugUploads
 from ostler.node.directives import Directives
 from ostler.node.disk_lane import DiskLane
@@ -188,7 +188,7 @@ class NodeDaemon:
         )
         self.outbox = Outbox(
             self.session,
-            table=self.table,
+            apart_s=self._apart_s,
             journal=parts.journal,
             shipper=self.shipper,
             delivered=self._on_delivered,
@@ -415,6 +415,9 @@ class NodeDaemon:
         if self.readiness.draining:
             return Slots(0, 0)
         return credit(self._limits(), self.table.open(), self.pace.median_s, self._prefetch())
+
+    def _apart_s(self) -> float:
+        return apart(self._limits(), self.table.queued(), len(self.table.working()), self.pace.median_s)
 
     def _describe(self) -> SelfDescription:
         limits = self._limits()

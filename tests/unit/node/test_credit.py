@@ -14,6 +14,7 @@ from ostler.node.credit import (
     Pace,
     acceptable,
     ahead,
+    apart,
     asking,
     credit,
     plan_acks,
@@ -38,6 +39,19 @@ def command(name="c"):
 
 def plan(limits, open_, offers, *, pace_s=None, prefetch=32, now=0.0, refusal=None, ending=None):
     return plan_acks(limits, open_, offers, pace_s=pace_s, prefetch=prefetch, now=now, refusal=refusal, ending=ending)
+
+
+def test_outcomes_go_as_far_apart_as_what_the_node_still_has_takes():
+    limits = Slots(2, 0)
+    assert apart(limits, 0, 0, 0.002) < apart(limits, 0, 1, 0.002) < apart(limits, 2, 2, 0.002), (
+        "those that wait for slots are some time"
+    )
+    assert apart(limits, 30, 2, 0.002) == 0.032
+    assert apart(limits, 2, 2, 0.002) == apart(limits, 9, 2, 0.002) == 0.02, "a call for each costs more than the job"
+    assert apart(limits, 128, 2, 0.002) == apart(limits, 2, 2, 10.0) == apart(limits, 1, 0, None) == 0.1, (
+        "nobody waits for longer"
+    )
+    assert apart(Slots(0, 1), 1, 1, 0.03) == 0.06
 
 
 def test_short_jobs_are_taken_ahead_and_long_ones_are_not():

@@ -60,7 +60,7 @@ async def pull_jobs(call: Call) -> m.PullResponse | dict[str, Any]:
             if pull.over:  # what was claimed in its last moment goes back with the newer poll, which does not hold it
                 leases, news = [], []
             if leases:
-                services.pulls.given(node_id)
+                services.pulls.given(node_id, len(leases))
             if pull.passed_over:  # somebody else looks at it
                 services.store.wakeups.publish(("queue",))
     if request.protocol is None:
@@ -189,8 +189,16 @@ async def _wait(services: Services, pull: Pull, request: m.PullRequest, until: f
     )  # fmt: skip
     pull.withdraw = partial(store.withdraw, standing)
     timers = [loop.call_at(until, pull.withdraw)]
+
+    def rest(left_s: float) -> None:
+        timers[1:] = [loop.call_later(left_s, rested)]
+
+    def rested() -> None:
+        if (left_s := pull.rested()) > 0:
+            rest(left_s)
+
     if pull.rests_until:
-        timers.append(loop.call_later(max(0.0, pull.rests_until + SLACK_S - time.monotonic()), pull.rested))
+        rest(max(0.0, pull.rests_until + SLACK_S - time.monotonic()))
     woken = loop.create_task(_withdraw_when_woken(pull))
     try:
         return await standing.future or []  # itself, with nothing between: whoever waits for work is the first to go on

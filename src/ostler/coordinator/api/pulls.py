@@ -21,6 +21,9 @@ STRETCH = 512  # how many are looked at together for those who could take anythi
 GATHER_S = 0.008
 AT_ONCE = 3
 SLACK_S = 0.005  # for so long after that it waits for a submission that carries its claim along, and saves it a sync of its own
+# Where one comes that soon after another, nobody waits for the end of each before he gives the next: so much longer work may gather,
+# for as long as that goes on.
+STREAM_S = 0.016
 UNKNOWN = frozenset({-1})  # what waits, where the store cannot tell
 
 DirectiveKey = tuple[str, str | None, int | None, float | None, WantedUpdate | None]
@@ -40,6 +43,7 @@ class Pull:
     withdraw: Callable[[], None] | None = None  # what stands for it in the store
     rests_until: float = 0.0  # in the meantime work gathers for it, instead of a call for each job (monotonic seconds)
     passed_over: bool = False  # some may have come in that time
+    passed_at: float = 0.0  # when the last of it came
 
     def end(self) -> None:
         """Make it answer at once with nothing."""
@@ -54,7 +58,9 @@ class Pull:
         if not self.rests_until:
             return False
         self.passed_over = True  # in front of the look at the clock: `rested` looks the other way around, so one of both notices
-        return time.monotonic() < self.rests_until
+        now = time.monotonic()
+        flows, self.passed_at = now - self.passed_at < SLACK_S, now
+        return now < self.rests_until + (STREAM_S if flows else 0.0)
 
     def looks_again(self, urgent: bool) -> bool:
         """Whether it looks now at what was let pass."""
@@ -62,11 +68,16 @@ class Pull:
         self.passed_over = passed_over and urgent
         return passed_over and not urgent
 
-    def rested(self) -> None:
-        """That time is over, and nothing came since that would have told."""
+    def rested(self) -> float:
+        """That time is over, and nothing came since that would have told; or for how many seconds not yet."""
+        now = time.monotonic()
+        left = min(self.passed_at + SLACK_S, self.rests_until + STREAM_S) - now
+        if left > 0 and self.passed_over:
+            return left
         self.rests_until = 0.0
         if self.passed_over:
             self.wake.set()
+        return 0.0
 
     def turned(self) -> None:
         """It has tried to claim: the next in line may."""
@@ -124,9 +135,10 @@ class PullLine:
         """Whether another node waits for work."""
         return len(self._hungry) > (node_id in self._hungry)
 
-    def given(self, node_id: str) -> None:
-        """It gets work now."""
-        self._paid[node_id] = max(time.monotonic(), self._paid.get(node_id, 0.0)) + GATHER_S
+    def given(self, node_id: str, count: int) -> None:
+        """It gets so many jobs now. Where several gathered, a stream flows, and what it brings next is not for at once."""
+        now, saved = time.monotonic(), (AT_ONCE - 1) * GATHER_S if count >= AT_ONCE else 0.0
+        self._paid[node_id] = max(now + saved, self._paid.get(node_id, 0.0)) + GATHER_S
 
     def credit(self, node_id: str, slots: int) -> None:
         """A heartbeat told how many more jobs its node takes now."""

@@ -13,7 +13,7 @@ from msgspec import structs
 from ostler.model.errors import Gone, InvalidSpec, NotFound, OffsetMismatch, Rejected, StaleAttempt, TooLarge, Unavailable
 from ostler.model.failures import Failure, FailureCode
 from ostler.node import outputs
-from ostler.node.attempts import AttemptTable, Live
+from ostler.node.attempts import Live
 from ostler.node.journal import Journal
 from ostler.node.links.link import Attachment
 from ostler.node.loops.log_shipper import LogShipper
@@ -28,10 +28,7 @@ SMALL_UPLOADS = 8  # the same for those of at most SMALL bytes, which wait for t
 SMALL = 2**18
 LOGS = 4  # attempts whose last logs are shipped at the same time
 MAX_BATCH = 256
-GATHER_S = 0.1  # while short jobs queue up here, outcomes go this far apart, or when so many wait:
-GATHERED = 64
-SOON_S = 0.01  # the same while others only run, whose end may come any moment,
-AT_ONCE_S = 0.005  # and while none does: whoever waits for each before it gives the next one seldom notices
+GATHERED = 64  # so many are not kept back for others
 MAX_BATCH_BYTES = 4 * 2**20
 LOG_TRIES = 6  # after so many disagreements about its log an outcome goes without
 REFUSED_TRIES = 2
@@ -62,7 +59,7 @@ class Outbox(Loop):
         self,
         session: Session,
         *,
-        table: AttemptTable,
+        apart_s: Callable[[], float],
         journal: Journal,
         shipper: LogShipper,
         delivered: Callable[[Live], None],
@@ -70,10 +67,11 @@ class Outbox(Loop):
         clock: Clock,
         logger: logging.Logger,
     ) -> None:
-        """`delivered` and `discard` forget the attempt: the coordinator has its outcome, or does not want it."""
+        """`apart_s`: how far apart deliveries go now. `delivered` and `discard` forget the attempt: the coordinator has its outcome, or
+        does not want it."""
         super().__init__(clock=clock, interval_s=60.0, logger=logger)
         self._session = session
-        self._table = table
+        self._apart_s = apart_s
         self._journal = journal
         self._shipper = shipper
         self._delivered = delivered
@@ -152,8 +150,7 @@ class Outbox(Loop):
         outcome holds."""
         if len(self._parcels) >= GATHERED or any(parcel.live.latency for parcel in self._parcels.values()):
             return 0.0
-        gather_s = GATHER_S if self._table.queued() else SOON_S if self._table.working() else AT_ONCE_S
-        return self._sent_at + gather_s - now
+        return self._sent_at + self._apart_s() - now
 
     # --- small ones ---
 
