@@ -8,11 +8,17 @@ release, units = host.data.release, "/etc/systemd/system"
 target = f"releases/{release}"
 
 if host.get_fact(Directory, f"/opt/ostler/{target}/units") is None:
-    files.put(name="upload", src=host.data.bundle, dest=f"/var/tmp/{release}.bundle", mode="600")
-    files.put(name="upload what unpacks it", src=host.data.program, dest="/var/tmp/ostler-host.pyz", mode="600")
+    bundle, pip = f"/var/tmp/{release}.bundle", f"/var/tmp/{host.data.pip.rpartition('/')[2]}"
+    files.directory(name="a directory for it", path=f"/opt/ostler/{target}", mode="755")
+    files.put(name="upload", src=host.data.bundle, dest=bundle, mode="600")
+    files.put(name="upload what installs wheels", src=host.data.pip, dest=pip, mode="644")
     server.shell(
-        name="verify and unpack",
-        commands=f"python3 -I /var/tmp/ostler-host.pyz install --bundle /var/tmp/{release}.bundle --digest {host.data.digest}",
+        name="unpack, and install the wheels into a virtual environment",
+        commands=[
+            f"tar -xf {bundle} -C /opt/ostler/{target} && rm {bundle}",
+            f"python3 -m venv --without-pip /opt/ostler/{target}",
+            f"cd /opt/ostler/{target} && bin/python {pip}/pip install --quiet --no-index --no-deps wheels/*.whl",
+        ],
     )
 for unit in ("ostler-node.service", "ostler-keeper.service", "ostler-watch.service"):
     files.put(name=unit, src=f"{host.data.units}/{unit}", dest=f"{units}/{unit}", mode="644")

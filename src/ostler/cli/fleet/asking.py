@@ -47,14 +47,19 @@ def found(
 
 
 async def on_each(
-    hosts: Mapping[str, Any], act: Callable[[Any, Any], Awaitable[Any]], given: Mapping[str, Any], *, verbose: bool = False
+    hosts: Mapping[str, Any],
+    act: Callable[[Any, Any], Awaitable[Any]],
+    given: Mapping[str, Any],
+    *,
+    verbose: bool = False,
+    words: bool = False,
 ) -> dict[str, Any]:
     """`act(lines, host)` on all hosts at once: its answer by name, or the error that ended it there. No host waits for another. `given`
-    are the options of the command, `verbose`: each step is printed as it is carried out."""
+    are the options of the command. Each step is told as it is carried out, with `verbose` as it is executed, with `words` in words."""
     from ostler.assembly import rollouts
     from ostler.fleet.rollout.by_ssh import Lines
 
-    async with Lines(rollouts.trust(given), local_user=getpass.getuser(), told=tell if verbose else silent) as lines:
+    async with Lines(rollouts.trust(given), local_user=getpass.getuser(), told=tell if verbose else tell_shortly if words else silent) as lines:
         answers = await asyncio.gather(*(act(lines, host) for host in hosts.values()), return_exceptions=True)
     for answer in answers:
         if isinstance(answer, BaseException) and not isinstance(answer, OstlerError):
@@ -72,6 +77,11 @@ def why(error: OstlerError) -> str:
 def tell(host: Any, user: str, step: Any) -> None:
     """A step that is carried out."""
     output.note(f"+ {host.name}: {step.title}: {output.clean(step.shown(user))}")
+
+
+def tell_shortly(host: Any, _user: str, step: Any) -> None:
+    """The same for a person who waits."""
+    output.note(f"{host.name}: {step.title}")
 
 
 def silent(*_: object) -> None:

@@ -125,7 +125,7 @@ def install(  # noqa: PLR0917 - the options of a command
         asking.show_steps(steps, hosts, verbose=verbose)
         raise exits.Exit(exits.FAILED if wrong else exits.GOOD)
     asking.agree(f"Install on {many(len(ready), 'host')}?", bool(ready) and not yes)
-    answers = asyncio.run(asking.on_each(ready, act, given, verbose=verbose))
+    answers = asyncio.run(asking.on_each(ready, act, given, verbose=verbose, words=not as_json))
     _summarise(answers, wrong, done="is a node", again=partial(line, "install", given), as_json=as_json)
 
 
@@ -187,7 +187,7 @@ def uninstall(  # noqa: PLR0917 - the options of a command
         "--inventory": inventory, "--dest": dest, "--accessories": accessories, "--ssh-config": ssh_config, "--known-hosts": known_hosts,
         "--accept-new": accept_new, "--keep-state": keep_state, "--keep-node": keep_node, "--end-jobs": end_jobs,
     }  # fmt: skip
-    answers = asyncio.run(asking.on_each(hosts, act, given, verbose=verbose))
+    answers = asyncio.run(asking.on_each(hosts, act, given, verbose=verbose, words=not as_json))
     _summarise(answers, {}, done="has no Ostler any more", again=partial(line, "uninstall", given), as_json=as_json)
 
 
