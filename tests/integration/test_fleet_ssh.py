@@ -106,8 +106,9 @@ async def sshd(tmp_path):
     await server.stop()
 
 
-def step(*argv: str, **more) -> Step:
-    return Step(title="a step", argv=argv, **more)
+def step(*argv: str, stdin: bytes = b"", **more) -> Step:
+    pieces = (stdin[:1], stdin[1:]) if stdin else ()
+    return Step(title="a step", argv=argv, stdin=pieces, **more)
 
 
 def believe(sshd):

@@ -131,7 +131,12 @@ async def run_here(step: Step) -> Outcome:
     """Carry a step out on this very machine. Raises MachineUnreachable where it does not end in time."""
     try:
         done = await asyncio.to_thread(
-            subprocess.run, step.argv, input=step.stdin, capture_output=True, check=False, timeout=step.timeout.total_seconds()
+            subprocess.run,
+            step.argv,
+            input=b"".join(step.stdin),
+            capture_output=True,
+            check=False,
+            timeout=step.timeout.total_seconds(),
         )
     except subprocess.TimeoutExpired:
         raise MachineUnreachable(f"{step.title}: no end in {step.timeout.total_seconds():g} s") from None

@@ -48,7 +48,7 @@ class HostSteps:
             title=title,
             does=does,
             argv=tuple(bundle.command(len(self._program), verb, *arguments)),
-            stdin=self._program + stdin,
+            stdin=(self._program, stdin),
             timeout=timedelta(seconds=timeout_s),
             codes=ANSWERS,
             secret=secret,

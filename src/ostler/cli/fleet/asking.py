@@ -59,7 +59,9 @@ async def on_each(
     from ostler.assembly import rollouts
     from ostler.fleet.rollout.by_ssh import Lines
 
-    async with Lines(rollouts.trust(given), local_user=getpass.getuser(), told=tell if verbose else tell_shortly if words else silent) as lines:
+    async with Lines(
+        rollouts.trust(given), local_user=getpass.getuser(), told=tell if verbose else tell_shortly if words else silent
+    ) as lines:
         answers = await asyncio.gather(*(act(lines, host) for host in hosts.values()), return_exceptions=True)
     for answer in answers:
         if isinstance(answer, BaseException) and not isinstance(answer, OstlerError):

@@ -77,7 +77,7 @@ class Line:
         async with self._turn:
             process, self._answering = await self._program(step, question), None
             try:
-                feeding = asyncio.ensure_future(_feed(process, _framed(question), end=False))
+                feeding = asyncio.ensure_future(_feed(process, *_framed(question)))
                 try:
                     outcome, goes_on = await _answer(process)
                 finally:
@@ -100,7 +100,7 @@ class Line:
             process.close()
         process = await self._connection.create_process(step.start(self.user), encoding=None)
         try:
-            await _feed(process, question.program, end=False)
+            await _feed(process, question.program)
         except BaseException:
             process.close()
             raise
@@ -109,7 +109,7 @@ class Line:
     async def _execute(self, step: Step) -> Outcome:
         process: asyncssh.SSHClientProcess[bytes] = await self._connection.create_process(step.command(self.user), encoding=None)
         async with process:
-            outcome, _ = await asyncio.gather(_ended(process), _feed(process, step.stdin, end=True))
+            outcome, _ = await asyncio.gather(_ended(process), _feed(process, *step.stdin, end=True))
         return outcome
 
 
@@ -181,17 +181,18 @@ async def _about_key(hop: Host | Jump, trust: Trust, tunnel: asyncssh.SSHClientC
     return f"the host key of {hop.address} cannot be verified"
 
 
-async def _feed(process: "asyncssh.SSHClientProcess[bytes]", content: bytes, *, end: bool) -> None:
+async def _feed(process: "asyncssh.SSHClientProcess[bytes]", *pieces: bytes, end: bool = False) -> None:
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it ended without reading all of it: its exit code tells
-        for at in range(0, len(content), _BLOCK):
-            process.stdin.write(content[at : at + _BLOCK])
-            await process.stdin.drain()
+        for piece in pieces:
+            for at in range(0, len(piece), _BLOCK):
+                process.stdin.write(piece[at : at + _BLOCK])
+                await process.stdin.drain()
         if end:
             process.stdin.write_eof()
 
 
-def _framed(question: Question) -> bytes:
-    return json.dumps({"words": question.words, "size": len(question.stdin)}).encode() + b"\n" + question.stdin
+def _framed(question: Question) -> tuple[bytes, bytes]:
+    return json.dumps({"words": question.words, "size": len(question.stdin)}).encode() + b"\n", question.stdin
 
 
 async def _answer(process: "asyncssh.SSHClientProcess[bytes]") -> tuple[Outcome, bool]:

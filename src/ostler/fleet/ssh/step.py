@@ -23,13 +23,14 @@ class Question:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """`argv` with `stdin`, as root where `sudo` is set, for at most `timeout`. `title` is what a person reads; `codes` are the exit codes
-    that are answers, any other one is a failure. `does` says more than the title, to whoever looks before. `secret`: nobody is shown its
-    standard input, not even its hash. `question`: what comes to the same, and spares the host a start of the program."""
+    that are answers, any other one is a failure. `does` says more than the title, to whoever looks before. `stdin` are pieces, so that
+    the steps of many hosts share a large one. `secret`: nobody is shown them, not even their hash. `question`: what comes to the same,
+    and spares the host a start of the program."""
 
     title: str
     does: str = ""
     argv: tuple[str, ...]
-    stdin: bytes = field(default=b"", repr=False)
+    stdin: tuple[bytes, ...] = field(default=(), repr=False)
     sudo: bool = True
     timeout: timedelta = timedelta(seconds=60)
     codes: tuple[int, ...] = (0,)
@@ -51,9 +52,13 @@ class Step:
         """For people: the command, and what its standard input is."""
         if not self.stdin:
             return self.command(user)
+        size = sum(map(len, self.stdin))
         if self.secret:
-            return f"{self.command(user)} < ({len(self.stdin)} bytes, not shown)"
-        return f"{self.command(user)} < ({len(self.stdin)} bytes, sha256 {hashlib.sha256(self.stdin).hexdigest()[:16]}…)"
+            return f"{self.command(user)} < ({size} bytes, not shown)"
+        digest = hashlib.sha256()
+        for piece in self.stdin:
+            digest.update(piece)
+        return f"{self.command(user)} < ({size} bytes, sha256 {digest.hexdigest()[:16]}…)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
