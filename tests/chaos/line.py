@@ -48,6 +48,7 @@ class Line:
         self.name, self.port = name, free_port()
         self._target, self._tap = target, tap
         self._server: asyncio.Server | None = None
+        self._beginning = asyncio.Lock()
         self._pairs: set[_Pair] = set()
         self._held = {"up": 0, "down": 0}
         self._moved = asyncio.Condition()
@@ -57,8 +58,9 @@ class Line:
 
     async def listen(self) -> None:
         """Take connections, always on the same port."""
-        if self._server is None:
-            self._server = await asyncio.start_server(self._connected, "127.0.0.1", self.port, reuse_address=True)
+        async with self._beginning:  # two coordinators may come up at the same moment
+            if self._server is None:
+                self._server = await asyncio.start_server(self._connected, "127.0.0.1", self.port, reuse_address=True)
 
     async def refuse(self) -> None:
         """Nobody is there: new connections are refused, and those of before are reset."""

@@ -10,14 +10,17 @@ from fleet.rig import NODE_UNIT
 pytestmark = [pytest.mark.xdist_group("testbed"), pytest.mark.timeout(300, func_only=True)]
 UNIT = "[Unit]\nDescription=A service\n[Service]\nExecStart=/usr/bin/tail -f /dev/null\n"
 SERVICES = {"web": {"unit": "web.service", "grace": "0s"}}
-HOSTS = ("mini-1", "mini-2", "mini-3")
 
 
 class Rigged:
-    """Three hosts that declare the service `web`, and whoever commands it."""
+    """Hosts that declare the service `web`, all that there are, and whoever commands it."""
 
     def __init__(self, operator, testbed):
-        self.operator, self.hosts = operator, {name: testbed.hosts[name] for name in HOSTS}
+        self.operator, self.hosts = operator, dict(sorted(testbed.hosts.items()))
+
+    def all(self, *end):
+        """The same end on each host."""
+        return dict.fromkeys(self.hosts, end)
 
     def service(self, *words, code=0):
         """What `ostler service` says."""
@@ -34,7 +37,7 @@ class Rigged:
         return {name: host.exec(*words).stdout.strip() for name, host in self.hosts.items()}
 
     def start(self):
-        assert self.ends("start", "web", "--on", "all") == dict.fromkeys(HOSTS, ("done", "running"))
+        assert self.ends("start", "web", "--on", "all") == self.all("done", "running")
         return self.show("InvocationID")
 
 
@@ -46,21 +49,21 @@ def rigged(installed, testbed):
         host.exec("systemctl", "daemon-reload")
         host.exec("systemctl", "start", "polkit")
     declared = {"vars": {"services": SERVICES, "node": {"heartbeat": {"interval_s": 2}, "resources": {"max_concurrent_cpu": 1}}}}
-    installed.know(**{name.replace("-", "_"): declared for name in HOSTS})
+    installed.know(**{name.replace("-", "_"): declared for name in one.hosts})
     installed.install("--yes")
-    installed.good_again(*HOSTS)
+    installed.good_again(*one.hosts)
     yield one
     for host in one.hosts.values():
         host.exec("systemctl", "stop", "web.service")
     installed.know()
     installed.install("--yes")
-    installed.good_again(*HOSTS)
+    installed.good_again(*one.hosts)
 
 
 def test_each_host_gets_it_once_and_all_is_seen(rigged):
     before = rigged.start()
-    assert len(set(before.values())) == 3
-    assert rigged.ends("restart", "web", "--on", "all") == dict.fromkeys(HOSTS, ("done", "running"))
+    assert len(set(before.values())) == len(rigged.hosts)
+    assert rigged.ends("restart", "web", "--on", "all") == rigged.all("done", "running")
     after = rigged.show("InvocationID")
     assert not set(before.values()) & set(after.values())
     assert set(rigged.show().values()) == {"active"}
@@ -68,14 +71,14 @@ def test_each_host_gets_it_once_and_all_is_seen(rigged):
     def seen():
         items = rigged.service("list", "web")["items"]
         return [(one["node_id"], one["state"], one["desired"]) for one in items] == [
-            (name, "running", "running") for name in HOSTS
+            (name, "running", "running") for name in rigged.hosts
         ]
 
     until(seen, timeout=30, what="the coordinator knows of it")
-    assert rigged.ends("stop", "web", "--on", "pool=default") == dict.fromkeys(HOSTS, ("done", "stopped"))
+    assert rigged.ends("stop", "web", "--on", "pool=default") == rigged.all("done", "stopped")
     assert set(rigged.show().values()) == {"inactive"}
     table = rigged.operator.cli("service", "status", "web", code=0).stdout.splitlines()
-    assert [line.split()[::3] for line in table[1:]] == [[name, "stopped"] for name in HOSTS]
+    assert [line.split()[::3] for line in table[1:]] == [[name, "stopped"] for name in rigged.hosts]
 
 
 def test_exactly_one_is_any(rigged):
@@ -83,7 +86,7 @@ def test_exactly_one_is_any(rigged):
     ((name, end),) = rigged.ends("restart", "web", "--on", "any").items()
     assert end == ("done", "running")
     after = rigged.show("InvocationID")
-    assert {one for one in HOSTS if before[one] != after[one]} == {name}
+    assert {one for one in rigged.hosts if before[one] != after[one]} == {name}
 
 
 @pytest.mark.long
@@ -95,7 +98,7 @@ def test_full_drained_and_cordoned_hosts_obey(rigged):
     until(lambda: operator.node("mini-2")["state"] == "drained", timeout=30, what="mini-2 is drained")
     operator.cli("node", "cordon", "mini-3", code=0)
     try:
-        assert rigged.ends("stop", "web", "--on", "all") == dict.fromkeys(HOSTS, ("done", "stopped"))
+        assert rigged.ends("stop", "web", "--on", "all") == rigged.all("done", "stopped")
         assert set(rigged.show().values()) == {"inactive"}
         assert operator.node("mini-2")["state"] == "drained"
         assert operator.pids("mini-1") == pids  # nobody had to make room
