@@ -10,7 +10,7 @@ import postgres
 from e2e.fleet import until
 from e2e.replicas import Replicas
 
-JOBS = 300
+BATCH = 1000
 
 
 @pytest.fixture
@@ -33,25 +33,30 @@ def square(number):
     return {"runner": "python", "task": "calls:slow_square", "params": {"args": [number], "kwargs": {}}}
 
 
-def test_killed_and_cut_off_in_the_middle_nothing_is_lost(replicas, server):
+@pytest.mark.timeout(900, func_only=True)
+@pytest.mark.parametrize("count", [300, pytest.param(5000, marks=pytest.mark.long)])
+def test_killed_and_cut_off_in_the_middle_nothing_is_lost(replicas, server, count):
     with replicas.join("n1", slots=4) as node:
-        jobs = replicas.submit_safely([square(number) for number in range(JOBS)], "all")
+        jobs = []
+        for first in range(0, count, BATCH):
+            some = [square(number) for number in range(first, min(first + BATCH, count))]
+            jobs += replicas.submit_safely(some, f"from {first}")
 
         def over():
             page = replicas.get("/jobs", state="done", count="true", limit=1).json()
             return page["total"]
 
-        until(lambda: over() >= JOBS // 6, what="the first jobs")
+        until(lambda: over() >= count // 6, timeout=120, what="the first jobs")
         replicas.replicas[0].kill()
-        until(lambda: over() >= JOBS // 3, what="the next jobs, with one coordinator")
+        until(lambda: over() >= count // 3, timeout=120, what="the next jobs, with one coordinator")
         server.restart()
-        until(lambda: over() >= JOBS // 2, what="the next jobs, with the database back")
+        until(lambda: over() >= count // 2, timeout=120, what="the next jobs, with the database back")
         replicas.replicas[0].start()
         server.crash()
         server.start()
-        until(lambda: over() == JOBS, timeout=120, what="all jobs")
+        until(lambda: over() == count, timeout=60 + count / 10, what="all jobs")
         views = {view["job_id"]: view for view in (replicas.job(job) for job in jobs)}
-        assert Counter(view["state"] for view in views.values()) == {"done": JOBS}
+        assert Counter(view["state"] for view in views.values()) == {"done": count}
         for view in views.values():
             kinds = Counter(event["kind"] for event in view["timeline"])
             assert (kinds["submit"], kinds["finish"]) == (1, 1), view

@@ -194,8 +194,19 @@ class Operator:
 
     def submit(self, script: str, **fields: object) -> str:
         """A shell's job; its id."""
+        return self.give({"command": "sh", "args": ["-c", script], **fields})
+
+    def ran(self, manifest: Mapping[str, object]) -> str:
+        """What a job wrote that ended well."""
+        job_id = self.give(manifest)
+        ended = self.wait(job_id)
+        assert ended["state"] == "done", ended["failure"]
+        return self.cli("job", "logs", job_id, code=0).stdout
+
+    def give(self, manifest: Mapping[str, object]) -> str:
+        """Any job; its id."""
         file = self.folder / "job.yaml"
-        file.write_text(yaml.safe_dump({"command": "sh", "args": ["-c", script], **fields}))
+        file.write_text(yaml.safe_dump(dict(manifest)))
         return json.loads(self.cli("job", "submit", file, "--json", code=0).stdout)["items"][0]["job_id"]
 
     def job(self, job_id: str) -> dict[str, object]:

@@ -7,7 +7,7 @@ import pytest
 
 from e2e.fleet import until
 from fleet.engine import ROOT
-from fleet.rig import NODE_UNIT
+from fleet.rig import NODE, NODE_UNIT
 
 pytestmark = [pytest.mark.xdist_group("testbed"), pytest.mark.timeout(300, func_only=True)]
 TREE = "find /etc /opt /var/lib /usr -xdev \\( -type f -exec sha256sum {} + \\) -o -printf '%y %m %U %G %p %l\\n' | sort"
@@ -46,6 +46,35 @@ def test_a_job_runs_in_its_sandbox_and_outlives_daemons(installed, host):
     log = installed.cli("job", "logs", job).stdout
     assert log.endswith("over\n")
     assert "hush" not in log
+
+
+def test_python_tasks_run_in_warm_workers_under_the_units(installed, host):
+    """One process for both calls; the daemon that is started anew hands the third to it as well, or to another one."""
+    host.exec(
+        "sh",
+        "-c",
+        "mkdir -p /srv/tasks && cat > /srv/tasks/which.py",
+        stdin="import os\n\n\ndef run():\n    print(os.getpid())\n",
+    )
+    runners = {"python": {"enable": True, "task_paths": ["/srv/tasks"]}}
+    installed.know(mini_1={"vars": {"node": {**NODE, "runners": runners}}})
+    try:
+        installed.install("--yes", host="mini-1")
+        installed.good_again("mini-1")
+
+        def call():
+            return installed.ran({"task": "which", "requirements": {"node": "mini-1"}})
+
+        workers = [call(), call()]
+        assert workers[0].strip().isdigit()
+        assert len(set(workers)) == 1, "it is kept for the next one"
+        host.exec("systemctl", "restart", NODE_UNIT)
+        installed.good_again("mini-1")
+        assert call().strip().isdigit()
+    finally:
+        installed.know()
+        installed.install("--yes", host="mini-1")
+        installed.good_again("mini-1")
 
 
 @pytest.mark.long
