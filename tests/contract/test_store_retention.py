@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from ostler.coordinator.artifacts.store import DirectoryArtifacts
 from ostler.coordinator.config import PoolRetention, Retention
 from ostler.coordinator.loops.pruner import Pruner
-from ostler.coordinator.operations import audit, contents, jobs, reads, removals
+from ostler.coordinator.operations import audit, contents, jobs, nodes, reads, removals
 from ostler.coordinator.operations.aging import Part, Removal
 from ostler.coordinator.operations.groups import expand
 from ostler.coordinator.operations.readers import Readers
@@ -339,6 +339,27 @@ async def test_events_and_keys_go_by_age_and_a_webhook_is_waited_for_a_while(set
     assert (await setting.pruner.prune()).removed == {"event": total - 2}
     [job_id] = [row[0] for row in await setting.rig.rows("SELECT job_id FROM jobs")]
     assert (await setting.rig.job(job_id)).timeline == ()
+
+
+async def test_retired_nodes_go_when_no_job_names_them(setting):
+    setting.policy = Retention(nodes=timedelta(days=2), jobs=timedelta(days=5))
+    for name in ("n2", "n3"):
+        await setting.rig.join(name)
+    job_id = await setting.done(node="n2")
+    for name in ("n2", "n3"):
+        await setting.rig.write(nodes.retire_node, name)
+    setting.rig.clock.advance(DAY)
+    assert (await setting.pruner.prune()).removed == {}
+    setting.rig.clock.advance(2 * DAY)
+    assert (await setting.pruner.plan(0)).counts == {"node": 1}
+    assert (await setting.pruner.prune()).removed == {"node": 1}
+    assert await setting.rig.rows("SELECT node_id FROM nodes ORDER BY node_id") == [("n1",), ("n2",)]
+    assert (await setting.rig.job(job_id)).attempts[0].node_id == "n2"
+    setting.rig.clock.advance(3 * DAY)
+    assert (await setting.pruner.prune()).removed == {"job": 1, "node": 1}
+    with pytest.raises(NotFound):
+        await setting.rig.write(nodes.retire_node, "n2")
+    await setting.rig.join("n2")  # the name is free
 
 
 async def test_a_plan_changes_nothing(setting):

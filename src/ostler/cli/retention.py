@@ -8,7 +8,7 @@ import typer
 from ostler.cli import output
 from ostler.cli.options import JsonOption
 
-_KINDS = ("jobs", "events", "logs", "artifacts", "uploads", "idempotency", "audit")
+_KINDS = ("jobs", "events", "logs", "artifacts", "uploads", "idempotency", "audit", "nodes")
 
 
 def retention(

@@ -76,7 +76,8 @@ class Retention:
     oldest go first.
 
     `uploads` are input files that no job names; `idempotency` keys make a repeated submission give the same answer. Of the `audit`
-    log the seals stay for ever. A job that is removed takes its events, logs and artifacts with it. A pass is made `every` so often.
+    log the seals stay for ever. A job that is removed takes its events, logs and artifacts with it; `nodes` that were retired go once
+    no job names them. A pass is made `every` so often.
     """
 
     __pydantic_config__ = STRICT
@@ -88,6 +89,7 @@ class Retention:
     uploads: timedelta = timedelta(days=7)
     idempotency: timedelta = timedelta(hours=24)
     audit: timedelta = timedelta(days=400)
+    nodes: timedelta = timedelta(days=90)
     logs_mb: int | None = None
     artifacts_mb: int | None = None
     every: timedelta = timedelta(hours=1)
@@ -111,7 +113,7 @@ class Retention:
         places: list[tuple[str, Retention | PoolRetention]] = [("", self)]
         places += [(f"pools.{name}.", one) for name, one in self.pools.items()]
         for place, one in places:
-            for name in ("jobs", "events", "logs", "artifacts", "uploads", "idempotency", "audit", "every"):
+            for name in ("jobs", "events", "logs", "artifacts", "uploads", "idempotency", "audit", "nodes", "every"):
                 age = getattr(one, name, None)
                 if age is not None and age <= timedelta(0):
                     yield f"{place}{name}: must be longer than 0 s"

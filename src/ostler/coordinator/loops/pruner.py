@@ -157,13 +157,14 @@ class Pruner(Loop):
                 yield uploads
 
     async def _rows(self) -> None:
-        """Events, idempotency keys, uploads, and of the audit log what is sealed."""
+        """Events, idempotency keys, uploads, retired nodes, and of the audit log what is sealed."""
         async for ids in self._old_events():
             self._note("event", await self._store.write_lazily(ops.remove_events, ids))
         while keys := await self._store.read(ops.old_keys, self._policy):
             self._note("idempotency", await self._store.write_lazily(ops.remove_keys, keys))
         async for uploads in self._old_uploads():
             self._note("upload", await self._store.write_lazily(ops.remove_uploads, uploads))
+        self._note("node", await self._store.write_lazily(ops.remove_nodes, self._policy))
 
         seal = await self._store.read(audit.old_seal, span(self._policy.audit))
         if seal is not None:

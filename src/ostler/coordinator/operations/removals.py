@@ -190,11 +190,21 @@ def remove_keys(tx: Tx, rows: Sequence[Row]) -> int:
 
 
 def count_others(tx: Tx, policy: Retention) -> Counter[str]:
-    """How many idempotency keys and rows of the audit log are too old. For `Store.read`."""
+    """How many idempotency keys, rows of the audit log and retired nodes are too old. For `Store.read`."""
     keys = tx.row("SELECT count(*) FROM idempotency WHERE created_at < ?", (tx.at - span(policy.idempotency),))
     seal = old_seal(tx, span(policy.audit))
     rows = tx.row("SELECT count(*) FROM audit WHERE id <= ?", (seal[0],)) if seal is not None else None
-    return Counter({"idempotency": keys[0] if keys else 0, "audit": rows[0] if rows else 0})
+    gone = tx.row(f"SELECT count(*) FROM nodes WHERE {_FORGOTTEN}", (tx.at - span(policy.nodes),))  # noqa: S608 - our own constant
+    return Counter({"idempotency": keys[0] if keys else 0, "audit": rows[0] if rows else 0, "node": gone[0] if gone else 0})
+
+
+_FORGOTTEN = "state = 'retired' AND changed_at < ? AND NOT EXISTS (SELECT 1 FROM jobs j WHERE j.node_id = nodes.node_id)"
+
+
+def remove_nodes(tx: Tx, policy: Retention) -> int:
+    """Take nodes that were retired long ago and that no job names as its last; how many. What still holds a token of one gets nothing for
+    it, as for any node that is not known."""
+    return tx.run(f"DELETE FROM nodes WHERE {_FORGOTTEN}", (tx.at - span(policy.nodes),))  # noqa: S608 - our own constant
 
 
 def old_uploads(tx: Tx, policy: Retention, after: tuple[str, str]) -> tuple[list[Row], tuple[str, str] | None]:
