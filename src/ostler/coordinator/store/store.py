@@ -20,6 +20,7 @@ from ostler.coordinator.store.tx import Tx, Unsettled
 from ostler.coordinator.store.wakeups import Topic, Wakeups
 from ostler.coordinator.store.writer import Pending, Standing, Writer
 from ostler.model.errors import InvalidSpec, StoreBusy
+from ostler.runtime.affinity import Followers
 from ostler.runtime.clock import Clock, SystemClock
 
 P = ParamSpec("P")
@@ -37,7 +38,10 @@ class Store:
         self._database = database
         self._clock = clock
         self._memo: dict[type, Any] = {}
-        self._writer = Writer(database, clock=clock, memo=self._memo, wakeups=self.wakeups, logger=logger)
+        self._followers = Followers()
+        self._writer = Writer(
+            database, clock=clock, memo=self._memo, wakeups=self.wakeups, followers=self._followers, logger=logger
+        )
         self._peers: Peers | None = None
         self._logger = logger
         self._asked: queue.SimpleQueue[tuple[asyncio.Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
@@ -91,6 +95,7 @@ class Store:
     async def write(self, operation: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run an operation in the writer; answers (or raises its error) after the commit. Its error undoes it and it alone."""
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._followers.follow()
         self._writer.put(Pending(operation, args, kwargs, future, beside=runs_beside(operation, args)))
         return await future
 
@@ -100,6 +105,7 @@ class Store:
         It outlives the coordinator all the same, and is durable with whatever is written after it.
         """
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._followers.follow()
         self._writer.put(Pending(operation, args, kwargs, future, durable=False, beside=runs_beside(operation, args)))
         return await future
 
@@ -126,6 +132,7 @@ class Store:
         if self._closed:
             raise StoreBusy("the store is closed", hint="the coordinator is shutting down")
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._followers.follow()
         self._asked.put((future, partial(self._read, operation, *args, **kwargs)))  # an executor costs three times as much
         return await future
 
@@ -147,6 +154,7 @@ class Store:
 
     def _answer_reads(self) -> None:
         """What a reader does, until there is nothing more to read."""
+        self._followers.join()
         while (asked := self._asked.get()) is not None:
             future, read = asked
             value, error = None, None

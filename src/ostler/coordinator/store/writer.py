@@ -16,6 +16,7 @@ from ostler.coordinator.store.database import Database, Peers
 from ostler.coordinator.store.tx import Late, Tx
 from ostler.coordinator.store.wakeups import Topic, Wakeups
 from ostler.model.errors import StoreBusy
+from ostler.runtime.affinity import Followers
 from ostler.runtime.clock import Clock
 from ostler.runtime.outage import Outage
 
@@ -77,12 +78,20 @@ class Writer:
     """
 
     def __init__(
-        self, database: Database, *, clock: Clock, memo: dict[type, Any], wakeups: Wakeups, logger: logging.Logger
+        self,
+        database: Database,
+        *,
+        clock: Clock,
+        memo: dict[type, Any],
+        wakeups: Wakeups,
+        followers: Followers,
+        logger: logging.Logger,
     ) -> None:
         self._database = database
         self._clock = clock
         self._memo = memo
         self._wakeups = wakeups
+        self._followers = followers
         self._logger = logger
         self._outage = Outage("transaction_failed", "transactions_go_on", monotonic=clock.monotonic, logger=logger)
         self._waiting: deque[Pending] = deque()
@@ -143,6 +152,7 @@ class Writer:
             self._bell.release()
 
     def _run(self) -> None:
+        self._followers.join()
         while (first := self._next()) is not None:
             batch = self._commit(first)
             self.written += 1
