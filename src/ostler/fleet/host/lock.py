@@ -11,6 +11,7 @@ from ostler.fleet.host.places import Places, read_json, write_json
 from ostler.fleet.host.refusals import Refused
 
 COORDINATOR = "coordinator"  # the owner of a lock that root's side of an update takes (`taking`)
+AGAIN_S = 0.1
 TAKING = "taking"  # the guard that it holds for as long as it lives: such a lock without it was left by a process that was killed
 
 
@@ -73,15 +74,21 @@ def break_(places: Places, *, why: str, owner: str) -> dict[str, Any] | None:
 
 
 @contextlib.contextmanager
-def guarded(places: Places, name: str = "guard", *, wait: bool = True) -> Iterator[None]:
-    """Alone with what stands in the updates' directory, among all processes of the host. Raises Refused (busy) without `wait`."""
+def guarded(places: Places, name: str = "guard", *, wait_s: float | None = None) -> Iterator[None]:
+    """Alone with what stands in the updates' directory, among all processes of the host; waits for another one for `wait_s` (None: as
+    long as it takes) and raises Refused (busy) then."""
     places.updates.mkdir(mode=0o700, parents=True, exist_ok=True)
     descriptor = os.open(places.updates / f".{name}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            raise Refused("busy", "a switch is being made on this host at this moment") from None
+        until = time.monotonic() + (wait_s or 0.0)
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait_s is None else fcntl.LOCK_NB))
+                break
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    raise Refused("busy", "a switch is being made on this host at this moment") from None
+            time.sleep(AGAIN_S)
         yield
     finally:
         os.close(descriptor)
@@ -91,7 +98,7 @@ def _is_left(places: Places, held: dict[str, Any]) -> bool:
     if held.get("owner") != COORDINATOR:
         return False
     try:
-        with guarded(places, TAKING, wait=False):
+        with guarded(places, TAKING, wait_s=0.0):
             return True
     except Refused:
         return False

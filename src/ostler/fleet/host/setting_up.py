@@ -111,7 +111,7 @@ def require(places: Places) -> None:
 @contextlib.contextmanager
 def alone(places: Places) -> Iterator[None]:
     """No switch, no rollout and no open update beside this."""
-    with guarded(places, switching.SWITCH, wait=False):
+    with guarded(places, switching.SWITCH, wait_s=0.0):
         if (held := read_json(places.lock)) is not None:
             raise Refused("locked", f"locked by {held.get('owner')} ({held.get('message')})")
         if (update := read_json(places.update)) is not None:

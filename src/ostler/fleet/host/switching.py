@@ -33,6 +33,7 @@ from ostler.fleet.host.traces import Traces
 WANTS = "multi-user.target.wants"
 SPARE = 1 << 20  # what a way back may need on a disk that has been filled since
 READ_S = 60.0
+PATIENCE_S = 120.0  # for the switch of an updater that was killed, and whose host went on: the next one goes on behind it
 SWITCH = "switch"  # the guard that a switch, or a way back, holds for as long as it works
 
 
@@ -53,7 +54,7 @@ def switch(
     changed nothing. After a failed restart the update is open
     nevertheless: the watcher decides. `asked`: the daemon asked for it, and not whoever has root.
     """
-    with guarded(places, SWITCH, wait=False):
+    with guarded(places, SWITCH, wait_s=0.0 if asked else PATIENCE_S):
         update = read_json(places.update)
         if update is not None and (update["update_id"], update["release"], bool(update.get("asked"))) != (
             rollout,
@@ -107,7 +108,7 @@ def keep(places: Places, reason: str | None = None) -> dict[str, Any]:
 def is_abandoned(places: Places) -> bool:
     """Whether the open update's switch was cut off: it is armed, and nobody works on it. The watcher then goes back."""
     try:
-        with guarded(places, SWITCH, wait=False):
+        with guarded(places, SWITCH, wait_s=0.0):
             update = read_json(places.update)
             return update is not None and update["state"] == "armed"
     except Refused:
