@@ -7,6 +7,7 @@ import platform
 import re
 import subprocess
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from pathlib import Path
 
 import yaml
@@ -137,19 +138,32 @@ class Operator:
 
     def know(self, *, node: Mapping[str, object] | None = None, **more: dict[str, object]) -> None:
         """Write the inventory anew, as the testbed has it: sections of all nodes' configurations, and `more` of single hosts."""
-        more = {name.replace("_", "-"): dict(said) for name, said in more.items()}
+        more = {name.replace("_", "-"): deepcopy(said) for name, said in more.items()}
         hosts = yaml.safe_load((self.bed.folder / "inventory.yml").read_text())["hosts"]
         for name, said in hosts.items():
             newer = self.bed.hosts[name].release != image.own_release()
             own = {**NODE, **(NO_BWRAP if newer else {}), **(node or {})}
-            said |= {"vars": {"node": own, **more.get(name, {}).pop("vars", {})}, **more.get(name, {})}
+            own_vars = more.get(name, {}).pop("vars", {})
+            own |= own_vars.pop("node", {})
+            said |= {"vars": {"node": own, **own_vars}, **more.get(name, {})}
         self.inventory.write_text(yaml.safe_dump({"hosts": hosts}, sort_keys=False))
 
     def install(self, *args: object, host: str = "", code: int | None = 0) -> Done:
-        """`ostler fleet install` of what these hosts have in force; of the first release, where they are bare."""
-        there = {self.in_force(name) for name in (host.split(",") if host else self.bed.hosts)} - {""}
-        release = there.pop() if len(there) == 1 else self.first.release
-        return self.fleet("install", "--release", release, "--allowlist", self.folder / "allow", *args, host=host, code=code)
+        """`ostler fleet install` of what these hosts have in force; of the first release, where they are bare. What is returned was said
+        of the last of these releases."""
+        there: dict[str, list[str]] = {}
+        for name in host.split(",") if host else self.bed.hosts:
+            there.setdefault(self.in_force(name) or self.first.release, []).append(name)
+        for release, names in there.items():
+            words = ("--release", release, "--allowlist", self.folder / "allow", *args)
+            done = self.fleet("install", *words, host=host if len(there) == 1 else ",".join(names), code=code)
+        return done
+
+    def settle(self) -> None:
+        """The inventory as the testbed has it, on all hosts, each with its release."""
+        self.know()
+        self.install("--yes")
+        self.good_again(*self.bed.hosts)
 
     def ask(self, name: str, verb: str, *args: str, more: bytes = b"") -> dict[str, object]:
         """The host program's answer, past the network and sshd."""

@@ -90,4 +90,4 @@ def test_nine_kinds_of_drift_are_named_and_mended(installed):
     finally:
         installed.ask(three.name, "break-lock", "--why", "over", "--owner", "test")
         two.exec("rm", "-f", "/usr/bin/xmrig", "/usr/local/bin/xmrig")
-        installed.know()
+        installed.settle()

@@ -7,7 +7,7 @@ import pytest
 
 from e2e.fleet import until
 from fleet.engine import ROOT
-from fleet.rig import NODE, NODE_UNIT
+from fleet.rig import NODE_UNIT
 
 pytestmark = [pytest.mark.xdist_group("testbed"), pytest.mark.timeout(300, func_only=True)]
 TREE = "find /etc /opt /var/lib /usr -xdev \\( -type f -exec sha256sum {} + \\) -o -printf '%y %m %U %G %p %l\\n' | sort"
@@ -57,13 +57,13 @@ def test_python_tasks_run_in_warm_workers_under_the_units(installed, host):
         stdin="import os\n\n\ndef run():\n    print(os.getpid())\n",
     )
     runners = {"python": {"enable": True, "task_paths": ["/srv/tasks"]}}
-    installed.know(mini_1={"vars": {"node": {**NODE, "runners": runners}}})
+    installed.know(mini_1={"vars": {"node": {"runners": runners}}})
     try:
         installed.install("--yes", host="mini-1")
         installed.good_again("mini-1")
 
         def call():
-            return installed.ran({"task": "which", "requirements": {"node": "mini-1"}})
+            return installed.ran({"runner": "python", "task": "which", "requirements": {"node": "mini-1"}})
 
         workers = [call(), call()]
         assert workers[0].strip().isdigit()

@@ -150,8 +150,7 @@ def test_a_release_that_only_seems_good_goes_back_and_says_why(installed, change
 def test_what_the_coordinator_refuses_goes_back_though_the_host_let_it_stay(installed):
     """Its canary job is denied there, after the host's own window is over."""
     before = installed.in_force("mini-1")
-    installed.bed.hosts["mini-1"].exec("mv", "/etc/ostler/allowlist.d/ostler-canary.yaml", "/root/")
-    installed.bed.hosts["mini-1"].exec("systemctl", "reload", "ostler-node")
+    installed.bed.hosts["mini-1"].exec("chmod", "go+w", "/usr/bin/true")  # nobody executes what others may change
     try:
         done = installed.update(installed.good("denied"), host="mini-1", window="1s")
         assert done.ends == {"mini-1": "unhealthy"}, done.text
@@ -159,8 +158,7 @@ def test_what_the_coordinator_refuses_goes_back_though_the_host_let_it_stay(inst
         assert installed.in_force("mini-1") == before
         assert installed.facts("mini-1")["lock"] is None
     finally:
-        installed.bed.hosts["mini-1"].exec("mv", "/root/ostler-canary.yaml", "/etc/ostler/allowlist.d/")
-        installed.bed.hosts["mini-1"].exec("systemctl", "reload", "ostler-node")
+        installed.bed.hosts["mini-1"].exec("chmod", "go-w", "/usr/bin/true")
 
 
 @pytest.mark.long

@@ -66,7 +66,7 @@ def test_a_services_program_is_linked_where_its_unit_expects_it(installed):
                 "sh", "-c", "systemctl stop xmrig; rm -f /usr/bin/xmrig /usr/local/bin/xmrig /etc/systemd/system/xmrig.service"
             )
             host.exec("systemctl", "daemon-reload")
-        installed.know()
+        installed.settle()
 
 
 def test_a_host_without_the_service_says_what_to_do_first(operator, bare):
