@@ -246,6 +246,8 @@ async def drain(world: World, fault: Fault) -> str:
     async with world.client() as client:
         for wait_s, verb, body in ((fault.lasts, "drain", {"timeout_s": fault.amount}), (0.0, "resume", {})):
             answer = await insist(client, "POST", f"/nodes/{fault.target}/{verb}", json=body)
+            while answer is None and verb == "resume":  # nobody leaves it drained because he was not heard
+                answer = await insist(client, "POST", f"/nodes/{fault.target}/{verb}", json=body)
             said.append(f"{verb} {answer and answer.status_code}")
             await asyncio.sleep(wait_s)
     return ", ".join(said)
