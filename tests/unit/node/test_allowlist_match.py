@@ -1,7 +1,7 @@
 """Verdicts: which arguments the groups of an entry allow, and what is said when they do not."""
 
 import re
-import time
+import sys
 
 import pytest
 from hypothesis import given
@@ -166,12 +166,11 @@ def test_the_explanation():
 
 def test_ambiguous_rules_deny_instead_of_hanging():
     allowlist = tool("[" + ", ".join(['[".+", ".+"]', '[".+"]'] * 12) + "]", "order: any")
-    began = time.process_time()
+    assert _calls(lambda: check(allowlist, "tool", ["a"] * 40)) < 5_000_000
     verdict = check(allowlist, "tool", ["a"] * 40)  # 36 fit
     assert not verdict.allowed
     assert "too ambiguous" in verdict.failure.message
     assert check(allowlist, "tool", ["a"] * 30).allowed
-    assert time.process_time() - began < 10
 
 
 @given(args=st.lists(st.text(max_size=12), max_size=6), command=st.sampled_from(["ffmpeg", "", "\0", "\ud800", "x"]))
@@ -224,11 +223,16 @@ def test_a_decision_is_cheap():
     allowlist = listed(FFMPEG)
     args = ["-y", "-i", "input1.mp4", "-c:v", "libx264", "output.mp4"]
     check(allowlist, "ffmpeg", args)
-    best = min(_timed(lambda: [check(allowlist, "ffmpeg", args) for _ in range(200)]) for _ in range(5)) / 200
-    assert best < 250e-6  # about 25 µs where this was written; the target is 50
+    assert _calls(lambda: check(allowlist, "ffmpeg", args)) < 300
+    assert _calls(lambda: check(allowlist, "ffmpeg", args * 4)) < 3000  # a refusal and its reasons
 
 
-def _timed(work) -> float:
-    began = time.process_time()
-    work()
-    return time.process_time() - began
+def _calls(work) -> int:
+    """Of functions, Python's and C's: how much is done, however fast the machine is."""
+    seen = []
+    sys.setprofile(lambda _, event, __: seen.append(event) if event in {"call", "c_call"} else None)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return len(seen)

@@ -189,16 +189,8 @@ async def _wait(services: Services, pull: Pull, request: m.PullRequest, until: f
     )  # fmt: skip
     pull.withdraw = partial(store.withdraw, standing)
     timers = [loop.call_at(until, pull.withdraw)]
-
-    def rest(left_s: float) -> None:
-        timers[1:] = [loop.call_later(left_s, rested)]
-
-    def rested() -> None:
-        if (left_s := pull.rested()) > 0:
-            rest(left_s)
-
     if pull.rests_until:
-        rest(max(0.0, pull.rests_until + SLACK_S - time.monotonic()))
+        timers.append(loop.call_later(max(0.0, pull.rests_until + SLACK_S - time.monotonic()), _rested, pull, timers))
     woken = loop.create_task(_withdraw_when_woken(pull))
     try:
         return await standing.future or []  # itself, with nothing between: whoever waits for work is the first to go on
@@ -208,6 +200,12 @@ async def _wait(services: Services, pull: Pull, request: m.PullRequest, until: f
             timer.cancel()
         pull.withdraw()
         pull.withdraw = None
+
+
+def _rested(pull: Pull, timers: list[asyncio.TimerHandle]) -> None:
+    """Its rest is over; or not yet, and the last of the timers is for another look."""
+    if (left_s := pull.rested()) > 0:
+        timers[-1] = asyncio.get_running_loop().call_later(left_s, _rested, pull, timers)
 
 
 async def _withdraw_when_woken(pull: Pull) -> None:
