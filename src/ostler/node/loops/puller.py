@@ -56,6 +56,7 @@ class Puller(Loop):
         self._calls: set[asyncio.Task[None]] = set()
         self._answered = asyncio.Event()
         self._sent = 0
+        self._quick = False  # the last answer was an empty one, at once
 
     def reconsider(self) -> None:
         """Replace the open poll where its credit is no longer right."""
@@ -139,8 +140,10 @@ class Puller(Loop):
         pulled = await session.link.pull(request)
         self._renew(held, sent_at, session.terms.lease_s)
         self._take(pulled, sent_at, number == self._sent)
-        if not pulled.signed and self.clock.monotonic() - sent_at < QUICK_S:
-            await asyncio.sleep(QUICK_S)  # an empty answer at once: replaced, told something, or a coordinator in trouble
+        quick, again = not pulled.signed and self.clock.monotonic() - sent_at < QUICK_S, self._quick
+        self._quick = quick
+        if quick and (again or not pulled.directives):  # a directive now and then is no reason to keep work waiting
+            await asyncio.sleep(QUICK_S)  # an empty answer at once: replaced, told the same again, or a coordinator in trouble
 
     async def _ask_plainly(self) -> float:
         """A coordinator that hands out one job at once or none: it is asked when a slot is free."""
