@@ -12,8 +12,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from ostler.model.errors import CoordinatorUnreachable, InvalidSpec
 from ostler.protocol import connection, routes
-from ostler.protocol.client import AsyncClient
-from ostler.protocol.connection import DirectCalls, ProtocolViolation, direct_to
+from ostler.protocol.client import AsyncClient, Client
+from ostler.protocol.connection import BlockingCalls, DirectCalls, ProtocolViolation, direct_to
 from ostler.protocol.trust import Trust
 
 GOOD = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-One: a\r\n\r\nok"
@@ -72,9 +72,16 @@ async def server():
         yield made
 
 
-@pytest.fixture
-async def calls(server):
-    made = DirectCalls(direct_to(server.url), context=None, keep_s=30)
+class Threaded(BlockingCalls):
+    """For these tests, which run the server in the event loop."""
+
+    async def call(self, *args, **kwargs):
+        return await asyncio.to_thread(super().call, *args, **kwargs)
+
+
+@pytest.fixture(params=[DirectCalls, Threaded])
+async def calls(request, server):
+    made = request.param(direct_to(server.url), context=None, keep_s=30)
     yield made
     made.close()
 
@@ -184,6 +191,7 @@ async def test_silence_ends_in_time_and_the_late_answer_reaches_nobody(calls, se
     assert server.connections == 2
 
 
+@pytest.mark.parametrize("calls", [DirectCalls], indirect=True)  # nobody cancels a thread
 async def test_a_cancelled_call_takes_its_connection_with_it(calls, server):
     server.answers = [b""]
     waiting = asyncio.create_task(call(calls, server))
@@ -249,17 +257,18 @@ async def test_close_ends_what_is_under_way(calls, server, begun):
     server.answers = [begun]
     waiting = asyncio.create_task(call(calls, server))
     await server.asked.wait()
-    while begun and not any(one._open_ended for one in calls._busy):  # noqa: ASYNC110 - nothing tells how far the parser is
+    while begun and not any(one._reading._open_ended for one in calls._busy):  # noqa: ASYNC110 - nothing tells how far the parser is
         await asyncio.sleep(0)
     calls.close()
     with pytest.raises(ConnectionError):
         await waiting
 
 
-async def test_nobody_listens():
+@pytest.mark.parametrize("kind", [DirectCalls, Threaded])
+async def test_nobody_listens(kind):
     async with Server() as server:
         pass
-    calls = DirectCalls(direct_to(server.url), context=None, keep_s=30)
+    calls = kind(direct_to(server.url), context=None, keep_s=30)
     with pytest.raises(ConnectionRefusedError):
         await call(calls, server)
 
@@ -317,6 +326,12 @@ async def test_tls_is_verified(certificate):
         async with AsyncClient(server.url) as careful:
             with pytest.raises(CoordinatorUnreachable, match="certificate"):
                 await careful.call(routes.HEALTHZ, shape=None)
+        server.answers = [answer] * 2
+        with Client(server.url, trust=Trust(ca_file=certificate / "cert.pem")) as trusting:
+            for _ in range(2):
+                assert await asyncio.to_thread(trusting.call, routes.HEALTHZ, shape=None) == b'{"status":"ok"}'
+        with Client(server.url) as careful, pytest.raises(CoordinatorUnreachable, match="certificate"):
+            await asyncio.to_thread(careful.call, routes.HEALTHZ)
         async with AsyncClient(f"https://localhost:{server.port}", trust=Trust(ca_file=certificate / "cert.pem")) as misled:
             with pytest.raises(CoordinatorUnreachable, match="localhost"):
                 await misled.call(routes.HEALTHZ, shape=None)

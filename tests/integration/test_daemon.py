@@ -23,6 +23,7 @@ from ostler.model.errors import KeeperUnreachable
 from ostler.model.failures import Failure, FailureCode
 from ostler.model.manifest import InputFile
 from ostler.node import credit, leases
+from ostler.node.loops import puller
 from ostler.node.workspace import Workspace
 from ostler.protocol import messages as m
 from ostler.protocol.ports import Ending
@@ -660,6 +661,17 @@ async def test_a_forgotten_attempt_is_killed_and_not_reported(rig, coordinator):
     await until(lambda: not rig.held(), "it is let go")
     assert rig.runner.killed == [("j1/1", "forgotten")]
     assert coordinator.deliveries == []
+
+
+async def test_a_directive_keeps_no_work_waiting(rig, coordinator, monkeypatch):
+    """An empty answer at once is answered with a pause, lest node and coordinator spin; but not one that brings news."""
+    await until(lambda: coordinator.open_pulls, "a poll is open")
+    monkeypatch.setattr(puller, "QUICK_S", 60.0)
+    before = len(coordinator.calls)
+    coordinator.tell("forget", "j9", 1)
+    await until(lambda: len(coordinator.calls) > before, "it asks again")
+    coordinator.offer("j1")
+    await until(lambda: rig.over("j1"), "the outcome")
 
 
 async def test_an_attempt_that_the_node_does_not_have_is_reported_lost(rig, coordinator):

@@ -79,7 +79,7 @@ class Session(Client):
         headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
         prepared = self._prepare(routes.UPLOAD_BLOB, None, {"headers": headers}, {})
         try:
-            status, _, answer = self._exchange(prepared, self._timeout(None), content())
+            status, _, answer = self._exchange(prepared, None, content())
         except OSError as exc:
             raise InvalidSpec(f"{file} cannot be read: {exc.strerror or exc}") from exc
         except Exception as exc:

@@ -25,7 +25,7 @@ from msgspec.structs import replace
 from ostler.model.errors import CoordinatorUnreachable, InvalidSpec, NoCapacity, Unavailable
 from ostler.protocol import codec, routes
 from ostler.protocol import messages as m
-from ostler.protocol.connection import IDLE_KEPT, Answer, DirectCalls, direct_to
+from ostler.protocol.connection import IDLE_KEPT, Answer, BlockingCalls, DirectCalls, direct_to
 from ostler.protocol.events import Place, ServerEvent
 from ostler.protocol.exchange import ROUTE_SHAPE, Prepared, failure, prepare, root_of, understand
 from ostler.protocol.forms import FilePart, Form, file_blocks
@@ -93,6 +93,10 @@ class _Shell:
     def _verify(self) -> ssl.SSLContext | bool:
         """For httpx. Without TLS there is nothing to verify, and loading the authorities takes a while."""
         return self.trust.context if self.root.startswith("https:") else False
+
+    def _context(self) -> Callable[[], ssl.SSLContext] | None:
+        """For calls that need no more than a connection."""
+        return self.trust.refresh if self.root.startswith("https:") else None
 
     def _unreachable(self, prepared: Prepared, exc: httpx.HTTPError | OSError) -> CoordinatorUnreachable:
         server = urlsplit(prepared.url)
@@ -171,10 +175,7 @@ class AsyncClient(_Shell):
     ) -> None:
         super().__init__(base_url, token=token, trust=trust or Trust(), timeout_s=timeout_s, patience_s=patience_s, busy_s=busy_s)
         address = direct_to(self.root)
-        self._direct: DirectCalls | None = None
-        if address is not None:
-            context = self.trust.refresh if address.scheme == "https" else None
-            self._direct = DirectCalls(address, context=context, keep_s=KEEP_ALIVE_S, kept=kept)
+        self._direct = None if address is None else DirectCalls(address, context=self._context(), keep_s=KEEP_ALIVE_S, kept=kept)
 
     @cached_property
     def _http(self) -> httpx.AsyncClient:
@@ -372,7 +373,13 @@ class Client(_Shell):
         busy_s: float = 0.0,
     ) -> None:
         super().__init__(base_url, token=token, trust=trust or Trust(), timeout_s=timeout_s, patience_s=patience_s, busy_s=busy_s)
-        self._http = httpx.Client(verify=self._verify(), limits=_limits())
+        address = direct_to(self.root)
+        self._direct = None if address is None else BlockingCalls(address, context=self._context(), keep_s=KEEP_ALIVE_S)
+
+    @cached_property
+    def _http(self) -> httpx.Client:
+        """For what is streamed, and for addresses that need more than a connection."""
+        return httpx.Client(verify=self._verify(), limits=_limits())
 
     def __enter__(self) -> Self:
         return self
@@ -382,15 +389,32 @@ class Client(_Shell):
 
     def close(self) -> None:
         """Closes its connections."""
-        self._http.close()
+        if self._direct is not None:
+            self._direct.close()
+        if "_http" in self.__dict__:
+            self._http.close()
 
-    def _exchange(self, prepared: Prepared, limit: httpx.Timeout, content: Iterator[bytes] | None = None) -> Answer:
+    def _exchange(self, prepared: Prepared, timeout_s: float | None, content: Iterator[bytes] | None = None) -> Answer:
+        limit_s = self.timeout_s if timeout_s is None else timeout_s
+        if self._direct is None or content is not None:
+            status, headers, answer = self._exchange_at_large(prepared, _timeout(limit_s, prepared.wait_s), content)
+        else:
+            times = {"connect_s": min(limit_s, CONNECT_S), "answer_s": limit_s + prepared.wait_s}
+            try:
+                status, headers, answer = self._direct.call(
+                    prepared.method, prepared.url, prepared.headers, prepared.content or b"", **times
+                )
+            except OSError as exc:
+                raise self._unreachable(prepared, exc) from exc
+        if not 200 <= status < 300:
+            raise failure(status, answer, headers)
+        return status, headers, answer
+
+    def _exchange_at_large(self, prepared: Prepared, limit: httpx.Timeout, content: Iterator[bytes] | None) -> Answer:
         try:
             response = self._http.send(_request(prepared, limit, content))
         except httpx.HTTPError as exc:
             raise self._unreachable(prepared, exc) from exc
-        if not response.is_success:
-            raise failure(response.status_code, response.content, response.headers)
         return response.status_code, response.headers, response.content
 
     def call(
@@ -413,7 +437,7 @@ class Client(_Shell):
         began, backoff = time.monotonic(), Backoff(min_s=0.2, max_s=5.0)
         while True:
             try:
-                status, _, content = self._exchange(prepared, self._timeout(timeout_s, prepared.wait_s))
+                status, _, content = self._exchange(prepared, timeout_s)
                 return understand(route, status, content, shape=shape)
             except Unavailable as exc:
                 again = route.method == "GET" or route.keyed
@@ -435,7 +459,7 @@ class Client(_Shell):
         """A file as the whole body of a call, in constant memory; the answer as the route's message."""
         size = file.stat().st_size
         prepared = self._prepare(route, None, {"token": token, "query": query, "headers": _body_headers(size)}, path)
-        status, _, content = self._exchange(prepared, self._timeout(timeout_s), file_blocks(file, size))
+        status, _, content = self._exchange(prepared, timeout_s, file_blocks(file, size))
         return understand(route, status, content)
 
     @contextmanager

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import os
 import secrets
-from collections.abc import AsyncIterator, Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from pathlib import Path
@@ -73,15 +73,15 @@ class AsyncClient:
             command, inputs=inputs, artifacts=artifacts, task=task, params=params, requirements=requirements, timeout_s=timeout_s,
             retries=retries, labels=labels, job_id=job_id, **fields,
         )  # fmt: skip
-        manifest = await self._uploaded(found)
+        manifest = await self.uploaded(found)
         await self.core.submit([manifest])
         return AsyncJob(self.core, manifest["job_id"])
 
     async def submit_many(self, manifests: Iterable[Manifest | Fields]) -> list["AsyncJob"]:
         """Submit many jobs with few calls. What one call carries (1,000) is accepted as a whole or not at all."""
         found = [manifest_of(one) for one in manifests]
-        for start in range(0, len(found), MAX_BATCH):
-            await self.core.submit(found[start : start + MAX_BATCH])
+        for some in batches(found):
+            await self.core.submit(some)
         return [AsyncJob(self.core, one["job_id"]) for one in found]
 
     async def job(self, job_id: str) -> "AsyncJob":
@@ -102,7 +102,8 @@ class AsyncClient:
                 break
         return found
 
-    async def _uploaded(self, found: Draft) -> dict[str, Any]:
+    async def uploaded(self, found: Draft) -> dict[str, Any]:
+        """The manifest of a draft, once its inputs are there."""
         files = [{"name": name, **await self._upload(source)} for name, source in found.uploads.items()]
         return with_files(found.manifest, files)
 
@@ -121,25 +122,38 @@ class AsyncClient:
         return {"sha256": blob.sha256, "size": blob.size}
 
 
+def batches(manifests: Sequence[dict[str, Any]]) -> Iterator[Sequence[dict[str, Any]]]:
+    """As many as one call carries, and the next."""
+    return (manifests[start : start + MAX_BATCH] for start in range(0, len(manifests), MAX_BATCH))
+
+
 class AsyncJob:
     """One job as a future: `await job`, `await job.result(timeout=60)`, `job.done()`.
 
     `job` is what is known of it: as it was submitted or last looked up, and how it ended once it did.
     """
 
-    def __init__(self, core: Core, job_id: str, view: m.JobView | None = None) -> None:
+    def __init__(
+        self, core: Core, job_id: str, view: m.JobView | None = None, *, loop: asyncio.AbstractEventLoop | None = None
+    ) -> None:
+        """Made outside of its `loop`, it is followed once `follow` is called there."""
         self.job_id = job_id
         self._core = core
         self._view = view
-        self._ended: asyncio.Future[m.JobView] = asyncio.get_running_loop().create_future()
+        self._ended: asyncio.Future[m.JobView] = (loop or asyncio.get_running_loop()).create_future()
         self._callbacks: list[Callable[[AsyncJob], object]] = []
-        if view is not None and view.state in TERMINAL:
-            self._ended.set_result(view)
-        else:
-            core.watch(job_id, self._told)
+        if loop is None:
+            self.follow()
 
     def __repr__(self) -> str:
         return f"<AsyncJob {self.job_id} {self._view.state.value if self._view is not None else 'submitted'}>"
+
+    def follow(self) -> None:
+        """Wait for its end, or see that it is over."""
+        if self._view is not None and self._view.state in TERMINAL:
+            self._told(m.Ended(job=self._view))
+        else:
+            self._core.watch(self.job_id, self._told)
 
     def __await__(self) -> Generator[Any, None, m.JobView]:
         return self.result().__await__()

@@ -1,9 +1,8 @@
 """`ostler.Client`: the same for programs that wait, with futures that `concurrent.futures.wait` and `as_completed` take."""
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -12,10 +11,11 @@ from ostler.model.errors import OstlerError
 from ostler.model.job import JobState
 from ostler.model.manifest import Manifest, Requirements, RetryPolicy
 from ostler.protocol import messages as m
-from ostler.sdk.aio import AsyncClient, AsyncJob, good
+from ostler.protocol import routes
+from ostler.sdk.aio import AsyncClient, AsyncJob, batches, good
 from ostler.sdk.core import PATIENCE_S, Core
 from ostler.sdk.failed import JobFailed
-from ostler.sdk.manifests import Fields, InputSource
+from ostler.sdk.manifests import Fields, InputSource, draft, manifest_of
 from ostler.sdk.portal import Portal
 
 
@@ -64,31 +64,44 @@ class Client:
         `inputs` maps names in the job's folder to local files (Path or str) or bytes, which are uploaded. All other arguments are the
         manifest's fields. Raises InvalidSpec with every mistake.
         """
-        submitting = partial(
-            self._client.submit, command, task=task, params=params, inputs=inputs, artifacts=artifacts, requirements=requirements,
-            timeout_s=timeout_s, retries=retries, labels=labels, job_id=job_id, **fields,
+        self._portal.check()
+        found = draft(
+            command, inputs=inputs, artifacts=artifacts, task=task, params=params, requirements=requirements, timeout_s=timeout_s,
+            retries=retries, labels=labels, job_id=job_id, **fields,
         )  # fmt: skip
-        return self._portal.run(self._future(submitting))
+        manifest = self._portal.run(self._client.uploaded(found)) if found.uploads else found.manifest
+        self._client.core.submit_here([manifest])
+        return self._futures([manifest])[0]
 
     def submit_many(self, manifests: Iterable[Manifest | Fields]) -> list["JobFuture"]:
         """Submit many jobs with few calls. What one call carries (1,000) is accepted as a whole or not at all."""
-        return self._portal.run(self._futures(manifests))
+        self._portal.check()
+        found = [manifest_of(one) for one in manifests]
+        for some in batches(found):
+            self._client.core.submit_here(some)
+        return self._futures(found)
 
     def job(self, job_id: str) -> "JobFuture":
         """A job that was submitted before, by whomever. Raises NotFound."""
-        return self._portal.run(self._future(partial(self._client.job, job_id)))
+        view: m.JobView = self._portal.run(self._client.core.call(routes.SHOW_JOB, job_id=job_id))
+        return self._followed([AsyncJob(self._client.core, job_id, view, loop=self._portal.loop)])[0]
 
     def jobs(self, *, limit: int = 100, **filters: Any) -> list[m.JobView]:
         """The newest jobs; filters are those of `GET /jobs`: state, label (`key=value`), queue, node, group."""
         return self._portal.run(self._client.jobs(limit=limit, **filters))
 
-    # Futures are made in the loop: it would have to be woken once more for each of them.
+    def _futures(self, manifests: Iterable[Fields]) -> list["JobFuture"]:
+        core, loop = self._client.core, self._portal.loop
+        return self._followed([AsyncJob(core, one["job_id"], loop=loop) for one in manifests])
 
-    async def _future(self, call: Callable[[], Awaitable[AsyncJob]]) -> "JobFuture":
-        return JobFuture(self._portal, await call())
+    def _followed(self, jobs: Sequence[AsyncJob]) -> list["JobFuture"]:
+        def follow() -> None:
+            for one in jobs:
+                one.follow()
 
-    async def _futures(self, manifests: Iterable[Manifest | Fields]) -> list["JobFuture"]:
-        return [JobFuture(self._portal, one) for one in await self._client.submit_many(manifests)]
+        futures = [JobFuture(self._portal, one) for one in jobs]
+        self._client.core.soon(follow, self._portal.loop)
+        return futures
 
     def door(self) -> tuple[Portal, Core]:
         """For an executor on this client; no business of others."""

@@ -6,6 +6,7 @@ import itertools
 import logging
 import secrets
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +17,14 @@ from ostler.model.errors import CoordinatorUnreachable, NotFound, OstlerError, U
 from ostler.protocol import messages as m
 from ostler.protocol import routes
 from ostler.protocol.client import AsyncClient as Wire
+from ostler.protocol.client import Client as Line
 from ostler.protocol.routes import Route
 from ostler.protocol.trust import Trust
 from ostler.runtime.backoff import Backoff
 
 PATIENCE_S = 3600.0  # as long as nodes ride out a coordinator that is away
-SHORT_WAIT_S, LONG_WAIT_S = 0.2, 20.0
+SHORT_WAIT_S, LONG_WAIT_S = 0.02, 20.0  # a job that is submitted meanwhile is waited for no earlier than after a short one
+BREATH_S = 0.2
 MAX_AWAITED = 10_000
 _LOG = logging.getLogger("ostler.sdk")
 
@@ -39,12 +42,13 @@ def endpoint_of(url: str | None, token: str | None, ca_file: Path | None) -> End
 
 
 class Core:
-    """Calls with patience, and the waiting for jobs. Everything happens in one event loop."""
+    """Calls with patience, and the waiting for jobs. Everything happens in one event loop, but for what `here` is in the name of."""
 
     def __init__(self, endpoint: Endpoint, *, patience_s: float = PATIENCE_S) -> None:
         self.endpoint = endpoint
         trust = Trust(ca_file=endpoint.ca_file, client_cert=endpoint.client_cert, client_key=endpoint.client_key)
         self.wire = Wire(endpoint.url, token=endpoint.token, trust=trust)
+        self._line = Line(endpoint.url, token=endpoint.token, trust=trust)
         self._patience_s = patience_s
         self._met = False
         self._away = False
@@ -54,6 +58,7 @@ class Core:
         """End the waiting and close the connections."""
         await self._waiter.close()
         await self.wire.close()
+        self._line.close()
 
     async def call(self, route: Route, message: Any = None, **more: Any) -> Any:
         """One call that may be made twice without harm.
@@ -71,6 +76,19 @@ class Core:
                 self._note_presence()
                 return answer
             await asyncio.sleep(pause)
+
+    def call_here(self, route: Route, message: Any = None, **more: Any) -> Any:
+        """`call` in a thread of the caller's own, which waits for it."""
+        began, backoff = time.monotonic(), Backoff(min_s=0.1, max_s=5.0)
+        while True:
+            try:
+                answer = self._line.call(route, message, **more)
+            except Unavailable as exc:
+                pause = self._pause(exc, began, backoff)
+            else:
+                self._note_presence()
+                return answer
+            time.sleep(pause)
 
     def _pause(self, exc: Unavailable, began: float, backoff: Backoff) -> float:
         """How long to wait before the next try; raises what was met where patience is at its end, or never began."""
@@ -94,11 +112,19 @@ class Core:
 
     async def submit(self, manifests: Sequence[Mapping[str, Any]]) -> None:
         """Submit all or none; one whose answer was lost is the same one when it is made again, by its key."""
-        await self.call(routes.SUBMIT, list(manifests), headers={"Idempotency-Key": secrets.token_hex(16)})
+        await self.call(routes.SUBMIT, list(manifests), headers=_key())
+
+    def submit_here(self, manifests: Sequence[Mapping[str, Any]]) -> None:
+        """`submit` in a thread of the caller's own, which waits for it."""
+        self.call_here(routes.SUBMIT, list(manifests), headers=_key())
 
     def watch(self, job_id: str, told: Told, contents: Collection[str] = ()) -> None:
         """Have `told` called once, when the job is over or cannot be waited for any more."""
         self._waiter.add(job_id, told, contents)
+
+    def soon(self, follow: Callable[[], None], loop: asyncio.AbstractEventLoop) -> None:
+        """Have `follow` called in the loop, where it watches a job; from any thread."""
+        self._waiter.soon(follow, loop)
 
     def unwatch(self, job_id: str) -> None:
         """Nobody waits for it any more."""
@@ -116,6 +142,11 @@ class Core:
             await asyncio.sleep(pause)
 
 
+def _key() -> dict[str, str]:
+    """The tries of one submission bear the same."""
+    return {"Idempotency-Key": secrets.token_hex(16)}
+
+
 class Waiter:
     """Waits for any number of jobs with one call at a time."""
 
@@ -125,6 +156,20 @@ class Waiter:
         self._news = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._wait_s = SHORT_WAIT_S
+        self._coming: deque[Callable[[], None]] = deque()
+        self._soon_back = False  # a short call is under way, and what comes meanwhile is looked at behind it
+
+    def soon(self, follow: Callable[[], None], loop: asyncio.AbstractEventLoop) -> None:
+        """Call `follow` in the loop. Who submits one job after the other need not wake it for each."""
+        self._coming.append(follow)  # in front of the look at the flag: `_take_in` looks the other way around
+        if not self._soon_back:
+            loop.call_soon_threadsafe(self._take_in)
+
+    def _take_in(self) -> None:
+        self._soon_back = False
+        with contextlib.suppress(IndexError):
+            while True:
+                self._coming.popleft()()
 
     def add(self, job_id: str, told: Told, contents: Collection[str]) -> None:
         """One more."""
@@ -163,7 +208,7 @@ class Waiter:
             if answer is None:
                 continue
             if not answer.items and not answer.missing and time.monotonic() - asked_at < SHORT_WAIT_S / 2:
-                await asyncio.sleep(SHORT_WAIT_S)  # a coordinator that is about to end holds no answer back
+                await asyncio.sleep(BREATH_S)  # a coordinator that is about to end holds no answer back
             for ended in answer.items:
                 for told, _ in self._take([ended.job.job_id]):
                     told(ended)
@@ -176,16 +221,18 @@ class Waiter:
 
     async def _ask(self) -> m.AwaitResponse | None:
         """One call; None where it was given up because there are more jobs now to wait for."""
+        self._take_in()
         self._news.clear()
         ids = tuple(itertools.islice(self._open, MAX_AWAITED))
         if len(self._open) > len(ids):  # the others have their turn soon, and these come last then
-            self._wait_s = SHORT_WAIT_S
+            self._wait_s = BREATH_S
             for job_id in ids:
                 self._open[job_id] = self._open.pop(job_id)
         contents = {one for _, wanted in self._open.values() for one in wanted}
         wait_s = self._wait_s
         self._wait_s = min(wait_s * 2, LONG_WAIT_S)
         message = m.AwaitRequest(job_ids=ids, wait_s=wait_s, contents=tuple(sorted(contents)))
+        self._soon_back = wait_s <= SHORT_WAIT_S
         asking = asyncio.ensure_future(self._core.call(routes.AWAIT_JOBS, message, timeout_s=10.0))
         news = asyncio.ensure_future(self._news.wait())
         try:
@@ -196,6 +243,7 @@ class Waiter:
             return answer
         finally:
             news.cancel()
+            self._take_in()
             if not asking.done():
                 asking.cancel()
                 with contextlib.suppress(asyncio.CancelledError, OstlerError):

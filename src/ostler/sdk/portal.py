@@ -33,15 +33,22 @@ class Portal:
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Do it in the loop and wait for it; Ctrl-C here ends it there."""
-        if self.closed or threading.current_thread() is self._threads[0]:
+        try:
+            self.check()
+        except Rejected:
             work.close()
-            raise Rejected("this client is closed", hint="make another one")
+            raise
         future = asyncio.run_coroutine_threadsafe(work, self.loop)
         try:
             return future.result()
         except BaseException:
             future.cancel()
             raise
+
+    def check(self) -> None:
+        """Raises Rejected where nothing is to be had any more."""
+        if self.closed or threading.current_thread() is self._threads[0]:
+            raise Rejected("this client is closed", hint="make another one")
 
     def soon(self, call: Callable[..., object], *args: Any) -> None:
         """Have it called in the loop."""
