@@ -653,6 +653,23 @@ def test_an_idle_client_is_cheap_and_closes(two):
         client.jobs()
 
 
+def test_behind_a_fork_a_client_is_refused_and_the_connection_stays_the_parents(two):
+    with ostler.Client(two.url, token=two.token) as client:
+        assert client.submit(["true"]).result(60)
+        child = os.fork()
+        if child == 0:
+            said = ""
+            try:
+                client.close()
+                client.submit(["true"])
+            except ostler.Rejected as exc:
+                said = exc.hint or ""
+            finally:
+                os._exit("behind the fork" not in said)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert client.submit(["true"]).result(60)
+
+
 def test_the_package_stays_cheap_to_import():
     """Daemons, keepers and workers import it, too."""
     code = (

@@ -40,7 +40,7 @@ class Client:
 
     def close(self) -> None:
         """Close the connections. Jobs go on; their futures here do not end any more."""
-        if not self._portal.closed:
+        if not self._portal.closed and not self._portal.forked:
             self._portal.run(self._client.close())
             self._portal.close()
 

@@ -52,10 +52,12 @@ class Core:
         self._patience_s = patience_s
         self._met = False
         self._away = False
+        self._closed = False
         self._waiter = Waiter(self)
 
     async def close(self) -> None:
         """End the waiting and close the connections."""
+        self._closed = True
         await self._waiter.close()
         await self.wire.close()
         self._line.close()
@@ -85,6 +87,8 @@ class Core:
                 answer = self._line.call(route, message, **more)
             except Unavailable as exc:
                 pause = self._pause(exc, began, backoff)
+                if self._closed:
+                    raise
             else:
                 self._note_presence()
                 return answer

@@ -5,6 +5,7 @@ again, which waits for the loop.
 """
 
 import asyncio
+import os
 import queue
 import threading
 from collections.abc import Callable, Coroutine
@@ -24,6 +25,7 @@ class Portal:
         self.loop = uvloop.new_event_loop()
         self._ends: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self.closed = False
+        self._pid = os.getpid()
         self._threads = [
             threading.Thread(target=self._turn, name="ostler-calls", daemon=True),
             threading.Thread(target=self._end, name="ostler-futures", daemon=True),
@@ -45,8 +47,15 @@ class Portal:
             future.cancel()
             raise
 
+    @property
+    def forked(self) -> bool:
+        """Whether this is another process than the one that has its threads and connections."""
+        return self._pid != os.getpid()
+
     def check(self) -> None:
         """Raises Rejected where nothing is to be had any more."""
+        if self.forked:
+            raise Rejected("this client belongs to the process that was forked", hint="make another one behind the fork")
         if self.closed or threading.current_thread() is self._threads[0]:
             raise Rejected("this client is closed", hint="make another one")
 
