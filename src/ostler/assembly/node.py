@@ -4,28 +4,11 @@ The configuration arrives checked over an inherited descriptor. SIGTERM and SIGI
 keeper, SIGHUP reads FILE anew. Exit codes: 0 stopped, 2 wrong usage, 3 cannot start as configured.
 """
 
-# ruff: noqa: E402 - what the first statements keep out must be kept out before anything imports httpx
-import importlib
+# ruff: noqa: E402 - what the first statement keeps out must be kept out before anything imports httpx
 import sys
-import types
-from typing import Any
 
 # httpx's own command line would bring 5.6 MB of rich and click; sniffio is looked for on the disk at each call, and never there.
 sys.modules.update(dict.fromkeys(("httpx._main", "sniffio")))  # type: ignore[arg-type]
-
-
-class _Later(types.ModuleType):
-    """A package that is loaded when something of it is first used: a node that streams nothing never does, and starts sooner."""
-
-    def __getattr__(self, name: str) -> Any:
-        if sys.modules.get(self.__name__) is self:
-            del sys.modules[self.__name__]
-        loaded = importlib.import_module(self.__name__)
-        self.__dict__.update(loaded.__dict__)
-        return getattr(loaded, name)
-
-
-sys.modules["httpx"] = _Later("httpx")
 
 import argparse
 import asyncio
@@ -37,8 +20,8 @@ import signal
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import httpx
 import uvloop
 
 from ostler import __version__
@@ -83,8 +66,14 @@ from ostler.protocol.ports import RunnerPort
 from ostler.runtime.backoff import Backoff
 from ostler.runtime.clock import Clock, SystemClock
 from ostler.runtime.cores import forbid_core_dumps
+from ostler.runtime.later import later
 from ostler.runtime.logs import open_log
 from ostler.runtime.service_manager import ServiceManager
+
+if TYPE_CHECKING:
+    import httpx
+else:
+    httpx = later("httpx")
 
 RELOAD_S = 30.0
 SESSION_S = 30.0

@@ -8,11 +8,16 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-
-import httpx
+from typing import TYPE_CHECKING
 
 from ostler.node.input_sink import Sink, refuse
 from ostler.runtime.backoff import Backoff
+from ostler.runtime.later import later
+
+if TYPE_CHECKING:
+    import httpx
+else:
+    httpx = later("httpx")
 
 MAX_RETRY_AFTER_S = 30.0
 _RANGE = re.compile(r"bytes ([0-9]+)-[0-9]+/([0-9]+|\*)")

@@ -8,9 +8,8 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
-
-import httpx
 
 from ostler.model.errors import Rejected, Unavailable
 from ostler.model.failures import Failure, FailureCode
@@ -20,6 +19,12 @@ from ostler.node.input_download import Download, DownloadLimits, shown
 from ostler.node.input_sink import MB, Budget, InputRefused, Sink, in_thread, refuse
 from ostler.node.workspace import Workspace, disk_failure
 from ostler.runtime.backoff import Backoff
+from ostler.runtime.later import later
+
+if TYPE_CHECKING:
+    import httpx
+else:
+    httpx = later("httpx")
 
 # An async generator function: the bytes of an uploaded file by its sha256. Raises Rejected when there is none, and
 # Unavailable (or an OSError or an httpx error) when the same call may succeed later.

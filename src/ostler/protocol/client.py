@@ -16,10 +16,9 @@ from contextlib import asynccontextmanager, contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
-import httpx
 from msgspec.structs import replace
 
 from ostler.model.errors import CoordinatorUnreachable, InvalidSpec, NoCapacity, Unavailable
@@ -32,6 +31,12 @@ from ostler.protocol.forms import FilePart, Form, file_blocks
 from ostler.protocol.routes import Route
 from ostler.protocol.trust import Trust
 from ostler.runtime.backoff import Backoff
+from ostler.runtime.later import later
+
+if TYPE_CHECKING:
+    import httpx
+else:
+    httpx = later("httpx")  # for what is streamed alone
 
 TIMEOUT_S = 30.0
 CONNECT_S = 10.0

@@ -1,6 +1,7 @@
 """Whom a client believes on an https:// address, what it shows of itself, and what went wrong when the two ends did not agree."""
 
 import ssl
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -148,11 +149,10 @@ def _chain(exc: BaseException | None) -> Iterator[BaseException]:
 
 
 def _broke_off(exc: BaseException) -> bool:
-    import httpx
-
-    return isinstance(
-        exc, ConnectionResetError | BrokenPipeError | httpx.RemoteProtocolError | httpx.ReadError | httpx.WriteError
-    )
+    if isinstance(exc, ConnectionResetError | BrokenPipeError):
+        return True
+    httpx = sys.modules.get("httpx")  # where nobody has loaded it, this is none of its errors
+    return httpx is not None and isinstance(exc, httpx.RemoteProtocolError | httpx.ReadError | httpx.WriteError)
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
