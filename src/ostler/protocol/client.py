@@ -378,8 +378,10 @@ class Client(_Shell):
         busy_s: float = 0.0,
     ) -> None:
         super().__init__(base_url, token=token, trust=trust or Trust(), timeout_s=timeout_s, patience_s=patience_s, busy_s=busy_s)
-        address = direct_to(self.root)
-        self._direct = None if address is None else BlockingCalls(address, context=self._context(), keep_s=KEEP_ALIVE_S)
+        address, context = direct_to(self.root), self._context()
+        self._direct = None if address is None else BlockingCalls(address, context=context, keep_s=KEEP_ALIVE_S)
+        if context is not None and self.trust.ca_file is not None:
+            context()  # what cannot be trusted is told at once
 
     @cached_property
     def _http(self) -> httpx.Client:
