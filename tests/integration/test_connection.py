@@ -211,7 +211,7 @@ async def test_bytes_that_nobody_asked_for_close_the_connection(calls, server):
     assert server.connections == 2
 
 
-@pytest.mark.parametrize("more", [GOOD.replace(b"ok", b"no"), b"HTTP/1.1 200 OK\r\nX-One"])
+@pytest.mark.parametrize("more", [GOOD.replace(b"ok", b"no"), b"HTTP/1.1 200 OK\r\nX-One", b"what is no answer"])
 async def test_nor_is_a_connection_used_again_that_gave_more_than_the_answer(calls, server, more):
     server.answers = [GOOD + more, b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nright"]
     assert (await call(calls, server))[2] == b"ok"
@@ -250,6 +250,74 @@ async def test_what_would_be_another_request_is_not_sent(calls, server, path, he
     with pytest.raises(InvalidSpec):
         await call(calls, server, path=path, headers=headers)
     assert server.requests == []
+
+
+@pytest.mark.parametrize("closes", [False, True])
+async def test_a_refusal_is_heard_before_all_is_sent(calls, server, closes):
+    """A coordinator answers before it has read a body that is too large, and closes."""
+
+    async def refuse(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 413 Too Large\r\nConnection: close\r\nContent-Length: 3\r\n\r\nno!")
+        await writer.drain()
+        if closes:
+            writer.write_eof()
+        await over.wait()
+        writer.close()
+
+    over = asyncio.Event()
+    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as other:
+        port = other.sockets[0].getsockname()[1]
+        made = type(calls)(direct_to(f"http://127.0.0.1:{port}"), context=None, keep_s=30)
+        url = f"http://127.0.0.1:{port}/x"
+        status, _, body = await made.call("POST", url, {}, b"x" * 30_000_000, connect_s=5.0, answer_s=20.0)
+        over.set()
+        made.close()
+    assert (status, body) == (413, b"no!")
+    assert not made._idle
+
+
+async def test_a_large_body_arrives_whole(calls, server):
+    content = bytes(range(256)) * 20_000
+    assert (await call(calls, server, content=content))[2] == b"ok"
+    assert server.requests[0].endswith(b"\r\n\r\n" + content)
+
+
+async def test_connections_that_nobody_used_for_long_are_closed(server):
+    calls = Threaded(direct_to(server.url), context=None, keep_s=30)
+    await asyncio.gather(*(call(calls, server) for _ in range(4)))
+    kept = [one for _, one in calls._idle]
+    calls._idle.extend([(since - 60, one) for since, one in calls._idle])
+    for _ in kept:
+        calls._idle.popleft()
+    await call(calls, server)
+    assert len(calls._idle) == 1
+    assert all(one._socket.fileno() < 0 for one in kept)
+    calls.close()
+
+
+def test_ctrl_c_while_the_parser_tells_of_an_answer_is_ctrl_c(monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(connection._Reading, "on_header", interrupted)
+    reading = connection._Reading()
+    reading.begin()
+    with pytest.raises(KeyboardInterrupt):
+        reading.feed(GOOD)
+
+
+async def test_a_name_that_no_host_has():
+    for kind in (DirectCalls, Threaded):
+        calls = kind(direct_to("http://a..b:1"), context=None, keep_s=30)
+        with pytest.raises(ConnectionError, match=r"a\.\.b"):
+            await calls.call("GET", "http://a..b:1/x", {}, b"", connect_s=5.0, answer_s=5.0)
+
+
+async def test_the_scheme_may_be_written_in_any_letters(server):
+    server.answers = [b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 15\r\n\r\n{"status":"ok"}']
+    with Client(server.url.replace("http", "HTTP")) as client:
+        assert await asyncio.to_thread(client.call, routes.HEALTHZ, shape=None) == b'{"status":"ok"}'
 
 
 @pytest.mark.parametrize("begun", [b"", b"HTTP/1.1 200 OK\r\n\r\nhalf"])

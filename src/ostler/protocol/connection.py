@@ -25,6 +25,7 @@ MAX_HEAD_BYTES = 256 * 2**10
 MAX_ANSWER_BYTES = 256 * 2**20
 _NO_CONTENT_LENGTH = frozenset({"GET", "DELETE"})
 _READ_BYTES = 64 * 2**10
+_SENT_AT_ONCE = 64 * 2**10
 _NO_ANSWER = "the connection was closed before an answer came"
 _SILENCE = "nothing came back in {:g} s"
 _NOT_TAKEN = "{} did not take the connection in {:g} s"
@@ -86,6 +87,11 @@ class _Reading:
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as exc:
+            if isinstance(exc.__context__, KeyboardInterrupt):  # which came while the parser told us something
+                raise exc.__context__ from None
+            if self.answer is not None:  # what follows it belongs to no call
+                self.reusable = False
+                return
             raise ProtocolViolation(f"the answer is not HTTP: {exc}") from None
         if self._in_head:
             self._head += len(data)
@@ -212,6 +218,8 @@ class _Line:
         self._cut = False
         self._poll = select.poll()
         self._poll.register(line.fileno(), select.POLLIN)
+        self._both = select.poll()
+        self._both.register(line.fileno(), select.POLLIN | select.POLLOUT)
 
     @property
     def reusable(self) -> bool:
@@ -224,21 +232,48 @@ class _Line:
         return self._socket.fileno() < 0 or bool(self._poll.poll(0))
 
     def ask(self, request: bytes, within_s: float) -> Answer:
-        """Send, and wait for the answer. Raises OSError, TimeoutError among them."""
-        until = time.monotonic() + within_s
+        """Send, and wait for the answer; `within_s` is what the other end may take before it takes or gives the next bytes. Raises
+        OSError, TimeoutError among them."""
         reading = self._reading
         reading.begin()
-        self._socket.settimeout(within_s)
-        self._socket.sendall(request)
+        if len(request) <= _SENT_AT_ONCE:
+            self._socket.settimeout(within_s)
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # a refusal may be there to be read
+                self._socket.sendall(request)
+        elif not self._send(memoryview(request), within_s):
+            reading.reusable = False
         while reading.answer is None:
-            self._socket.settimeout(max(until - time.monotonic(), 1e-6))
-            if data := self._socket.recv(_READ_BYTES):
-                reading.feed(data)
-            elif self._cut:
-                raise ConnectionResetError(_NO_ANSWER)
-            else:
-                reading.end()
+            self._read()
         return reading.answer
+
+    def _send(self, rest: memoryview, within_s: float) -> bool:
+        """What is refused is not sent to its end: as soon as there is an answer, or nobody takes more. Whether all was sent."""
+        self._socket.settimeout(0)
+        try:
+            while rest:
+                events = self._both.poll(within_s * 1e3)
+                if not events:
+                    raise TimeoutError
+                with contextlib.suppress(BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                    if events[0][1] & ~select.POLLOUT:
+                        self._read()
+                        if self._reading.answer is not None:
+                            return False
+                with contextlib.suppress(BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                    rest = rest[self._socket.send(rest[:_SENT_AT_ONCE]) :]
+        except (BrokenPipeError, ConnectionResetError):
+            return False
+        finally:
+            self._socket.settimeout(within_s)
+        return True
+
+    def _read(self) -> None:
+        if data := self._socket.recv(_READ_BYTES):
+            self._reading.feed(data)
+        elif self._cut:
+            raise ConnectionResetError(_NO_ANSWER)
+        else:
+            self._reading.end()
 
     def close(self) -> None:
         """Close it; nobody waits."""
@@ -248,7 +283,7 @@ class _Line:
         """End the call of the thread that waits, which closes it then: its number may be another file's a moment later."""
         self._cut = True
         with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
+            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)  # TLS's own would take the encryption from under the reader
 
 
 class _Calls(Generic[C]):
@@ -267,13 +302,16 @@ class _Calls(Generic[C]):
         self._kept = kept
         self._idle: deque[tuple[float, C]] = deque()  # its ends are safe to use from any thread
         self._busy: set[C] = set()
+        self._closed = False
 
     def close(self) -> None:
         """Close all connections; calls under way fail."""
+        self._closed = True
         for connection in list(self._busy):
             connection.cut()
-        while self._idle:
-            self._idle.pop()[1].close()
+        with contextlib.suppress(IndexError):
+            while True:
+                self._idle.pop()[1].close()
 
     def _request(self, method: str, url: str, headers: Mapping[str, str], content: bytes) -> bytes:
         if not url.startswith(self._root):
@@ -302,17 +340,25 @@ class _Calls(Generic[C]):
         return None
 
     def _leave(self, connection: C) -> None:
-        if connection.reusable and len(self._idle) < self._kept:
-            self._idle.append((time.monotonic(), connection))
+        now = time.monotonic()
+        if connection.reusable and len(self._idle) < self._kept and not self._closed:
+            self._idle.append((now, connection))
         else:
             connection.close()
+        with contextlib.suppress(IndexError):
+            while now - self._idle[0][0] >= self._keep_s:
+                self._idle.popleft()[1].close()
 
     def _addresses(self, found: Sequence[Any], within_s: float) -> Iterator[tuple[str, int, float]]:
         """Each of the host's, and its share of the time."""
         if not found:
             raise ConnectionError(f"{self._host} has no address")
         for *_, address in found:
-            yield str(address[0]), int(address[1]), within_s / len(found)
+            scope = address[3] if len(address) > 3 else 0  # of a link-local one
+            yield f"{address[0]}%{scope}" if scope else str(address[0]), int(address[1]), within_s / len(found)
+
+    def _no_name(self, exc: UnicodeError) -> ConnectionError:
+        return ConnectionError(f"{self._host!r} cannot be the name of a host: {exc}")
 
 
 class DirectCalls(_Calls[_Connection]):
@@ -342,8 +388,11 @@ class DirectCalls(_Calls[_Connection]):
         loop = asyncio.get_running_loop()
         context = None if self._context is None else self._context()
         name = None if context is None else self._host
-        async with asyncio.timeout(within_s):
-            found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+        try:
+            async with asyncio.timeout(within_s):
+                found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+        except UnicodeError as exc:
+            raise self._no_name(exc) from None
         failure: OSError | None = None
         for host, port, share_s in self._addresses(found, within_s):
             try:
@@ -381,14 +430,19 @@ class BlockingCalls(_Calls[_Line]):
     def _connect(self, within_s: float) -> _Line:
         """To the first of the host's addresses that answers."""
         context = None if self._context is None else self._context()
-        found = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+        try:
+            found = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+        except UnicodeError as exc:
+            raise self._no_name(exc) from None
         failure: OSError | None = None
         for host, port, share_s in self._addresses(found, within_s):
             line: socket.socket | None = None
             try:
                 line = socket.create_connection((host, port), share_s)
                 line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                return _Line(line if context is None else context.wrap_socket(line, server_hostname=self._host))
+                if context is not None:
+                    line = context.wrap_socket(line, server_hostname=self._host, suppress_ragged_eofs=False)
+                return _Line(line)
             except TimeoutError:
                 failure = TimeoutError(_NOT_TAKEN.format(host, share_s))
             except OSError as exc:

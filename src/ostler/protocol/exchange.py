@@ -40,7 +40,8 @@ class Prepared:
 
 def root_of(base_url: str) -> str:
     """The address in front of the routes: with or without the /api/v1 that the source's configuration writes."""
-    return base_url.rstrip("/").removesuffix(BASE)
+    scheme, colon, rest = base_url.partition(":")
+    return f"{scheme.lower()}{colon}{rest}".rstrip("/").removesuffix(BASE)
 
 
 def prepare(

@@ -84,7 +84,10 @@ class Client:
     def job(self, job_id: str) -> "JobFuture":
         """A job that was submitted before, by whomever. Raises NotFound."""
         view: m.JobView = self._portal.run(self._client.core.call(routes.SHOW_JOB, job_id=job_id))
-        return self._followed([AsyncJob(self._client.core, job_id, view, loop=self._portal.loop)])[0]
+        job = AsyncJob(self._client.core, job_id, view, loop=self._portal.loop)
+        future = JobFuture(self._portal, job)
+        self._portal.soon(job.follow)
+        return future
 
     def jobs(self, *, limit: int = 100, **filters: Any) -> list[m.JobView]:
         """The newest jobs; filters are those of `GET /jobs`: state, label (`key=value`), queue, node, group."""
@@ -92,15 +95,15 @@ class Client:
 
     def _futures(self, manifests: Iterable[Fields]) -> list["JobFuture"]:
         core, loop = self._client.core, self._portal.loop
-        return self._followed([AsyncJob(core, one["job_id"], loop=loop) for one in manifests])
+        jobs = [AsyncJob(core, one["job_id"], loop=loop) for one in manifests]
 
-    def _followed(self, jobs: Sequence[AsyncJob]) -> list["JobFuture"]:
         def follow() -> None:
             for one in jobs:
                 one.follow()
 
         futures = [JobFuture(self._portal, one) for one in jobs]
-        self._client.core.soon(follow, self._portal.loop)
+        with suppress(RuntimeError):  # the client was closed meanwhile, and its futures do not end any more
+            core.soon(follow, loop)
         return futures
 
     def door(self) -> tuple[Portal, Core]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ostler.assembly.endpoint import Endpoint, check_endpoint, find_endpoint
-from ostler.model.errors import CoordinatorUnreachable, NotFound, OstlerError, Unavailable
+from ostler.model.errors import CoordinatorUnreachable, NotFound, OstlerError, Rejected, Unavailable
 from ostler.protocol import messages as m
 from ostler.protocol import routes
 from ostler.protocol.client import AsyncClient as Wire
@@ -23,8 +23,9 @@ from ostler.protocol.trust import Trust
 from ostler.runtime.backoff import Backoff
 
 PATIENCE_S = 3600.0  # as long as nodes ride out a coordinator that is away
-SHORT_WAIT_S, LONG_WAIT_S = 0.02, 20.0  # a job that is submitted meanwhile is waited for no earlier than after a short one
-BREATH_S = 0.2
+FIRST_WAIT_S, LONG_WAIT_S = 0.02, 20.0
+SHORT_WAIT_S = 0.2  # a job that is submitted in the middle of a wait that short is waited for behind it
+FEW = 100  # jobs: asking about more than that is not for each fiftieth of a second
 MAX_AWAITED = 10_000
 _LOG = logging.getLogger("ostler.sdk")
 
@@ -83,12 +84,12 @@ class Core:
         """`call` in a thread of the caller's own, which waits for it."""
         began, backoff = time.monotonic(), Backoff(min_s=0.1, max_s=5.0)
         while True:
+            if self._closed:
+                raise Rejected("this client was closed meanwhile", hint="make another one")
             try:
                 answer = self._line.call(route, message, **more)
             except Unavailable as exc:
                 pause = self._pause(exc, began, backoff)
-                if self._closed:
-                    raise
             else:
                 self._note_presence()
                 return answer
@@ -159,7 +160,8 @@ class Waiter:
         self._open: dict[str, tuple[Told, Collection[str]]] = {}
         self._news = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._wait_s = SHORT_WAIT_S
+        self._wait_s = FIRST_WAIT_S
+        self._closed = False
         self._coming: deque[Callable[[], None]] = deque()
         self._soon_back = False  # a short call is under way, and what comes meanwhile is looked at behind it
 
@@ -177,8 +179,10 @@ class Waiter:
 
     def add(self, job_id: str, told: Told, contents: Collection[str]) -> None:
         """One more."""
+        if self._closed:
+            return
         self._open[job_id] = (told, contents)
-        self._wait_s = SHORT_WAIT_S
+        self._wait_s = FIRST_WAIT_S if len(self._open) <= FEW else SHORT_WAIT_S
         self._news.set()
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._run())
@@ -189,6 +193,7 @@ class Waiter:
 
     async def close(self) -> None:
         """Nobody is told anything any more."""
+        self._closed = True
         self._open.clear()
         if self._task is not None:
             self._task.cancel()
@@ -197,7 +202,6 @@ class Waiter:
 
     async def _run(self) -> None:
         while self._open:
-            asked_at = time.monotonic()
             try:
                 answer = await self._ask()
             except OstlerError as exc:  # patience is at its end, or the credential is
@@ -211,8 +215,6 @@ class Waiter:
                 return
             if answer is None:
                 continue
-            if not answer.items and not answer.missing and time.monotonic() - asked_at < SHORT_WAIT_S / 2:
-                await asyncio.sleep(BREATH_S)  # a coordinator that is about to end holds no answer back
             for ended in answer.items:
                 for told, _ in self._take([ended.job.job_id]):
                     told(ended)
@@ -229,14 +231,15 @@ class Waiter:
         self._news.clear()
         ids = tuple(itertools.islice(self._open, MAX_AWAITED))
         if len(self._open) > len(ids):  # the others have their turn soon, and these come last then
-            self._wait_s = BREATH_S
+            self._wait_s = SHORT_WAIT_S
             for job_id in ids:
                 self._open[job_id] = self._open.pop(job_id)
         contents = {one for _, wanted in self._open.values() for one in wanted}
         wait_s = self._wait_s
         self._wait_s = min(wait_s * 2, LONG_WAIT_S)
         message = m.AwaitRequest(job_ids=ids, wait_s=wait_s, contents=tuple(sorted(contents)))
-        self._soon_back = wait_s <= SHORT_WAIT_S
+        self._soon_back, asked_at, loop = wait_s <= SHORT_WAIT_S, time.monotonic(), asyncio.get_running_loop()
+        late = loop.call_later(wait_s + FIRST_WAIT_S, self._take_in)  # a call that is made again may take longer
         asking = asyncio.ensure_future(self._core.call(routes.AWAIT_JOBS, message, timeout_s=10.0))
         news = asyncio.ensure_future(self._news.wait())
         try:
@@ -244,9 +247,12 @@ class Waiter:
             if not asking.done() and wait_s > SHORT_WAIT_S:
                 return None
             answer: m.AwaitResponse = await asking
+            if not answer.items and not answer.missing and time.monotonic() - asked_at < 0.9 * wait_s:
+                await asyncio.sleep(SHORT_WAIT_S)  # a coordinator that is about to end holds no answer back
             return answer
         finally:
             news.cancel()
+            late.cancel()
             self._take_in()
             if not asking.done():
                 asking.cancel()

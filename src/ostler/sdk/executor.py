@@ -183,7 +183,7 @@ class Executor(FuturesExecutor):
             threading.Thread(target=self.shutdown, name="ostler-shutdown", daemon=True).start()
 
     def _end(self) -> None:
-        if self._portal.closed:
+        if self._portal.closed or self._portal.forked:
             return
         self._portal.run(self._errands_done())
         if self._own:
@@ -195,7 +195,7 @@ class Executor(FuturesExecutor):
 
     def flush(self, timeout: float = LAST_S) -> None:
         """Returns when what was submitted so far is with the coordinator, or the time is over."""
-        if not self._portal.closed:
+        if not self._portal.closed and not self._portal.forked:
             with suppress(TimeoutError, CancelledError, OstlerError):
                 self._portal.run(asyncio.wait_for(self._errands_done(), timeout))
 
@@ -208,6 +208,8 @@ class Executor(FuturesExecutor):
         calls.check_size(manifest, size)
         future: CallFuture[Any] = CallFuture(manifest["job_id"], self._forsake)
         entry = _Entry(future, manifest, size)
+        if self._portal.forked:
+            self._portal.check()
         with self._room:
             # A callback that submits must not wait for room that only the thread which it stands in can make.
             while not self._closed and len(self._open) >= self._max_pending and not self._portal.ends_here():
