@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import itertools
+import os
 import re
 import shutil
 import signal
@@ -56,7 +57,11 @@ def start() -> tuple[subprocess.Popen[str], str, str]:
     """`ostler up` on a directory of its own: the process, its URL and the token."""
     DATA.mkdir(parents=True, exist_ok=True)
     process = subprocess.Popen(
-        [OSTLER, "up", "--data", DATA, "--listen", "127.0.0.1:0"], stdout=subprocess.PIPE, text=True, start_new_session=True
+        [OSTLER, "up", "--data", DATA, "--listen", "127.0.0.1:0"],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "OSTLER_PROFILE": str(DATA / "user.yaml")},  # the user's own names nothing that is gone in a minute
     )
     assert process.stdout is not None
     for line in process.stdout:

@@ -28,6 +28,13 @@ def test_a_reload_changes_limits_and_allowlist_and_a_mistake_changes_nothing(own
     assert fleet.wait(job := fleet.sh("ulimit -n"))["state"] == "done"
     assert fleet.log(job).strip() == "321"
     assert fleet.wait(fleet.submit({"command": "uname"}))["state"] == "done"
+    assert not events(fleet, "config_waits_for_a_restart"), "all of it is in force"
+    config["logging"] = {**config.get("logging", {}), "level": "debug"}
+    config["tags"] = ["fast"]
+    file.write_text(yaml.safe_dump(config))
+    node.send_signal(signal.SIGHUP)
+    [waits] = until(lambda: events(fleet, "config_waits_for_a_restart"), what="what a reload does not do")
+    assert waits["attrs"]["settings"] == ["tags"]
     config["resources"]["open_files"] = "many"
     file.write_text(yaml.safe_dump(config))
     node.send_signal(signal.SIGHUP)

@@ -651,6 +651,12 @@ def test_an_idle_client_is_cheap_and_closes(two):
     client.close()
     with pytest.raises(ostler.Rejected, match="closed"):
         client.jobs()
+    with ostler.Client(two.url, token=two.token) as client:
+        long = client.submit(["sleep", "60"])
+    with pytest.raises(ostler.Rejected, match="closed while the job was waited for"):
+        long.result(10)
+    with ostler.Client(two.url, token=two.token) as client:
+        assert client.job(long.job_id).cancel()
 
 
 def test_behind_a_fork_a_client_is_refused_and_the_connection_stays_the_parents(two):

@@ -18,9 +18,9 @@ import logging
 import os
 import signal
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import uvloop
 
@@ -76,6 +76,8 @@ else:
     httpx = later("httpx")
 
 RELOAD_S = 30.0
+# Besides what the daemon itself takes: what a reload puts in force, and what `ostler up` gives a daemon beside its file.
+_NOT_WAITING = ("network.", "logging.", "runners.cli.allowlist_", "coordinator.", "node_id", "state_dir")
 SESSION_S = 30.0
 PULSE_S = 5.0
 YOUNG = 10_000  # objects between two collections: next to none of a job's are in a cycle, and 700 are a few jobs'
@@ -238,8 +240,20 @@ def reload(
         logger.setLevel(fresh.logging.level.upper())
         processes.reload(fresh)
         daemon.reload(fresh)
+        if waiting := [one for one in _apart(daemon.config, fresh) if not one.startswith(_NOT_WAITING)]:
+            logger.warning("config_waits_for_a_restart", extra={"attrs": {"settings": waiting}})
 
     return again
+
+
+def _apart(old: Any, new: Any, place: str = "") -> list[str]:
+    """The names of the settings that differ."""
+    if is_dataclass(old) and type(old) is type(new):
+        names = [one.name for one in fields(old)]
+        return [
+            found for name in names for found in _apart(getattr(old, name), getattr(new, name), f"{place}.{name}".lstrip("."))
+        ]
+    return [] if old == new else [place]
 
 
 async def run(config: NodeConfig, file: Path | None, manager: ServiceManager, *, start_keeper: bool = True) -> None:

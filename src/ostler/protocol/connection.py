@@ -87,8 +87,8 @@ class _Reading:
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as exc:
-            if isinstance(exc.__context__, KeyboardInterrupt):  # which came while the parser told us something
-                raise exc.__context__ from None
+            if isinstance(exc, httptools.HttpParserCallbackError) and exc.__context__ is not None:
+                raise exc.__context__ from None  # what a signal's handler raised while the parser told us something
             if self.answer is not None:  # what follows it belongs to no call
                 self.reusable = False
                 return

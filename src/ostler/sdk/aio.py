@@ -46,7 +46,7 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connections. Jobs go on; their futures here do not end any more."""
+        """Close the connections. Jobs go on; futures of those that are not over raise Rejected."""
         await self.core.close()
 
     async def submit(

@@ -39,7 +39,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the connections. Jobs go on; their futures here do not end any more."""
+        """Close the connections. Jobs go on; futures of those that are not over raise Rejected."""
         if not self._portal.closed and not self._portal.forked:
             self._portal.run(self._client.close())
             self._portal.close()

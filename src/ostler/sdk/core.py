@@ -75,6 +75,9 @@ class Core:
                 answer = await self.wire.call(route, message, **more)
             except Unavailable as exc:
                 pause = self._pause(exc, began, backoff)
+            except OstlerError:
+                self._met = True  # a refusal is an answer
+                raise
             else:
                 self._note_presence()
                 return answer
@@ -89,7 +92,12 @@ class Core:
             try:
                 answer = self._line.call(route, message, **more)
             except Unavailable as exc:
+                if self._closed:
+                    continue
                 pause = self._pause(exc, began, backoff)
+            except OstlerError:
+                self._met = True  # a refusal is an answer
+                raise
             else:
                 self._note_presence()
                 return answer
@@ -192,13 +200,15 @@ class Waiter:
         self._open.pop(job_id, None)
 
     async def close(self) -> None:
-        """Nobody is told anything any more."""
+        """All that are waited for are told so."""
         self._closed = True
-        self._open.clear()
+        for told, _ in self._take(list(self._open)):
+            told(Rejected("the client was closed while the job was waited for; the job goes on", hint="ask with another client"))
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
+        await asyncio.sleep(0)  # so that what was told is told on
 
     async def _run(self) -> None:
         while self._open:

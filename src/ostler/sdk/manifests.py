@@ -1,5 +1,6 @@
 """Manifests out of keyword arguments, as plain JSON. Pure, but for what it says of files."""
 
+import math
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -55,8 +56,25 @@ def with_files(manifest: dict[str, Any], files: Sequence[Fields]) -> dict[str, A
 
 
 def plain(given: Fields) -> dict[str, Any]:
-    """Values of the model (`Requirements`, `Policy`, `RetryPolicy`) as the JSON that stands for them."""
-    return {name: _plain(value) for name, value in given.items()}
+    """Values of the model (`Requirements`, `Policy`, `RetryPolicy`) as the JSON that stands for them. Raises InvalidSpec for a number that
+    JSON does not have."""
+    found = {name: _plain(value) for name, value in given.items()}
+    _check_numbers(found, "")
+    return found
+
+
+def _check_numbers(value: Any, place: str) -> None:
+    """Written as JSON, NaN and the infinities would be `null`."""
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            hint = f"{value} is no number of JSON: send it as text, or leave it out"
+            raise InvalidSpec("the manifest cannot be written", [Problem(place, hint)])
+    elif isinstance(value, dict):
+        for name, one in value.items():
+            _check_numbers(one, f"{place}.{name}" if place else str(name))
+    elif isinstance(value, list | tuple):
+        for number, one in enumerate(value):
+            _check_numbers(one, f"{place}[{number}]")
 
 
 def _plain(value: Any) -> Any:
@@ -68,7 +86,7 @@ def _plain(value: Any) -> Any:
 
 def manifest_of(value: Manifest | Fields) -> dict[str, Any]:
     """A manifest of `submit_many`, with an id of ours where it has none."""
-    found = plain(value) if isinstance(value, Mapping) else codec.to_plain(_said(value))
+    found = plain(value if isinstance(value, Mapping) else _said(value))
     if found.get("array") is not None:
         raise InvalidSpec("a future stands for one job", [Problem("array", "is not for `submit_many`; list the jobs")])
     if "task" in found:

@@ -5,6 +5,7 @@ again, which waits for the loop.
 """
 
 import asyncio
+import encodings.idna  # noqa: F401 - a look-up loads it, and a child forked in that moment would wait for it for ever
 import os
 import queue
 import threading
