@@ -26,6 +26,7 @@ MAX_ANSWER_BYTES = 256 * 2**20
 _NO_CONTENT_LENGTH = frozenset({"GET", "DELETE"})
 _READ_BYTES = 64 * 2**10
 _SENT_AT_ONCE = 64 * 2**10
+_HUNG_UP = (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError)
 _NO_ANSWER = "the connection was closed before an answer came"
 _SILENCE = "nothing came back in {:g} s"
 _NOT_TAKEN = "{} did not take the connection in {:g} s"
@@ -238,7 +239,7 @@ class _Line:
         reading.begin()
         if len(request) <= _SENT_AT_ONCE:
             self._socket.settimeout(within_s)
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # a refusal may be there to be read
+            with contextlib.suppress(*_HUNG_UP):  # a refusal may be there to be read
                 self._socket.sendall(request)
         elif not self._send(memoryview(request), within_s):
             reading.reusable = False
@@ -261,16 +262,21 @@ class _Line:
                             return False
                 with contextlib.suppress(BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
                     rest = rest[self._socket.send(rest[:_SENT_AT_ONCE]) :]
-        except (BrokenPipeError, ConnectionResetError):
+        except _HUNG_UP:
             return False
         finally:
             self._socket.settimeout(within_s)
         return True
 
     def _read(self) -> None:
-        if data := self._socket.recv(_READ_BYTES):
+        data, ragged = b"", False
+        try:
+            data = self._socket.recv(_READ_BYTES)
+        except ssl.SSLEOFError:  # without a word of goodbye: no end of an answer, whoever cut it
+            ragged = True
+        if data:
             self._reading.feed(data)
-        elif self._cut:
+        elif self._cut or ragged:
             raise ConnectionResetError(_NO_ANSWER)
         else:
             self._reading.end()
