@@ -73,11 +73,8 @@ class Core:
         while True:
             try:
                 answer = await self.wire.call(route, message, **more)
-            except Unavailable as exc:
+            except OstlerError as exc:
                 pause = self._pause(exc, began, backoff)
-            except OstlerError:
-                self._met = True  # a refusal is an answer
-                raise
             else:
                 self._note_presence()
                 return answer
@@ -87,25 +84,26 @@ class Core:
         """`call` in a thread of the caller's own, which waits for it."""
         began, backoff = time.monotonic(), Backoff(min_s=0.1, max_s=5.0)
         while True:
-            if self._closed:
-                raise Rejected("this client was closed meanwhile", hint="make another one")
+            self._check()
             try:
                 answer = self._line.call(route, message, **more)
-            except Unavailable as exc:
-                if self._closed:
-                    continue
+            except OstlerError as exc:
                 pause = self._pause(exc, began, backoff)
-            except OstlerError:
-                self._met = True  # a refusal is an answer
-                raise
             else:
                 self._note_presence()
                 return answer
             time.sleep(pause)
 
-    def _pause(self, exc: Unavailable, began: float, backoff: Backoff) -> float:
-        """How long to wait before the next try; raises what was met where patience is at its end, or never began."""
-        self._met |= not isinstance(exc, CoordinatorUnreachable)  # who asks for patience has answered
+    def _check(self) -> None:
+        if self._closed:
+            raise Rejected("this client was closed meanwhile", hint="make another one")
+
+    def _pause(self, exc: OstlerError, began: float, backoff: Backoff) -> float:
+        """How long to wait before the next try; raises what was met where patience is at its end, or never began, or is not asked for."""
+        self._met |= not isinstance(exc, CoordinatorUnreachable)  # a refusal is an answer, too
+        if not isinstance(exc, Unavailable):
+            raise exc
+        self._check()
         pause = backoff.next_s() if exc.retry_after is None else max(exc.retry_after, backoff.min_s)
         if not self._met or time.monotonic() + pause - began > self._patience_s:
             raise exc
