@@ -58,7 +58,8 @@ class Contestant:
     bulk: Callable[[int], None]  # N external no-ops by the system's call for many
     singles: Callable[[int], None]  # N external no-ops, one call each
     tasks: Callable[[int], None]  # N Python no-ops inside the worker
-    external: Callable[[], tuple[float, float]]  # one external job: when it started and when its result was here (time.time())
+    program: Callable[[], tuple[float, float]]  # one run of `stamp`: when it began and when that was known here (time.time())
+    function: Callable[[], tuple[float, float]]  # one call of a function in the worker that answers the clock, likewise
     cold: Callable[[], float]  # seconds from executing the worker to the start of a job that waited for it
 
     def spawn(self, argv: list[str | Path], **more: Any) -> subprocess.Popen[bytes]:
@@ -194,12 +195,12 @@ def throughput(one: Contestant, submit: Callable[[int], None], count: int) -> di
     return {"count": count, "jobs_per_s": count / (end - begin), "submit_per_s": count / (submitted - begin), "cpu_ms": used}
 
 
-def latency(one: Contestant, count: int) -> dict[str, Any]:
+def latency(ask: Callable[[], tuple[float, float]], count: int) -> dict[str, Any]:
     """Milliseconds on an idle system, one job at a time."""
     started, result = [], []
     for number in range(-5, count):
         before = time.time()
-        began, seen = one.external()
+        began, seen = ask()
         if number >= 0:
             started.append((began - before) * 1e3)
             result.append((seen - before) * 1e3)
@@ -237,9 +238,9 @@ def measure(one: Contestant, figures: dict[str, float], tell: Callable[[str], No
         if name in loads:
             found[name] = throughput(one, getattr(one, name), max(int(amount * one.share), 1))
             tell(f"{name} {found[name]['jobs_per_s']:.0f}/s")
-        elif name == "external":
-            found[name] = latency(one, int(amount))
-            tell(f"started {found[name]['started_p50_ms']:.1f} ms")
+        elif name in {"program", "function"}:
+            found[name] = latency(getattr(one, name), int(amount))
+            tell(f"{name} started {found[name]['started_p50_ms']:.1f} ms")
         elif name == "footprint":
             found[name] = footprint(one, amount)
         elif name == "cold":

@@ -60,12 +60,12 @@ def draw(summary: Any, rates: tuple[str, ...]) -> str:
         ranked = sorted(((name, value) for name, value in values if value), key=lambda one: -one[1])
         add(TITLES[figure], [(name, [(name, value, colour(name))], f"{value:.0f}") for name, value in ranked])
     late = [
-        (name, summary.value(name, "external", "started_p50_ms"), summary.value(name, "external", "started_p99_ms"))
+        (name, summary.value(name, "program", "started_p50_ms"), summary.value(name, "program", "started_p99_ms"))
         for name in summary.names
     ]
     late = sorted((one for one in late if one[1] is not None), key=lambda one: one[1])
     add(
-        "submit → started on an idle system, p50 and p99 (ms)",
+        "submit → program started on an idle system, p50 and p99 (ms)",
         [
             (name, [("p50", p50, colour(name)), ("p99", p99 - p50, "#d8d4cc")], f"{p50:.1f} / {p99:.1f}")
             for name, p50, p99 in late

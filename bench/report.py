@@ -12,6 +12,7 @@ import plot
 
 PRODUCT = "ostler"
 RATES = ("bulk", "singles", "tasks")
+WAITS = ("program", "function")
 CORES_FOR_TWO = 4  # below that two coordinators, PostgreSQL and the nodes share the cores that one leaves idle
 Row = dict[str, Any]
 
@@ -43,10 +44,10 @@ class Summary:
         """The median of its rounds."""
         return median(self.each(name, figure, key).values())
 
-    def ratio(self, figure: str, key: str, peer: str, name: str = PRODUCT) -> float | None:
-        """Product to peer, each round by itself, then the median: drift of the machine between rounds cancels out."""
-        ours, theirs = self.each(name, figure, key), self.each(peer, figure, key)
-        return median(ours[number] / theirs[number] for number in ours if theirs.get(number))
+    def ratio(self, figure: str, key: str, peer: str, name: str = PRODUCT, *, theirs: str = "") -> float | None:
+        """Product to peer (there the figure `theirs`), each round by itself, then the median: the machine's drift cancels out."""
+        ours, others = self.each(name, figure, key), self.each(peer, theirs or figure, key)
+        return median(ours[number] / others[number] for number in ours if others.get(number))
 
     def parts(self, name: str, figure: str) -> dict[str, float]:
         """CPU milliseconds of one job by part."""
@@ -84,8 +85,8 @@ def rates(summary: Summary) -> str:
         multiple = summary.ratio(figure, "jobs_per_s", name) if name != PRODUCT else None
         return number(value) + (f" (×{multiple:.2f})" if multiple else "")
 
-    def latency(name: str, what: str) -> str:
-        p50, p99 = (summary.value(name, "external", f"{what}_{share}_ms") for share in ("p50", "p99"))
+    def latency(name: str, figure: str, what: str) -> str:
+        p50, p99 = (summary.value(name, figure, f"{what}_{share}_ms") for share in ("p50", "p99"))
         return f"{number(p50, '{:.1f}')} / {number(p99, '{:.1f}')}"
 
     head = [
@@ -93,11 +94,14 @@ def rates(summary: Summary) -> str:
         "external, bulk /s",
         "external, one by one /s",
         "Python no-ops /s",
-        "submit → started p50 / p99 ms",
+        "submit → program started p50 / p99 ms",
+        "→ result",
+        "submit → function started",
         "→ result",
     ]
+    waits = [(figure, what) for figure in WAITS for what in ("started", "result")]
     rows = [
-        [name, *(cell(name, figure) for figure in RATES), latency(name, "started"), latency(name, "result")]
+        [name, *(cell(name, figure) for figure in RATES), *(latency(name, figure, what) for figure, what in waits)]
         for name in summary.names
         if summary.word(name, "figures")
     ]
@@ -194,11 +198,24 @@ def verdicts(summary: Summary) -> list[dict[str, Any]]:
     judge("Q1", "bulk, × HyperQueue", multiple("bulk", "hyperqueue"), 1.5, 2.0)
     judge("Q1", "bulk, × Procrastinate", multiple("bulk", "procrastinate"), 2.0, 2.5)
     judge("Q1", "one by one, × Celery everysec", multiple("singles", "celery"), 1.2, 1.4)
-    judge("Q2", "started p50, × Celery everysec", summary.ratio("external", "started_p50_ms", "celery"), 1.2, None, most=True)
-    judge(
-        "Q2", "started p50, × SAQ", summary.ratio("external", "started_p50_ms", "saq"), None, 1.0, most=True, goal_word="stretch"
-    )
-    judge("Q2", "started p99, ms", summary.value(PRODUCT, "external", "started_p99_ms"), 10, None, most=True, form="{:.1f}")
+    for what, figure, other in (
+        ("a program", "program", "program"),
+        ("a function", "function", "function"),
+        ("a program, their function", "program", "function"),
+    ):
+        for peer, must, goal in (("celery", 1.2, None), ("saq", None, 1.0)):
+            value = summary.ratio(figure, "started_p50_ms", peer, theirs=other)
+            judge("Q2", f"{what} started, p50, × {peer}", value, must, goal, most=True, goal_word="stretch")
+    for figure in WAITS:
+        judge(
+            "Q2",
+            f"a {figure} started, p99, ms",
+            summary.value(PRODUCT, figure, "started_p99_ms"),
+            10,
+            None,
+            most=True,
+            form="{:.1f}",
+        )
     judge("Q3", "Python no-ops, × SAQ", multiple("tasks", "saq"), 1.5, None)
     judge("Q4", "in bubblewrap, jobs/s", summary.value("ostler in bubblewrap", "bulk", "jobs_per_s"), 200, None, form="{:.0f}")
     if parts := summary.last(PRODUCT, "footprint"):
@@ -250,7 +267,7 @@ def write(results: Path, rows: list[Row], facts: dict[str, Any], place: Path) ->
         f"{facts['minutes']:.0f} minutes."
     ]
     if any(
-        summary.each(name, figure, key) for name in summary.names for figure, key in (("bulk", "count"), ("external", "count"))
+        summary.each(name, figure, key) for name in summary.names for figure, key in (("bulk", "count"), ("program", "count"))
     ):
         lines += [rates(summary), costs(summary)]
     lines += [text for text in (footprints(summary), alone(summary), replicas(summary)) if text]

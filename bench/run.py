@@ -54,7 +54,7 @@ PEERS = (
 QUICK_PEERS = ("hyperqueue", "procrastinate", "celery", "saq")
 QUICK = ["q1", "q2", "q3", "q4", "q5"]
 # Which figures answer which target of the product.
-FIGURES = {"q1": ("bulk", "singles"), "q2": ("external",), "q3": ("tasks",), "q5": ("footprint", "cold")}
+FIGURES = {"q1": ("bulk", "singles"), "q2": ("program", "function"), "q3": ("tasks",), "q5": ("footprint", "cold")}
 ROUNDS_OF_REPLICAS = 2
 LAST_ROUND = ("footprint", "cold")
 
@@ -76,8 +76,8 @@ class Turn:
 def amounts(args: argparse.Namespace) -> dict[str, float]:
     """How much of each figure: jobs, or seconds for the footprint, or repetitions for the cold start."""
     return {
-        "bulk": args.jobs, "singles": args.jobs // 2, "tasks": args.tasks, "external": args.latency,
-        "footprint": args.idle, "cold": args.cold,
+        "bulk": args.jobs, "singles": args.jobs // 2, "tasks": args.tasks, "program": args.latency,
+        "function": args.latency, "footprint": args.idle, "cold": args.cold,
     }  # fmt: skip
 
 
@@ -99,7 +99,7 @@ def schedule(args: argparse.Namespace) -> list[Turn]:
         if number == args.rounds and "q7" in args.only:
             turns.append(Turn(number, MILLION, {"million": args.queued}))
         if "q4" in args.only:
-            turns.append(Turn(number, SANDBOXED, {"bulk": args.jobs // 4, "external": args.latency // 2}))
+            turns.append(Turn(number, SANDBOXED, {"bulk": args.jobs // 4, "program": args.latency // 2}))
     return turns
 
 

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from celery import Celery, __version__
-from driver import Contestant, tree
+from driver import Contestant, stamp_program, tree
 from services import redis, version_of
 
 app = Celery("bench", broker=os.environ.get("BENCH_BROKER"), backend=os.environ.get("BENCH_BROKER"))
@@ -22,6 +22,12 @@ def external() -> float:
     began = time.time()
     subprocess.run(["/usr/bin/true"], check=True)
     return began
+
+
+@app.task
+def stamp(program: str) -> float:
+    """The clock as the program reads it."""
+    return int(subprocess.run([program], check=True, stdout=subprocess.PIPE).stdout) / 1e9
 
 
 @app.task
@@ -41,6 +47,7 @@ class CeleryRedis(Contestant):
         return f"Celery {__version__}, {version_of(os.environ['BENCH_REDIS_SERVER'])}"
 
     def start(self) -> None:
+        self.stamp = str(stamp_program(self.place.parent))
         self.broker, url = redis(self, self.fsync)
         os.environ["BENCH_BROKER"] = url
         app.conf.update(broker_url=url, result_backend=url)
@@ -64,8 +71,11 @@ class CeleryRedis(Contestant):
         for one in self.open:
             one.get(timeout=300)
 
-    def external(self) -> tuple[float, float]:
-        return external.delay().get(timeout=30), time.time()
+    def program(self) -> tuple[float, float]:
+        return stamp.delay(self.stamp).get(timeout=30), time.time()
+
+    def function(self) -> tuple[float, float]:
+        return noop.delay().get(timeout=30), time.time()
 
     def cold(self) -> float:
         self.end(self.worker)

@@ -81,7 +81,7 @@ class HyperQueue(Contestant):
 
         until(over, "the last tasks", 300, 0.002)
 
-    def external(self) -> tuple[float, float]:
+    def program(self) -> tuple[float, float]:
         """The result is seen by a second task, which depends on the first: quicker than the bindings' own wait."""
         self.number += 1
         first, second = self.place / f"first-{self.number}", self.place / f"second-{self.number}"

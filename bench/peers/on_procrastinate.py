@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import psycopg
-from driver import Contestant, read_stamp, tree, until
+from driver import Contestant, read_stamp, stamp_program, tree, until
 from procrastinate import App, PsycopgConnector, SyncPsycopgConnector
 from services import postgres, version_of
 
@@ -17,24 +17,30 @@ app = App(connector=PsycopgConnector(conninfo=os.environ.get("BENCH_DSN", ""), m
 COMMAND = Path(sys.executable).parent / "procrastinate"
 
 
-def stamp(path: str | None) -> None:
+def note(path: str | None) -> None:
     if path:
         with Path(path).open("a") as file:
             file.write(f"{time.time_ns()}\n")
 
 
 @app.task(name="external")
-async def external(path: str | None = None) -> None:
-    """One external no-op; writes when it began."""
-    stamp(path)
+async def external() -> None:
+    """One external no-op."""
     program = await asyncio.create_subprocess_exec("/usr/bin/true")
     await program.wait()
+
+
+@app.task(name="stamp")
+async def run_stamp(program: str, path: str) -> None:
+    """The clock as the program reads and writes it."""
+    run = await asyncio.create_subprocess_exec(program, path)
+    await run.wait()
 
 
 @app.task(name="noop")
 async def noop(path: str | None = None) -> None:
     """Nothing; writes when it began."""
-    stamp(path)
+    note(path)
 
 
 class Procrastinate(Contestant):
@@ -45,7 +51,7 @@ class Procrastinate(Contestant):
         return f"Procrastinate {version('procrastinate')}, {server}"
 
     def start(self) -> None:
-        self.number = 0
+        self.number, self.stamp = 0, str(stamp_program(self.place.parent))
         self.server, dsn = postgres(self)
         os.environ["BENCH_DSN"] = dsn
         subprocess.run([COMMAND, "--app=on_procrastinate.app", "schema", "--apply"], cwd=Path(__file__).parent, check=True,
@@ -87,10 +93,17 @@ class Procrastinate(Contestant):
         if failed:
             sys.exit(f"{failed} jobs failed")
 
-    def external(self) -> tuple[float, float]:
+    def program(self) -> tuple[float, float]:
+        return self.ask("stamp", program=self.stamp)
+
+    def function(self) -> tuple[float, float]:
+        return self.ask("noop")
+
+    def ask(self, name: str, **more: str) -> tuple[float, float]:
+        """Defer one and poll for its end; its time is in the file that it writes."""
         self.number += 1
         path = self.place / f"stamp-{self.number}"
-        job = self.task("external").defer(path=str(path))
+        job = self.task(name).defer(path=str(path), **more)
         state = "select status from procrastinate_jobs where id = %s"
         until(lambda: self.rows.execute(state, (job,)).fetchone()[0] == "succeeded", "the job", every_s=0.001)
         return read_stamp(path), time.time()

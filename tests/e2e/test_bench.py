@@ -27,11 +27,12 @@ def test_a_tiny_run(tmp_path):
     shown = bench(tmp_path, "--only", "q1,q2,q3,q5")
     (turn,) = json.loads((tmp_path / "latest.json").read_text())["turns"]
     figures = turn["figures"]
-    assert set(figures) == {"bulk", "singles", "tasks", "external", "footprint", "cold"}
+    assert set(figures) == {"bulk", "singles", "tasks", "program", "function", "footprint", "cold"}
     for name in ("bulk", "singles", "tasks"):
         assert figures[name]["jobs_per_s"] > 0
         assert {"coordinator", "node", "keeper", "client"} <= set(figures[name]["cpu_ms"])
-    assert 0 < figures["external"]["started_p50_ms"] <= figures["external"]["result_p50_ms"]
+    for name in ("program", "function"):
+        assert 0 < figures[name]["started_p50_ms"] <= figures[name]["result_p50_ms"]
     assert all(figures["footprint"][part]["pss_mb"] > 1 for part in ("coordinator", "node", "keeper"))
     assert figures["cold"]["s"] > 0
     assert "| Q5 | coordinator, PSS MB |" in shown
