@@ -336,7 +336,10 @@ def test_what_was_edited_here_is_never_linked(site, two, change, tmp_path):
     bare = Site(tmp_path / "bare")
     bare.install(later)
     assert site.tree(later) == bare.tree(later)
-    assert not (site.library(first) / "__init__.py").samefile(site.library(later) / "__init__.py")
+    whole = change in {its_record, no_record}  # then the file itself is what comes out of the bundle
+    assert (site.library(first) / "data").exists() == (change is not gone)
+    assert change is gone or (site.library(first) / "data").samefile(site.library(later) / "data") == whole
+    assert (site.library(first) / "__init__.py").samefile(site.library(later) / "__init__.py")
 
 
 def test_byte_code_that_was_made_here_is_linked_with_its_file(site, keys, tmp_path):
@@ -351,6 +354,43 @@ def test_byte_code_that_was_made_here_is_linked_with_its_file(site, keys, tmp_pa
     assert (site.library(first) / "data").samefile(site.library(third) / "data")
     found = site.run_python(third, "import library; print(library.x)")
     assert found == "2"
+
+
+def changed(store, keys, version, **files):
+    """A release whose application has these modules beside its own; it loads them when it is tried."""
+    more = {f"ostler/{name}.py": text.encode() for name, text in files.items()}
+    return make(store, keys, version, more=more, trial="".join(f"import ostler.{name}\n" for name in files) + TRIAL)
+
+
+def test_of_a_wheel_that_changed_the_files_that_did_not_are_linked_with_their_byte_code(site, keys, tmp_path):
+    first = changed(tmp_path / "store", keys, "1.0", same="x = 1\n", other="x = 1\n")
+    later = changed(tmp_path / "store", keys, "1.1", same="x = 1\n", other="x = 2\n", fresh="x = 3\n")
+    third = changed(tmp_path / "store", keys, "1.2", same="x = 1\n", other="x = 1\n")
+    site.install(first)
+    site.install(later, first=False)
+
+    def place(release, name):
+        (found,) = site.places.release(release.release).glob(f"lib/*/site-packages/ostler/{name}")
+        return found
+
+    def cached(release, name):
+        return place(release, f"__pycache__/{name}.{sys.implementation.cache_tag}.pyc")
+
+    assert place(first, "same.py").samefile(place(later, "same.py"))
+    assert cached(first, "same").samefile(cached(later, "same"))
+    assert not place(first, "other.py").samefile(place(later, "other.py"))
+    assert not cached(first, "other").samefile(cached(later, "other"))
+    assert site.run_python(later, "from ostler import same, other, fresh; print(same.x, other.x, fresh.x)") == "1 2 3"
+    # Byte code that somebody put there, of another content and with the head of what was there, is none that was made here.
+    cached(first, "same").write_bytes(cached(first, "same").read_bytes()[:16] + marshal.dumps(compile("x = 9\n", "same", "exec")))
+    place(later, "same.py").chmod(0o666)
+    site.install(third, first=False)
+    assert site.run_python(third, "from ostler import same, other; print(same.x, other.x)") == "1 1"
+    assert not place(third, "same.py").samefile(place(later, "same.py"))  # everybody may write to it
+    assert place(third, "other.py").samefile(place(first, "other.py"))
+    bare = Site(tmp_path / "bare")
+    bare.install(third)
+    assert site.tree(third) == bare.tree(third)
 
 
 def test_byte_code_of_which_nobody_knows_is_not_linked(site, keys, tmp_path):

@@ -129,7 +129,8 @@ def _make(places: Places, home: Path, manifest: archive.Manifest, envelope: byte
     try:
         half.mkdir()
         _lay_out(half)
-        _unpack(half, contents, _reuse(half, manifest, _standing(places)))
+        before = _standing(places)
+        _unpack(half, contents, _reuse(half, manifest, before), reusing.Pieces(before, half / PACKAGES))
         _offer(half, home, manifest)
         (half / archive.MANIFEST).write_bytes(envelope)
         _pack_program(half)
@@ -172,8 +173,8 @@ def _reuse(half: Path, manifest: archive.Manifest, before: list[reusing.Standing
     }
 
 
-def _unpack(half: Path, contents: archive.Contents, reused: set[str]) -> None:
-    """Files, and wheels into the packages; those that are there already are read past."""
+def _unpack(half: Path, contents: archive.Contents, reused: set[str], pieces: reusing.Pieces) -> None:
+    """Files, and wheels into the packages; those that are there already are read past, and what is the same of others is linked."""
     ours = own_platform()
     for file, checked in contents.read(ours, spared=reused):
         if not file.serves(ours) or file.path in reused:
@@ -184,8 +185,9 @@ def _unpack(half: Path, contents: archive.Contents, reused: set[str]) -> None:
             out.writelines(checked)
         checked.finish()  # before anything is made of it
         if target.suffix == reusing.SUFFIX:
-            wheels.unpack(target, half / PACKAGES)
+            wheels.unpack(target, half / PACKAGES, pieces.take)
             target.unlink()
+    pieces.link_compiled()
     shutil.rmtree(half / "wheels", ignore_errors=True)
 
 

@@ -1,8 +1,10 @@
-"""Wheels that a release on this host has unpacked already: its files are linked into the next one instead of being unpacked again.
+"""What a release on this host has unpacked already is linked into the next one instead of being unpacked again: whole wheels, and of
+those that changed the files that did not.
 
 Nothing is believed of what lies there. The signed manifest names, for each wheel, one digest of all that comes out of it; what is
-linked has been read whole and is exactly that, or the wheel is unpacked from the bundle. The byte code beside it is linked where it is
-still what was made here from files that were checked: root's record of that lies beside the keys that say whom to believe.
+linked has been read whole and is exactly that, or the wheel comes out of the bundle and is compared with what lies there file by file.
+The byte code beside a file is linked where it is still what was made here from files that were checked: root's record of that lies
+beside the keys that say whom to believe.
 """
 
 import base64
@@ -14,7 +16,7 @@ import json
 import os
 import stat
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,6 +70,32 @@ def link(name: str, unpacked: str, before: Iterable[Standing], packages: Path) -
             _link_compiled(there, linked, packages)
             return True
     return False
+
+
+class Pieces:
+    """The files of wheels that come out of the bundle, linked from one of the releases `before` where it has the very same."""
+
+    def __init__(self, before: Sequence[Standing], packages: Path) -> None:
+        self._before, self._packages = before, packages
+        self._linked: list[list[str]] = [[] for _ in before]
+
+    def take(self, path: str, mode: int, content: bytes) -> bool:
+        """Whether the file is in the packages now; its directory is there. Raises Refused, OSError."""
+        for there, linked in zip(self._before, self._linked, strict=True):
+            try:
+                found, now = _read(there.packages, path)
+            except (OSError, ValueError):
+                continue
+            if now == content and stat.S_IMODE(found.facts.st_mode) == mode:
+                if _bring(there.packages, found, self._packages):
+                    linked.append(path)
+                return True
+        return False
+
+    def link_compiled(self) -> None:
+        """The byte code of all that were linked."""
+        for there, linked in zip(self._before, self._linked, strict=True):
+            _link_compiled(there, linked, self._packages)
 
 
 def compiled(packages: Path) -> dict[str, str]:

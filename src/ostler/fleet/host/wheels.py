@@ -4,7 +4,7 @@ import configparser
 import hashlib
 import stat
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -19,11 +19,19 @@ _PIECE = 1 << 20
 Unpacked = tuple[str, int, str]  # a file that came out of a wheel: its path below the packages, its mode, its sha256 in hex
 
 
-def unpack(wheel: Path, packages: Path) -> None:
-    """Its files into `packages` (source: the binary distribution format, PEP 427). Raises Refused."""
+def unpack(wheel: Path, packages: Path, is_there: Callable[[str, int, bytes], bool] = lambda path, mode, content: False) -> None:
+    """Its files into `packages` (source: the binary distribution format, PEP 427), but for those that `is_there`, given a path, mode and
+    content, says are there now. Raises Refused.
+    """
+    made: set[Path] = set()
     with _opened(wheel, wheel.name) as archive:
         for entry, target in _entries(archive):
-            _write(archive, entry, packages / target)
+            place = packages / target
+            if place.parent not in made:
+                place.parent.mkdir(parents=True, exist_ok=True)
+                made.add(place.parent)
+            if entry.file_size > _PIECE or not is_there(str(target), _mode(entry), archive.read(entry)):
+                _write(archive, entry, place)
 
 
 def unpacked(wheel: IO[bytes], name: str) -> str:
@@ -77,7 +85,6 @@ def _mode(entry: zipfile.ZipInfo) -> int:
 
 
 def _write(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, place: Path) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
     with archive.open(entry) as source, place.open("xb") as file:
         while block := source.read(_PIECE):
             file.write(block)
