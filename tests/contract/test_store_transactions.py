@@ -1,7 +1,9 @@
 """The store contract: what a transaction promises. Durable before it is answered, whole or not at all."""
 
 import asyncio
+import random
 import threading
+from contextlib import suppress
 from functools import partial
 
 import pytest
@@ -297,3 +299,30 @@ async def test_a_reopened_store_has_everything(rig: Rig):
     assert [one.job_id for one in page.items] == job_ids[::-1]
     assert await rig.append("n1", lease, 5, b" world") == 11
     assert (await rig.submit())[0] not in job_ids
+
+
+def draw(tx, count, *, fail=False):
+    first = tx.reserve(count)
+    if fail:
+        raise NotFound("nothing")
+    return list(range(first, first + count))
+
+
+async def test_a_number_is_given_once_whatever_is_undone_and_across_a_restart(rig: Rig):
+    given: list[int] = []
+    chance = random.Random(5)
+    for _ in range(30):
+        async with Gate(rig):  # several in one transaction, some of them undone
+            tasks = [
+                asyncio.create_task(rig.write(draw, chance.choice([1, 1, 2, 100, 300, 5000]), fail=chance.random() < 0.3))
+                for _ in range(chance.randrange(1, 6))
+            ]
+        for answer in await asyncio.gather(*tasks, return_exceptions=True):
+            given += answer if isinstance(answer, list) else []
+        with suppress(NotFound):
+            given += await rig.write(draw, 3, fail=chance.random() < 0.5)  # at the head of a transaction
+        if chance.random() < 0.3:
+            rig.reopen()
+    assert len(set(given)) == len(given)
+    if not rig.store.shared:
+        assert given == sorted(given)

@@ -20,6 +20,7 @@ import pytest
 import ostler
 from e2e.fleet import TASKS, Fleet, until
 from e2e.proxy import Way
+from lossy_proxy import LossyProxy
 from ostler.sdk.failed import RemoteTraceback
 
 sys.path.insert(0, str(TASKS.parent))  # as a program beside the task folder has it
@@ -722,6 +723,25 @@ def test_a_network_that_loses_connections(two):
             assert len(client.jobs(limit=20_000)) == before + 221
     finally:
         way.close()
+
+
+@pytest.mark.parametrize("job_id", [None, "mine"])
+def test_a_submission_whose_answer_is_lost_is_made_once(two, job_id):
+    name = job_id and f"{job_id}-{os.urandom(4).hex()}"
+    with LossyProxy(two.url, losses=0) as proxy, ostler.Client(proxy.url, token=two.token) as client:
+        before = len(client.jobs(limit=20_000))
+        proxy.losses = 1
+        job = client.submit(["echo", "once"], job_id=name)
+        assert proxy.submissions == 2
+        assert job.result(60).state == "done"
+        assert job.logs() == "once\n"
+        if name:
+            with pytest.raises(ostler.OstlerError, match="exists already"):
+                client.submit(["echo", "another"], job_id=name)
+        proxy.losses = 1
+        more = client.submit_many([{"command": "true", **({"job_id": f"{name}-2"} if name else {})}, {"command": "true"}])
+        assert [one.result(60).state for one in more] == ["done", "done"]
+        assert len(client.jobs(limit=20_000)) == before + 3
 
 
 def test_a_submitter_reaches_its_own(two):

@@ -48,7 +48,7 @@ def _limits() -> httpx.Limits:
     return httpx.Limits(max_connections=64, max_keepalive_connections=16, keepalive_expiry=KEEP_ALIVE_S)
 
 
-_OPTIONS = ("token", "query", "headers")
+_OPTIONS = ("token", "query", "headers", "keyed")
 
 Broken = Callable[["httpx.HTTPError"], CoordinatorUnreachable]
 
@@ -91,7 +91,7 @@ class _Shell:
 
     def _prepare(self, route: Route, message: Any, options: dict[str, Any], path: Mapping[str, Any]) -> Prepared:
         token = options.pop("token", None)
-        if route.keyed:
+        if options.pop("keyed", route.keyed):
             options["headers"] = {"Idempotency-Key": secrets.token_hex(16), **(options.get("headers") or {})}
         return prepare(self.root, route, message, token=self.token if token is None else token, path=path, **options)
 
@@ -233,7 +233,8 @@ class AsyncClient(_Shell):
         shape: Any = ROUTE_SHAPE,
         **more: Any,
     ) -> Any:
-        """One call; its answer as the route's message. `more` takes token, query, headers and the path's parameters.
+        """One call; its answer as the route's message. `more` takes token, query, headers and the path's parameters; `keyed=False`: the
+        coordinator knows by the message itself that a call is made again.
 
         Raises the error tree. A GET, or what bears a key, that met Unavailable is made again for up to `patience_s` (the client's
         own if absent), when the coordinator asks it to.
@@ -434,7 +435,8 @@ class Client(_Shell):
         shape: Any = ROUTE_SHAPE,
         **more: Any,
     ) -> Any:
-        """One call; its answer as the route's message. `more` takes token, query, headers and the path's parameters.
+        """One call; its answer as the route's message. `more` takes token, query, headers and the path's parameters; `keyed=False`: the
+        coordinator knows by the message itself that a call is made again.
 
         Raises the error tree. A GET, or what bears a key, that met Unavailable is made again for up to `patience_s` (the client's
         own if absent), when the coordinator asks it to.

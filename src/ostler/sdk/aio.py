@@ -20,7 +20,7 @@ from ostler.protocol import routes
 from ostler.runtime.backoff import Backoff
 from ostler.sdk.core import PATIENCE_S, Core, endpoint_of
 from ostler.sdk.failed import JobFailed
-from ostler.sdk.manifests import Draft, Fields, InputSource, draft, manifest_of, with_files
+from ostler.sdk.manifests import Draft, Fields, InputSource, draft, manifest_of, named, with_files
 
 MAX_BATCH = 1000
 _FETCH_TRIES = 5
@@ -74,15 +74,15 @@ class AsyncClient:
             retries=retries, labels=labels, job_id=job_id, **fields,
         )  # fmt: skip
         manifest = await self.uploaded(found)
-        await self.core.submit([manifest])
+        await self.core.submit([manifest], fresh=job_id is None)
         return AsyncJob(self.core, manifest["job_id"])
 
     async def submit_many(self, manifests: Iterable[Manifest | Fields]) -> list["AsyncJob"]:
         """Submit many jobs with few calls. What one call carries (1,000) is accepted as a whole or not at all."""
-        found = [manifest_of(one) for one in manifests]
-        for some in batches(found):
-            await self.core.submit(some)
-        return [AsyncJob(self.core, one["job_id"]) for one in found]
+        found = [named(manifest_of(one)) for one in manifests]
+        for some, fresh in batches(found):
+            await self.core.submit(some, fresh=fresh)
+        return [AsyncJob(self.core, one["job_id"]) for one, _ in found]
 
     async def job(self, job_id: str) -> "AsyncJob":
         """A job that was submitted before, by whomever. Raises NotFound."""
@@ -122,9 +122,11 @@ class AsyncClient:
         return {"sha256": blob.sha256, "size": blob.size}
 
 
-def batches(manifests: Sequence[dict[str, Any]]) -> Iterator[Sequence[dict[str, Any]]]:
-    """As many as one call carries, and the next."""
-    return (manifests[start : start + MAX_BATCH] for start in range(0, len(manifests), MAX_BATCH))
+def batches(found: Sequence[tuple[dict[str, Any], bool]]) -> Iterator[tuple[list[dict[str, Any]], bool]]:
+    """As many as one call carries, and the next; and whether all of their ids were chosen here."""
+    for start in range(0, len(found), MAX_BATCH):
+        some = found[start : start + MAX_BATCH]
+        yield [manifest for manifest, _ in some], all(ours for _, ours in some)
 
 
 class AsyncJob:

@@ -15,7 +15,7 @@ from ostler.protocol import routes
 from ostler.sdk.aio import AsyncClient, AsyncJob, batches, good
 from ostler.sdk.core import PATIENCE_S, Core
 from ostler.sdk.failed import JobFailed
-from ostler.sdk.manifests import Fields, InputSource, draft, manifest_of
+from ostler.sdk.manifests import Fields, InputSource, draft, manifest_of, named
 from ostler.sdk.portal import Portal
 
 
@@ -70,16 +70,16 @@ class Client:
             retries=retries, labels=labels, job_id=job_id, **fields,
         )  # fmt: skip
         manifest = self._portal.run(self._client.uploaded(found)) if found.uploads else found.manifest
-        self._client.core.submit_here([manifest])
+        self._client.core.submit_here([manifest], fresh=job_id is None)
         return self._futures([manifest])[0]
 
     def submit_many(self, manifests: Iterable[Manifest | Fields]) -> list["JobFuture"]:
         """Submit many jobs with few calls. What one call carries (1,000) is accepted as a whole or not at all."""
         self._portal.check()
-        found = [manifest_of(one) for one in manifests]
-        for some in batches(found):
-            self._client.core.submit_here(some)
-        return self._futures(found)
+        found = [named(manifest_of(one)) for one in manifests]
+        for some, fresh in batches(found):
+            self._client.core.submit_here(some, fresh=fresh)
+        return self._futures(one for one, _ in found)
 
     def job(self, job_id: str) -> "JobFuture":
         """A job that was submitted before, by whomever. Raises NotFound."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ostler.assembly.endpoint import Endpoint, check_endpoint, find_endpoint
-from ostler.model.errors import CoordinatorUnreachable, NotFound, OstlerError, Rejected, Unavailable
+from ostler.model.errors import AlreadyExists, CoordinatorUnreachable, NotFound, OstlerError, Rejected, Unavailable
 from ostler.protocol import messages as m
 from ostler.protocol import routes
 from ostler.protocol.client import AsyncClient as Wire
@@ -121,13 +121,16 @@ class Core:
             self._away = False
             _LOG.warning("the coordinator answers again")
 
-    async def submit(self, manifests: Sequence[Mapping[str, Any]]) -> None:
-        """Submit all or none; one whose answer was lost is the same one when it is made again, by its key."""
-        await self.call(routes.SUBMIT, list(manifests), headers=_key())
+    async def submit(self, manifests: Sequence[Mapping[str, Any]], *, fresh: bool = False) -> None:
+        """Submit all or none. One whose answer was lost is the same one when it is made again: by its key, or, where it is `fresh`, by its
+        ids, which nobody else can have chosen. The coordinator then has no key to remember."""
+        with contextlib.suppress(*_made_before(fresh)):
+            await self.call(routes.SUBMIT, list(manifests), **_mark(fresh))
 
-    def submit_here(self, manifests: Sequence[Mapping[str, Any]]) -> None:
+    def submit_here(self, manifests: Sequence[Mapping[str, Any]], *, fresh: bool = False) -> None:
         """`submit` in a thread of the caller's own, which waits for it."""
-        self.call_here(routes.SUBMIT, list(manifests), headers=_key())
+        with contextlib.suppress(*_made_before(fresh)):
+            self.call_here(routes.SUBMIT, list(manifests), **_mark(fresh))
 
     def watch(self, job_id: str, told: Told, contents: Collection[str] = ()) -> None:
         """Have `told` called once, when the job is over or cannot be waited for any more."""
@@ -153,9 +156,13 @@ class Core:
             await asyncio.sleep(pause)
 
 
-def _key() -> dict[str, str]:
-    """The tries of one submission bear the same."""
-    return {"Idempotency-Key": secrets.token_hex(16)}
+def _made_before(fresh: bool) -> tuple[type[OstlerError], ...]:
+    return (AlreadyExists,) if fresh else ()
+
+
+def _mark(fresh: bool) -> dict[str, Any]:
+    """Options of the calls: the tries of one submission bear the same key."""
+    return {"keyed": False} if fresh else {"headers": {"Idempotency-Key": secrets.token_hex(16)}}
 
 
 class Waiter:

@@ -29,7 +29,6 @@ T = TypeVar("T")
 
 MAX_BATCH = 500
 MAX_BATCH_BYTES = 8 * 2**20
-GATHER_S = 0.002  # what is submitted in a loop goes with one call
 LAST_S = 10.0
 ERRANDS = 8  # calls about single jobs at the same time: results too large to come along, cancellations
 
@@ -111,7 +110,7 @@ class Executor(FuturesExecutor):
         self._own = client is None
         self._client = client or Client()
         self._portal, self._core = self._client.door()
-        self._name, self._numbers = f"call-{secrets.token_hex(5)}", itertools.count(1)
+        self._name, self._numbers = f"call-{secrets.token_hex(8)}", itertools.count(1)
         self._room = threading.Condition()
         self._open: dict[CallFuture[Any], _Entry] = {}
         self._waiting: deque[_Entry] = deque()
@@ -191,7 +190,7 @@ class Executor(FuturesExecutor):
 
     async def _errands_done(self) -> None:
         while self._errands or self._sending:
-            await asyncio.wait(self._errands) if self._errands else await asyncio.sleep(GATHER_S)
+            await asyncio.wait(self._errands) if self._errands else await asyncio.sleep(0.001)
 
     def flush(self, timeout: float = LAST_S) -> None:
         """Returns when what was submitted so far is with the coordinator, or the time is over."""
@@ -271,7 +270,6 @@ class Executor(FuturesExecutor):
         task.add_done_callback(self._errands.discard)
 
     async def _send(self) -> None:
-        await asyncio.sleep(GATHER_S)
         while batch := self._next_batch():
             await self._submit_batch(batch)
 
@@ -291,7 +289,7 @@ class Executor(FuturesExecutor):
 
     async def _submit_batch(self, batch: Sequence[_Entry]) -> None:
         try:
-            await self._core.submit([one.manifest for one in batch])
+            await self._core.submit([one.manifest for one in batch], fresh=True)
         except (InvalidSpec, TooLarge, AlreadyExists) as exc:
             await self._without(batch, exc)
         except OstlerError as exc:

@@ -2,6 +2,7 @@
 
 import math
 import secrets
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -35,7 +36,7 @@ def draft(
         raise InvalidSpec("a command is a list of words", [Problem("command", f"write {command.split()!r}; there is no shell")])
     if given.get("array") is not None:
         raise InvalidSpec("a future stands for one job", [Problem("array", "is not for `submit`; use `submit_many`")])
-    manifest = _named(plain({name: value for name, value in given.items() if value is not None}))
+    manifest, _ = named(plain({name: value for name, value in given.items() if value is not None}))
     if command is not None:
         if not command:
             raise InvalidSpec("a command is a list of words", [Problem("command", "is empty")])
@@ -85,19 +86,23 @@ def _plain(value: Any) -> Any:
 
 
 def manifest_of(value: Manifest | Fields) -> dict[str, Any]:
-    """A manifest of `submit_many`, with an id of ours where it has none."""
+    """A manifest of `submit_many`, which may have no id yet."""
     found = plain(value if isinstance(value, Mapping) else _said(value))
     if found.get("array") is not None:
         raise InvalidSpec("a future stands for one job", [Problem("array", "is not for `submit_many`; list the jobs")])
     if "task" in found:
         found.setdefault("runner", "python")
-    return _named(found)
+    return found
 
 
-def _named(manifest: dict[str, Any]) -> dict[str, Any]:
-    """The manifest with an id, in front, where the coordinator can look past it. It is chosen here, so that a submission whose answer
-    was lost is the same one when it is made again."""
-    return {"job_id": manifest.pop("job_id", None) or f"job-{secrets.token_hex(8)}", **manifest}
+def named(manifest: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """The manifest with an id, in front, where the coordinator can look past it; and whether that was chosen here.
+
+    Then it has 64 random bits, so a job that bears it already is this one: a submission whose answer was lost can be made again. In
+    front stand the milliseconds: ids that come one after the other lie side by side in an index.
+    """
+    given = manifest.pop("job_id", None)
+    return {"job_id": given or f"job-{time.time_ns() // 10**6:011x}{secrets.token_hex(8)}", **manifest}, not given
 
 
 def _said(value: Manifest) -> dict[str, Any]:

@@ -6,6 +6,7 @@ meet (remembered per node and shape) the heads are read, and `placement.choose` 
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from ostler.coordinator.placement.choose import Candidate, Credit, Room, choose
@@ -21,6 +22,7 @@ from ostler.protocol.codec import decode
 
 MAX_CLAIM = 1000  # leases in one answer
 MAX_RANK = 2**63 - 1
+FEW = 16  # queued jobs that are read whole
 MAX_REMEMBERED = 50_000  # shapes, and nodes
 DECLINE_REST_US = 5_000_000  # a job is not offered again at once to the node that just handed it back
 
@@ -51,6 +53,13 @@ def heads_sql(tx: Tx, unless: str = "", *, take: bool = False) -> str:
         WHERE shape_id = ? AND {QUEUED_SQL} {unless} ORDER BY rank, seq LIMIT ? {tx.passing_over() if take else ""}"""  # noqa: S608 - fragments of ours
 
 
+def first_sql(tx: Tx) -> str:
+    """The first jobs of all queues, shape by shape: where they are few, this one step says what the two above say."""
+    return f"""
+        SELECT shape_id, seq, job_id, rank, attempt, tries FROM jobs {tx.by_index("ix_jobs_claim")}
+        WHERE {QUEUED_SQL} ORDER BY shape_id, rank, seq LIMIT {FEW}"""  # noqa: S608 - fragments of ours
+
+
 @dataclass(slots=True)
 class Placements:
     """What this process remembers of shapes, offers, and which meet. Everything here can be computed again from rows.
@@ -65,7 +74,8 @@ class Placements:
     resting: dict[tuple[str, str, int], int] = field(
         default_factory=dict
     )  # (node, boot epoch, job) -> when it may be offered again
-    fair: FairShare = field(default_factory=FairShare)  # the writer's thread alone uses it
+    fair: FairShare = field(default_factory=FairShare)  # the writer's thread alone uses it, and this:
+    many: bool = False  # whether more than a few jobs were queued at the last claim
 
     def shapes_of(self, tx: Tx, shape_ids: Iterable[int]) -> dict[int, Shape]:
         """The shapes with these ids."""
@@ -152,8 +162,10 @@ Spare = Callable[[Tx, Collection[Owner]], Mapping[Owner, int]]
 def claim(tx: Tx, wish: Claim, spare: Spare | None = None) -> list[Candidate]:
     """The jobs that the node gets now, in the order in which they should begin; nothing is changed yet."""
     places = tx.memo(Placements)
-    queued = [row[0] for row in tx.rows(queued_shapes_sql(tx))]
+    few = _few(tx, places)
+    queued = list(few) if few is not None else [row[0] for row in tx.rows(queued_shapes_sql(tx))]
     if not queued:
+        places.many = False
         return []
     known = places.shapes_of(tx, queued)
     places.fair.admit(shape.owner for shape in known.values())
@@ -175,11 +187,13 @@ def claim(tx: Tx, wish: Claim, spare: Spare | None = None) -> list[Candidate]:
     )  # among many submitters each gets so much less: most heads that one alone would get need not be read
     at_most = spare(tx, owners) if spare is not None and owners else {}
 
+    def heads_of(shape_id: int, wanted: int, *, take: bool) -> Iterator[Candidate]:
+        if few is not None and not take and not wish.once:
+            return islice((one for one in few[shape_id] if one.seq not in resting), wanted)
+        return _heads(tx, wish, shape_id, (min(wanted, wanted // share + 2), wanted), resting, take=take)
+
     def pick(room: Room, *, take: bool) -> list[Candidate]:
-        heads = [
-            (shapes[shape_id], _heads(tx, wish, shape_id, (min(wanted, wanted // share + 2), wanted), resting, take=take))
-            for shape_id, wanted in fitting
-        ]
+        heads = [(shapes[shape_id], heads_of(shape_id, wanted, take=take)) for shape_id, wanted in fitting]
         return choose(room, wish.credit, heads, fair=places.fair, latency=wish.latency, spread=wish.spread, spare=at_most)
 
     chosen = pick(room, take=False)
@@ -189,6 +203,20 @@ def claim(tx: Tx, wish: Claim, spare: Spare | None = None) -> list[Candidate]:
     # found nothing for that reason looks again.
     tx.wake(("queue",))
     return pick(Room(wish.offer, wish.live, disk_free_mb=wish.disk_free_mb), take=True)
+
+
+def _few(tx: Tx, places: Placements) -> dict[int, list[Candidate]] | None:
+    """All queued jobs by shape, in order, where they are few; else None, which is then known until nothing is queued."""
+    if places.many:
+        return None
+    rows = tx.rows(first_sql(tx))
+    if len(rows) == FEW:
+        places.many = True
+        return None
+    found: dict[int, list[Candidate]] = {}
+    for shape_id, *row in rows:
+        found.setdefault(shape_id, []).append(Candidate(*row))
+    return found
 
 
 def _take(tx: Tx, chosen: Sequence[Candidate]) -> bool:

@@ -65,6 +65,10 @@ class Database(Protocol):
         """Make it durable: when this returns, a power cut loses nothing of it."""
         ...
 
+    def make_ready(self, connection: Connection) -> None:
+        """Do while nobody waits what the next transaction that must be durable would have to do first."""
+        ...
+
     def rollback(self, connection: Connection) -> None:
         """Undo the transaction; no error where the engine did so already."""
         ...

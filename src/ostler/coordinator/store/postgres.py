@@ -200,6 +200,9 @@ class PostgresDatabase:
         """Commit; where it must be durable the server's log is synced before this returns."""
         _simple(connection, "COMMIT")
 
+    def make_ready(self, connection: Connection) -> None:
+        """There is nothing: each transaction says for itself how durable it is."""
+
     def rollback(self, connection: Connection) -> None:
         """Undo the transaction; no error where the connection is gone, which undoes it as well."""
         if not self.lost(connection):

@@ -21,6 +21,8 @@ BUSY_TIMEOUT_MS = 5000  # readers and the writer never wait for each other in WA
 WRITER_CACHE_KB = 16_384
 READER_CACHE_KB = 4_096
 _LEVEL = "synchronous"
+_NUMBERS = "numbers"  # of a block, those that are left: the next one, and the end
+BLOCK = 256
 WAL_KEPT_BYTES = 64 * 2**20  # what a burst made longer is cut back to this
 
 # What the disk or another process did; the same call may succeed later. SQLite names the condition, not the cause.
@@ -75,10 +77,8 @@ class SqliteDatabase:
 
         What need not be `durable` survives the process; the log is synced with the next transaction that must be.
         """
-        level = "FULL" if durable else "NORMAL"
-        if write and connection.info.get(_LEVEL, "FULL") != level:
-            _execute(connection, f"PRAGMA synchronous = {level}")
-            connection.info[_LEVEL] = level
+        if write:
+            _set_level(connection, "FULL" if durable else "NORMAL")
         _execute(connection, "BEGIN IMMEDIATE" if write else "BEGIN")
         return 0  # this process alone changes what it remembers
 
@@ -90,8 +90,13 @@ class SqliteDatabase:
         """Commit; where it must be durable the log is synced before this returns."""
         _execute(connection, "COMMIT")
 
+    def make_ready(self, connection: Connection) -> None:
+        """Submissions are durable."""
+        _set_level(connection, "FULL")
+
     def rollback(self, connection: Connection) -> None:
         """Undo the transaction; no error where the engine did so already (as it does on a full disk)."""
+        connection.info.pop(_NUMBERS, None)
         if _driver(connection).in_transaction:
             with suppress(sqlite3.Error):
                 _execute(connection, "ROLLBACK")
@@ -106,6 +111,7 @@ class SqliteDatabase:
 
     def undo(self, connection: Connection) -> bool:
         """Undo what was done since the mark; False where the engine has undone the whole transaction by itself."""
+        connection.info.pop(_NUMBERS, None)
         if not _driver(connection).in_transaction:
             return False
         _execute(connection, "ROLLBACK TO operation")
@@ -144,13 +150,20 @@ class SqliteDatabase:
         return ""
 
     def reserve(self, connection: Connection, count: int) -> int:
-        """A row counts."""
-        driver = _driver(connection)
-        row = driver.execute("UPDATE counters SET next = next + ? WHERE name = 'jobs' RETURNING next", (count,)).fetchall()
-        if not row:
-            first = "INSERT INTO counters (name, next) SELECT 'jobs', coalesce(max(seq), 0) + 1 + ? FROM jobs RETURNING next"
-            row = driver.execute(first, (count,)).fetchall()
-        return int(row[0][0]) - count
+        """A row counts blocks of them: what is left of one is handed out without a write, unless anything was undone since it was drawn,
+        which may have been its drawing."""
+        first, end = connection.info.get(_NUMBERS, (0, 0))
+        if end - first < count:
+            drawn = max(count, BLOCK)
+            driver = _driver(connection)
+            row = driver.execute("UPDATE counters SET next = next + ? WHERE name = 'jobs' RETURNING next", (drawn,)).fetchall()
+            if not row:
+                begin = "INSERT INTO counters (name, next) SELECT 'jobs', coalesce(max(seq), 0) + 1 + ? FROM jobs RETURNING next"
+                row = driver.execute(begin, (drawn,)).fetchall()
+            end = int(row[0][0])
+            first = end - drawn
+        connection.info[_NUMBERS] = (first + count, end)
+        return int(first)
 
     def one_by_one(self, connection: Connection, what: str) -> None:
         """They are, always."""
@@ -207,6 +220,12 @@ def _driver(connection: Connection) -> sqlite3.Connection:
 
 def _execute(connection: Connection, statement: str) -> None:
     _driver(connection).execute(statement)
+
+
+def _set_level(connection: Connection, level: str) -> None:
+    if connection.info.get(_LEVEL, "FULL") != level:
+        _execute(connection, f"PRAGMA synchronous = {level}")
+        connection.info[_LEVEL] = level
 
 
 def _prepare(driver: sqlite3.Connection, _record: object) -> None:

@@ -157,6 +157,8 @@ class Writer:
             batch = self._commit(first)
             self.written += 1
             self._answer(batch)
+            if not self._waiting and self._connection is not None:
+                self._database.make_ready(self._connection)
         self._drop_connection()
 
     def _drop_connection(self) -> None:
