@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import time
 from collections.abc import Callable
 
 import pytest
@@ -11,6 +10,7 @@ from hypothesis import strategies as st
 
 from ostler.coordinator.api.bodies import JSON_LIMIT, MAX_DEPTH, MAX_VALUES, guard_depth, guard_numbers, guard_values
 from ostler.model.errors import InvalidSpec, TooLarge
+from pace import at_most
 
 texts = st.text(alphabet='[]{}"\\a1,: ', max_size=12)
 values = st.recursive(
@@ -66,14 +66,10 @@ def test_more_values_than_a_body_may_hold_are_refused_and_nothing_else(value: ob
 )
 def test_a_body_as_large_as_may_be_is_looked_through_in_a_moment(unit: bytes) -> None:
     raw = b"[" + b",".join([unit] * (JSON_LIMIT // (len(unit) + 1))) + b"]"
-    began = time.process_time()
-    with pytest.raises(TooLarge):
+    with at_most(50), pytest.raises(TooLarge):  # each pair of brackets taken away by itself it was 73
         guard_values(raw)
-    assert time.process_time() - began < 1.5  # each pair of brackets taken away by itself it was three
-    began = time.process_time()
-    with contextlib.suppress(InvalidSpec):
+    with at_most(50), contextlib.suppress(InvalidSpec):
         guard_depth(raw[: 2 * MAX_VALUES] if unit != b"]" * 60 else raw)
-    assert time.process_time() - began < 1.5
 
 
 @pytest.mark.parametrize("guard", [guard_depth, guard_numbers])

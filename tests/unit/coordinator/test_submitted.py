@@ -1,4 +1,3 @@
-import time
 from datetime import UTC, datetime
 
 import pytest
@@ -6,6 +5,7 @@ import pytest
 from ostler.coordinator.api.manifests import LONG, MAX_PROBLEMS, read_manifests
 from ostler.model.errors import InvalidSpec, TooLarge
 from ostler.model.manifest import Manifest
+from pace import at_most
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
 
@@ -79,10 +79,8 @@ def names(size: int) -> bytes:
 def test_a_manifest_full_of_mistakes_is_refused_in_a_moment(text, size: int) -> None:
     """What describes mistakes works for each of them: of a body of 64 KiB it was at it for 13 s, in which no other call was answered."""
     raw = text(size)
-    began = time.process_time()
-    with pytest.raises(InvalidSpec) as caught:
+    with at_most(60), pytest.raises(InvalidSpec) as caught:
         read_manifests(raw, "application/json", NOW)
-    assert time.process_time() - began < 1.5
     assert 1 <= len(caught.value.problems) <= MAX_PROBLEMS + 1
     if b"args" in raw:
         assert caught.value.problems[-1].path == "args[0]"
@@ -101,10 +99,8 @@ def test_a_manifest_full_of_mistakes_is_refused_in_a_moment(text, size: int) -> 
     ids=("scalars", "empty manifests", "names", "lists in lists", "broken lines", "no lines"),
 )
 def test_a_body_that_would_fill_the_memory_is_refused_before(raw: bytes, kind: str) -> None:
-    began = time.process_time()
-    with pytest.raises(TooLarge):
+    with at_most(150), pytest.raises(TooLarge):  # it was 1,500, and 8 GB
         read_manifests(raw, kind, NOW)
-    assert time.process_time() - began < 3.0  # it was a minute, and 8 GB
 
 
 def test_ten_thousand_manifests_that_say_much_are_read() -> None:

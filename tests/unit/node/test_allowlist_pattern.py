@@ -1,13 +1,13 @@
 """Patterns: the same language as `re`, matched without backtracking, and wildcards that cannot reach what is dangerous."""
 
 import re
-import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ostler.node.allowlist_pattern import EVERYTHING, MAX_ARG_CHARS, PARENT, Pattern, PatternRefused
+from pace import at_most
 
 LETTERS = "ab0_ ./:-,é"
 
@@ -182,10 +182,9 @@ def test_patterns_that_cannot_be_matched_in_bounded_time_are_refused(pattern, sa
 @pytest.mark.parametrize("pattern", [r"(a+)+b", r"(a|a)*b", r"(a*)*b", r".*.*.*.*.*.*=.*b", r"(.?){50}a{50}b", r"(a|aa)+b"])
 def test_no_pattern_hangs(pattern):
     compiled = Pattern(pattern)
-    began = time.process_time()
-    assert not compiled.matches("a" * MAX_ARG_CHARS)
-    assert not compiled.matches("".join(map(chr, range(0x4E00, 0x4E00 + MAX_ARG_CHARS))))
-    assert time.process_time() - began < 5
+    with at_most(200):
+        assert not compiled.matches("a" * MAX_ARG_CHARS)
+        assert not compiled.matches("".join(map(chr, range(0x4E00, 0x4E00 + MAX_ARG_CHARS))))
 
 
 def test_memory_does_not_follow_what_strangers_send():
