@@ -157,9 +157,16 @@ class Writer:
             batch = self._commit(first)
             self.written += 1
             self._answer(batch)
-            if not self._waiting and self._connection is not None:
-                self._database.make_ready(self._connection)
+            if not self._waiting:
+                self._make_ready()
         self._drop_connection()
+
+    def _make_ready(self) -> None:
+        if self._connection is not None:
+            try:
+                self._database.make_ready(self._connection)
+            except Exception:  # the next transaction finds out by itself, on a new one
+                self._drop_connection()
 
     def _drop_connection(self) -> None:
         """After a failed transaction nobody knows what state the connection is in: the next one gets a new one."""
