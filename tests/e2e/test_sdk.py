@@ -604,6 +604,7 @@ def test_a_job_is_cancelled(client):
     [
         ({"command": "echo hi"}, "a command is a list of words"),
         ({"command": []}, "is empty"),
+        ({"command": 5}, "is of the type int"),
         ({"command": ["true"], "retrys": 3}, "did you mean `retries`"),
         ({"command": ["true"], "array": 3}, "submit_many"),
         ({"command": ["true"], "inputs": {"x": "/no/such/file"}}, "No such file"),
@@ -614,6 +615,19 @@ def test_a_job_is_cancelled(client):
 def test_mistakes_are_told(client, arguments, said):
     with pytest.raises(ostler.InvalidSpec, match=said):
         client.submit(**arguments)
+
+
+def test_what_is_of_another_kind_is_told(client, tmp_path):
+    for arguments, said in (
+        ({"url": tmp_path}, "url: must be text, not PosixPath"), ({"token": tmp_path}, "token: must be text"),
+        ({"token": b"x"}, "not bytes"), ({"url": "https://a", "ca_file": 3}, "ca_file: must be a path, not int"),
+    ):  # fmt: skip
+        with pytest.raises(ostler.InvalidSpec, match=said):
+            ostler.Client(**{"url": "http://127.0.0.1:9", "token": "x", **arguments})
+    with pytest.raises(ostler.InvalidSpec, match="5 is no manifest"):
+        client.submit_many([{"command": "true"}, 5])
+    with pytest.raises(ostler.InvalidSpec, match=r"must be an ostler\.Client, not str"):
+        ostler.Executor("http://127.0.0.1:9")
 
 
 def test_what_is_not_there(client):

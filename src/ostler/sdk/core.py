@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import os
 import secrets
 import time
 from collections import deque
@@ -13,7 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from ostler.assembly.endpoint import Endpoint, check_endpoint, find_endpoint
-from ostler.model.errors import AlreadyExists, CoordinatorUnreachable, NotFound, OstlerError, Rejected, Unavailable
+from ostler.model.errors import (
+    AlreadyExists,
+    CoordinatorUnreachable,
+    InvalidSpec,
+    NotFound,
+    OstlerError,
+    Problem,
+    Rejected,
+    Unavailable,
+)
 from ostler.protocol import messages as m
 from ostler.protocol import routes
 from ostler.protocol.client import AsyncClient as Wire
@@ -33,7 +43,12 @@ Told = Callable[[m.Ended | OstlerError], None]
 
 
 def endpoint_of(url: str | None, token: str | None, ca_file: Path | None) -> Endpoint:
-    """What was given, else what the environment or the profile says. Raises Rejected where nothing names a coordinator."""
+    """What was given, else what the environment or the profile says. Raises Rejected where nothing names a coordinator, InvalidSpec
+    for what is of another kind."""
+    for name, value, kind in (("url", url, str), ("token", token, str), ("ca_file", ca_file, str | os.PathLike)):
+        if value is not None and not isinstance(value, kind):
+            what = "text" if kind is str else "a path"
+            raise InvalidSpec("the client cannot be made", [Problem(name, f"must be {what}, not {type(value).__name__}")])
     if url is None:
         found = find_endpoint()
         return replace(found, token=token or found.token, ca_file=ca_file or found.ca_file)

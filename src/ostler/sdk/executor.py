@@ -100,6 +100,8 @@ class Executor(FuturesExecutor):
         timeout_s: float | None = None,
         **fields: Any,
     ) -> None:
+        if client is not None and not isinstance(client, Client):
+            raise InvalidSpec(f"client must be an ostler.Client, not {type(client).__name__}")
         if max_pending < 1:
             raise InvalidSpec("max_pending must be 1 or more")
         if results not in {"data", "pickle"}:

@@ -34,6 +34,8 @@ def draft(
     """A manifest that says what was given and nothing else. Raises InvalidSpec for what cannot be meant."""
     if isinstance(command, str):
         raise InvalidSpec("a command is a list of words", [Problem("command", f"write {command.split()!r}; there is no shell")])
+    if command is not None and not isinstance(command, Sequence):
+        raise InvalidSpec("a command is a list of words", [Problem("command", f"is of the type {type(command).__name__}")])
     if given.get("array") is not None:
         raise InvalidSpec("a future stands for one job", [Problem("array", "is not for `submit`; use `submit_many`")])
     manifest, _ = named(plain({name: value for name, value in given.items() if value is not None}))
@@ -87,6 +89,8 @@ def _plain(value: Any) -> Any:
 
 def manifest_of(value: Manifest | Fields) -> dict[str, Any]:
     """A manifest of `submit_many`, which may have no id yet."""
+    if not isinstance(value, Mapping | Manifest):
+        raise InvalidSpec(f"{value!r:.80} is no manifest", hint="a manifest is a mapping of its fields, or an ostler Manifest")
     found = plain(value if isinstance(value, Mapping) else _said(value))
     if found.get("array") is not None:
         raise InvalidSpec("a future stands for one job", [Problem("array", "is not for `submit_many`; list the jobs")])
