@@ -758,6 +758,20 @@ def test_a_submission_whose_answer_is_lost_is_made_once(two, job_id):
         assert len(client.jobs(limit=20_000)) == before + 3
 
 
+def test_a_submission_that_fills_the_quota_is_not_refused_when_its_answer_was_lost(two):
+    token = two.cli("token", "create", "--role", "submitter", "--name", "bob").stdout.strip()
+    assert two.cli("quota", "set", "bob", "--queued", "1").returncode == 0
+    nowhere = {"requirements": {"tags": ["nowhere"]}}
+    with LossyProxy(two.url, losses=1) as proxy, ostler.Client(proxy.url, token=token) as client:
+        client.jobs()  # it has met the coordinator: from now on a lost answer is waited for
+        job = client.submit(["true"], **nowhere)
+        assert proxy.submissions == 2
+        with pytest.raises(ostler.Rejected, match="1 of 1 jobs waiting"):
+            client.submit(["true"], **nowhere)
+        assert [one.job_id for one in client.jobs(state="queued")] == [job.job_id]
+        assert job.cancel()
+
+
 def test_a_submitter_reaches_its_own(two):
     token = two.cli("token", "create", "--role", "submitter", "--name", "ann").stdout.strip()
     with ostler.Client(two.url, token=token) as client, ostler.Executor(client) as ex:

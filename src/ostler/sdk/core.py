@@ -15,7 +15,6 @@ from typing import Any
 
 from ostler.assembly.endpoint import Endpoint, check_endpoint, find_endpoint
 from ostler.model.errors import (
-    AlreadyExists,
     CoordinatorUnreachable,
     InvalidSpec,
     NotFound,
@@ -139,13 +138,32 @@ class Core:
     async def submit(self, manifests: Sequence[Mapping[str, Any]], *, fresh: bool = False) -> None:
         """Submit all or none. One whose answer was lost is the same one when it is made again: by its key, or, where it is `fresh`, by its
         ids, which nobody else can have chosen. The coordinator then has no key to remember."""
-        with contextlib.suppress(*_made_before(fresh)):
+        try:
             await self.call(routes.SUBMIT, list(manifests), **_mark(fresh))
+        except Rejected:
+            if not fresh or not await self._there(manifests[0]["job_id"]):
+                raise
 
     def submit_here(self, manifests: Sequence[Mapping[str, Any]], *, fresh: bool = False) -> None:
         """`submit` in a thread of the caller's own, which waits for it."""
-        with contextlib.suppress(*_made_before(fresh)):
+        try:
             self.call_here(routes.SUBMIT, list(manifests), **_mark(fresh))
+        except Rejected:
+            if not fresh or not self._there_here(manifests[0]["job_id"]):
+                raise
+
+    async def _there(self, job_id: str) -> bool:
+        """Whether a submission that was refused had been taken before, which may be why: its id exists, or it has filled a quota."""
+        with contextlib.suppress(OstlerError):
+            await self.call(routes.SHOW_JOB, job_id=job_id)
+            return True
+        return False
+
+    def _there_here(self, job_id: str) -> bool:
+        with contextlib.suppress(OstlerError):
+            self.call_here(routes.SHOW_JOB, job_id=job_id)
+            return True
+        return False
 
     def watch(self, job_id: str, told: Told, contents: Collection[str] = ()) -> None:
         """Have `told` called once, when the job is over or cannot be waited for any more."""
@@ -169,10 +187,6 @@ class Core:
             except Unavailable as exc:
                 pause = self._pause(exc, began, backoff)
             await asyncio.sleep(pause)
-
-
-def _made_before(fresh: bool) -> tuple[type[OstlerError], ...]:
-    return (AlreadyExists,) if fresh else ()
 
 
 def _mark(fresh: bool) -> dict[str, Any]:
