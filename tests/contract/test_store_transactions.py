@@ -8,12 +8,13 @@ from functools import partial
 
 import pytest
 
-from ostler.coordinator.operations import reads
+from ostler.coordinator.operations import jobs, reads
 from ostler.coordinator.operations.changes import write
-from ostler.model.errors import NotFound, StoreBusy
+from ostler.model.errors import InvalidSpec, NotFound, StoreBusy
 from ostler.model.job import JobState
+from ostler.model.manifest import Requirements, Runner
 from ostler.protocol import messages as m
-from store_rig import Rig
+from store_rig import Rig, manifest
 
 
 class Gate:
@@ -326,3 +327,26 @@ async def test_a_number_is_given_once_whatever_is_undone_and_across_a_restart(ri
     assert len(set(given)) == len(given)
     if not rig.store.shared:
         assert given == sorted(given)
+
+
+async def test_who_was_refused_for_what_is_undone_is_told_to_come_again(rig: Rig, monkeypatch: pytest.MonkeyPatch):
+    """A submission whose client gave up waiting, and the same made again, in one transaction, which the disk then does not take."""
+
+    def full(connection):
+        raise StoreBusy("the disk is full")
+
+    with suppress(StoreBusy):
+        async with Gate(rig):
+            tasks = [asyncio.create_task(rig.submit(job_id="one")) for _ in range(2)]
+            monkeypatch.setattr(rig.store._database, "commit", full)
+    assert [type(answer) for answer in await asyncio.gather(*tasks, return_exceptions=True)] == [StoreBusy, StoreBusy]
+    monkeypatch.undo()
+    assert await rig.submit(job_id="one") == ["one"]
+
+
+async def test_a_shape_of_an_undone_submission_is_not_taken_for_one_that_is_there(rig: Rig):
+    await rig.join("n1")
+    restart = manifest(runner=Runner.SERVICE, command="miner", args=("restart",), requirements=Requirements(node="n1"))
+    with pytest.raises(InvalidSpec, match="typo"):
+        await rig.write(jobs.submit_jobs, [restart, manifest(depends_on=("typo",))])
+    assert len((await rig.write(jobs.submit_jobs, [restart])).items) == 1

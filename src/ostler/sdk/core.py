@@ -15,6 +15,7 @@ from typing import Any
 
 from ostler.assembly.endpoint import Endpoint, check_endpoint, find_endpoint
 from ostler.model.errors import (
+    AlreadyExists,
     CoordinatorUnreachable,
     InvalidSpec,
     NotFound,
@@ -138,19 +139,29 @@ class Core:
     async def submit(self, manifests: Sequence[Mapping[str, Any]], *, fresh: bool = False) -> None:
         """Submit all or none. One whose answer was lost is the same one when it is made again: by its key, or, where it is `fresh`, by its
         ids, which nobody else can have chosen. The coordinator then has no key to remember."""
-        try:
-            await self.call(routes.SUBMIT, list(manifests), **_mark(fresh))
-        except Rejected:
-            if not fresh or not await self._there(manifests[0]["job_id"]):
-                raise
+        for again in (True, True, False):
+            try:
+                await self.call(routes.SUBMIT, list(manifests), **_mark(fresh))
+            except Rejected as exc:
+                if fresh and await self._there(manifests[0]["job_id"]):
+                    return
+                if not (fresh and again and isinstance(exc, AlreadyExists)):  # or the try that it met was undone
+                    raise
+            else:
+                return
 
     def submit_here(self, manifests: Sequence[Mapping[str, Any]], *, fresh: bool = False) -> None:
         """`submit` in a thread of the caller's own, which waits for it."""
-        try:
-            self.call_here(routes.SUBMIT, list(manifests), **_mark(fresh))
-        except Rejected:
-            if not fresh or not self._there_here(manifests[0]["job_id"]):
-                raise
+        for again in (True, True, False):
+            try:
+                self.call_here(routes.SUBMIT, list(manifests), **_mark(fresh))
+            except Rejected as exc:
+                if fresh and self._there_here(manifests[0]["job_id"]):
+                    return
+                if not (fresh and again and isinstance(exc, AlreadyExists)):
+                    raise
+            else:
+                return
 
     async def _there(self, job_id: str) -> bool:
         """Whether a submission that was refused had been taken before, which may be why: its id exists, or it has filled a quota."""

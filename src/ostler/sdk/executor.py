@@ -3,7 +3,6 @@
 import asyncio
 import atexit
 import itertools
-import secrets
 import threading
 import time
 import weakref
@@ -22,7 +21,7 @@ from ostler.protocol import messages as m
 from ostler.sdk import calls
 from ostler.sdk.calls import Arguments, Call, Results
 from ostler.sdk.client import Client
-from ostler.sdk.manifests import Fields, plain
+from ostler.sdk.manifests import Fields, named, plain
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -112,7 +111,6 @@ class Executor(FuturesExecutor):
         self._own = client is None
         self._client = client or Client()
         self._portal, self._core = self._client.door()
-        self._name, self._numbers = f"call-{secrets.token_hex(8)}", itertools.count(1)
         self._room = threading.Condition()
         self._open: dict[CallFuture[Any], _Entry] = {}
         self._waiting: deque[_Entry] = deque()
@@ -204,7 +202,7 @@ class Executor(FuturesExecutor):
 
     def _submit(self, call: Call) -> CallFuture[Any]:
         manifest = calls.manifest_of(call, by_value=self._by_value, results=self._results, extra=self._extra)
-        manifest = {"job_id": f"{self._name}-{next(self._numbers):06d}", **manifest}
+        manifest, _ = named(manifest, "call")
         size = len(codec.encode(manifest))
         calls.check_size(manifest, size)
         future: CallFuture[Any] = CallFuture(manifest["job_id"], self._forsake)

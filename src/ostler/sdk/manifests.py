@@ -99,14 +99,14 @@ def manifest_of(value: Manifest | Fields) -> dict[str, Any]:
     return found
 
 
-def named(manifest: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+def named(manifest: dict[str, Any], kind: str = "job") -> tuple[dict[str, Any], bool]:
     """The manifest with an id, in front, where the coordinator can look past it; and whether that was chosen here.
 
-    Then it has 64 random bits, so a job that bears it already is this one: a submission whose answer was lost can be made again. In
-    front stand the milliseconds: ids that come one after the other lie side by side in an index.
+    Then it has 64 random bits that nobody can guess, so a job that bears it already is this one: a submission whose answer was lost
+    can be made again. In front stand the milliseconds: ids that come one after the other lie side by side in an index.
     """
     given = manifest.pop("job_id", None)
-    return {"job_id": given or f"job-{time.time_ns() // 10**6:011x}{secrets.token_hex(8)}", **manifest}, not given
+    return {"job_id": given or f"{kind}-{time.time_ns() // 10**6:011x}{secrets.token_hex(8)}", **manifest}, not given
 
 
 def _said(value: Manifest) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from datetime import datetime, timedelta
 from ostler.coordinator.operations import commands, dependencies, quotas
 from ostler.coordinator.operations.cancels import PENDING, cancel_case
 from ostler.coordinator.operations.changes import Case, Changes, load, shortened, write
-from ostler.coordinator.operations.claims import Placements
 from ostler.coordinator.operations.dependencies import Accepted, Name
 from ostler.coordinator.operations.summons import summon_jobs
 from ostler.coordinator.operations.uploads import check_named
@@ -129,9 +128,7 @@ def _insert(tx: Tx, manifests: Accepted, names: Sequence[Name], owner: str | Non
         if manifest.runner is Runner.SERVICE:
             ordered.append((seq, manifest, waits != 0))
         seq += 1
-    there = tx.memo(Placements).shapes  # as read from rows, which nobody removes
-    if fresh := [(shape_id, body) for shape_id, body in bodies.items() if shape_id not in there]:
-        tx.many("INSERT INTO shapes (shape_id, body) VALUES (?, ?) ON CONFLICT (shape_id) DO NOTHING", fresh)
+    tx.many("INSERT INTO shapes (shape_id, body) VALUES (?, ?) ON CONFLICT (shape_id) DO NOTHING", list(bodies.items()))
     for statement, some in ((_INSERT_JOB, rows), (_INSERT_CHILD, children)):
         if some:
             tx.many(statement, some)

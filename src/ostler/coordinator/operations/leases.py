@@ -130,7 +130,7 @@ def pull(
     commands = _commands(tx, request, node)
     chosen = _choose(tx, request, node, lives, latency, spread=spread) if takes else []
     aged = node.last_seen_at is None or not 0 <= tx.at - node.last_seen_at < span(RENEW_AFTER)
-    if changed or (aged and (commands or chosen or fresh)):
+    if commands or chosen or changed or (fresh and aged):
         tx.run("UPDATE nodes SET renewals = renewals + 1, last_seen_at = ? WHERE node_id = ?", (tx.at, node.node_id))
     return Pulled(_hand_out(tx, request, node, commands, chosen), node, live)
 

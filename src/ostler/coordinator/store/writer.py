@@ -15,7 +15,7 @@ from ostler.coordinator.store.beside import Changed, NotAlone
 from ostler.coordinator.store.database import Database, Peers
 from ostler.coordinator.store.tx import Late, Tx
 from ostler.coordinator.store.wakeups import Topic, Wakeups
-from ostler.model.errors import StoreBusy
+from ostler.model.errors import Rejected, StoreBusy
 from ostler.runtime.affinity import Followers
 from ostler.runtime.clock import Clock
 from ostler.runtime.outage import Outage
@@ -219,8 +219,8 @@ class Writer:
             # call again, and each operation knows what it did before.
             self._drop_connection()
             self._memo.clear()  # it may know of rows that never came to be, under numbers that are given anew
-            for pending in batch:
-                if pending.error is None or pending.error is _AGAIN:
+            for pending in batch:  # what a later one was refused for may be what is undone with it
+                if pending.error in (None, _AGAIN) or (pending is not first and isinstance(pending.error, Rejected)):
                     pending.error = database.translate(exc) or exc
             self._outage.failed(operations=len(batch), error=str(exc))
         return self._without_colliding(batch)

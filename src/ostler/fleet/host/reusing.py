@@ -83,12 +83,16 @@ class Pieces:
         """Whether the file is in the packages now; its directory is there. Raises Refused, OSError."""
         for there, linked in zip(self._before, self._linked, strict=True):
             try:
-                found, now = _read(there.packages, path)
+                found, now = _read(there.packages, path, size=len(content), mode=mode)
             except (OSError, ValueError):
                 continue
-            if now == content and stat.S_IMODE(found.facts.st_mode) == mode:
-                if _bring(there.packages, found, self._packages):
-                    linked.append(path)
+            if now == content:
+                try:
+                    if _bring(there.packages, found, self._packages):
+                        linked.append(path)
+                except Refused:  # it was changed meanwhile, or a link is another file here
+                    (self._packages / path).unlink()
+                    return False
                 return True
         return False
 
@@ -132,14 +136,19 @@ def _link_compiled(there: Standing, sources: list[str], packages: Path) -> None:
                     _bring(there.packages, found, packages)
 
 
-def _read(packages: Path, path: str) -> tuple[_Read, bytes]:
-    """A plain file of whoever installs, and its content. Raises OSError, ValueError."""
+def _read(packages: Path, path: str, *, size: int | None = None, mode: int | None = None) -> tuple[_Read, bytes]:
+    """A plain file of whoever installs (of this size and mode, where they are given), and its content. Raises OSError, ValueError."""
     descriptor = os.open(f"{packages}/{path}", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb", buffering=0) as file:
+    try:
         facts = os.fstat(descriptor)
         if not stat.S_ISREG(facts.st_mode) or facts.st_uid != os.geteuid():
             raise ValueError(f"{path} is not as it was unpacked")
-        content = file.readall()
+        if size not in (None, facts.st_size) or mode not in (None, stat.S_IMODE(facts.st_mode)):
+            raise ValueError(f"{path} is another file")
+        with os.fdopen(descriptor, "rb", buffering=0, closefd=False) as file:
+            content = file.readall()
+    finally:
+        os.close(descriptor)
     return _Read(path, facts, hashlib.sha256(content).hexdigest()), content
 
 
