@@ -37,14 +37,15 @@ def start(operator, release, *args, code):
 def test_a_good_release_comes_and_a_bad_one_goes_back_by_itself(unreachable):
     before = {name: unreachable.in_force(name) for name in NAMES}
     good = unreachable.good("through the coordinator")
-    pids = {name: unreachable.sleeper(name)[1] for name in NAMES}
+    jobs = {name: unreachable.sleeper(name) for name in NAMES}
     hosts, view = start(unreachable, good, code=0)
     assert {name: host["phase"] for name, host in hosts.items()} == dict.fromkeys(NAMES, "updated"), view
     for name in NAMES:
         assert unreachable.in_force(name) == good != before[name]
         assert unreachable.node(name)["release"] == good
-        assert set(pids[name]) <= set(unreachable.pids(name))
+        assert set(jobs[name][1]) <= set(unreachable.pids(name))
         assert unreachable.facts(name)["lock"] is None
+    unreachable.cli("job", "cancel", *(job for job, _ in jobs.values()), code=0)
 
     hosts, view = start(unreachable, unreachable.variant(variants.DOES_NOT_START), code=1)
     assert {name: host["phase"] for name, host in hosts.items()} == {"mini-1": "unhealthy", "mini-2": "held"}, view
