@@ -590,6 +590,34 @@ def test_jobs_are_futures_too(client):
     assert seen.wait(10)
 
 
+def test_a_job_may_have_several_futures(client, ex):
+    first = client.submit(["sleep", "1"])
+    others = [client.job(first.job_id) for _ in range(2)]
+    assert [one.result(60).state for one in (first, *others)] == ["done"] * 3
+    call = ex.submit(calls.slow_square, 3, 600)
+    until(lambda: call.job_id in {one.job_id for one in client.jobs(state=NOT_OVER)}, what="it is there")
+    watched = client.job(call.job_id)
+    assert call.cancel()
+    with pytest.raises(concurrent.futures.CancelledError):
+        watched.result(60)
+
+
+async def test_a_closed_client_takes_nothing(two):
+    client = ostler.AsyncClient(two.url, token=two.token)
+    await client.jobs(limit=1)
+    await client.close()
+    for call in (client.submit(["true"]), client.jobs()):
+        with pytest.raises(ostler.Rejected, match="this client is closed"):
+            await call
+
+
+def test_a_callback_that_leaves_the_program_ends_no_other_future(client):
+    job = client.submit(["true"])
+    job.add_done_callback(lambda _: sys.exit(3))
+    assert client.submit(["true"]).result(60).state == "done"
+    assert client.submit(["true"]).result(60).state == "done"
+
+
 def test_a_job_is_cancelled(client):
     job = client.submit(["sleep", "600"])
     assert job.cancel("no longer wanted")
@@ -605,6 +633,13 @@ def test_a_job_is_cancelled(client):
         ({"command": "echo hi"}, "a command is a list of words"),
         ({"command": []}, "is empty"),
         ({"command": 5}, "is of the type int"),
+        ({"command": b"true"}, "is of the type bytes"),
+        ({"command": ["echo", None]}, r"command\[1\]: is of the type NoneType"),
+        ({"command": ["echo"], "args": ["x"]}, "stand in the command"),
+        ({"command": ["true"], "artifacts": "out.txt"}, "are a list of paths"),
+        ({"command": ["true"], "inputs": ["words.txt"]}, "map names to files"),
+        ({"command": ["true"], "inputs": {"x": 5}}, "5 is neither a file nor bytes"),
+        ({"command": ["true"], "inputs": {"x": "/dev/zero"}}, "is not a regular file"),
         ({"command": ["true"], "retrys": 3}, "did you mean `retries`"),
         ({"command": ["true"], "array": 3}, "submit_many"),
         ({"command": ["true"], "inputs": {"x": "/no/such/file"}}, "No such file"),
@@ -626,6 +661,11 @@ def test_what_is_of_another_kind_is_told(client, tmp_path):
             ostler.Client(**{"url": "http://127.0.0.1:9", "token": "x", **arguments})
     with pytest.raises(ostler.InvalidSpec, match="5 is no manifest"):
         client.submit_many([{"command": "true"}, 5])
+    for patience_s in (float("nan"), -1, "5", None, True):
+        with pytest.raises(ostler.InvalidSpec, match="patience_s: must be seconds"):
+            ostler.Client("http://127.0.0.1:9", token="x", patience_s=patience_s)
+    with pytest.raises(ostler.InvalidSpec, match="job_id: is the executor's own"):
+        ostler.Executor(client, job_id="mine")
     with pytest.raises(ostler.InvalidSpec, match=r"must be an ostler\.Client, not str"):
         ostler.Executor("http://127.0.0.1:9")
 

@@ -8,6 +8,7 @@ import contextlib
 import os
 import shlex
 import signal
+import socket
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -242,12 +243,11 @@ async def test_nobody_listens(sshd):
 
 async def test_one_that_accepts_and_says_nothing(sshd):
     believe(sshd)
-    silent = await asyncio.start_server(lambda reader, writer: asyncio.sleep(600), "127.0.0.1", 0)
-    port = silent.sockets[0].getsockname()[1]
-    with pytest.raises(MachineUnreachable, match=rf"no SSH at 127\.0\.0\.1:{port} within 0\.2 s"):
-        async with connected(sshd.host(port=port), sshd.trust, local_user="x", connect=timedelta(seconds=0.2)):
-            pass
-    silent.close()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        with pytest.raises(MachineUnreachable, match=rf"no SSH at 127\.0\.0\.1:{port} within 0\.2 s"):
+            async with connected(sshd.host(port=port), sshd.trust, local_user="x", connect=timedelta(seconds=0.2)):
+                pass
 
 
 async def test_by_way_of_another_host(sshd, tmp_path):

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import os
 import secrets
+import stat
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import suppress
@@ -111,9 +112,14 @@ class AsyncClient:
         if isinstance(source, bytes):
             blob: m.Blob = await self.core.call(routes.UPLOAD_BLOB, source)
             return {"sha256": blob.sha256, "size": blob.size}
+        if not isinstance(source, str | os.PathLike):
+            raise InvalidSpec("an input cannot be sent", [Problem("inputs", f"{source!r:.40} is neither a file nor bytes")])
         file = Path(source)
         try:
-            before = (await asyncio.to_thread(file.stat)).st_size
+            facts = await asyncio.to_thread(file.stat)
+            if not stat.S_ISREG(facts.st_mode):
+                raise InvalidSpec("an input cannot be sent", [Problem("inputs", f"{file} is not a regular file")])
+            before = facts.st_size
             blob = await self.core.wire.upload(routes.UPLOAD_BLOB, file)
         except OSError as exc:
             raise InvalidSpec("an input cannot be sent", [Problem("inputs", f"{file}: {exc.strerror or exc}")]) from exc

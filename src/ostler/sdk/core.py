@@ -61,6 +61,10 @@ class Core:
     """Calls with patience, and the waiting for jobs. Everything happens in one event loop, but for what `here` is in the name of."""
 
     def __init__(self, endpoint: Endpoint, *, patience_s: float = PATIENCE_S) -> None:
+        if isinstance(patience_s, bool) or not isinstance(patience_s, int | float) or not patience_s >= 0:
+            raise InvalidSpec(
+                "the client cannot be made", [Problem("patience_s", f"must be seconds, 0 or more, not {patience_s!r:.40}")]
+            )
         self.endpoint = endpoint
         trust = Trust(ca_file=endpoint.ca_file, client_cert=endpoint.client_cert, client_key=endpoint.client_key)
         self.wire = Wire(endpoint.url, token=endpoint.token, trust=trust)
@@ -86,6 +90,7 @@ class Core:
         """
         began, backoff = time.monotonic(), Backoff(min_s=0.1, max_s=5.0)
         while True:
+            self._check()
             try:
                 answer = await self.wire.call(route, message, **more)
             except OstlerError as exc:
@@ -111,7 +116,7 @@ class Core:
 
     def _check(self) -> None:
         if self._closed:
-            raise Rejected("this client was closed meanwhile", hint="make another one")
+            raise Rejected("this client is closed", hint="make another one")
 
     def _pause(self, exc: OstlerError, began: float, backoff: Backoff) -> float:
         """How long to wait before the next try; raises what was met where patience is at its end, or never began, or is not asked for."""
@@ -184,9 +189,9 @@ class Core:
         """Have `follow` called in the loop, where it watches a job; from any thread."""
         self._waiter.soon(follow, loop)
 
-    def unwatch(self, job_id: str) -> None:
-        """Nobody waits for it any more."""
-        self._waiter.drop(job_id)
+    def unwatch(self, job_id: str, told: Told) -> None:
+        """This one waits for it no more."""
+        self._waiter.drop(job_id, told)
 
     async def read(self, route: Route, **more: Any) -> bytes:
         """The whole answer to a call for bytes; a broken one is made again."""
@@ -210,7 +215,7 @@ class Waiter:
 
     def __init__(self, core: Core) -> None:
         self._core = core
-        self._open: dict[str, tuple[Told, Collection[str]]] = {}
+        self._open: dict[str, list[tuple[Told, Collection[str]]]] = {}  # one job may have several futures
         self._news = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._wait_s = FIRST_WAIT_S
@@ -234,15 +239,17 @@ class Waiter:
         """One more."""
         if self._closed:
             return
-        self._open[job_id] = (told, contents)
+        self._open.setdefault(job_id, []).append((told, contents))
         self._wait_s = FIRST_WAIT_S if len(self._open) <= FEW else SHORT_WAIT_S
         self._news.set()
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._run())
 
-    def drop(self, job_id: str) -> None:
+    def drop(self, job_id: str, told: Told) -> None:
         """One less."""
-        self._open.pop(job_id, None)
+        left = [one for one in self._open.pop(job_id, ()) if one[0] is not told]
+        if left:
+            self._open[job_id] = left
 
     async def close(self) -> None:
         """All that are waited for are told so."""
@@ -278,7 +285,7 @@ class Waiter:
                     told(NotFound(f"there is no job {job_id} any more", hint="see `ostler job list`"))
 
     def _take(self, job_ids: Sequence[str]) -> list[tuple[Told, Collection[str]]]:
-        return [self._open.pop(one) for one in job_ids if one in self._open]
+        return [one for job_id in job_ids for one in self._open.pop(job_id, ())]
 
     async def _ask(self) -> m.AwaitResponse | None:
         """One call; None where it was given up because there are more jobs now to wait for."""
@@ -289,7 +296,7 @@ class Waiter:
             self._wait_s = SHORT_WAIT_S
             for job_id in ids:
                 self._open[job_id] = self._open.pop(job_id)
-        contents = {one for _, wanted in self._open.values() for one in wanted}
+        contents = {one for some in self._open.values() for _, wanted in some for one in wanted}
         wait_s = self._wait_s
         self._wait_s = min(wait_s * 2, LONG_WAIT_S)
         message = m.AwaitRequest(job_ids=ids, wait_s=wait_s, contents=tuple(sorted(contents)))

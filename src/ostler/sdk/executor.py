@@ -14,13 +14,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar, overload
 
-from ostler.model.errors import AlreadyExists, InvalidSpec, OstlerError, Rejected, TooLarge
+from ostler.model.errors import AlreadyExists, InvalidSpec, OstlerError, Problem, Rejected, TooLarge
 from ostler.model.manifest import Requirements, RetryPolicy
 from ostler.protocol import codec, routes
 from ostler.protocol import messages as m
 from ostler.sdk import calls
 from ostler.sdk.calls import Arguments, Call, Results
 from ostler.sdk.client import Client
+from ostler.sdk.core import Told
 from ostler.sdk.manifests import Fields, named, plain
 
 P = ParamSpec("P")
@@ -29,6 +30,7 @@ T = TypeVar("T")
 MAX_BATCH = 500
 MAX_BATCH_BYTES = 8 * 2**20
 LAST_S = 10.0
+_OWN = frozenset({"job_id", "runner", "task", "params", "code", "command", "args", "artifacts", "array"})
 ERRANDS = 8  # calls about single jobs at the same time: results too large to come along, cancellations
 
 
@@ -69,6 +71,7 @@ class _Entry:
     size: int
     sent: bool = False
     over: bool = False
+    told: Told | None = None
 
 
 class Executor(FuturesExecutor):
@@ -101,7 +104,11 @@ class Executor(FuturesExecutor):
     ) -> None:
         if client is not None and not isinstance(client, Client):
             raise InvalidSpec(f"client must be an ostler.Client, not {type(client).__name__}")
-        if max_pending < 1:
+        if own := sorted(_OWN & fields.keys()):
+            raise InvalidSpec(
+                "an executor cannot be made so", [Problem(name, "is the executor's own, for each call") for name in own]
+            )
+        if not isinstance(max_pending, int) or max_pending < 1:
             raise InvalidSpec("max_pending must be 1 or more")
         if results not in {"data", "pickle"}:
             raise InvalidSpec(f"results must be 'data' or 'pickle', not {results!r}")
@@ -335,6 +342,7 @@ class Executor(FuturesExecutor):
                 self._portal.end(lambda: self._settle(entry, news.job, news.contents))
 
         wanted = calls.contents_of(self._results)
+        entry.told = told
         self._core.watch(entry.future.job_id, told, wanted)
 
     async def _fetch(self, entry: _Entry, news: m.Ended, paths: Sequence[str]) -> None:
@@ -349,7 +357,8 @@ class Executor(FuturesExecutor):
         self._portal.end(lambda: self._settle(entry, news.job, contents))
 
     def _cancel_job(self, entry: _Entry) -> None:
-        self._core.unwatch(entry.future.job_id)
+        if entry.told is not None:
+            self._core.unwatch(entry.future.job_id, entry.told)
         if entry.sent:
             self._errand(self._cancel(entry.future.job_id))
 

@@ -1,6 +1,7 @@
 """Manifests out of keyword arguments, as plain JSON. Pure, but for what it says of files."""
 
 import math
+import os
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -34,8 +35,19 @@ def draft(
     """A manifest that says what was given and nothing else. Raises InvalidSpec for what cannot be meant."""
     if isinstance(command, str):
         raise InvalidSpec("a command is a list of words", [Problem("command", f"write {command.split()!r}; there is no shell")])
-    if command is not None and not isinstance(command, Sequence):
+    if command is not None and (not isinstance(command, Sequence) or isinstance(command, bytes | bytearray | range)):
         raise InvalidSpec("a command is a list of words", [Problem("command", f"is of the type {type(command).__name__}")])
+    for number, word in enumerate(command or ()):
+        if not isinstance(word, str | int | float | os.PathLike):
+            raise InvalidSpec(
+                "a command is a list of words", [Problem(f"command[{number}]", f"is of the type {type(word).__name__}")]
+            )
+    if command is not None and given.get("args") is not None:
+        raise InvalidSpec("a command is a list of words", [Problem("args", "stand in the command")])
+    if inputs is not None and not isinstance(inputs, Mapping):
+        raise InvalidSpec("inputs cannot be sent", [Problem("inputs", "map names to files or bytes: {'words.txt': 'words.txt'}")])
+    if not isinstance(artifacts, list | tuple):
+        raise InvalidSpec("artifacts cannot be kept", [Problem("artifacts", "are a list of paths: ['out.txt']")])
     if given.get("array") is not None:
         raise InvalidSpec("a future stands for one job", [Problem("array", "is not for `submit`; use `submit_many`")])
     manifest, _ = named(plain({name: value for name, value in given.items() if value is not None}))

@@ -6,6 +6,7 @@ again, which waits for the loop.
 
 import asyncio
 import encodings.idna  # noqa: F401 - a look-up loads it, and a child forked in that moment would wait for it for ever
+import logging
 import os
 import queue
 import threading
@@ -17,6 +18,7 @@ import uvloop
 from ostler.model.errors import Rejected
 
 T = TypeVar("T")
+_LOG = logging.getLogger("ostler.sdk")
 
 
 class Portal:
@@ -92,4 +94,7 @@ class Portal:
 
     def _end(self) -> None:
         while (call := self._ends.get()) is not None:
-            call()
+            try:
+                call()
+            except BaseException:  # a callback's `sys.exit()`: the other futures still end
+                _LOG.exception("a callback of a future failed")

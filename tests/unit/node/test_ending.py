@@ -62,6 +62,7 @@ def test_success():
         ({"exit_code": 137}, WRAPPED, C.SIGNAL, "killed by SIGKILL from outside (told by the sandbox as exit code 137)"),
         ({"exit_code": 139}, WRAPPED, C.SIGNAL, "crashed with SIGSEGV (told by the sandbox as exit code 139)"),
         ({"exit_code": 255}, WRAPPED, C.EXIT, "exit code 255"),
+        ({"exit_code": 183}, WRAPPED, C.EXIT, "exit code 183"),  # as ffmpeg ends over a file that is none
         ({"signal": 15, "killed": "timeout"}, PLAIN, C.TIMEOUT, "ran 12.5 s, longer than its limit of 60 s"),
         ({"exit_code": 0, "killed": "timeout"}, PLAIN, C.TIMEOUT, "limit of 60 s"),
         ({"signal": 9, "killed": "memory", "oom": WATCHDOG}, PLAIN, C.OOM, "limit of 512 MB (at most 530 MB) and was killed"),

@@ -22,7 +22,8 @@ _CRASHES = frozenset({"SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGSEGV", "SIGSY
 class Circumstances:
     """What the attempt was allowed (None: no limit), and what was seen right after its end.
 
-    `wrapped`: it ran inside bwrap, which tells of a signal n as exit code 128 + n. `said` is how standard error begins;
+    `wrapped`: it ran inside bwrap, which tells of a signal n as exit code 128 + n (believed of the 31 that have names). `said` is how
+    standard error begins;
     `free_mb` what its disk had left (None: nobody looked); `refused` what the network gate did not let it reach.
     """
 
@@ -43,7 +44,8 @@ class Circumstances:
 def ending(record: ExitRecord, about: Circumstances) -> Ending:
     """How the attempt ended. `Usage.prepare_s` and `upload_s` are not known here."""
     exit_code, signal = record.exit_code, record.signal
-    if about.wrapped and exit_code is not None and _signal_name(exit_code - 128):
+    # A program that exits with a code as high as those of real-time signals is likelier than one that dies of such a signal.
+    if about.wrapped and exit_code is not None and 0 < exit_code - 128 < signals.SIGRTMIN and _signal_name(exit_code - 128):
         signal = exit_code - 128
         exit_code = None
     cancelled = _kind(record.killed) == "cancel"
