@@ -70,7 +70,8 @@ class CliRunnerConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PythonRunnerConfig:
-    """Trusted task modules `tasks.<name>` from `task_paths`; `warm_workers` keeps one started per slot (false: one process per task).
+    """Trusted task modules `tasks.<name>` from `task_paths`; `warm_workers` keeps one started per slot (false: one process per task;
+    in `bwrap` always).
     `by_value` also runs functions that a submitter sends: anybody's code, each in a process of its own within the sandbox."""
 
     __pydantic_config__ = STRICT
