@@ -1,6 +1,7 @@
 """What an operator decides about nodes, through the command line and against a real daemon."""
 
 import json
+import os
 import sqlite3
 from contextlib import closing
 
@@ -15,6 +16,15 @@ def said(fleet, *words):
     done = fleet.cli(*words)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_a_daemon_gives_way_as_its_jobs_do(own_fleet):
+    fleet = own_fleet().start()
+    until(lambda: fleet.nodes() and fleet.nodes()[0]["state"] == "ready", what="a node")
+    parts = fleet.processes()
+    assert parts["node"].nice() == max(10, os.getpriority(os.PRIO_PROCESS, 0))
+    assert parts["coordinator"].nice() == parts["keeper"].nice() == os.getpriority(os.PRIO_PROCESS, 0)
+    assert fleet.cli("run", "--", "sh", "-c", "nice").stdout == f"{parts['node'].nice()}\n"
 
 
 def test_cordon_pool_and_retire(own_fleet):

@@ -6,6 +6,7 @@ import resource
 import shutil
 import signal
 import struct
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -277,17 +278,27 @@ def test_limits_that_a_program_finds_set(keeper, line):
         "grep -E 'NoNewPrivs|SigIgn|SigBlk|Cpus_allowed_list' /proc/self/status; ionice; umask; tty; pwd"
     )
     cpu = min(os.sched_getaffinity(0))
-    limits = {"open_files": 64, "file_mb": 8, "nice": 5, "io_class": "best-effort", "io_level": 6, "cpus": [cpu]}
+    nice = max(5, os.getpriority(os.PRIO_PROCESS, 0))
+    limits = {"open_files": 64, "file_mb": 8, "nice": nice, "io_class": "best-effort", "io_level": 6, "cpus": [cpu]}
     line.start(**keeper.sh("a", script, limits=limits, no_new_privs=True))
     line.record("a")
     assert [without_libc_signals(told) for told in keeper.out("a").splitlines()] == [
-        *("64", "64", str(8 * 2048 if "dash" in os.path.realpath("/bin/sh") else 8 * 1024), "5"),
+        *("64", "64", str(8 * 2048 if "dash" in os.path.realpath("/bin/sh") else 8 * 1024), str(nice)),
         *("SigBlk:\t0000000000000000", "SigIgn:\t0000000000000000", "NoNewPrivs:\t1", f"Cpus_allowed_list:\t{cpu}"),
         *("best-effort: prio 6", "0022", "not a tty", str(keeper.work)),
     ]
     line.start(**keeper.sh("b", "ulimit -n; nice; grep NoNewPrivs /proc/self/status"))
     line.record("b")
     assert keeper.out("b").split() == [str(resource.getrlimit(resource.RLIMIT_NOFILE)[0]), str(os.nice(0)), "NoNewPrivs:", "0"]
+
+
+def test_a_keeper_without_privileges_gives_nobody_more_than_it_has(keeper, line):
+    """The program starts all the same: a daemon that was started with `nice` would else fail each job that is to have 10."""
+    less = os.getpriority(os.PRIO_PROCESS, 0) - 5
+    may = subprocess.run([*keeper.prefix, "nice", "-n", "-5", "nice"], capture_output=True, text=True, check=True)
+    line.start(**keeper.sh("a", "nice", limits={"nice": less}))
+    assert line.record("a")["exit_code"] == 0
+    assert keeper.out("a") == may.stdout
 
 
 def test_a_file_larger_than_allowed_ends_the_program_by_its_signal(keeper, line):

@@ -80,6 +80,7 @@ RELOAD_S = 30.0
 _NOT_WAITING = ("network.", "logging.", "runners.cli.allowlist_", "coordinator.", "node_id", "state_dir")
 SESSION_S = 30.0
 PULSE_S = 5.0
+MOST_NICE = 10  # of the daemon itself, whatever its jobs have
 YOUNG = 10_000  # objects between two collections: next to none of a job's are in a cycle, and 700 are a few jobs'
 
 
@@ -304,6 +305,7 @@ async def run(config: NodeConfig, file: Path | None, manager: ServiceManager, *,
     )  # fmt: skip
     fetch = fetcher(client, lambda: daemon)
     _attend_signals(daemon, reload(daemon, processes, cli, file, logger))
+    _give_way(config.resources.cpu_nice)
     gc.collect()
     gc.freeze()  # what start-up made stays for good: no later collection needs to look at it again
     gc.set_threshold(YOUNG)
@@ -365,6 +367,14 @@ def _attend_signals(daemon: NodeDaemon, again: Callable[[], Awaitable[None]]) ->
     for one in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(one, daemon.stop)
     loop.add_signal_handler(signal.SIGHUP, on_hangup)
+
+
+def _give_way(cpu_nice: int) -> None:
+    """The daemon gives way to what else runs on the machine, as its jobs do (in its unit it may not say so, and the unit does). Submissions
+    to a coordinator on the same machine then do not wait for the node, which so takes more of them at once.
+    """
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, max(os.getpriority(os.PRIO_PROCESS, 0), min(cpu_nice, MOST_NICE)))
 
 
 def _check_sandbox(config: NodeConfig, able: SandboxAbilities, logger: logging.Logger) -> None:

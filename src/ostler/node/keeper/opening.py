@@ -54,6 +54,7 @@ class Openings:
         self._filters: dict[str, tuple[tuple[int, int, int, int], kernel.SeccompProgram]] = {}
         self._own_files, self._most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._tasks = (0.0, 0)
+        self._least_nice = _least_nice()
         # The keeper holds two files for each attempt with a capped log; attempts get back the limit found here.
         resource.setrlimit(resource.RLIMIT_NOFILE, (self._most_files, self._most_files))
 
@@ -76,7 +77,7 @@ class Openings:
         limits = request.limits
         program = Program(argv=request.argv, env=request.env, cwd=raw(request.cwd), files=files.pairs)
         program.limits = self._limits(limits, group, own_user=request.uid is None or request.uid == os.getuid())
-        program.nice = limits.nice
+        program.nice = None if limits.nice is None else max(limits.nice, self._least_nice)
         program.io = limits.io
         program.cpus = limits.cpus
         program.uid = request.uid
@@ -182,3 +183,14 @@ def unenforced_limits(request: Start, group: Group | None) -> list[str]:
     if limits.processes is not None and user == 0 and (group is None or not group.limits_processes):
         names.append("processes")  # RLIMIT_NPROC does not bind root
     return names
+
+
+def _least_nice() -> int:
+    """The lowest niceness that this process may give to another: with privileges any, without them its own, or what RLIMIT_NICE grants."""
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    try:
+        os.setpriority(os.PRIO_PROCESS, 0, -20)
+    except OSError:
+        return min(own, 20 - resource.getrlimit(resource.RLIMIT_NICE)[0])
+    os.setpriority(os.PRIO_PROCESS, 0, own)
+    return -20
