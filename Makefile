@@ -34,7 +34,7 @@ dev: $(DEV_STAMP)   ## the same, with the tools of development
 
 run: $(RUN_STAMP)  ## transcode a video on a node through a coordinator (VIDEO=path for your own)
 	@tools/system-packages bubblewrap
-	@$(PY) tools/main_job.py $(if $(VIDEO),--video '$(VIDEO)')
+	@$(PY) tools/main_job.py $(if $(VIDEO),--video "$$VIDEO")
 
 test: export PYTHONDONTWRITEBYTECODE =
 test: $(DEV_STAMP)  ## all tests, with coverage

@@ -365,6 +365,8 @@ async def test_what_a_node_declares_and_sees(rig: Rig):
         services=(seen, replace(seen, name="stranger"), Observation(name="web", state=ServiceState.CRASHED, since="soon"))
     )
     miner, web = (await rig.read(ops.list_services, m.ServiceQuery(node="n1"))).items
+    with pytest.raises(NotFound, match="no node n9"):
+        await rig.read(ops.list_services, m.ServiceQuery(node="n9"))
     assert (miner.state, miner.health, miner.pid, miner.metrics) == ("running", "healthy", 7, {"hashrate": 1.5})
     assert (len(miner.message), miner.since.year, miner.told_at) == (500, 2026, rig.clock.now())
     assert (web.state, web.health, web.since) == ("crashed", "unknown", None)

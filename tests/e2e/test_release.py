@@ -94,6 +94,8 @@ def test_releases_are_listed_shown_and_pruned(tmp_path):
     assert [one["version"] for one in ostler("release", "list", *store, "--json").json] == ["3.0", "2.0", "1.0"]
     listed = ostler("release", "list", *store).stdout
     assert all(one.release in listed for one in made)
+    nothing = ostler("release", "list", "--store", tmp_path / "elsewhere")
+    assert (nothing.returncode, str(tmp_path / "elsewhere") in nothing.stderr) == (0, True)
     shown = ostler("release", "show", "2.0", *store).stdout
     assert made[1].manifest.digest in shown
     assert "units/ostler-node.service" in shown

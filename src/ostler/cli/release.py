@@ -102,7 +102,8 @@ def list_releases(store: StoreOption = None, pushed: PushedOption = False, as_js
     from ostler.cli import exits
     from ostler.fleet.releases.store import ReleaseStore
 
-    found, wrong = ReleaseStore(_places(store).store).releases()
+    place = ReleaseStore(_places(store).store)
+    found, wrong = place.releases()
     if as_json:
         output.print_json([_facts(one) for one in found])
     else:
@@ -114,7 +115,7 @@ def list_releases(store: StoreOption = None, pushed: PushedOption = False, as_js
             )
             for one in found
         ]  # fmt: skip
-        output.table(columns, rows, empty="no releases")
+        output.table(columns, rows, empty=f"no releases in {place.directory}: `ostler release build`")
     for one in wrong:
         output.note(exits.describe(one))
     if wrong:

@@ -52,7 +52,7 @@ class Problem:
 class OstlerError(Exception):
     """Root of all errors that Ostler raises on purpose.
 
-    `code` is stable and machine-readable; `hint` says what to do next, often a command.
+    `code` is stable and machine-readable; `hint` says what to do next, often a command, and stands below the message in a traceback.
     """
 
     code = "error"
@@ -62,6 +62,8 @@ class OstlerError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+        if hint is not None:
+            self.add_note(f"hint: {hint}")
 
 
 class Rejected(OstlerError):

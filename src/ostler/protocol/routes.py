@@ -248,7 +248,7 @@ SHOW_NODE = Route(
 )  # fmt: skip
 LIST_SERVICES = Route(
     name="list_services", method="GET", path="/services", audience=Audience.CLIENT, grants=READ, query=m.ServiceQuery,
-    response=m.ServicePage, summary="Services of all nodes, a row for each node and service", errors=(errors.InvalidSpec,),
+    response=m.ServicePage, summary="Services of all nodes, a row for each node and service", errors=(errors.InvalidSpec, errors.NotFound),
 )  # fmt: skip
 SHOW_SERVICE = Route(
     name="show_service", method="GET", path="/services/{name}", audience=Audience.CLIENT, grants=READ, query=m.ServiceQuery,

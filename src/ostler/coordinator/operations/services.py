@@ -115,6 +115,7 @@ def list_services(tx: Tx, query: ServiceQuery, name: str | None = None) -> Servi
         _check_declared(tx, name)
         more, params = "AND s.name = ?", [name]
     if query.node is not None:
+        _check_known(tx, query.node)
         more, params = f"{more} AND s.node_id = ?", [*params, query.node]
     rows = tx.rows(
         f"""SELECT {_COLUMNS} {_FROM} WHERE n.state <> 'retired' AND (s.name > ? OR (s.name = ? AND s.node_id > ?)) {more}
@@ -155,6 +156,11 @@ def _view(tx: Tx, row: Row) -> ServiceView:
         desired=seen.desired, unit=seen.unit, since=_moment(seen.since), pid=seen.pid, restarts=seen.restarts, retry_s=seen.retry_s,
         message=seen.message, metrics=dict(seen.metrics), told_at=told,
     )  # fmt: skip
+
+
+def _check_known(tx: Tx, node_id: str) -> None:
+    if tx.row("SELECT 1 FROM nodes WHERE node_id = ?", (node_id,)) is None:
+        raise NotFound(f"there is no node {node_id}", hint="see `ostler node list`")
 
 
 def _check_declared(tx: Tx, name: str) -> None:
