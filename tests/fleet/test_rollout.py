@@ -1,8 +1,10 @@
 """Releases onto real hosts: under load, back from each kind of bad one, and what else is done on all hosts at once."""
 
 import json
+import os
 import re
 import signal
+import time
 
 import pytest
 
@@ -162,14 +164,20 @@ def test_what_the_coordinator_refuses_goes_back_though_the_host_let_it_stay(inst
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1200, func_only=True)
 def test_a_lost_coordinator_rolls_nothing_back(installed):
-    """The release is good and no coordinator answers: the watcher holds, says so, and lets no second update in between."""
+    """The release is good and no coordinator answers: the watcher holds, says so, and lets no second update in between.
+
+    TESTBED_OUTAGE_S=600 has it away for ten minutes.
+    """
     good = installed.good("alone")
     installed.coordinator.send_signal(signal.SIGSTOP)
+    back = time.monotonic() + float(os.environ.get("TESTBED_OUTAGE_S", "0"))
     try:
         done = installed.update(good, "--timeout", "75s", "--no-coordinator", host="mini-2")
         assert done.ends == {"mini-2": "unreachable"}, done.text
         assert "coordinator" in done.reasons["mini-2"]
+        time.sleep(max(0.0, back - time.monotonic()))
         assert installed.in_force("mini-2") == good
         assert installed.facts("mini-2")["update"]["state"] == "holding"
         other = installed.update(installed.first.release, "--no-coordinator", host="mini-2")
