@@ -165,6 +165,52 @@ def test_what_does_not_start_here_is_not_installed(site, keys, tmp_path, trial):
     assert site.names() == []
 
 
+READS = """import json
+import pathlib
+import sys
+import ostler
+said = [pathlib.Path(one).read_text() for one in sys.argv[1:]]
+print(json.dumps({"version": ostler.__version__, "reads": %s}))
+"""
+
+
+def test_a_trial_that_reads_the_configuration_is_remembered(site, keys, tmp_path):
+    """By the hash of that, and of what was put in force rather than of what somebody made of it since; prune forgets it."""
+    bare = make(tmp_path / "store", keys, trial=READS % "True")
+    site.install(bare)
+    assert not site.places.reads(bare.release).exists()  # there was none to read
+    site.places.config.parent.mkdir(parents=True)
+    site.places.config.write_text("edited: 1\n")
+    site.places.applied.write_text("applied: 1\n")
+    release = make(tmp_path / "store", keys, "1.1", trial=READS % "said == ['applied: 1\\n']")
+    site.install(release)
+    known = json.loads(site.places.reads(release.release).read_text())
+    assert known["config_sha256"] == hashlib.sha256(b"applied: 1\n").hexdigest()
+    later = make(tmp_path / "store", keys, "1.2")
+    site.install(later)
+    point(site.places.current, f"releases/{later.release}")
+    site.run("prune", "--keep", "1")
+    assert not site.places.reads(release.release).exists()
+
+
+@pytest.mark.parametrize("reads", ["False", "'yes'", "1"])
+def test_a_trial_that_does_not_say_so_is_not_believed_to_read_it(site, keys, tmp_path, reads):
+    """And the release is installed: it may be told another configuration when it is switched to, and is asked then."""
+    site.places.config.parent.mkdir(parents=True)
+    site.places.config.write_text("one: 1\n")
+    release = make(tmp_path / "store", keys, trial=READS % reads)
+    assert site.install(release)["release"] == release.release
+    assert not site.places.reads(release.release).exists()
+
+
+def test_a_configuration_that_is_no_text_is_no_matter_of_an_installation(site, keys, tmp_path):
+    site.places.config.parent.mkdir(parents=True)
+    site.places.config.write_bytes(b"\xff\xfe")
+    release = make(tmp_path / "store", keys, trial=READS % "True")
+    assert site.install(release)["release"] == release.release
+    assert not site.places.reads(release.release).exists()
+
+
 def test_a_wheel_that_leaves_its_directory_is_refused(site, keys, tmp_path):
     """By who builds; and by the host, where somebody has built and signed it nevertheless."""
     out = {"../../../../out": b"x"}

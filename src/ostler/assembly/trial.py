@@ -1,14 +1,19 @@
-"""Loads all that a host runs of a release, and says which version it is: `python -I -m ostler.assembly.trial`.
+"""Loads all that a host runs of a release, and says which version it is: `python -I -m ostler.assembly.trial [FILE]`.
 
 The host program runs it in a release that was just unpacked, before that gets its name. What does not load here would not start
-there; and Python keeps the byte code of what it loads, which a daemon could not write.
+there; and Python keeps the byte code of what it loads, which a daemon could not write. FILE is a node's configuration: it also says
+whether this release reads it, which the host would have to ask the next process otherwise.
 """
 
+import gc
 import importlib
 import json
+import os
 import sys
+from pathlib import Path
 
 import ostler
+from ostler.model.errors import OstlerError
 
 PARTS = (
     "ostler.assembly.launch",
@@ -24,13 +29,25 @@ PARTS = (
 )
 
 
-def main() -> int:
-    """Print `{"version": …}`; an error ends the program."""
+def main(arguments: list[str]) -> int:
+    """Print `{"version": …, "reads": …}`; an error ends the program."""
+    gc.disable()  # nothing that is loaded becomes garbage: looking for some takes an eighth of the time
     for part in PARTS:
         importlib.import_module(part)
-    sys.stdout.write(json.dumps({"version": ostler.__version__}) + "\n")
+    said = {"version": ostler.__version__, "reads": [_reads(Path(file)) for file in arguments] == [True]}
+    sys.stdout.write(json.dumps(said) + "\n")
     return 0
 
 
+def _reads(file: Path) -> bool:
+    from ostler.assembly.resolve import resolve_node  # loaded above, where an error in it belongs
+
+    try:
+        resolve_node(file, env=os.environ, need_secrets=False)
+    except OstlerError:
+        return False
+    return True
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ostler.fleet.host import archive, packing, reusing, trust, wheels
+from ostler.fleet.host import archive, fitting, packing, reusing, trust, wheels
 from ostler.fleet.host.places import PROGRAM, Places, read_json, sync, write_json
 from ostler.fleet.host.refusals import Refused
 
@@ -79,7 +79,8 @@ def prune(places: Places, keep: int) -> dict[str, Any]:
         found = sorted((one for one in _releases(places)), key=lambda one: one.stat().st_mtime, reverse=True)
         gone = [one for one in found[keep:] if one.name not in named]
         for one in gone:
-            places.compiled(one.name).unlink(missing_ok=True)
+            for note in (places.compiled(one.name), places.reads(one.name)):
+                note.unlink(missing_ok=True)
             aside = one.with_name(f"{one.name}{PARTIAL}")  # half of a release must not bear its name
             one.rename(aside)
             shutil.rmtree(aside)
@@ -134,7 +135,11 @@ def _make(places: Places, home: Path, manifest: archive.Manifest, envelope: byte
         _offer(half, home, manifest)
         (half / archive.MANIFEST).write_bytes(envelope)
         _pack_program(half)
-        _try(half, manifest)
+        config = None
+        with contextlib.suppress(ValueError):  # no text: whoever switches without another one is told so
+            config = fitting.configured(places)
+        if _try(half, manifest, config) and config is not None:
+            fitting.remember(places, manifest.release, config)
         _note_compiled(places, half, manifest)
         _to_disk(half)
     except BaseException as exc:
@@ -205,15 +210,19 @@ def _pack_program(half: Path) -> None:
         (half / PROGRAM).write_bytes(packing.pack(modules))
 
 
-def _try(half: Path, manifest: archive.Manifest) -> None:
-    """What a host runs loads here, in this Python, and is what the manifest says. Python writes the byte code of it meanwhile."""
+def _try(half: Path, manifest: archive.Manifest, config: str | None) -> bool:
+    """What a host runs loads here, in this Python, and is what the manifest says. Python writes the byte code of it meanwhile. Answers
+    whether it reads the configuration, too; one that does not may be told another one before it is switched to."""
+    file = [] if config is None else ["/proc/self/fd/0"]
     try:
         trial = subprocess.run(
-            [str(half / "bin/python"), "-I", "-m", _TRIAL],
+            [str(half / "bin/python"), "-I", "-m", _TRIAL, *file],
+            input=config or "",
             capture_output=True,
             text=True,
             timeout=_TRIAL_S,
             check=False,
+            cwd="/",
             env={"HOME": "/nonexistent", "LC_ALL": "C.UTF-8"},
         )
     except subprocess.TimeoutExpired:
@@ -221,11 +230,13 @@ def _try(half: Path, manifest: archive.Manifest) -> None:
             "unfit", f"release {manifest.release} did not start on this host in {_TRIAL_S} s; is it that busy?"
         ) from None
     try:
-        said = json.loads(trial.stdout)["version"]
+        answer = json.loads(trial.stdout)
+        said = answer["version"]
     except (ValueError, KeyError, TypeError):
         said = (trial.stderr.strip() or "nothing").splitlines()[-1]
     if trial.returncode or said != manifest.version:
         raise Refused("unfit", f"release {manifest.release} does not start on this host: it says {said}")
+    return answer.get("reads") is True
 
 
 def _note_compiled(places: Places, half: Path, manifest: archive.Manifest) -> None:

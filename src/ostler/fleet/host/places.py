@@ -114,6 +114,10 @@ class Places:
         """What byte code was made when this release was installed."""
         return self.updates / "compiled" / f"{release}.json"
 
+    def reads(self, release: str) -> Path:
+        """Which configuration this release has read."""
+        return self.updates / "reads" / f"{release}.json"
+
     @property
     def start_due(self) -> Path:
         """There while a host is made a node, and afterwards where that was cut off."""

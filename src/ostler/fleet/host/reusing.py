@@ -125,6 +125,7 @@ def _files(packages: Path, information: str) -> list[_Read]:
 
 def _link_compiled(there: Standing, sources: list[str], packages: Path) -> None:
     """The byte code of files that were linked. Python looks only whether it is of a file of that time and size, so it is compared here."""
+    made: set[str] = set()
     for source in sources:
         folder, name = os.path.split(source)
         path = os.path.join(folder, CACHE, f"{name.removesuffix('.py')}.{sys.implementation.cache_tag}.pyc")  # noqa: PTH118
@@ -132,7 +133,9 @@ def _link_compiled(there: Standing, sources: list[str], packages: Path) -> None:
             with contextlib.suppress(OSError, ValueError):
                 found, _ = _read(there.packages, path)
                 if found.sha256 == there.compiled[path] and stat.S_IMODE(found.facts.st_mode) == 0o644:
-                    (packages / folder / CACHE).mkdir(exist_ok=True)
+                    if folder not in made:
+                        (packages / folder / CACHE).mkdir(exist_ok=True)
+                        made.add(folder)
                     _bring(there.packages, found, packages)
 
 

@@ -3,13 +3,12 @@
 import contextlib
 import json
 import shutil
-import subprocess
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ostler.fleet.host import accounts, binaries, daemon, floor, services, systemd
+from ostler.fleet.host import accounts, binaries, daemon, fitting, floor, services, systemd
 from ostler.fleet.host.lock import guarded
 from ostler.fleet.host.places import (
     KEEPER_UNIT,
@@ -32,7 +31,6 @@ from ostler.fleet.host.traces import Traces
 
 WANTS = "multi-user.target.wants"
 SPARE = 1 << 20  # what a way back may need on a disk that has been filled since
-READ_S = 60.0
 PATIENCE_S = 120.0  # for the switch of an updater that was killed, and whose host went on: the next one goes on behind it
 SWITCH = "switch"  # the guard that a switch, or a way back, holds for as long as it works
 
@@ -66,7 +64,8 @@ def switch(
             )
         _check(places, release, rollout)
         if update is None:
-            _check_config(places, release, told)
+            if (config := fitting.configured(places) if told.config is None else told.config) is not None:
+                fitting.check(places, release, config)
             update = _open(
                 places, rollout=rollout, release=release, window_s=window_s, program=program, files=told.files, asked=asked
             )
@@ -223,29 +222,6 @@ def _check(places: Places, release: str, rollout: str) -> None:
             "missing",
             f"release {release} is not on this host" if not home.is_dir() else f"release {release} lacks {', '.join(missing)}",
         )
-
-
-def _check_config(places: Places, release: str, told: Told) -> None:
-    """Ask the release whether it can read the configuration that it would get. Raises Refused."""
-    found = next((one for one in (places.applied, places.config) if one.exists()), None)
-    config = told.config if told.config is not None or found is None else found.read_text()
-    if config is None:
-        return
-    program = places.release(release) / "bin/ostler"
-    write(places.trial, config.encode(), mode=0o600)
-    try:
-        done = subprocess.run(
-            [str(program), "config", "check", str(places.trial)], capture_output=True, text=True, errors="replace", timeout=READ_S,
-            check=False, stdin=subprocess.DEVNULL, cwd="/", env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/nonexistent"},
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired) as exc:
-        raise Refused("unfit", f"release {release} cannot be asked about the configuration: {exc}") from None
-    finally:
-        places.trial.unlink(missing_ok=True)
-    if done.returncode:
-        said = done.stderr.replace(str(places.trial), places.config.name).replace("error: ", "")
-        why = "; ".join(line.strip() for line in said.splitlines() if line.strip())[-600:]
-        raise Refused("unfit", f"release {release} cannot read the configuration: {why or f'exit code {done.returncode}'}")
 
 
 def _open(
