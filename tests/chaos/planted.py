@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ostler.assembly import coordinator, handover
-from ostler.assembly.resolve import resolve_coordinator
+from ostler.assembly.resolve_coordinator import resolve_coordinator
 from ostler.coordinator.operations import jobs, logs
 from ostler.coordinator.operations.changes import Case
 from ostler.coordinator.store import writer

@@ -72,15 +72,16 @@ def test_misuse_is_told_without_a_traceback(alone, words, code, said):
 
 @pytest.mark.parametrize(("content", "said"), [(None, "cannot be read"), ("coordinator: 7\n", "coordinator")])
 def test_a_daemon_that_cannot_start_says_the_same_on_the_short_way_and_on_the_long(tmp_path, content, said):
-    """`node --config FILE` is looked at before the command line is loaded."""
+    """`node --config FILE` is looked at before the command line is loaded, and so is a unit's `node --await-keeper --config FILE`."""
     file = tmp_path / "node.yaml"
     if content is not None:
         file.write_text(content)
-    short, long = (
-        subprocess.run([OSTLER, "node", *words, "--config", file], check=False, capture_output=True, text=True, timeout=60)
-        for words in ([], ["--await-keeper"])
+    short, unit, long = (
+        subprocess.run([OSTLER, "node", *words], check=False, capture_output=True, text=True, timeout=60)
+        for words in (["--config", file], ["--await-keeper", "--config", file], ["--config", file, "--await-keeper"])
     )
     assert (short.returncode, short.stdout, short.stderr) == (long.returncode, long.stdout, long.stderr)
+    assert (unit.returncode, unit.stdout, unit.stderr) == (long.returncode, long.stdout, long.stderr)
     assert (short.returncode, said in short.stderr, "Traceback" in short.stderr) == (3, True, False)
 
 

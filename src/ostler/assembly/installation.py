@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ostler.assembly.first_run import default_data
-from ostler.assembly.resolve import COORDINATOR_PREFIX, resolve_coordinator
+from ostler.assembly.resolve_coordinator import COORDINATOR_PREFIX, resolve_coordinator
 from ostler.coordinator.config import CoordinatorConfig, refuse_password
 from ostler.runtime.settings import Flag
 

@@ -2,16 +2,13 @@
 
 import os
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 from ostler.assembly import handover
-from ostler.assembly.resolve import host_problems, parse_listen, resolve_coordinator, resolve_node
-from ostler.coordinator.config import refuse_password
+from ostler.assembly.resolve import checked_node, parse_listen, resolve_node
 from ostler.model.errors import InvalidSpec, Problem
-from ostler.node.config import NodeConfig
-from ostler.runtime.settings import Flag, invalid
+from ostler.runtime.settings import Flag
 
 COORDINATOR = "ostler.assembly.coordinator"
 NODE = "ostler.assembly.node"
@@ -21,14 +18,6 @@ KEEPER = "ostler.node.keeper"
 def daemon_command(module: str, descriptor: int, *more: str) -> list[str]:
     """The argument list of a daemon; -P, or whatever lies in the working directory could stand in for a module."""
     return [sys.executable, "-P", "-m", module, "--config-fd", str(descriptor), *more]
-
-
-def checked_node(file: Path, *, env: Mapping[str, str], flags: Mapping[str, Flag] | None = None) -> NodeConfig:
-    """A node's configuration, ready to start on this host. Raises InvalidSpec with every mistake."""
-    loaded = resolve_node(file, env=env, flags=flags)
-    if lacking := host_problems(loaded):
-        raise invalid(str(file), lacking)
-    return loaded.value
 
 
 def listen_flags(listen: str | None) -> dict[str, Flag]:
@@ -66,12 +55,16 @@ def become_keeper(file: Path) -> NoReturn:
 
 def store_flags(store: str | None) -> dict[str, Flag]:
     """`--store` as a setting; raises InvalidSpec where a password stands in it, which every user of the machine can read."""
+    from ostler.coordinator.config import refuse_password  # hosts that run a node alone need none of it
+
     refuse_password(store)
     return {} if store is None else {"store": Flag(name="--store", value=store)}
 
 
 def become_coordinator(data: Path | None, listen: str | None, file: Path | None, store: str | None = None) -> NoReturn:
     """Replace this process by the coordinator."""
+    from ostler.assembly.resolve_coordinator import resolve_coordinator
+
     flags = listen_flags(listen) | store_flags(store)
     if data is not None:
         flags["data"] = Flag(name="--data", value=str(data.absolute()))

@@ -309,6 +309,7 @@ async def run(config: NodeConfig, file: Path | None, manager: ServiceManager, *,
     gc.collect()
     gc.freeze()  # what start-up made stays for good: no later collection needs to look at it again
     gc.set_threshold(YOUNG)
+    gc.enable()  # a unit starts without
     watch = asyncio.create_task(keepers.watch())
     try:
         await daemon.run()

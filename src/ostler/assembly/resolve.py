@@ -1,4 +1,4 @@
-"""The configuration of a node or a coordinator out of its layers, checked whole: types, rules, and what this host must have.
+"""The configuration of a node out of its layers, checked whole: types, rules, and what this host must have.
 
 `python -m ostler.assembly.resolve node FILE` writes the result to standard output, for a daemon that reloads: it holds secrets,
 so standard output must be a pipe. Mistakes go to standard error, with exit code 3.
@@ -8,27 +8,21 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from ostler.assembly import handover
-from ostler.coordinator.config import CoordinatorConfig
-from ostler.coordinator.tls import context
 from ostler.model.errors import InvalidSpec, OstlerError, Problem
 from ostler.model.manifest import NAME
 from ostler.model.network import rule_problem
 from ostler.node.config import NodeConfig
 from ostler.node.services.rules import service_problems
-from ostler.runtime.settings import Flag, Loaded, load
+from ostler.runtime.settings import Flag, Loaded, invalid, load
 
 NODE_PREFIX = "OSTLER_NODE"
-COORDINATOR_PREFIX = "OSTLER_COORDINATOR"
 PLACEHOLDER = "<shortid>"  # as section 4 of the source prints it
 LEVELS = ("debug", "info", "warning", "error", "critical")
 IO_CLASSES = ("none", "realtime", "best-effort", "idle")
-KINDS = ("node", "coordinator")
 
 
 def resolve_node(
@@ -41,30 +35,12 @@ def resolve_node(
     return loaded
 
 
-def resolve_coordinator(
-    file: Path | None,
-    *,
-    env: Mapping[str, str],
-    flags: Mapping[str, Flag] | None = None,
-    defaults: Mapping[str, Any] | None = None,
-) -> Loaded[CoordinatorConfig]:
-    """A coordinator's configuration; raises InvalidSpec with every mistake."""
-    return load(
-        CoordinatorConfig,
-        file=file,
-        env=env,
-        prefix=COORDINATOR_PREFIX,
-        flags=flags,
-        rules=coordinator_rules,
-        defaults=defaults,
-    )
-
-
-def coordinator_rules(config: CoordinatorConfig) -> Iterator[Problem]:
-    """What its own contradictions are, as problems."""
-    for line in config.problems():
-        path, _, message = line.partition(": ")
-        yield Problem(path, message)
+def checked_node(file: Path, *, env: Mapping[str, str], flags: Mapping[str, Flag] | None = None) -> NodeConfig:
+    """A node's configuration, ready to start on this host. Raises InvalidSpec with every mistake."""
+    loaded = resolve_node(file, env=env, flags=flags)
+    if lacking := host_problems(loaded):
+        raise invalid(str(file), lacking)
+    return loaded.value
 
 
 def node_rules(config: NodeConfig) -> Iterator[Problem]:
@@ -166,18 +142,6 @@ def host_problems(loaded: Loaded[NodeConfig]) -> list[Problem]:
     return [loaded.locate(problem) for problem in found]
 
 
-def coordinator_host_problems(loaded: Loaded[CoordinatorConfig]) -> list[Problem]:
-    """The same for a coordinator."""
-    tls = loaded.value.tls
-    if tls is None:
-        return []
-    try:
-        context.load(tls, datetime.now(UTC))
-    except InvalidSpec as exc:
-        return [loaded.locate(problem) for problem in exc.problems]
-    return []
-
-
 def parse_listen(text: str) -> tuple[str, int] | None:
     """`127.0.0.1:7070` or `[::1]:7070` as (host, port); None where it is neither."""
     host, colon, port = text.rpartition(":")
@@ -192,22 +156,18 @@ def parse_listen(text: str) -> tuple[str, int] | None:
 
 def main(arguments: list[str]) -> int:
     """See the module's first lines."""
-    if len(arguments) != 2 or arguments[0] not in KINDS:
-        sys.stderr.write("usage: python -m ostler.assembly.resolve node|coordinator FILE\n")
+    if len(arguments) != 2 or arguments[0] != "node":
+        sys.stderr.write("usage: python -m ostler.assembly.resolve node FILE\n")
         return 2
-    kind, file = arguments[0], Path(arguments[1])
+    file = Path(arguments[1])
     try:
-        if kind == "node":
-            node = resolve_node(file, env=os.environ)
-            if lacking := host_problems(node):
-                raise InvalidSpec(f"{file} names what this host does not have", lacking)
-            content = handover.encode(node.value)
-        else:
-            content = handover.encode(resolve_coordinator(file, env=os.environ).value)
+        node = resolve_node(file, env=os.environ)
+        if lacking := host_problems(node):
+            raise InvalidSpec(f"{file} names what this host does not have", lacking)
     except OstlerError as exc:
         sys.stderr.write(f"{exc}\n")
         return 3
-    sys.stdout.buffer.write(content)
+    sys.stdout.buffer.write(handover.encode(node.value))
     return 0
 
 

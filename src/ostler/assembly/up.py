@@ -12,7 +12,8 @@ from pathlib import Path
 
 from ostler.assembly import first_run, handover, keeper_stop, launch, profile
 from ostler.assembly.children import Child, Launch, Nursery, Stopped
-from ostler.assembly.resolve import resolve_coordinator, resolve_node
+from ostler.assembly.resolve import checked_node, resolve_node
+from ostler.assembly.resolve_coordinator import resolve_coordinator
 from ostler.model.errors import OperationInFlight, OstlerError, Rejected
 from ostler.model.node import NodeState
 from ostler.node.config import NodeConfig
@@ -118,7 +119,7 @@ class Up:
         if self.join_token is not None:
             flags["coordinator.auth_token"] = Flag(name="ostler up", value=self.join_token.token)
         env = self._node_env()
-        descriptor = handover.put(launch.checked_node(file, env=env, flags=flags))
+        descriptor = handover.put(checked_node(file, env=env, flags=flags))
         return Launch(launch.daemon_command(launch.NODE, descriptor, "--config-file", str(file)), env, (descriptor,))
 
     def _node_env(self) -> dict[str, str]:
@@ -140,7 +141,7 @@ class Up:
         return replace(said, ca_file=own) if said.verify and said.ca_file is None and own.exists() else said
 
     def _node_config(self) -> NodeConfig:
-        return launch.checked_node(self.data / "node.yaml", env=self._node_env())
+        return checked_node(self.data / "node.yaml", env=self._node_env())
 
     def _reload(self) -> None:
         for child in (self.coordinator, self.node):

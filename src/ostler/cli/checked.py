@@ -5,16 +5,21 @@ import os
 import sys
 from pathlib import Path
 
-from ostler.assembly import handover, launch
+from ostler.assembly import handover
+from ostler.assembly.resolve import checked_node
 from ostler.cli.exits import guard
 
 
-def main() -> None:
-    """Check the file that is named, as a node that starts here."""
-    content = memoryview(handover.encode(launch.checked_node(Path(sys.argv[1]), env=os.environ)))
-    while content:
-        content = content[os.write(1, content) :]
+def tell(file: Path, into: int) -> int:
+    """Check the file as a node that starts here, and write what it says into that descriptor; the exit code."""
+
+    def check() -> None:
+        content = memoryview(handover.encode(checked_node(file, env=os.environ)))
+        while content:
+            content = content[os.write(into, content) :]
+
+    return guard(check)
 
 
 if __name__ == "__main__":
-    sys.exit(guard(main))
+    sys.exit(tell(Path(sys.argv[1]), sys.stdout.fileno()))

@@ -95,11 +95,13 @@ def schema(shape: Annotated[Shape, typer.Option("--for", help="What the schema d
 
 
 def _load(file: Path, part: Part, *, need_secrets: bool) -> tuple[Any, list[Any]]:
+    if part is Part.COORDINATOR:
+        from ostler.assembly import resolve_coordinator as resolving
+
+        found = resolving.resolve_coordinator(file, env=os.environ, defaults={"data": "DIR"})  # `--data` says which
+        return found, resolving.coordinator_host_problems(found)
     from ostler.assembly import resolve
 
-    if part is Part.COORDINATOR:
-        found = resolve.resolve_coordinator(file, env=os.environ, defaults={"data": "DIR"})  # `--data` says which
-        return found, resolve.coordinator_host_problems(found)
     loaded = resolve.resolve_node(file, env=os.environ, need_secrets=need_secrets)
     return loaded, [*loaded.unset, *resolve.host_problems(loaded)]
 

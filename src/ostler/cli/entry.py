@@ -7,10 +7,18 @@ def main() -> int:
     """Load the command line, and run it; a node's daemon is started without it, which would take longer to load than the daemon waits
     for anything else."""
     try:
-        if (file := _daemons_file(sys.argv[1:])) is not None:
-            from ostler.assembly import ahead
+        match sys.argv[1:]:
+            case ["node", "--config", file] if _is_file(file):
+                from ostler.assembly import ahead
 
-            ahead.become_node(file, "ostler.cli.checked")
+                ahead.become_node(file, "ostler.cli.checked")
+            case ["node", "--await-keeper", "--config", file] if _is_file(file):  # a unit's: what it takes counts, not how long
+                import gc
+
+                gc.disable()  # until it has started: nothing that is loaded becomes garbage
+                from ostler.cli import unit
+
+                return unit.start(file)
         sys.modules["httpx._main"] = None  # type: ignore[assignment]  # its own command line: 50 ms of imports that nobody calls
         from ostler.cli.main import main as program
     except KeyboardInterrupt:
@@ -18,9 +26,5 @@ def main() -> int:
     return program()
 
 
-def _daemons_file(words: list[str]) -> str | None:
-    """FILE where the words are `node --config FILE` and nothing else."""
-    match words:
-        case ["node", "--config", file] if file and not file.startswith("-"):
-            return file
-    return None
+def _is_file(word: str) -> bool:
+    return bool(word) and not word.startswith("-")

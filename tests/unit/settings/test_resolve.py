@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from ostler.assembly import handover
-from ostler.assembly.resolve import host_problems, parse_listen, resolve_coordinator, resolve_node
+from ostler.assembly.resolve import host_problems, parse_listen, resolve_node
+from ostler.assembly.resolve_coordinator import resolve_coordinator
 from ostler.coordinator.config import CoordinatorConfig
 from ostler.model.errors import InvalidSpec
 from ostler.node.config import NodeConfig
