@@ -1,7 +1,5 @@
 """A word with the node daemon on its own socket: health, drain, resume. It is not trusted, so a look has one end in time and in size."""
 
-import http.client
-import io
 import json
 import socket
 import time
@@ -14,28 +12,27 @@ MAX_NESTED = 500  # lists and objects of an answer: far from what a reader, or a
 _PIECE = 8192
 
 
-class _Said:
-    """What was read, where the reader of answers expects a socket."""
-
-    def __init__(self, content: bytes) -> None:
-        self._content = content
-
-    def makefile(self, *_: object) -> io.BytesIO:
-        return io.BytesIO(self._content)
-
-
 def ask(door: Path, method: str, path: str) -> dict[str, Any] | None:
     """The answer's content, or None where nobody answers with such."""
     try:
-        response = http.client.HTTPResponse(_Said(_said(door, method, path)), method=method)  # type: ignore[arg-type]
-        response.begin()
-        body = response.read()
+        body = _body(_said(door, method, path))
         if body.count(b"[") + body.count(b"{") > MAX_NESTED:
             return None
         answer = json.loads(body)
-    except (OSError, ValueError, RecursionError, http.client.HTTPException):
+    except (OSError, ValueError, RecursionError):
         return None
     return answer if isinstance(answer, dict) else None
+
+
+def _body(said: bytes) -> bytes:
+    """What an answer holds; its head says how much that is. By hand, since the standard library's reader is a fifth of what a watcher
+    loads. Raises ValueError."""
+    head, _, rest = said.partition(b"\r\n\r\n")
+    first, *lines = head.lower().split(b"\r\n")
+    (length,) = (int(line.partition(b":")[2]) for line in lines if line.startswith(b"content-length:"))
+    if not first.startswith(b"http/1.1 ") or not 0 <= length <= len(rest):
+        raise ValueError("no whole answer")
+    return rest[:length]
 
 
 def _said(door: Path, method: str, path: str) -> bytes:

@@ -5,7 +5,15 @@ import zipfile
 from collections.abc import Mapping
 
 FOLDER = "ostler/fleet/host"
-_MAIN = "import sys\nfrom ostler.fleet.host.program import main\nsys.exit(main(sys.argv[1:]))\n"
+# The watcher is started with each switch, from this file, whose modules Python compiles each time: it loads its own alone.
+_MAIN = """import sys
+if sys.argv[1:] == ["watch"]:
+    from ostler.fleet.host.watcher import watch
+    watch()
+else:
+    from ostler.fleet.host.program import main
+    sys.exit(main(sys.argv[1:]))
+"""
 _NOT_THERE = {"bundle.py"}
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the same bytes for the same program
 

@@ -24,7 +24,6 @@ from ostler.fleet.host import (
     switching,
     systemd,
     taking,
-    watcher,
 )
 from ostler.fleet.host.places import NODE_UNIT, Places, read_json
 from ostler.fleet.host.refusals import Refused
@@ -129,11 +128,6 @@ def _take(places: Places, given: argparse.Namespace) -> Answer:
     return taking.take(places, Path(sys.argv[0]).read_bytes())
 
 
-def _watch(places: Places, given: argparse.Namespace) -> Answer:
-    watcher.main(places.root)
-    return {}
-
-
 _ROLLOUT = ("--rollout", {"required": True})
 _SERVICES = ("--services", {"default": "[]", "help": "programs of services, as JSON"})
 VERBS: dict[str, tuple[Callable[[Places, argparse.Namespace], Answer], tuple[tuple[str, dict[str, Any]], ...]]] = {
@@ -174,7 +168,6 @@ VERBS: dict[str, tuple[Callable[[Places, argparse.Namespace], Answer], tuple[tup
     "go-back": (_go_back, (_ROLLOUT, ("--reason", {"required": True}))),
     "journal": (_journal, (("--lines", {"type": int, "default": 30}),)),
     "take": (_take, ()),
-    "watch": (_watch, ()),
 }
 
 

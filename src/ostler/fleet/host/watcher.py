@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ostler.fleet.host import daemon, switching, systemd, watch
+from ostler.fleet.host import daemon, switching, systemd
+from ostler.fleet.host import watch as judging
 from ostler.fleet.host.lock import guarded
 from ostler.fleet.host.places import NODE_UNIT, Places, read_json, write_json
 from ostler.fleet.host.publishing import publish
@@ -40,35 +41,35 @@ class Watcher:
     def _turn(self, update: dict[str, Any]) -> None:
         now = time.clock_gettime(time.CLOCK_BOOTTIME)
         before = _watch(update, now)
-        after, verdict = watch.judge(before, self._look(now), now)
+        after, verdict = judging.judge(before, self._look(now), now)
         match verdict:
-            case watch.Verdict.GO_BACK:
+            case judging.Verdict.GO_BACK:
                 self._leave(after.reason or "it is no good")
-            case watch.Verdict.KEEP:
+            case judging.Verdict.KEEP:
                 self._resume(update)
                 switching.keep(self._places, after.reason)
-            case watch.Verdict.RESUME:
+            case judging.Verdict.RESUME:
                 if not self._resume(update):
                     after = replace(after, resumed=False)
-            case watch.Verdict.ASK_PREDECESSOR:
+            case judging.Verdict.ASK_PREDECESSOR:
                 self._ask(after, now)
-            case watch.Verdict.TRY_ANEW:
+            case judging.Verdict.TRY_ANEW:
                 with contextlib.suppress(Refused):  # one that does not come up is judged for that
                     systemd.act("restart", NODE_UNIT)
-        if after != before and verdict not in (watch.Verdict.GO_BACK, watch.Verdict.KEEP):
+        if after != before and verdict not in (judging.Verdict.GO_BACK, judging.Verdict.KEEP):
             self._note(after)
 
-    def _look(self, now: float) -> watch.Sight:
+    def _look(self, now: float) -> judging.Sight:
         shown = systemd.show(NODE_UNIT, "ActiveState", "NRestarts")
         restarts = shown["NRestarts"]
-        return watch.Sight(
+        return judging.Sight(
             active=shown["ActiveState"],
             restarts=int(restarts) if restarts.isdecimal() else 0,
             health=daemon.ask(self._places.door, "GET", "/healthz"),
             predecessor_reaches=self._reaches if now - self._asked < ASK_AGAIN_S else None,
         )
 
-    def _ask(self, seen: watch.Watch, now: float) -> None:
+    def _ask(self, seen: judging.Watch, now: float) -> None:
         """Let the release before call the coordinator, with the configuration of before: the new one may be what is wrong."""
         program = self._places.release(seen.previous or "") / "bin/ostler"
         try:
@@ -90,7 +91,7 @@ class Watcher:
         except (Refused, OSError) as exc:  # such as a full disk: tried again with the next look
             os.write(2, f"cannot go back yet: {exc}\n".encode())
 
-    def _note(self, seen: watch.Watch) -> None:
+    def _note(self, seen: judging.Watch) -> None:
         """Keep what was seen: a watcher that is started anew goes on from it."""
         with guarded(self._places, switching.SWITCH):
             update = read_json(self._places.update)
@@ -107,11 +108,11 @@ class Watcher:
                 return  # a full disk: judged by what is in memory until the next look
 
 
-def _watch(update: dict[str, Any], now: float) -> watch.Watch:
+def _watch(update: dict[str, Any], now: float) -> judging.Watch:
     """The watch as it was written down. In another boot all times begin anew: the daemon was started then."""
     same = update.get("boot_id") == switching.boot_id()
     began = update.get("began", now) if same else now
-    return watch.Watch(
+    return judging.Watch(
         update_id=update["update_id"],
         release=update["release"],
         previous=update.get("previous"),
@@ -124,11 +125,12 @@ def _watch(update: dict[str, Any], now: float) -> watch.Watch:
         good_since=update.get("good_since") if same else None,
         resumed=update.get("resumed", False),
         retried=update.get("retried", False),
-        state=watch.State(update["state"]),
+        state=judging.State(update["state"]),
         reason=update.get("reason"),
     )
 
 
-def main(root: Path) -> None:
-    """The watch unit's process."""
-    Watcher(Places(root)).run()
+def watch() -> None:
+    """The watch unit's process: until there is no open update."""
+    os.umask(0o077)
+    Watcher(Places(Path("/"))).run()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ostler.fleet.host import accounts, belongings, binaries, bundle, facts, lock, setting_up, switching
+from ostler.fleet.host import accounts, belongings, binaries, bundle, facts, fitting, lock, setting_up, switching
 from ostler.fleet.host.places import Places, point, read_json, write_json
 from ostler.fleet.host.refusals import Refused
 from ostler.fleet.host.traces import Traces
@@ -190,6 +190,43 @@ def test_what_the_release_cannot_read_changes_nothing(places: Places, rooted: tu
         *rooted, "switch", "--rollout", "r1", "--release", "1.0", "--window", "5", "--told", "-", more=told.encode()
     )
     assert (code, answer["error"]) == (1, "usage")
+
+
+def test_a_release_is_asked_once_about_a_configuration(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one, another release and another Python ask anew; what it cannot read it is asked about each time."""
+    program = places.releases / "1.0/bin/ostler"
+    program.parent.mkdir(parents=True)
+    places.updates.mkdir(parents=True)
+    asked = places.root / "asked"
+    program.write_text(f'#!/bin/sh\necho "$3" >>{asked}\ngrep -q good "$3" || {{ echo "error: it is bad" >&2; exit 2; }}\n')
+    program.chmod(0o755)
+    for _ in range(2):
+        fitting.check(places, "1.0", "good: 1\n")
+    assert len(asked.read_text().split()) == 1
+    for number in (2, 3):
+        with pytest.raises(Refused, match="cannot read the configuration: it is bad"):
+            fitting.check(places, "1.0", "bad: 1\n")
+        assert len(asked.read_text().split()) == number
+    fitting.check(places, "1.0", "good: 1\n")
+    assert len(asked.read_text().split()) == 3
+    with pytest.raises(Refused, match=r"release 1\.1 cannot be asked"):
+        fitting.check(places, "1.1", "good: 1\n")
+    monkeypatch.setattr("sys.version", "another")
+    fitting.check(places, "1.0", "good: 1\n")
+    assert len(asked.read_text().split()) == 4
+    assert not places.trial.exists()
+
+
+def test_a_watcher_loads_what_it_needs_alone(tmp_path: Path) -> None:
+    """It is compiled anew with each switch."""
+    (tmp_path / "host.pyz").write_bytes(bundle.program())
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import ostler.fleet.host.watcher; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code, str(tmp_path / "host.pyz")], capture_output=True, text=True, check=True
+    )
+    loaded = set(done.stdout.split())
+    assert "ostler.fleet.host.switching" in loaded
+    assert not loaded & {"ostler.fleet.host.program", "ostler.fleet.host.installing", "argparse", "http.client", "ssl"}
 
 
 def test_the_release_of_before_looks_with_the_configuration_of_before(places: Places) -> None:
