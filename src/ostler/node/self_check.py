@@ -21,7 +21,7 @@ PROGRAM = "/usr/bin/true"
 JOB = "ostler-self-check"
 TIMEOUT_S = 20.0
 AGAIN_S = 60.0
-AFTER_S = 1.0  # work that waits for this daemon comes first
+AFTER_S = 0.5  # work that waits for this daemon comes first
 
 
 NoOp = Callable[[], Awaitable[str | None]]

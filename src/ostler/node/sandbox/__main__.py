@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from ostler.node.sandbox.abilities import abilities, observe
-from ostler.node.sandbox.elsewhere import Found
+from ostler.node.sandbox.found import Found
 
 
 def main(arguments: list[str]) -> int:

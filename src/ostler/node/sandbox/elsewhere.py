@@ -3,27 +3,17 @@
 import asyncio
 import contextlib
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from ostler.model.errors import InvalidSpec, OstlerError
-from ostler.model.sandbox import SandboxAbilities
 from ostler.node.keeper_client import KEEPER_ENVIRONMENT, KeeperClient, Limits, StartSpec
-from ostler.node.sandbox.host import Host
+from ostler.node.sandbox.found import Found
 
 KEY = "ostler-sandboxes"
 PATIENCE_S = 30.0
 _SAID = 400
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
-    """The host as plans see it, and what it can do."""
-
-    host: Host
-    abilities: SandboxAbilities
 
 
 async def look_through(keeper: KeeperClient, state: Path) -> Found:
