@@ -140,7 +140,7 @@ def apply(places: Places, release: str, told: Told) -> services.Outcome:
     point(places.current, f"releases/{release}")
     systemd.read_anew(*UNITS, *LATER_UNITS)
     if (places.units / UPDATE_PATH).exists():
-        systemd.at_boot(UPDATE_PATH, starts=True)
+        _at_boot(places, UPDATE_PATH, starts=True)
         systemd.act("start", UPDATE_PATH)
     return services.apply(places, traces, home, user=accounts.NAME)
 
@@ -159,6 +159,19 @@ def config_before(places: Places) -> Path:
     places.before.mkdir(mode=0o700, exist_ok=True)
     write(places.before / places.config.name, config.encode(), mode=0o600)
     return places.before / places.config.name
+
+
+def _at_boot(places: Places, unit: str, *, starts: bool) -> None:
+    """Whether it starts with the host: the link that `systemctl enable` makes, which systemd looks at only then."""
+    link = places.units / WANTS / unit
+    if starts:
+        link.parent.mkdir(mode=0o755, exist_ok=True)
+        if not link.is_symlink():
+            link.symlink_to(places.units / unit)
+            sync(link.parent)
+    elif link.is_symlink():
+        link.unlink()
+        sync(link.parent)
 
 
 def _write_unit(places: Places, name: str, home: Path) -> None:
@@ -197,8 +210,8 @@ def close(places: Places, update: dict[str, Any], state: str, reason: str | None
         left.unlink(missing_ok=True)
     shutil.rmtree(places.before, ignore_errors=True)
     sync(places.updates)
-    with contextlib.suppress(Refused):  # its condition fails from now on anyway
-        systemd.at_boot(WATCH_UNIT, starts=False)
+    with contextlib.suppress(OSError):  # its condition fails from now on anyway
+        _at_boot(places, WATCH_UNIT, starts=False)
     return ended
 
 
@@ -250,7 +263,7 @@ def _open(
     write_json(places.update, update)
     publish(places, update, "armed", None)
     systemd.read_anew(WATCH_UNIT)
-    systemd.at_boot(WATCH_UNIT, starts=True)
+    _at_boot(places, WATCH_UNIT, starts=True)
     systemd.act("restart", WATCH_UNIT)
     return update
 

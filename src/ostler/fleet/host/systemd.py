@@ -16,11 +16,10 @@ def show(unit: str, *properties: str) -> dict[str, str]:
     return {name: found.get(name, "") for name in properties}
 
 
-def act(verb: str, *units: str, option: str | None = None) -> None:
+def act(verb: str, *units: str) -> None:
     """start, stop, restart, enable … ; raises Refused (unit) with what systemd said and the unit's last words."""
-    options = [] if option is None else [option]
     try:
-        _run(["systemctl", *options, verb, *(["--", *units] if units else [])])
+        _run(["systemctl", verb, *(["--", *units] if units else [])])
     except Refused as exc:
         words = "\n".join(journal(unit) for unit in units)
         raise Refused("unit", f"systemctl {verb} {' '.join(units)}: {exc.message}" + (f"\n{words}" if words else "")) from None
@@ -32,11 +31,6 @@ def read_anew(*units: str) -> None:
     said = _run(["systemctl", "show", "--property", "LoadState,NeedDaemonReload", "--", *units])
     if said.count("LoadState=loaded") < len(units) or "NeedDaemonReload=yes" in said:
         act("daemon-reload")
-
-
-def at_boot(unit: str, *, starts: bool) -> None:
-    """Whether it starts with the host, which systemd needs to know of only then. Raises Refused."""
-    act("enable" if starts else "disable", unit, option="--no-reload")
 
 
 def journal(unit: str, lines: int = 30) -> str:

@@ -1,4 +1,5 @@
-"""The watcher's process: looks once a second, decides by `watch.judge`, and does what that says."""
+"""The watcher's process: looks each few seconds, and as soon as the daemon says something else or its window is over, decides by
+`watch.judge`, and does what that says."""
 
 import contextlib
 import os
@@ -15,7 +16,10 @@ from ostler.fleet.host.places import NODE_UNIT, Places, read_json, write_json
 from ostler.fleet.host.publishing import publish
 from ostler.fleet.host.refusals import Refused
 
-LOOK_S = 1.0
+LOOK_S = 3.0  # a daemon that ends is started anew after five
+ARMED_S = 0.5
+GLANCE_S = 0.2  # between two questions to the daemon alone, which cost a hundredth of a look
+TELLING = ("release", "self_check", "session")  # what of its answer may be judged differently from one moment to the next
 ASK_AGAIN_S = 30.0
 REACH_S = 20.0
 
@@ -25,6 +29,7 @@ class Watcher:
 
     def __init__(self, places: Places) -> None:
         self._places = places
+        self._said: list[Any] | None = []
         self._reaches: bool | None = None
         self._asked = -ASK_AGAIN_S
 
@@ -34,11 +39,12 @@ class Watcher:
             if update["state"] == "armed":
                 if switching.is_abandoned(self._places):
                     self._leave("the switch was cut off before it was done")
+                time.sleep(ARMED_S)
             else:
-                self._turn(update)
-            time.sleep(LOOK_S)
+                self._rest(self._turn(update))
 
-    def _turn(self, update: dict[str, Any]) -> None:
+    def _turn(self, update: dict[str, Any]) -> float:
+        """One look; answers after how many seconds the next one is due."""
         now = time.clock_gettime(time.CLOCK_BOOTTIME)
         before = _watch(update, now)
         after, verdict = judging.judge(before, self._look(now), now)
@@ -58,14 +64,30 @@ class Watcher:
                     systemd.act("restart", NODE_UNIT)
         if after != before and verdict not in (judging.Verdict.GO_BACK, judging.Verdict.KEEP):
             self._note(after)
+        if verdict is judging.Verdict.KEEP:
+            return 0.0
+        left = LOOK_S if after.good_since is None else after.good_since + after.window_s - now
+        return min(LOOK_S, max(GLANCE_S, left))
+
+    def _rest(self, most_s: float) -> None:
+        """Until the next look."""
+        until = time.monotonic() + most_s
+        while (left := until - time.monotonic()) > 0:
+            time.sleep(min(GLANCE_S, left))
+            if _telling(daemon.ask(self._places.door, "GET", "/healthz")) != self._said:
+                return
 
     def _look(self, now: float) -> judging.Sight:
+        health = daemon.ask(self._places.door, "GET", "/healthz")
         shown = systemd.show(NODE_UNIT, "ActiveState", "NRestarts")
+        self._said = (
+            _telling(health) if health is None or shown["ActiveState"] == "active" else None
+        )  # its unit is about to be up, too
         restarts = shown["NRestarts"]
         return judging.Sight(
             active=shown["ActiveState"],
             restarts=int(restarts) if restarts.isdecimal() else 0,
-            health=daemon.ask(self._places.door, "GET", "/healthz"),
+            health=health,
             predecessor_reaches=self._reaches if now - self._asked < ASK_AGAIN_S else None,
         )
 
@@ -106,6 +128,10 @@ class Watcher:
                 write_json(self._places.update, update | fields | {"state": seen.state.value, "boot_id": switching.boot_id()})
             except OSError:
                 return  # a full disk: judged by what is in memory until the next look
+
+
+def _telling(health: dict[str, Any] | None) -> list[Any]:
+    return [] if health is None else [health.get(name) for name in TELLING]
 
 
 def _watch(update: dict[str, Any], now: float) -> judging.Watch:
