@@ -22,6 +22,7 @@ from ostler.node.keeper_client import (
     ensure_keeper,
     read_record,
 )
+from ostler.node.readiness import Readiness, Reason
 
 
 @pytest.fixture
@@ -264,9 +265,35 @@ async def test_a_keeper_that_was_stopped_is_roused_by_who_calls_it(tmp_path, sto
 
 async def test_a_keeper_that_was_stopped_is_roused_by_its_daemon(stopped, monkeypatch, caplog):
     monkeypatch.setattr(node, "PULSE_S", 0.1)
-    processes = SimpleNamespace(keeper=stopped)
-    watch = asyncio.create_task(node.Keepers(Path("/nowhere"), processes, logging.getLogger("ostler.test"), start=True).watch())
+    processes, logger = SimpleNamespace(keeper=stopped), logging.getLogger("ostler.test")
+    watch = asyncio.create_task(node.Keepers(Path("/nowhere"), processes, logger, start=True).watch(Readiness(logger=logger)))
     async with asyncio.timeout(10):
         await stopped.ping()
     watch.cancel()
     assert "keeper_silent" in caplog.messages
+
+
+async def test_a_node_without_a_keeper_takes_no_work_until_there_is_one(keeper, client, monkeypatch):
+    """Where a unit of its own starts it, the daemon can only wait; and whoever asks the node must learn of it."""
+    logger = logging.getLogger("ostler.test")
+    processes, readiness = SimpleNamespace(keeper=client), Readiness(logger=logger)
+    processes.use = lambda fresh: setattr(processes, "keeper", fresh)
+    changed = asyncio.Event()
+    readiness.changed = changed.set
+    monkeypatch.setattr(node, "PULSE_S", 0.1)
+    monkeypatch.setattr(node, "ensure_keeper", lambda state, *, start: KeeperClient.connect(keeper.path, 0.2))
+    watch = asyncio.create_task(node.Keepers(keeper.state, processes, logger, start=False).watch(readiness))
+    async with asyncio.timeout(30):
+        await asyncio.sleep(0.3)
+        assert not readiness.draining
+        keeper.kill()
+        await changed.wait()
+        assert readiness.is_held(Reason.KEEPER)
+        assert "no keeper answers" in readiness.refusal
+        changed.clear()
+        await asyncio.to_thread(keeper.start)
+        await changed.wait()
+        assert not readiness.draining
+        await processes.keeper.ping()
+    watch.cancel()
+    processes.keeper.close()

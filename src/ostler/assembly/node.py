@@ -52,6 +52,7 @@ from ostler.node.inputs import InputLimits, materialise
 from ostler.node.journal import Journal
 from ostler.node.keeper_client import KeeperClient, ensure_keeper
 from ostler.node.probe import GpuReader, KernelLog, LoadGauge, probe
+from ostler.node.readiness import Readiness, Reason
 from ostler.node.runners.cli import CliRunner
 from ostler.node.runners.processes import Processes
 from ostler.node.runners.python import PythonRunner
@@ -149,8 +150,9 @@ class Keepers:
                 self._processes.use(client)
                 return
 
-    async def watch(self) -> None:
-        """Rouses a keeper that does not answer: while one is stopped, nothing that it enforces holds."""
+    async def watch(self, readiness: Readiness) -> None:
+        """Rouses a keeper that does not answer: while one is stopped, nothing that it enforces holds. While there is none, the node takes
+        no work."""
         while True:
             await asyncio.sleep(PULSE_S)
             keeper = self._processes.keeper
@@ -158,10 +160,21 @@ class Keepers:
                 async with asyncio.timeout(PULSE_S):
                     await keeper.ping()
             except KeeperUnreachable:
-                pass  # `again` sees to it
+                await self._back(readiness)
             except TimeoutError:
                 self._logger.error("keeper_silent", extra={"attrs": {"pid": keeper.hello.pid}})  # noqa: TRY400
                 keeper.rouse()
+
+    async def _back(self, readiness: Readiness) -> None:
+        try:
+            async with asyncio.timeout(PULSE_S):  # one that is started here is there by then
+                await self.again()
+        except TimeoutError:
+            readiness.hold(
+                Reason.KEEPER, "no keeper answers: `systemctl start ostler-keeper.service` where it is a unit of its own"
+            )
+            await self.again()
+        readiness.release(Reason.KEEPER)
 
     async def tidy(self, held: Collection[str]) -> None:
         """End and forget what the keeper has and the journal does not: delivered just before a crash, or of another life."""
@@ -310,7 +323,7 @@ async def run(config: NodeConfig, file: Path | None, manager: ServiceManager, *,
     gc.freeze()  # what start-up made stays for good: no later collection needs to look at it again
     gc.set_threshold(YOUNG)
     gc.enable()  # a unit starts without
-    watch = asyncio.create_task(keepers.watch())
+    watch = asyncio.create_task(keepers.watch(daemon.readiness))
     try:
         await daemon.run()
     finally:

@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 
 import ostler
-from ostler.model.errors import OstlerError
 
 PARTS = (
     "ostler.assembly.launch",
@@ -44,7 +43,7 @@ def _reads(file: Path) -> bool:
 
     try:
         resolve_node(file, env=os.environ, need_secrets=False)
-    except OstlerError:
+    except Exception:  # whatever it is: whether it starts is another question
         return False
     return True
 

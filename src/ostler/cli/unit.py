@@ -16,8 +16,12 @@ __all__ = ["NodeConfig", "handover", "start"]
 def start(file: str) -> int:
     """Run the daemon; its exit code, or that of a configuration which is no good, whose mistakes are told as by any command."""
     path = Path(file).absolute()
+    while (spare := os.open(os.devnull, os.O_RDWR)) <= 2:  # a standard stream that was closed is not to be the pipe
+        os.set_inheritable(spare, True)
+    os.close(spare)
     read, write = os.pipe()
     if (child := os.fork()) == 0:
+        os.close(read)  # or it would never hear that nobody reads
         from ostler.cli import checked
 
         os._exit(checked.tell(path, write))

@@ -8,7 +8,18 @@ from typing import Any
 
 from ostler.fleet.again import line as again
 from ostler.fleet.node_config import Own
-from ostler.fleet.rollout.preflight import LOCK_STALE, NODE_UNIT, NOT_ENROLLED, SKEW, Facts, edited, not_running, skew, unlinked
+from ostler.fleet.rollout.preflight import (
+    KEEPER_UNIT,
+    LOCK_STALE,
+    NODE_UNIT,
+    NOT_ENROLLED,
+    SKEW,
+    Facts,
+    edited,
+    not_running,
+    skew,
+    unlinked,
+)
 from ostler.protocol import messages as m
 
 
@@ -48,7 +59,9 @@ def appraise(
     if facts.unfinished:
         found.append(Finding("its installation was not finished", install))
     start = install if facts.unfinished else f"{run} systemctl restart {NODE_UNIT}"
-    found += [Finding(line, start) for line in not_running(facts)]
+    for line in not_running(facts):
+        keeper = line.startswith(KEEPER_UNIT) and not facts.unfinished
+        found.append(Finding(line, f"{run} systemctl start {KEEPER_UNIT}" if keeper else start))
     if not facts.has_key and not facts.unfinished:
         found.append(Finding("the node's key is gone from its disk", enrol))
     found += _health(facts, logs=again("logs", given, [host]), update=update, enrol=enrol)

@@ -12,6 +12,7 @@ class Reason(StrEnum):
     COORDINATOR = "coordinator"  # a drain directive
     HEALTH = "health"  # a disk or GPU failed
     SELF_CHECK = "self_check"  # it cannot run a job
+    KEEPER = "keeper"  # there is nobody who would start one
     STOPPING = "stopping"  # the daemon is about to end
 
 

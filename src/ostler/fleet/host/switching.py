@@ -70,6 +70,9 @@ def switch(
                 places, rollout=rollout, release=release, window_s=window_s, program=program, files=told.files, asked=asked
             )
         if update["state"] == "armed":
+            _at_boot(places, WATCH_UNIT, starts=True)
+            systemd.read_anew(WATCH_UNIT)
+            systemd.act("restart", WATCH_UNIT)  # also where whoever opened the update was cut off before this
             daemon.ask(places.door, "POST", "/drain")
             applied = apply(places, release, told)
             failure = _restart()
@@ -166,9 +169,8 @@ def _at_boot(places: Places, unit: str, *, starts: bool) -> None:
     link = places.units / WANTS / unit
     if starts:
         link.parent.mkdir(mode=0o755, exist_ok=True)
-        if not link.is_symlink():
-            link.symlink_to(places.units / unit)
-            sync(link.parent)
+        if not (link.is_symlink() and link.readlink() == places.units / unit):  # one to elsewhere, such as /dev/null, is none
+            point(link, str(places.units / unit))
     elif link.is_symlink():
         link.unlink()
         sync(link.parent)
@@ -260,11 +262,9 @@ def _open(
     _write_unit(places, WATCH_UNIT, places.release(release))
     for spare in _spares(places):
         write(spare, bytes(SPARE), mode=0o600)
+    _at_boot(places, WATCH_UNIT, starts=True)  # before there is an update: its condition fails until then
     write_json(places.update, update)
     publish(places, update, "armed", None)
-    systemd.read_anew(WATCH_UNIT)
-    _at_boot(places, WATCH_UNIT, starts=True)
-    systemd.act("restart", WATCH_UNIT)
     return update
 
 

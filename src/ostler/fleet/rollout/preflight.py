@@ -155,11 +155,15 @@ def unlinked(facts: Facts) -> list[str]:
 
 
 def not_running(facts: Facts) -> list[str]:
-    """Where the daemon is not what is in force."""
+    """Where the daemon is not what is in force, or has no keeper."""
     running = (facts.health or {}).get("release")
-    node = facts.units.get(NODE_UNIT)
     lines = [f"the daemon still runs {running}"] if running is not None and running != facts.current else []
-    return [*lines, f"{NODE_UNIT} is {node.state}"] if node is not None and node.state != "active" else lines
+    down = [
+        f"{name} is {unit.state}"
+        for name in (NODE_UNIT, KEEPER_UNIT)
+        if (unit := facts.units.get(name)) and unit.state != "active"
+    ]
+    return [*lines, *down]
 
 
 def _refusal(facts: Facts, wanted: Wanted, asked_at: datetime, answered_at: datetime) -> str | None:

@@ -118,7 +118,7 @@ class Heart(Loop):
             version=__version__,
             boot_epoch=self._session.identity.boot_epoch,
             draining=self._readiness.draining,
-            quarantine=self._readiness.why(Reason.HEALTH),
+            quarantine=self._readiness.why(Reason.HEALTH) or self._readiness.why(Reason.KEEPER),
             health=self._vitals.health,
             slots=self._credit(),
             capabilities=news,

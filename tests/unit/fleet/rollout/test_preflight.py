@@ -143,8 +143,19 @@ def test_a_node_whose_key_was_lost_is_to_be_retired_before_it_is_installed_again
 def test_a_host_that_was_half_installed_is_not_just_started() -> None:
     units = {name: Unit(state="inactive", sha256=sha256, wanted=sha256) for name, sha256 in UNITS.items()}
     found = appraise("mini-1", facts(unfinished=True, units=units), release=None, given={}, asked_at=ASKED, answered_at=ANSWERED)
-    assert [one.what for one in found] == ["its installation was not finished", f"{NODE_UNIT} is inactive"]
+    assert [one.what for one in found] == [
+        "its installation was not finished",
+        *(f"{name} is inactive" for name in (NODE_UNIT, KEEPER_UNIT)),
+    ]
     assert {one.mend for one in found} == {"ostler fleet install --host mini-1"}
+
+
+def test_a_daemon_without_a_keeper_is_not_as_it_should_be() -> None:
+    states = {NODE_UNIT: "active", KEEPER_UNIT: "inactive"}
+    units = {name: Unit(state=states[name], sha256=sha256, wanted=sha256) for name, sha256 in UNITS.items()}
+    found = appraise("mini-1", facts(units=units), release=None, given={}, asked_at=ASKED, answered_at=ANSWERED)
+    mend = "ostler fleet run --host mini-1 -- systemctl start ostler-keeper.service"
+    assert found[0] == Finding("ostler-keeper.service is inactive", mend)
 
 
 def test_drift_is_told_line_by_line() -> None:
