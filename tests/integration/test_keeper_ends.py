@@ -16,12 +16,15 @@ from integration.keeper_rig import NOBODY, Keeper, alive, folder, pids_of, wait_
 ROOT = os.getuid() == 0
 KINDS = ["none", "auto", "v2", "fork", "ordinary"] if ROOT else ["none", "fork"]
 
-# Forks, leaves the session, forks again and empties its environment: nothing of its ancestry is left to see.
+# Forks, leaves the session, forks again and empties its environment: nothing of its ancestry is left to see. The one in between
+# has ended before the note is written, so that it is never taken for a leftover.
 DAEMON = r"""
 import os, sys
 if os.fork(): sys.exit(0)
 os.setsid()
+between = os.getpid()
 if os.fork(): os._exit(0)
+while os.getppid() == between: pass
 os.execve("/bin/sh", ["sh", "-c", "echo $$ >> %s; exec sleep 1000"], {"PATH": os.defpath})
 """
 HUNGRY = "import os\nheld = []\nwhile True: held.append(bytearray(os.urandom(1) * (4 << 20)))"
