@@ -100,6 +100,7 @@ SOCKET_FAMILIES = (1, 2, 10, 16)
 
 _ALLOW = 0x7FFF0000
 _KILL_PROCESS = 0x80000000
+_LEAF = 8  # so many cases are looked at one after the other: the quickest to install
 _ERRNO = 0x00050000
 
 _LOAD = 0x20  # BPF_LD | BPF_W | BPF_ABS
@@ -159,10 +160,8 @@ def _ops(machine: Machine) -> list[_Op]:
     ]
     if machine.name == "x86_64":
         ops.append(_Op(_IF_AT_LEAST, _X32_BIT, yes="kill"))
-    here = {name: numbers[machine.column] for name, numbers in sorted(NUMBERS.items())}
-    verdicts = {name: name if name in _BY_ARGUMENT else "eperm" for name in here}
-    ops.extend(_Op(_IF_EQUAL, number, yes=verdicts[name]) for name, number in here.items() if number is not None)
-    ops.append(_Op(_RETURN, _ALLOW))
+    listed = [(numbers[machine.column], name if name in _BY_ARGUMENT else "eperm") for name, numbers in NUMBERS.items()]
+    ops.extend(_search(sorted((number, verdict) for number, verdict in listed if number is not None)))
 
     ops.append(_Op(_LOAD, _ARGS, label="clone"))
     ops.append(_Op(_IF_ANY_BIT, NAMESPACE_FLAGS, yes="eperm"))
@@ -181,6 +180,18 @@ def _ops(machine: Machine) -> list[_Op]:
     ops.append(_Op(_RETURN, _ALLOW, label="allow"))
     ops.append(_Op(_RETURN, _KILL_PROCESS, label="kill"))
     return ops
+
+
+def _search(cases: Sequence[tuple[int, str]], label: str | None = None) -> list[_Op]:
+    """Where the loaded number goes on: at the verdict that its case names, or allowed. By halves: whenever a filter is installed, the
+    kernel carries it out for every call that there is, to know which are always allowed."""
+    if len(cases) > _LEAF:
+        half = len(cases) // 2
+        upper = f"from {cases[half][0]}"
+        return [_Op(_IF_AT_LEAST, cases[half][0], yes=upper, label=label), *_search(cases[:half]), *_search(cases[half:], upper)]
+    (first, verdict), *others = cases
+    ops = [_Op(_IF_EQUAL, first, yes=verdict, label=label), *(_Op(_IF_EQUAL, number, yes=to) for number, to in others)]
+    return [*ops, _Op(_RETURN, _ALLOW)]
 
 
 def _assemble(ops: Sequence[_Op]) -> bytes:
