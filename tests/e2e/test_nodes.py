@@ -2,10 +2,14 @@
 
 import json
 import os
+import shlex
 import sqlite3
+import subprocess
 from contextlib import closing
 
-from e2e.fleet import until
+import psutil
+
+from e2e.fleet import OSTLER, until
 
 
 def one(fleet):
@@ -25,6 +29,19 @@ def test_a_daemon_gives_way_as_its_jobs_do(own_fleet):
     assert parts["node"].nice() == max(10, os.getpriority(os.PRIO_PROCESS, 0))
     assert parts["coordinator"].nice() == parts["keeper"].nice() == os.getpriority(os.PRIO_PROCESS, 0)
     assert fleet.cli("run", "--", "sh", "-c", "nice").stdout == f"{parts['node'].nice()}\n"
+
+
+def test_a_daemon_runs_without_standard_streams(own_fleet):
+    fleet = own_fleet().start()
+    with fleet.join("other") as node:
+        node.kill()
+        command = shlex.join([str(OSTLER), "node", "--config", str(node.config)])
+        node.process = subprocess.Popen(
+            ["/bin/sh", "-c", f"exec {command} <&- >&- 2>&-"], env={**fleet.env, "JOIN_TOKEN": node.token}
+        )
+        until(psutil.Process(node.process.pid).net_connections, what="a session")
+        node.process.terminate()
+        assert node.process.wait(30) == 0  # closed ones became files of its own, and the interpreter's end an abort
 
 
 def test_cordon_pool_and_retire(own_fleet):

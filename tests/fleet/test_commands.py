@@ -57,6 +57,18 @@ def test_all_nodes_get_new_keys_and_no_secret_is_seen(installed, host):
     assert {one["target"] for one in rows} == set(installed.bed.hosts)
 
 
+def test_the_doctor_sees_a_coordinator_beyond_loopback(installed):
+    found = {one["name"]: one for one in json.loads(installed.cli("doctor", "--json").stdout)}
+    assert found["coordinator"]["state"] == found["token"]["state"] == "ok", found
+    installed.env, env = {**installed.env, "OSTLER_TOKEN": "ost_api_" + "x" * 43}, installed.env
+    try:
+        found = {one["name"]: one for one in json.loads(installed.cli("doctor", "--json", code=1).stdout)}
+    finally:
+        installed.env = env
+    assert found["coordinator"]["state"] == "ok", found  # it is alive; what is wrong is the token
+    assert (found["token"]["state"], found["token"]["text"]) == ("fail", "was answered 401")
+
+
 @pytest.mark.long
 def test_a_host_that_loses_its_power_while_its_key_is_replaced_is_let_in_again(installed):
     host = installed.bed.hosts["mini-2"]

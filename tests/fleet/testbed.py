@@ -23,6 +23,8 @@ from pathlib import Path
 import asyncssh
 import yaml
 
+from ostler.model.words import many
+
 from . import image as images
 from .engine import ROOT, Unable, flags, make_room_for_watchers, podman
 
@@ -224,9 +226,9 @@ class Testbed:
         }
         (self.folder / "inventory.yml").write_text(yaml.safe_dump({"hosts": inventory}, sort_keys=False))
 
-    def down(self) -> None:
-        """Remove the hosts and their network."""
-        _remove(f"{LABEL}={self.name}")
+    def down(self) -> int:
+        """Remove the hosts and their network; how many hosts there were."""
+        return _remove(f"{LABEL}={self.name}")
 
     def __enter__(self) -> "Testbed":
         return self
@@ -272,12 +274,13 @@ def sweep() -> None:
             _remove(f"{LABEL}={labels[LABEL]}")
 
 
-def _remove(label: str) -> None:
+def _remove(label: str) -> int:
     containers = podman("ps", "--all", "--quiet", "--filter", f"label={label}").stdout.split()
     if containers:
         podman("rm", "--force", "--time=0", *containers)
     if networks := podman("network", "ls", "--quiet", "--filter", f"label={label}").stdout.split():
         podman("network", "rm", "--force", *networks)
+    return len(containers)
 
 
 def _identity(pid: int) -> str:
@@ -308,9 +311,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--hosts: 1 to {LAST - FIRST}")
     bed = Testbed(FOR_PEOPLE, FOLDER)
     try:
-        bed.down()
+        there = bed.down()
+        if there:
+            print(f"==> {'replaces' if args.do == 'up' else 'removed'} {many(there, 'host')}")
         if args.do == "up":
             _up_for_people(bed, args.hosts)
+        elif not there:
+            print("==> there was no testbed")
     except (Unable, RuntimeError) as exc:
         print(exc, file=sys.stderr)
         return 1
@@ -322,12 +329,19 @@ def _up_for_people(bed: Testbed, hosts: int) -> None:
     bed.up(hosts, newer=hosts >= 4)
     if bed.no_newer:
         print(f"==> all hosts run the same release: {bed.no_newer}")
-    print(f"==> {hosts} hosts are up after {time.monotonic() - began:.1f} s:")
+    print(f"==> {many(hosts, 'host')} up after {time.monotonic() - began:.1f} s:")
     for host in bed.hosts.values():
         print(f"    {host.name:<10}{host.address:<15}{host.release}")
     shown = os.path.relpath(bed.folder)
     print(f"    ssh -F {shown}/ssh_config {next(iter(bed.hosts))}      (users {', '.join(USERS)})")
-    print(f"    inventory: {shown}/inventory.yml; this machine is {bed.gateway} to them; make testbed-down removes them")
+    print("    make testbed-down removes them; this machine is", bed.gateway, "to them. To make nodes of them:")
+    print(f"    export OSTLER_INVENTORY={shown}/inventory.yml")
+    print(
+        f"    echo 'allow_insecure_listen: true' > {shown}/coordinator.yaml      (a network of this machine alone; else use TLS)"
+    )
+    print(f"    ostler coordinator --data {shown}/coordinator --listen {bed.gateway}:7470 --config {shown}/coordinator.yaml &")
+    print(f"    export OSTLER_URL=http://{bed.gateway}:7470 OSTLER_TOKEN=$(cat {shown}/coordinator/admin.token)")
+    print(f"    ostler release build && ostler fleet install --known-hosts {shown}/known_hosts --allowlist DIR")
 
 
 if __name__ == "__main__":

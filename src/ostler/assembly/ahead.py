@@ -14,7 +14,7 @@ def become_node(file: str, checker: str) -> NoReturn:
     """Replace this process by the daemon. The module `checker` is given FILE, writes the configuration to its standard output, or says
     what is wrong with it and ends with the exit code for that."""
     while (spare := os.open(os.devnull, os.O_RDWR)) <= 2:  # a standard stream that was closed is not to be the pipe
-        pass
+        os.set_inheritable(spare, True)
     os.close(spare)
     read, write = os.pipe()
     os.set_inheritable(read, True)

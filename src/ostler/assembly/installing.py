@@ -113,6 +113,9 @@ def address_for_hosts(endpoint: Endpoint, named: str | None) -> str:
     return url if url.endswith("/api/v1") else f"{url}/api/v1"
 
 
+_ALLOWLIST = "--allowlist names a directory with one file for each command that jobs may run"
+
+
 def read_allowlist(folder: Path | None) -> dict[str, str]:
     """The entries of a folder by file name. Raises InvalidSpec with every mistake."""
     found = {}
@@ -123,7 +126,7 @@ def read_allowlist(folder: Path | None) -> dict[str, str]:
     if problems:
         raise InvalidSpec("the allowlist is not valid", problems)
     if folder is not None and not found:
-        raise InvalidSpec(f"{folder} has no *.yaml")
+        raise InvalidSpec(f"{folder} has no *.yaml" if folder.is_dir() else f"there is no directory {folder}", hint=_ALLOWLIST)
     return found
 
 

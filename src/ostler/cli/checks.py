@@ -21,6 +21,7 @@ OK, WARN, FAIL = "ok", "warn", "fail"
 LOW_DISK_MB, NO_DISK_MB = 2048, 256
 SKEW_WARN_S, SKEW_FAIL_S = 5.0, 60.0
 _PATIENCE_S = 5.0
+_REFUSED = (401, 403)  # by a coordinator that is alive
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,32 +170,34 @@ def _reach(endpoint: Endpoint) -> Iterator[Finding]:
     except OstlerError as exc:
         yield Finding("coordinator", FAIL, exc.message, exc.hint)
         return
+
+    def ask(path: str, *, token: str | None = None) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        return httpx.get(f"{url}{path}", headers=headers, timeout=_PATIENCE_S, verify=verify)
+
     try:
         before = time.time()
-        answer = httpx.get(f"{url}/readyz", timeout=_PATIENCE_S, verify=verify)
+        answer = ask("/readyz")
         took = time.time() - before
+        is_ours = "ostler-version" in answer.headers
+        if is_ours and answer.status_code in _REFUSED and endpoint.token:  # beyond loopback it tells those alone who have one
+            answer = ask("/readyz", token=endpoint.token)
+        asked = ask("/api/v1/nodes?limit=1", token=endpoint.token) if is_ours and endpoint.token else None
     except httpx.HTTPError as exc:
         usual = (str(exc) or type(exc).__name__, f"look whether it runs, and whether a firewall is between: curl {url}/readyz")
         why, mend = trust.explain(exc, url) or usual
         yield Finding("coordinator", FAIL, f"{url} does not answer: {why}", mend)
         return
-    if "ostler-version" not in answer.headers:
+    if not is_ours:
         yield Finding(
             "coordinator", FAIL, f"what answers at {url} is no coordinator", "set OSTLER_URL to a coordinator's address"
         )
         return
-    state = OK if answer.status_code == 200 else FAIL
+    state = OK if answer.status_code in {200, *_REFUSED} else FAIL
     yield Finding("coordinator", state, f"{url} answered {answer.status_code} in {took * 1000:.0f} ms", "look into its log")
     if date := answer.headers.get("date"):
         yield judge_skew(parsedate_to_datetime(date), datetime.fromtimestamp(before, UTC), took)
-    if endpoint.token:
-        asked = httpx.get(
-            f"{url}/api/v1/nodes",
-            params={"limit": 1},
-            headers={"Authorization": f"Bearer {endpoint.token}"},
-            timeout=_PATIENCE_S,
-            verify=verify,
-        )
+    if asked is not None:
         good = asked.status_code == 200
         yield Finding(
             "token", OK if good else FAIL, "is good" if good else f"was answered {asked.status_code}", "set OSTLER_TOKEN anew"

@@ -12,6 +12,7 @@ from ostler.runtime.shapes import FieldPath
 
 MAX_DEPTH = 64
 MAX_NODES = 5_000_000  # aliases can make a small file expand without end
+MAX_BITS = 4096  # of a whole number
 _TOO_DEEP = f"is nested deeper than {MAX_DEPTH} levels"
 _MERGE = "tag:yaml.org,2002:merge"
 _TIMESTAMP = "tag:yaml.org,2002:timestamp"
@@ -204,11 +205,17 @@ class _Reader:
             return Opaque(node.tag)
         try:
             # JSON has no times, and what YAML makes of one may lack its offset: it stays as it was written.
-            return node.value if node.tag == _TIMESTAMP else self._scalars.construct_object(node)
+            value = node.value if node.tag == _TIMESTAMP else self._scalars.construct_object(node)
+            if isinstance(value, int) and value.bit_length() > MAX_BITS:
+                raise ValueError(f"a number of more than {MAX_BITS} bits")  # noqa: TRY301 - Python would not print one of 15,000
         except (yaml.YAMLError, ValueError, OverflowError) as exc:
             reason = getattr(exc, "problem", None) or str(exc)
-            self.problems.append(Problem(join(path), f"cannot be read: {reason}", self.file, node.start_mark.line + 1))
-            return None
+        except LookupError:  # PyYAML's way with `!!bool maybe` and `!!int ""`
+            reason = f"{node.value[:40]!r} is no {node.tag.rpartition(':')[2]}"
+        else:
+            return value
+        self.problems.append(Problem(join(path), f"cannot be read: {reason}", self.file, node.start_mark.line + 1))
+        return None
 
     def _mapping(self, node: yaml.MappingNode, path: FieldPath) -> dict[str, Any]:
         first: dict[Any, int] = {}

@@ -56,6 +56,9 @@ def test_merge_keys_work_and_may_be_overridden() -> None:
         ("a: &a [*a]\n", "nested deeper"),
         ("{[1]: 2}", "a key that is not a word"),
         ("a: !!int x\n", "cannot be read"),
+        ("a: !!int ''\n", "cannot be read: '' is no int"),
+        ("a: !!bool zz\n", "cannot be read: 'zz' is no bool"),
+        (f"a: 0x{'f' * 9000}\n", "more than 4096 bits"),
         ("a: !!python/object/apply:os.system [x]\n", None),
     ],
 )
