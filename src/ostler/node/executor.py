@@ -107,14 +107,16 @@ class Executor:
         live.started_at = self._clock.monotonic()
         self._work(live, self._run(live, adopted=False))
 
-    def furnish(self, live: Live) -> None:
-        """Make the workspace of an acknowledged attempt before it has its slot, so that it need not wait for the disk then.
+    def furnish(self, live: Live, *, here: bool = False) -> None:
+        """Make the workspace of an acknowledged attempt before it has its slot, so that it need not wait for the disk then; with `here`
+        before this returns, if nothing else waits for the disk.
 
         Until it begins there is no `state.json` in it: that tells a later life of the daemon that nothing was run.
         """
         if live.furnished is None and not self._is_lent(live):
             make = self._spares.take if _is_plain(live) else partial(Workspace.create, self._root)
-            live.furnished = self._disk.do(make, live.job_id, live.attempt)
+            do = self._disk.do_here if here else self._disk.do
+            live.furnished = do(make, live.job_id, live.attempt)
 
     def withdraw(self, live: Live) -> None:
         """Take back what waits for room at the keeper: somebody else shall have the next slot."""

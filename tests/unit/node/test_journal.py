@@ -118,6 +118,23 @@ async def test_writes_that_wait_share_a_commit(journal):
     assert len(commits) < 50
 
 
+async def test_the_caller_writes_itself_where_the_writer_is_idle(journal):
+    written = journal.accept([Entry("a", 1, "{}")], durable=False, here=True)
+    assert written.done()
+    assert [entry.job_id for entry in reopened(journal.path)] == ["a"]
+    with journal._lock:  # as the writer's thread has it while it commits
+        later = journal.accept([Entry("b", 1, "{}")], durable=False, here=True)
+        assert not later.done()
+    await later
+    assert len(reopened(journal.path)) == 2
+    page = journal._db.execute("PRAGMA page_count").fetchone()[0]
+    journal._db.execute(f"PRAGMA max_page_count={page}")
+    refused = journal.accept([Entry("c", 1, "x" * 100_000)], durable=False, here=True)
+    assert refused.done()
+    with pytest.raises(StoreBusy, match="cannot be written"):
+        await refused
+
+
 async def test_a_journal_that_cannot_be_written_says_so_and_mends(journal, monkeypatch):
     await journal.accept([Entry("a", 1, "{}")])
     page = journal._db.execute("PRAGMA page_count").fetchone()[0]

@@ -90,10 +90,14 @@ class Acker(Loop):
             return
         for live in ordered:
             live.noted = True
-        written = self._journal.accept(map(_entry, ordered), durable=False)
-        written.add_done_callback(lambda done: self._written(ordered, done))
+        alone = not self._table.working()  # then a disk that is slow holds up nothing but these
         for live in ordered[: max(0, self._limits().cpu - len(self._table.working()))]:
-            self._executor.furnish(live)  # meanwhile
+            self._executor.furnish(live, here=alone)
+        written = self._journal.accept(map(_entry, ordered), durable=False, here=alone)
+        if written.done():
+            self._written(ordered, written)
+        else:
+            written.add_done_callback(lambda done: self._written(ordered, done))
 
     def wake_for_offers(self) -> None:
         """Turn, where there is anything to acknowledge."""
