@@ -110,6 +110,8 @@ class Executor(FuturesExecutor):
             )
         if not isinstance(max_pending, int) or max_pending < 1:
             raise InvalidSpec("max_pending must be 1 or more")
+        if not isinstance(by_value, bool):
+            raise InvalidSpec(f"by_value must be True or False, not {by_value!r:.40}")
         if results not in {"data", "pickle"}:
             raise InvalidSpec(f"results must be 'data' or 'pickle', not {results!r}")
         given = {"requirements": requirements, "retries": retries, "timeout_s": timeout_s, **fields}
