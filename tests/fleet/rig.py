@@ -79,25 +79,30 @@ class Operator:
 
     @contextlib.contextmanager
     def updating(self, release: str, *args: object, host: str = "") -> Iterator[subprocess.Popen[str]]:
-        """A rollout that goes on meanwhile; its standard output has one event a line."""
+        """A rollout that goes on meanwhile; its standard output has one event a line, its standard error little."""
         words = self.fleet_words("update", "--release", release, "--yes", "--window", "2s", "--json", *args, host=host)
-        process = subprocess.Popen([OSTLER, *words], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=self.env)
+        process = subprocess.Popen([OSTLER, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=self.env)
         try:
             yield process
         finally:
             process.kill()
             process.wait(30)
             process.stdout.close()
+            process.stderr.close()
 
     @contextlib.contextmanager
-    def without_coordinator(self) -> Iterator[None]:
-        """Commands meanwhile find nobody where the coordinator should be."""
+    def told(self, **variables: str) -> Iterator[None]:
+        """Commands meanwhile have these variables."""
         before = self.env
-        self.env = {**before, "OSTLER_URL": "http://127.0.0.1:9"}
+        self.env = {**before, **variables}
         try:
             yield
         finally:
             self.env = before
+
+    def without_coordinator(self) -> contextlib.AbstractContextManager[None]:
+        """Commands meanwhile find nobody where the coordinator should be."""
+        return self.told(OSTLER_URL="http://127.0.0.1:9")
 
     def mend(self, command: str, *, code: int = 0) -> Done:
         """A command that was printed, as it was pasted into a terminal; only what a profile would say is added."""
@@ -262,7 +267,8 @@ class Operator:
             )
         found = until(lambda: re.search(r"^ready (\S+)", log.read_text(), re.MULTILINE), timeout=60, what="a coordinator")
         self.url = found[1]
-        self.env |= {"OSTLER_URL": self.url, "OSTLER_TOKEN": (data / "admin.token").read_text().strip()}
+        self.admin = (data / "admin.token").read_text().strip()
+        self.env |= {"OSTLER_URL": self.url, "OSTLER_TOKEN": self.admin}
         return process
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+import signal
 
 import pytest
 
@@ -42,6 +43,60 @@ def test_troubles_of_one_host_touch_no_other(installed):
         assert re.match(r"mini-3 +unreachable .*no SSH at", said_of("mini-3", done)), done.stdout
         assert retry(done).endswith("--host mini-2,mini-3")
     assert "2 unchanged" in installed.mend(retry(done)).stdout
+
+
+def test_a_coordinator_that_cannot_be_asked_is_told_before_anything_begins(installed):
+    """A stale token, or nobody who answers: in a dry run too."""
+    good, before = installed.good("not asked"), installed.facts("mini-1")["releases"]
+    words = ("--release", good, "--coordinator", installed.url)
+    with installed.told(OSTLER_TOKEN="ostler_api_stale"):
+        stale = [installed.fleet("update", *words, one, host="mini-1", code=3) for one in ("--dry-run", "--yes")]
+    with installed.without_coordinator():
+        silent = [installed.fleet("update", *words, one, host="mini-1", code=3) for one in ("--dry-run", "--yes")]
+    for done in (*stale, *silent):
+        assert "error: the coordinator, which is to judge the release, cannot be asked: " in done.stderr
+        assert "`--no-coordinator` leaves its word out" in done.stderr
+    assert "no answer from the coordinator at http://127.0.0.1:9" in silent[0].stderr
+    dry = ("--dry-run", "--no-coordinator", "--coordinator", "http://127.0.0.1:9")
+    warned = installed.fleet("update", "--release", good, *dry, host="mini-1", code=0).stderr
+    assert "warning: the hosts are told of a coordinator that does not answer this machine: no answer from" in warned
+    facts = installed.facts("mini-1")
+    assert (facts["releases"], facts["lock"], facts["update"]) == (before, None, None)
+
+
+def test_a_token_that_is_revoked_meanwhile_ends_no_rollout(installed):
+    """The host keeps what its own watcher finds good; the summary says that the coordinator did not judge it, and no lock is left."""
+    good = installed.good("revoked")
+    made = json.loads(installed.cli("token", "create", "--role", "operator", "--name", "eve", "--json", code=0).stdout)
+    with installed.told(OSTLER_TOKEN=made["token"]), installed.updating(good, "--canary", "0", host="mini-1") as updater:
+        with installed.told(OSTLER_TOKEN=installed.admin):
+            for line in updater.stdout:
+                if json.loads(line).get("phase") == "locking":
+                    installed.cli("token", "revoke", made["token_id"], code=0)
+                    break
+        last = json.loads([*updater.stdout][-1])["hosts"]["mini-1"]
+        assert updater.wait(30) == 1
+    assert last["ended"] == "unreachable"
+    assert last["reason"].startswith("good by its own watcher, not judged by the coordinator: ")
+    facts = installed.facts("mini-1")
+    assert (facts["current"], facts["lock"], facts["update"]) == (good, None, None)
+    assert installed.update(good, host="mini-1", code=0).ends == {"mini-1": "current"}
+
+
+@pytest.mark.long
+def test_an_updater_that_is_asked_to_end_says_how_to_go_on(installed):
+    """SIGTERM, as by a service manager; Ctrl-C comes to the same."""
+    good = installed.good("terminated")
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        with installed.updating(good, "--canary", "0", "--window", "20s", host="mini-1") as updater:
+            for line in updater.stdout:
+                if json.loads(line).get("phase") == "gating":
+                    updater.send_signal(number)
+                    break
+            said = updater.stderr.read()
+            assert (updater.wait(30), said.count("`ostler fleet update --resume` goes on")) == (code, 1), said
+        assert Rollout(installed.fleet("update", "--resume", "--json", code=0)).ends["mini-1"] in {"updated", "current"}
+        good = installed.good("interrupted")
 
 
 @pytest.mark.long

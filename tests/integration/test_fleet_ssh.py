@@ -321,3 +321,11 @@ def test_what_a_person_is_shown_of_a_step():
     assert "x" not in repr(step("a", stdin=b"x"))
     with pytest.raises(ValueError, match="NUL"):
         quoted(["a\0b"])
+
+
+async def test_a_key_that_cannot_be_read_is_no_fault_of_the_network(sshd, tmp_path):
+    believe(sshd)
+    for file, why in ((tmp_path / "none", "No such file or directory"), (tmp_path, "Is a directory")):
+        with pytest.raises(MachineUnreachable, match=f"the SSH key {file} cannot be read: {why}"):
+            async with connected(sshd.host(identity_files=(str(file),)), sshd.trust, local_user="x"):
+                pass

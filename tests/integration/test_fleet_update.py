@@ -34,6 +34,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["--canary", "all"], "unable to parse string as an integer"),
         (["--max-failures", "200%"], "`200%` is neither a number of hosts"),
         (["--timeout", "soon"], "'soon'"),
+        (["--window", "0s"], "'0s' is too short: what is new is watched for at least 1s"),
+        (["--window", "500ms"], "'500ms' is too short"),
         (["--host", "mimi-1"], "the inventory has no host 'mimi-1'; did you mean 'mini-1'?"),
         (["--group", "miner"], "no host is in a group 'miner'; did you mean 'miners'?"),
         (["--serail", "3"], "No such option: --serail"),
@@ -126,13 +128,21 @@ def test_a_rollout_of_hosts_that_were_only_named_is_gone_on_with(
     here: Path, release: Release, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(here / "store")
-    first = ostler("fleet", "update", "-H", "127.0.0.1:1", "--store", here / "store", "--yes", "--no-coordinator")
+    first = ostler("fleet", "update", "-H", "eve@127.0.0.1:1", "--store", here / "store", "--yes", "--no-coordinator")
     assert (first.returncode, release.release in first.stdout) == (1, True)
     (journal,) = (here / "home/.local/state/ostler/rollouts").glob("*.jsonl")
     journal.write_text(journal.read_text().splitlines()[0] + "\n")
     resumed = ostler("fleet", "update", "--resume")
     assert "cannot connect to 127.0.0.1:1" in resumed.stdout
-    assert "--no-coordinator" in resumed.stderr
+    assert resumed.stderr.endswith(f"--release {release.release} --no-coordinator --host eve@127.0.0.1:1\n")
+
+
+def test_a_dry_run_in_which_no_host_could_be_begun_with_is_no_success(
+    here: Path, release: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(here / "store")
+    done = ostler("fleet", "update", "-H", "eve@127.0.0.1:1", "--store", here / "store", "--dry-run", "--no-coordinator")
+    assert (done.returncode, "not be reached" in done.stdout) == (1, True)
 
 
 def test_what_would_be_done_is_said_once_for_all_hosts_and_exactly_if_asked(here: Path) -> None:

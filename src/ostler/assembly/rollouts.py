@@ -25,13 +25,17 @@ from ostler.fleet.rollout.journal import Happened, Journal, is_over
 from ostler.fleet.rollout.preflight import Facts, Wanted
 from ostler.fleet.ssh.step import Step
 from ostler.fleet.ssh.trust import SYSTEM, Trust
+from ostler.model.errors import OstlerError
 from ostler.model.rollout.plan import Plan
 from ostler.model.rollout.progress import Event, Phase, Progress
-from ostler.protocol.client import AsyncClient
+from ostler.protocol import routes
+from ostler.protocol.client import TIMEOUT_S, AsyncClient
 from ostler.protocol.trust import Trust as TlsTrust
 from ostler.runtime.clock import SystemClock
 
 BUNDLES = 4  # that are kept in memory: hosts of one fleet have few platforms, and mostly the same releases
+
+ANSWER_S = 5.0  # for a coordinator that only the hosts may reach
 
 
 def journals(env: Mapping[str, str] | None = None) -> Path:
@@ -98,7 +102,8 @@ class Rollout:
         )
 
     async def look(self, names: Sequence[str]) -> None:
-        """Preflight, all hosts at once; changes nothing."""
+        """Preflight, all hosts at once, then of the coordinator, where it will be asked; changes nothing. Raises Rejected where that does
+        not answer."""
         wanted = Wanted(
             rollout_id=self.plan.rollout_id,
             release=self.plan.release,
@@ -107,6 +112,8 @@ class Rollout:
         )
         found = await asyncio.gather(*(self._carrier.look(name, replace(wanted, own=self.own.get(name))) for name in names))
         self.looked = dict(zip(names, found, strict=True))
+        if self.gate is not None and any(one.changes for one in found):
+            await self.gate.ready()
 
     def steps(self, name: str) -> list[Step]:
         """What would be carried out on a host that was looked at, in its order."""
@@ -133,7 +140,7 @@ class Rollout:
                 engine.refuse(name, Event.LOST, looked.unreachable)
             elif looked.verdict is not None and looked.verdict.refusal is not None:
                 engine.refuse(name, Event.REFUSED, looked.verdict.refusal)
-            elif looked.verdict is not None and not looked.verdict.drift and not _open(looked.facts):
+            elif looked.verdict is not None and not looked.changes:
                 engine.refuse(name, Event.MATCHES, None)
         await engine.run()
         return engine
@@ -170,9 +177,20 @@ async def opened(
                 await client.close()
 
 
-def _client(endpoint: Endpoint) -> AsyncClient:
+def _client(endpoint: Endpoint, timeout_s: float = TIMEOUT_S) -> AsyncClient:
     tls = TlsTrust(ca_file=endpoint.ca_file, client_cert=endpoint.client_cert, client_key=endpoint.client_key)
-    return AsyncClient(endpoint.url, token=endpoint.token, trust=tls)
+    return AsyncClient(endpoint.url, token=endpoint.token, trust=tls, timeout_s=timeout_s)
+
+
+async def unanswered(address: str) -> str | None:
+    """Why no coordinator answers this machine at an address that hosts are to be told; None where one does."""
+    endpoint = look_for_endpoint() or Endpoint(url=address, origin="--coordinator")
+    async with _client(replace(endpoint, url=address, token=None), timeout_s=ANSWER_S) as client:
+        try:
+            await client.call(routes.VERSION)
+        except OstlerError as exc:
+            return exc.message
+    return None
 
 
 def services(host: Host) -> list[dict[str, Any]]:
@@ -183,8 +201,3 @@ def services(host: Host) -> list[dict[str, Any]]:
         for name, one in (found.items() if isinstance(found, Mapping) else ())
         if isinstance(one, Mapping) and one.get("binary")
     ]
-
-
-def _open(facts: Facts | None) -> bool:
-    """Whether an update of this very rollout is still being watched there."""
-    return facts is not None and facts.update is not None

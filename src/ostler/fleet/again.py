@@ -4,6 +4,8 @@ import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ostler.fleet.inventory.reading import listed
+
 _REACH = ("--inventory", "--dest", "--accessories", "--ssh-config", "--known-hosts", "--accept-new")
 _RELEASE = (*_REACH, "--store", "--coordinator", "--release")
 KNOWN = {
@@ -21,8 +23,8 @@ _SHORT = {"--inventory": "-i"}
 
 
 def words(command: str, given: Mapping[str, Any], hosts: Iterable[str]) -> list[str]:
-    """`ostler fleet COMMAND` for these hosts. `given` has values by option: text, a path, a list of them, a flag; None and False were not
-    given, and what the command does not know is left out."""
+    """`ostler fleet COMMAND` for these hosts, each as it was named by `--host`, where it was. `given` has values by option: text, a path, a
+    list of them, a flag; None and False were not given, and what the command does not know is left out."""
     said = ["ostler", "fleet", *command.split()]
     for option in KNOWN[command]:
         value = given.get(option)
@@ -31,10 +33,17 @@ def words(command: str, given: Mapping[str, Any], hosts: Iterable[str]) -> list[
         elif value is not None and value is not False:
             for one in value if isinstance(value, list | tuple) else (value,):
                 said += [_SHORT.get(option, option), str(one)]
-    named = ",".join(hosts)
+    typed = _as_typed(given.get("--host") or ())
+    named = ",".join(typed.get(host, host) for host in hosts)
     return [*said, "--host", named] if named else said
 
 
 def line(command: str, given: Mapping[str, Any], hosts: Iterable[str]) -> str:
     """The same for a shell."""
     return shlex.join(words(command, given, hosts))
+
+
+def _as_typed(texts: Iterable[str]) -> dict[str, str]:
+    """How hosts were named, by their names: `USER@HOST:PORT` says more than the name."""
+    words = [one.strip() for text in texts for one in text.split(",")]
+    return {name: word for word in words for name in listed([word], "--host").entries}

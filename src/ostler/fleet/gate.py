@@ -5,7 +5,7 @@ import secrets
 from dataclasses import dataclass
 from datetime import timedelta
 
-from ostler.model.errors import NotFound, OstlerError, Unavailable
+from ostler.model.errors import NotFound, OstlerError, Rejected, Unavailable
 from ostler.model.job import JobState
 from ostler.protocol import messages as m
 from ostler.protocol import routes
@@ -26,9 +26,20 @@ class CoordinatorGate:
     clock: Clock
     patience: timedelta = timedelta(seconds=90)
 
+    async def ready(self) -> None:
+        """Whether it answers, and lets this token submit jobs: webhooks are listed for nobody else. Raises Rejected, also for silence."""
+        try:
+            await self.client.call(routes.LIST_WEBHOOKS, query=m.PageQuery(limit=1))
+        except OstlerError as exc:
+            hint = "`--no-coordinator` leaves its word out"
+            raise Rejected(
+                f"the coordinator, which is to judge the release, cannot be asked: {exc.message}",
+                hint=hint if exc.hint is None else f"{exc.hint}; {hint}",
+            ) from exc
+
     async def wrong(self, node_id: str, release: str) -> str | None:
-        """What is wrong with this node's release; None where all is well, or where the coordinator cannot be asked (its absence
-        says nothing of the release)."""
+        """What is wrong with this node's release; None where all is well, or where the coordinator does not answer (its absence
+        says nothing of the release). Raises Rejected where it refuses to be asked."""
         until = self.clock.monotonic() + self.patience.total_seconds()
         try:
             node = await self._reported(node_id, release, until)

@@ -29,6 +29,12 @@ def test_what_was_given_is_said_again(command: str, said: str) -> None:
     assert line(command, GIVEN, ["x", "y"]) == f"ostler fleet {command} {said}"
 
 
+def test_a_host_is_named_again_as_it_was_named() -> None:
+    given = {"--host": ["deploy@x:2222, y", "root@fd00::1"]}
+    assert line("update", given, ["x", "y"]) == "ostler fleet update --host deploy@x:2222,y"
+    assert line("update", given, ["fd00::1", "z"]) == "ostler fleet update --host root@fd00::1,z"
+
+
 @pytest.mark.parametrize("command", KNOWN)
 def test_each_command_knows_the_options_that_it_is_given(command: str) -> None:
     help_text = ostler("fleet", *command.split(), "--help").stdout

@@ -66,7 +66,7 @@ def run(  # noqa: PLR0917 - the options of a command
 
     given = {
         "--inventory": inventory, "--dest": dest, "--accessories": accessories, "--ssh-config": ssh_config, "--known-hosts": known_hosts,
-        "--accept-new": accept_new,
+        "--host": host, "--accept-new": accept_new,
     }  # fmt: skip
     answers = asyncio.run(asking.on_each(hosts, act, given))
     for name, answer in answers.items():
@@ -114,7 +114,7 @@ def logs(  # noqa: PLR0917 - the options of a command
 
     given = {
         "--inventory": inventory, "--dest": dest, "--accessories": accessories, "--ssh-config": ssh_config, "--known-hosts": known_hosts,
-        "--accept-new": accept_new,
+        "--host": host, "--accept-new": accept_new,
     }  # fmt: skip
     answers = asyncio.run(asking.on_each(hosts, act, given))
     wrong = {name: answer for name, answer in answers.items() if isinstance(answer, OstlerError)}
@@ -188,7 +188,13 @@ def lock_status(  # noqa: PLR0917 - the options of a command
     async def look(lines: Any, one: Any) -> Any:
         return read_facts(await lines.run(one, steps.facts([])))
 
-    given = {"--inventory": inventory, "--ssh-config": ssh_config, "--known-hosts": known_hosts, "--accept-new": accept_new}
+    given = {
+        "--inventory": inventory,
+        "--ssh-config": ssh_config,
+        "--known-hosts": known_hosts,
+        "--host": host,
+        "--accept-new": accept_new,
+    }
     answers = asyncio.run(asking.on_each(hosts, look, given))
     rows: list[tuple[object, ...]] = []
     for name, facts in answers.items():
@@ -228,7 +234,13 @@ def lock_break(  # noqa: PLR0917 - the options of a command
     async def act(lines: Any, one: Any) -> Any:
         return answer(await lines.run(one, step))
 
-    given = {"--inventory": inventory, "--ssh-config": ssh_config, "--known-hosts": known_hosts, "--accept-new": accept_new}
+    given = {
+        "--inventory": inventory,
+        "--ssh-config": ssh_config,
+        "--known-hosts": known_hosts,
+        "--host": host,
+        "--accept-new": accept_new,
+    }
     answers = asyncio.run(asking.on_each(hosts, act, given))
     for name, said in answers.items():
         if isinstance(said, OstlerError):

@@ -70,7 +70,7 @@ def rotate_credentials(  # noqa: PLR0917 - the options of a command
 
     given = {
         "--inventory": inventory, "--dest": dest, "--accessories": accessories, "--ssh-config": ssh_config, "--known-hosts": known_hosts,
-        "--accept-new": accept_new,
+        "--host": host, "--accept-new": accept_new,
     }  # fmt: skip
     answers = asyncio.run(asking.on_each(hosts, act, given, verbose=verbose))
     failed = {name: asking.why(said) for name, said in answers.items() if isinstance(said, OstlerError)}

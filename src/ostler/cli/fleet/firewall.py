@@ -71,7 +71,7 @@ def firewall(  # noqa: PLR0917 - the options of a command
     hosts = {name: one for name, one in hosts.items() if one.paused is None}
     given = {
         "--inventory": inventory, "--dest": dest, "--accessories": accessories, "--ssh-config": ssh_config, "--known-hosts": known_hosts,
-        "--accept-new": accept_new,
+        "--host": host, "--accept-new": accept_new,
     }  # fmt: skip
 
     async def look(lines: Any, one: Any) -> Any:

@@ -103,7 +103,8 @@ def install(  # noqa: PLR0917 - the options of a command
     hosts = {name: one for name, one in hosts.items() if name not in left_alone}
     given = {
         "--inventory": inventory, "--dest": dest, "--accessories": accessories, "--ssh-config": ssh_config, "--known-hosts": known_hosts,
-        "--accept-new": accept_new, "--store": store, "--coordinator": coordinator, "--release": release, "--allowlist": allowlist,
+        "--host": host, "--accept-new": accept_new, "--store": store, "--coordinator": coordinator, "--release": release,
+        "--allowlist": allowlist,
     }  # fmt: skip
     looked = asyncio.run(asking.on_each(hosts, look, given))
     wrong = {name: asking.why(one) if isinstance(one, OstlerError) else one.refusal for name, one in looked.items()}
@@ -185,7 +186,7 @@ def uninstall(  # noqa: PLR0917 - the options of a command
 
     given = {
         "--inventory": inventory, "--dest": dest, "--accessories": accessories, "--ssh-config": ssh_config, "--known-hosts": known_hosts,
-        "--accept-new": accept_new, "--keep-state": keep_state, "--keep-node": keep_node, "--end-jobs": end_jobs,
+        "--host": host, "--accept-new": accept_new, "--keep-state": keep_state, "--keep-node": keep_node, "--end-jobs": end_jobs,
     }  # fmt: skip
     answers = asyncio.run(asking.on_each(hosts, act, given, verbose=verbose, words=not as_json))
     _summarise(answers, {}, done="has no Ostler any more", again=partial(line, "uninstall", given), as_json=as_json)

@@ -5,6 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
+from ostler.cli.options import seconds
+
+LEAST_WINDOW_S = 1.0
 InventoryOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -46,6 +49,15 @@ KnownHostsOption = Annotated[
 VerboseOption = Annotated[
     bool, typer.Option("--verbose", "-v", help="Print each command as it is executed, or with --dry-run as it would be.")
 ]
+
+
+def window(text: str) -> float:
+    """For how long a new release is watched: a duration of at least a second, as the coordinator's own rollouts have it; a usage error
+    where it is less."""
+    found = seconds(text)
+    if found < LEAST_WINDOW_S:
+        raise typer.BadParameter(f"{text!r} is too short: what is new is watched for at least {LEAST_WINDOW_S:g}s")
+    return found
 
 
 def share(text: str) -> Any:

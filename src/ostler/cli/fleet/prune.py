@@ -51,7 +51,7 @@ def prune(  # noqa: PLR0917 - the options of a command
         return
     given = {
         "--inventory": inventory, "--dest": dest, "--accessories": accessories, "--ssh-config": ssh_config, "--known-hosts": known_hosts,
-        "--accept-new": accept_new,
+        "--host": host, "--accept-new": accept_new,
     }  # fmt: skip
 
     async def act(lines: Any, one: Any) -> Any:

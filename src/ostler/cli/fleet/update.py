@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -27,6 +29,9 @@ from ostler.cli.fleet.options import (
     VerboseOption,
     share,
     some,
+)
+from ostler.cli.fleet.options import (
+    window as at_least_1s,
 )
 from ostler.cli.options import JsonOption, seconds
 from ostler.model.errors import NotFound
@@ -64,7 +69,12 @@ def update(  # noqa: PLR0917 - the options of a command
     ] = "10m",  # type: ignore[assignment]
     window: Annotated[
         float,
-        typer.Option("--window", metavar="S", parser=seconds, help="How long a host must be good; the canary three times that."),
+        typer.Option(
+            "--window",
+            metavar="S",
+            parser=at_least_1s,
+            help="How long a host must be good, from 1s; the canary three times that.",
+        ),
     ] = "15s",  # type: ignore[assignment]
     message: Annotated[str, typer.Option("--message", "-m", help="A word for the hosts' locks.")] = "update",
     coordinator: CoordinatorOption = None,
@@ -85,8 +95,8 @@ def update(  # noqa: PLR0917 - the options of a command
     there goes back by itself, also when this command, SSH and the coordinator are gone. Hosts that have everything already are left as
     they are.
 
-    Exit code 0: all hosts are as they should be; 1: some are not; 2: wrong usage; 3: refused as a
-    whole, such as for a mistake in a file, and nothing was begun.
+    Exit code 0: all hosts are as they should be; 1: some are not, or in a dry run, could not be begun with; 2: wrong
+    usage; 3: refused as a whole, such as for a mistake in a file or a coordinator that does not answer, and nothing was begun.
     """
     asked = SimpleNamespace(
         inventory=inventory or [], dest=dest, accessories=accessories, group=group or [], host=host or [], ssh_config=ssh_config,
@@ -133,13 +143,16 @@ async def _update(asked: SimpleNamespace) -> int:
             )
         )  # fmt: skip
         left = [name for name in plan.hosts if name not in plan.excluded and (progress is None or progress[name].reason is None)]
-        await rollout.look(left)
+        _, silence = await asyncio.gather(rollout.look(left), _unanswered(asked))
         if not asked.as_json:
             output.say(f"release {release.release} onto {many(len(plan.hosts), 'host')} (rollout {plan.rollout_id})")
             view.show_plan(plan, rollout.looked)
+        if silence is not None:
+            output.note(f"warning: the hosts are told of a coordinator that does not answer this machine: {silence}")
         if asked.dry_run:
             _show_steps(rollout, verbose=asked.verbose)
-            return exits.GOOD
+            unfit = [one for one in rollout.looked.values() if one.unfit]
+            return exits.FAILED if unfit else exits.GOOD
         if journal is None:
             _agree(asked, rollout)
             extra = {"digest": release.manifest.digest, "given": _for_later(asked, has_own=bool(own))}
@@ -205,11 +218,27 @@ def _for_later(asked: SimpleNamespace, *, has_own: bool) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _saying_how_to_go_on() -> Iterator[None]:
+    """SIGTERM ends a rollout as Ctrl-C does."""
+    terminated, loop, task = [], asyncio.get_running_loop(), asyncio.current_task()
+
+    def terminate() -> None:
+        terminated.append(True)
+        if task is not None:
+            task.cancel()
+
+    main = threading.current_thread() is threading.main_thread()  # no other one may ask for signals
+    if main:
+        loop.add_signal_handler(signal.SIGTERM, terminate)
     try:
         yield
     except asyncio.CancelledError:
         output.note(f"interrupted: hosts that were under way are locked, and judge what they have by themselves; {_GO_ON}")
+        if terminated:
+            raise exits.Exit(exits.TERMINATED) from None
         raise
+    finally:
+        if main:
+            loop.remove_signal_handler(signal.SIGTERM)
 
 
 def _tell_of_another(journals: Path) -> None:
@@ -235,6 +264,13 @@ def _own(asked: SimpleNamespace, hosts: Mapping[str, Any]) -> dict[str, Any]:
             "note: the hosts keep their configurations: they are in no inventory, or no coordinator is named (--coordinator)"
         )
     return own
+
+
+async def _unanswered(asked: SimpleNamespace) -> str | None:
+    """Why the coordinator that the hosts are told of does not answer here, where it was named for them alone."""
+    from ostler.assembly.rollouts import unanswered
+
+    return None if asked.address is None or asked.keep_config else await unanswered(asked.address)
 
 
 def _plan(asked: SimpleNamespace, rollout_id: str, release: str, hosts: Mapping[str, Any]) -> Any:
@@ -277,5 +313,5 @@ def _given(asked: SimpleNamespace) -> dict[str, Any]:
     return {
         "--inventory": asked.inventory, "--dest": asked.dest, "--accessories": asked.accessories, "--ssh-config": asked.ssh_config,
         "--known-hosts": asked.known_hosts, "--accept-new": asked.accept_new, "--store": asked.store, "--coordinator": asked.address,
-        "--release": asked.release, "--keep-config": asked.keep_config, "--no-coordinator": not asked.coordinator,
+        "--host": asked.host, "--release": asked.release, "--keep-config": asked.keep_config, "--no-coordinator": not asked.coordinator,
     }  # fmt: skip

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -109,6 +109,18 @@ class Looked:
     facts: Facts | None = None
     verdict: Verdict | None = None
     unreachable: str | None = None
+
+    @property
+    def unfit(self) -> bool:
+        """Whether nothing can begin there."""
+        return self.unreachable is not None or (self.verdict is not None and self.verdict.refusal is not None)
+
+    @property
+    def changes(self) -> bool:
+        """Whether a rollout has anything to do there: something is to be changed, or is still being watched."""
+        if self.unfit or self.verdict is None:
+            return False
+        return bool(self.verdict.drift) or (self.facts is not None and self.facts.update is not None)
 
 
 class SshCarrier:
@@ -260,10 +272,9 @@ class SshCarrier:
                     good = said.get("state") == "good"
                     if self._gate is not None and asking is None and (said.get("resumed") or good):
                         asking = asyncio.ensure_future(self._gate(host, self._facts.get(host.name)))
-                    if asking is not None and asking.done() and (wrong := asking.result()) is not None:
-                        return Result(event=Event.SICK, reason=wrong)
-                    if good and (asking is None or asking.done()):
-                        return Result(event=Event.DONE, reason=said.get("reason"))
+                    heard = Result(event=Event.DONE) if self._gate is None else _heard(asking)
+                    if heard is not None and (good or heard.event is Event.SICK):
+                        return replace(heard, reason=heard.reason or said.get("reason"))
                     self.waits(host.name, _lacks(said, self._plan.window_for(host.name)))
         except TimeoutError:
             state = said.get("reason") or said.get("state") or "it does not answer"
@@ -302,6 +313,18 @@ def _judged(said: Mapping[str, Any]) -> Result | None:
         case "stuck" | "missing":
             return Result(event=Event.SICK, reason=said.get("reason"), detail=said.get("journal"))
     return None
+
+
+def _heard(asking: asyncio.Task[str | None] | None) -> Result | None:
+    """What the coordinator said of the release; None while it has not. That it refuses to be asked says nothing of the release, which the
+    host's own watcher judges."""
+    if asking is None or not asking.done():
+        return None
+    try:
+        wrong = asking.result()
+    except Rejected as exc:
+        return Result(event=Event.REFUSED, reason=f"good by its own watcher, not judged by the coordinator: {_line(exc)}")
+    return Result(event=Event.DONE) if wrong is None else Result(event=Event.SICK, reason=wrong)
 
 
 def _lacks(said: Mapping[str, Any], window: timedelta) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from ostler.fleet.node_config import Own, declares_services, differences, node_id_of
+from ostler.model.words import many
 
 NODE_UNIT = "ostler-node.service"
 KEEPER_UNIT = "ostler-keeper.service"
@@ -159,11 +160,18 @@ def not_running(facts: Facts) -> list[str]:
     running = (facts.health or {}).get("release")
     lines = [f"the daemon still runs {running}"] if running is not None and running != facts.current else []
     down = [
-        f"{name} is {unit.state}"
+        f"{name} {_standing(unit)}"
         for name in (NODE_UNIT, KEEPER_UNIT)
         if (unit := facts.units.get(name)) and unit.state != "active"
     ]
     return [*lines, *down]
+
+
+def _standing(unit: Unit) -> str:
+    """One that systemd starts again and again is mostly seen while it waits for the next time."""
+    if unit.state == "activating" and unit.restarts:
+        return f"ends again and again: systemd has restarted it {many(unit.restarts, 'time')}"
+    return f"is {unit.state}"
 
 
 def _refusal(facts: Facts, wanted: Wanted, asked_at: datetime, answered_at: datetime) -> str | None:
@@ -210,8 +218,11 @@ def _another_node(facts: Facts, own: Own | None) -> str | None:
 def _locked(lock: Lock, now: float) -> str:
     silent = timedelta(seconds=max(0.0, now - lock.beat_at))
     age = _span(timedelta(seconds=max(0.0, now - lock.taken_at)))
-    stale = f", silent for {_span(silent)}: `ostler fleet lock break --why …` if it is dead" if silent > LOCK_STALE else ""
-    return f"locked by {lock.owner} for {age} ({lock.message}){stale}"
+    if silent > LOCK_STALE:
+        more = f", silent for {_span(silent)}: `ostler fleet lock break --why …` if it is dead"
+    else:
+        more = f"; after {_span(LOCK_STALE)} of silence it is stale, see `ostler fleet lock status` and `lock break`"
+    return f"locked by {lock.owner} for {age} ({lock.message}){more}"
 
 
 def _span(time: timedelta) -> str:

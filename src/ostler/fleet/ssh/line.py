@@ -155,6 +155,9 @@ async def _connect(
             f"the key for {hop.address} cannot be used: {exc}", hint="unlock it into an agent: ssh-add FILE"
         ) from exc
     except (OSError, asyncssh.Error) as exc:
+        if isinstance(exc, OSError) and exc.filename is not None and str(exc.filename) in hop.identity_files:
+            hint = "the inventory or the SSH configuration names it as identity file"
+            raise MachineUnreachable(f"the SSH key {exc.filename} cannot be read: {_words(exc)}", hint=hint) from exc
         raise MachineUnreachable(f"cannot connect to {hop.address}:{hop.port}: {_words(exc)}") from exc
 
 

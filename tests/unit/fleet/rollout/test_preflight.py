@@ -74,7 +74,7 @@ def test_a_host_that_has_all_of_it_has_no_drift() -> None:
                     beat_at=ASKED.timestamp(),
                 )
             },
-            "locked by eve@laptop for 61 s (update)",
+            "locked by eve@laptop for 61 s (update); after 5 min of silence it is stale, see `ostler fleet lock status` and `lock break`",
         ),
         (
             {
@@ -156,6 +156,14 @@ def test_a_daemon_without_a_keeper_is_not_as_it_should_be() -> None:
     found = appraise("mini-1", facts(units=units), release=None, given={}, asked_at=ASKED, answered_at=ANSWERED)
     mend = "ostler fleet run --host mini-1 -- systemctl start ostler-keeper.service"
     assert found[0] == Finding("ostler-keeper.service is inactive", mend)
+
+
+def test_a_daemon_that_ends_again_and_again_is_told_as_that() -> None:
+    """Most of the time it waits to be started anew, which is `activating` as a start is."""
+    for restarts, what in ((0, "is activating"), (7, "ends again and again: systemd has restarted it 7 times")):
+        node = Unit(state="activating", sha256="n" * 64, wanted="n" * 64, restarts=restarts)
+        there = facts(current=WANTED.release, units={NODE_UNIT: node, KEEPER_UNIT: facts().units[KEEPER_UNIT]})
+        assert judge(there, WANTED, asked_at=ASKED, answered_at=ANSWERED).drift == (f"{NODE_UNIT} {what}",)
 
 
 def test_drift_is_told_line_by_line() -> None:

@@ -1,0 +1,54 @@
+"""What a watched host and the coordinator say together becomes: hosts and coordinator are scripted, the steps between are real."""
+
+import asyncio
+import json
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from ostler.fleet.inventory.host import Host
+from ostler.fleet.rollout.by_ssh import Content, SshCarrier
+from ostler.fleet.ssh.step import Outcome, Step
+from ostler.model.errors import Unauthenticated
+from ostler.model.rollout.plan import Plan
+from ostler.model.rollout.progress import Event, Phase
+
+PLAN = Plan(rollout_id="r1", release="0.2.0-new", hosts=("a",), window=timedelta(seconds=1), timeout=timedelta(seconds=30))
+GOOD = {"update_id": "r1", "state": "good", "reason": None, "resumed": True, "seen": "r1 good True"}
+
+
+class Hosts:
+    """In the place of connections: each verb of the host program has its answer."""
+
+    def __init__(self, **answers: dict[str, Any]) -> None:
+        self.answers = answers
+
+    async def run(self, host: Host, step: Step) -> Outcome:
+        assert step.question is not None
+        await asyncio.sleep(0)
+        return Outcome(code=0, stdout=json.dumps(self.answers[step.question.words[0]]).encode(), stderr=b"")
+
+
+def carrier(hosts: Hosts, gate: Any = None) -> SshCarrier:
+    content = Content(bundle=lambda platform, there: b"", digest="d", own={}, services={})
+    host = Host(name="a", address="192.0.2.1")
+    return SshCarrier(hosts, {"a": host}, plan=PLAN, content=content, owner="me", message="", gate=gate)  # type: ignore[arg-type]
+
+
+async def test_a_coordinator_that_refuses_to_be_asked_ends_no_rollout_and_rolls_nothing_back() -> None:
+    async def gate(host: Host, facts: Any) -> str | None:
+        raise Unauthenticated("the token was revoked", hint="make another one")
+
+    result = await carrier(Hosts(observe=GOOD), gate).carry("a", Phase.GATING, None)
+    assert result.event is Event.REFUSED
+    assert result.reason == "good by its own watcher, not judged by the coordinator: the token was revoked (make another one)"
+
+
+@pytest.mark.parametrize(("wrong", "event"), [(None, Event.DONE), ("its canary job failed", Event.SICK)])
+async def test_the_coordinator_s_word_counts(wrong: str | None, event: Event) -> None:
+    async def gate(host: Host, facts: Any) -> str | None:
+        return wrong
+
+    result = await carrier(Hosts(observe=GOOD), gate).carry("a", Phase.GATING, None)
+    assert (result.event, result.reason) == (event, wrong)
