@@ -28,6 +28,34 @@ def test_nodes_stay_as_they_are_when_they_are_installed_again(installed, host):
     assert host.exec("sh", "-c", TOKENS).stdout == ""
 
 
+def test_what_the_release_would_refuse_is_told_and_the_node_goes_on_as_it_was(installed, host):
+    """An allowlist entry with mistakes, a configuration with what the host does not have: by an installation, and by an update."""
+    before, config = pid_of(host), installed.config("mini-1")
+    entry = "/etc/ostler/allowlist.d/by-hand.yaml"
+    host.exec("tee", entry, stdin="comand: {path: /usr/bin/true}\nfoo: 1\n")
+    try:
+        said = installed.install("--yes", host="mini-1", code=1).stderr
+        found = re.search(rf"^mini-1: release \S+ does not accept the allowlist: {entry}:1: .*, and \d more$", said, re.MULTILINE)
+        assert found, said
+        assert re.search(rf"^  {entry}:2: .*foo", said, re.MULTILINE), said
+        words = ("--release", installed.good("refused entry"), "--yes", "--canary", "0")
+        done = installed.fleet("update", *words, host="mini-1", code=1)
+        row = re.search(r"^mini-1 +failed .*$", done.stdout, re.MULTILINE)[0]
+        assert re.search(rf"does not accept the allowlist: {entry}:1: .*, and \d more$", row), row
+        assert done.stderr.count(f"  {entry}:2: ") == 1, done.stderr
+        assert installed.facts("mini-1")["lock"] is None
+    finally:
+        host.exec("rm", entry)
+    installed.know(mini_1={"vars": {"node": {"runners": {"python": {"enable": True, "task_paths": ["/srv/none"]}}}}})
+    try:
+        said = installed.install("--yes", host="mini-1", code=1).stderr
+        assert re.search(r"would not start with the configuration: node.yaml:\d+: .*: /srv/none is not a directory", said), said
+    finally:
+        installed.know()
+    assert (pid_of(host), installed.config("mini-1")) == (before, config)
+    assert installed.health("mini-1")["session"]
+
+
 def test_a_job_runs_in_its_sandbox_and_outlives_daemons(installed, host):
     installed.cli("secret", "set", "word", stdin="hush-hush", code=0)
     script = "cat $OSTLER_SECRETS_DIR/word; while [ ! -e stop ]; do sleep 0.1; done; echo over"

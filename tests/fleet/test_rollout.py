@@ -143,6 +143,7 @@ def test_a_release_that_only_seems_good_goes_back_and_says_why(installed, change
     done = installed.update(installed.variant(changes), window="20s", code=1)
     assert done.ends == {"mini-1": "unhealthy", **dict.fromkeys([*installed.bed.hosts][1:], "held")}, done.text
     assert re.search(why, done.reasons["mini-1"]), done.reasons
+    print("DETAILS", done.details("mini-1"))
     assert {name: installed.in_force(name) for name in installed.bed.hosts} == before
     installed.good_again("mini-1")
     assert installed.facts("mini-1")["lock"] is None

@@ -24,6 +24,7 @@ def describe(error: OstlerError) -> str:
     lines = [f"error: {error.message}"]
     if isinstance(error, InvalidSpec):
         lines += [f"  {problem}" for problem in error.problems]
+    lines += [f"  {line}" for line in getattr(error, "details", "").splitlines()]  # of a host that refuses
     if error.hint:
         lines.append(f"hint: {error.hint}")
     return "\n".join(lines)

@@ -1,8 +1,9 @@
-"""Loads all that a host runs of a release, and says which version it is: `python -I -m ostler.assembly.trial [FILE]`.
+"""Loads all that a host runs of a release, and says which version it is: `python -I -m ostler.assembly.trial [FILE
+[ALLOWLIST]]`.
 
 The host program runs it in a release that was just unpacked, before that gets its name. What does not load here would not start
-there; and Python keeps the byte code of what it loads, which a daemon could not write. FILE is a node's configuration: it also says
-whether this release reads it, which the host would have to ask the next process otherwise.
+there; and Python keeps the byte code of what it loads, which a daemon could not write. FILE is a node's configuration, ALLOWLIST a
+folder: it also says whether this release accepts them, which the host would have to ask the next process otherwise.
 """
 
 import gc
@@ -33,7 +34,8 @@ def main(arguments: list[str]) -> int:
     gc.disable()  # nothing that is loaded becomes garbage: looking for some takes an eighth of the time
     for part in PARTS:
         importlib.import_module(part)
-    said = {"version": ostler.__version__, "reads": [_reads(Path(file)) for file in arguments] == [True]}
+    accepts = [accepted(Path(one)) for accepted, one in zip((_reads, _lists), arguments, strict=False)]
+    said = {"version": ostler.__version__, "reads": bool(accepts) and all(accepts)}
     sys.stdout.write(json.dumps(said) + "\n")
     return 0
 
@@ -44,6 +46,16 @@ def _reads(file: Path) -> bool:
     try:
         resolve_node(file, env=os.environ, need_secrets=False)
     except Exception:  # whatever it is: whether it starts is another question
+        return False
+    return True
+
+
+def _lists(folder: Path) -> bool:
+    from ostler.node.allowlist import load_allowlist
+
+    try:
+        load_allowlist([folder])
+    except Exception:
         return False
     return True
 

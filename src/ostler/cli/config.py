@@ -39,9 +39,11 @@ def check(file: FileArgument, part: ForOption = Part.NODE, as_json: JsonOption =
     What only this host lacks (a file that the configuration names, a variable with a secret) is a warning here, and a mistake
     when the daemon starts.
     """
-    loaded, warnings = _load(file, part, need_secrets=False)
+    loaded, lacks = _load(file, part, need_secrets=False)
+    warnings = [*loaded.unset, *lacks]
     if as_json:
-        output.print_json({"file": str(file), "warnings": [str(problem) for problem in warnings]})
+        said = {"file": str(file), "warnings": [str(one) for one in warnings], "lacks": [str(one) for one in lacks]}
+        output.print_json(said)
         return
     for problem in warnings:
         output.note(f"warning: {problem}")
@@ -103,7 +105,7 @@ def _load(file: Path, part: Part, *, need_secrets: bool) -> tuple[Any, list[Any]
     from ostler.assembly import resolve
 
     loaded = resolve.resolve_node(file, env=os.environ, need_secrets=need_secrets)
-    return loaded, [*loaded.unset, *resolve.host_problems(loaded)]
+    return loaded, resolve.host_problems(loaded)
 
 
 def _flat(shown: dict[str, Any], paths: Any) -> list[tuple[str, str]]:

@@ -17,13 +17,15 @@ ANSWERS = (0, 1)
 
 
 class HostRefused(Rejected):
-    """The host program does not do it, and changed nothing. `code` is its own: locked, busy, missing, unfit, disk, unit or usage."""
+    """The host program does not do it, and changed nothing. `code` is its own: locked, busy, missing, unfit, disk, unit or usage; `details`
+    are lines that say more than the message."""
 
     code = "host_refused"
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, *, details: str = "") -> None:
         super().__init__(message)
         self.code = code
+        self.details = details
 
 
 class HostSteps:
@@ -145,7 +147,7 @@ def answer(outcome: Outcome) -> dict[str, Any]:
     if not isinstance(said, dict):
         raise HostRefused("usage", "the host program answered with something else than an object")
     if "error" in said:
-        raise HostRefused(str(said["error"]), str(said.get("message", "no reason given")))
+        raise HostRefused(str(said["error"]), str(said.get("message", "no reason given")), details=str(said.get("details", "")))
     return said
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ostler.cli import exits
+from ostler.fleet.host_steps import HostRefused
 from ostler.model import errors
 from ostler.model.errors import InvalidSpec, OstlerError, Problem, Rejected, Unavailable
 from ostler.model.job import JobState
@@ -121,3 +122,8 @@ def test_ctrl_c_while_the_program_is_loaded(tmp_path: Path) -> None:
         [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, check=False
     )
     assert (done.returncode, done.stderr) == (130, b"")
+
+
+def test_what_a_host_said_beside_why_it_refuses_stands_below() -> None:
+    refused = HostRefused("unit", "after 60 s the daemon does not answer", details="it began\nit ended")
+    assert exits.describe(refused) == "error: after 60 s the daemon does not answer\n  it began\n  it ended"

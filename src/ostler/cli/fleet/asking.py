@@ -76,6 +76,12 @@ def why(error: OstlerError) -> str:
     return f"unreachable: {said}" if isinstance(error, MachineUnreachable) else said
 
 
+def tell_more(error: object) -> None:
+    """What a host said beside why it does not do something, such as a unit's last words."""
+    for line in getattr(error, "details", "").splitlines():
+        output.note(f"  {line}")
+
+
 def tell(host: Any, user: str, step: Any) -> None:
     """A step that is carried out."""
     output.note(f"+ {host.name}: {step.title}: {output.clean(step.shown(user))}")

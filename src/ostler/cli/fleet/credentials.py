@@ -82,6 +82,7 @@ def rotate_credentials(  # noqa: PLR0917 - the options of a command
         for name, said in answers.items():
             if name in failed:
                 output.note(output.clean(f"{name}: {failed[name]}"))
+                asking.tell_more(said)
             else:
                 output.say(
                     output.clean(f"{name}: node {said['node_id']} has the key {said['key_id']}, no longer {said['previous']}")

@@ -219,6 +219,7 @@ def _summarise(
         for name, answer in answers.items():
             if name in failed:
                 output.note(output.clean(f"{name}: {failed[name]}"))
+                asking.tell_more(answer)
                 continue
             what = ", ".join(answer.get("changed") or answer.get("removed") or ()) or "nothing had to be changed"
             if answer.get("retired"):

@@ -10,9 +10,10 @@ from ostler.cli.phases import WORDS, Board, took
 from ostler.fleet.rollout.by_ssh import Looked
 from ostler.fleet.rollout.journal import Happened
 from ostler.model.rollout.plan import Plan
-from ostler.model.rollout.progress import FAILURES, TERMINAL, Phase, Progress
+from ostler.model.rollout.progress import FAILURES, TERMINAL, Event, Phase, Progress
 
 JOURNAL_LINES = 12
+DETAIL_LINES = 40
 TICK_S = 1.0
 
 
@@ -49,7 +50,7 @@ class Progressing:
         self._as_json = as_json
         self._board = Board({host: Progress(host=host) for host in plan.hosts}, quiet=as_json)
         self.waits = self._board.waits
-        self.details: dict[str, str] = {}  # what a host said beside why it failed: its unit's journal
+        self.details: dict[str, list[str]] = {}  # what a host said beside why it failed: its unit's journal, or all mistakes
 
     def __enter__(self) -> "Progressing":
         self._board.__enter__()
@@ -68,21 +69,26 @@ class Progressing:
     def heard(self, happened: Happened, after: Progress) -> None:
         """One event."""
         if happened.detail and after.failed:
-            self.details.setdefault(happened.host, happened.detail)
+            lines = happened.detail.splitlines()
+            refused = happened.event is Event.REFUSED and after.fate is Phase.FAILED
+            shown = (
+                ["all of it:", *lines[:DETAIL_LINES]] if refused else ["the last lines of its journal:", *lines[-JOURNAL_LINES:]]
+            )
+            self.details.setdefault(happened.host, shown)
         if self._as_json:
             output.print_line(happened.plain())
         self._board.change(after, at=happened.at, reason=happened.reason)
 
 
-def summarise(ends: Mapping[str, Progress], *, details: Mapping[str, str], halted: str | None, retry: list[str]) -> None:
+def summarise(ends: Mapping[str, Progress], *, details: Mapping[str, list[str]], halted: str | None, retry: list[str]) -> None:
     """How each host ended, why, what its unit wrote where it failed, and what to paste to try the others again."""
     rows = [(one.host, WORDS[one.phase], took(one), one.reason) for one in ends.values()]
     output.table(output.columns("HOST|ENDED|TOOK>?|WHY+?"), rows, empty="no hosts")
     counts = {phase: sum(one.phase is phase for one in ends.values()) for phase in Phase if phase in TERMINAL}
     output.say(", ".join(f"{count} {WORDS[phase]}" for phase, count in counts.items() if count))
-    for host in details:
-        output.note(f"{host}, the last lines of its journal:")
-        for line in details[host].splitlines()[-JOURNAL_LINES:]:
+    for host, (title, *lines) in details.items():
+        output.note(f"{host}, {title}")
+        for line in lines:
             output.note(f"  {output.clean(line)}")
     if halted:
         output.note(f"nothing new was begun: {halted}")

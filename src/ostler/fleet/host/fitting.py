@@ -1,17 +1,25 @@
-"""Whether a release reads the configuration that it would get: it is asked, and what it read is remembered by its hash.
+"""Whether a release accepts the configuration that it would get, and the allowlist beside it: it is asked, and what it accepted is
+remembered by its hash.
 
-Its trial is asked already, about the configuration in force; so the switch, which must know, mostly asks nobody. What is remembered lies in
+Its trial is asked already, about what is in force; so the switch, which must know, mostly asks nobody. What is remembered lies in
 root's directory.
 """
 
 import hashlib
+import json
+import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 
 from ostler.fleet.host.places import Places, read_json, write, write_json
 from ostler.fleet.host.refusals import Refused
+from ostler.fleet.host.told import Told
 
 READ_S = 60.0
+MAX_WHY = 300
+REJECTED = 3  # the exit code of a mistake in a file
+ENTRIES = (".yaml", ".yml")
 
 
 def configured(places: Places) -> str | None:
@@ -20,36 +28,111 @@ def configured(places: Places) -> str | None:
     return None if found is None else found.read_text()
 
 
-def remember(places: Places, release: str, config: str) -> None:
-    """The release has read it."""
+def allowlist(places: Places, config: str, files: Mapping[str, str]) -> dict[str, bytes]:
+    """The entries of the allowlist that is installed beside the configuration, by file name, once `files` are there too; none where the
+    configuration does not name it."""
+    folder = places.allowlist
+    if str(folder) not in config:
+        return {}
+    found = {one.name: one.read_bytes() for one in sorted(folder.iterdir()) if one.is_file()} if folder.is_dir() else {}
+    found |= {name.partition("/")[2]: text.encode() for name, text in files.items() if name.startswith(f"{folder.name}/")}
+    return {name: content for name, content in sorted(found.items()) if name.endswith(ENTRIES)}
+
+
+def remember(places: Places, release: str, config: str, entries: Mapping[str, bytes]) -> None:
+    """The release has accepted both."""
     note = places.reads(release)
     for folder in (places.updates, note.parent):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    write_json(note, _read(config))
+    write_json(note, _read(config, entries))
 
 
-def check(places: Places, release: str, config: str) -> None:
-    """Ask the release whether it can read the configuration, unless it is known to. Raises Refused."""
-    if read_json(places.reads(release)) == _read(config):
+def check(places: Places, release: str, told: Told) -> None:
+    """Ask the release whether it accepts what it would be told, unless it is known to: a configuration that it reads and that names nothing
+    that this host does not have, and allowlist entries without a mistake. Raises Refused."""
+    config = configured(places) if told.config is None else told.config
+    if config is None:
         return
-    program = places.release(release) / "bin/ostler"
+    entries = allowlist(places, config, told.files)
+    known, wanted = read_json(places.reads(release)) or {}, _read(config, entries)
+    if known == wanted:
+        return
+    if any(known.get(name) != wanted[name] for name in ("config_sha256", "python")):
+        _check_config(places, release, config, told)
+    if entries:
+        _check_allowlist(places, release, entries)
+    remember(places, release, config, entries)
+
+
+def _check_config(places: Places, release: str, config: str, told: Told) -> None:
     write(places.trial, config.encode(), mode=0o600)
     try:
-        done = subprocess.run(
-            [str(program), "config", "check", str(places.trial)], capture_output=True, text=True, errors="replace", timeout=READ_S,
+        done = _ask(places, release, "config", "check", "--json", str(places.trial))
+    finally:
+        places.trial.unlink(missing_ok=True)
+    if done.returncode:
+        said = done.stderr.replace(str(places.trial), places.config.name)
+        raise _refused(release, "cannot read the configuration", said, done.returncode)
+    coming = [str(places.allowlist), *(str(places.config.parent / name) for name in told.files)]
+    lacks = [one for one in _lacks(done.stdout) if not any(path in one for path in coming)]
+    if lacks:
+        said = "\n".join(f"  {one.replace(str(places.trial), places.config.name)}" for one in lacks)
+        raise _refused(release, "would not start with the configuration", said, 0)
+
+
+def _lacks(said: str) -> list[str]:
+    """What the configuration names and this host does not have; releases of before do not tell."""
+    try:
+        return [str(one) for one in json.loads(said).get("lacks") or ()]
+    except (ValueError, AttributeError):
+        return []
+
+
+def _check_allowlist(places: Places, release: str, entries: Mapping[str, bytes]) -> None:
+    folder = places.trial.with_suffix(".d")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700)
+    try:
+        for name, content in entries.items():
+            (folder / name).write_bytes(content)
+        done = _ask(places, release, "allowlist", "test", str(folder), "--", "true")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    if done.returncode == REJECTED and not done.stdout:  # a list without mistakes has a word about the command, whichever it is
+        raise _refused(
+            release, "does not accept the allowlist", done.stderr.replace(str(folder), str(places.allowlist)), REJECTED
+        )
+
+
+def _ask(places: Places, release: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """The release's own command."""
+    try:
+        return subprocess.run(
+            [str(places.release(release) / "bin/ostler"), *words], capture_output=True, text=True, errors="replace", timeout=READ_S,
             check=False, stdin=subprocess.DEVNULL, cwd="/", env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/nonexistent"},
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as exc:
         raise Refused("unfit", f"release {release} cannot be asked about the configuration: {exc}") from None
-    finally:
-        places.trial.unlink(missing_ok=True)
-    if done.returncode:
-        said = done.stderr.replace(str(places.trial), places.config.name).replace("error: ", "")
-        why = "; ".join(line.strip() for line in said.splitlines() if line.strip())[-600:]
-        raise Refused("unfit", f"release {release} cannot read the configuration: {why or f'exit code {done.returncode}'}")
-    remember(places, release, config)
 
 
-def _read(config: str) -> dict[str, str]:
+def _refused(release: str, what: str, said: str, code: int) -> Refused:
+    """The first mistake in a line, and all of them in lines: those that are indented below what a command says in general."""
+    lines = [line for line in said.splitlines() if line.strip()]
+    mistakes = [line.strip() for line in lines if line.startswith(" ")] or [line.removeprefix("error: ") for line in lines[:1]]
+    first = mistakes[0] if mistakes else f"exit code {code}"
+    short = first if len(first) <= MAX_WHY else f"{first[:MAX_WHY]}…"
+    more = f", and {len(mistakes) - 1} more" if mistakes[1:] else ""
+    details = "\n".join(mistakes) if more or short != first else ""
+    return Refused("unfit", f"release {release} {what}: {short}{more}", details=details)
+
+
+def _read(config: str, entries: Mapping[str, bytes]) -> dict[str, str]:
     """What is remembered: another Python on this host asks anew."""
-    return {"config_sha256": hashlib.sha256(config.encode()).hexdigest(), "python": sys.version}
+    whole = hashlib.sha256()
+    for name, content in entries.items():
+        whole.update(f"{name} {hashlib.sha256(content).hexdigest()}\n".encode())
+    return {
+        "config_sha256": hashlib.sha256(config.encode()).hexdigest(),
+        "allowlist_sha256": whole.hexdigest(),
+        "python": sys.version,
+    }

@@ -138,8 +138,9 @@ def _make(places: Places, home: Path, manifest: archive.Manifest, envelope: byte
         config = None
         with contextlib.suppress(ValueError):  # no text: whoever switches without another one is told so
             config = fitting.configured(places)
-        if _try(half, manifest, config) and config is not None:
-            fitting.remember(places, manifest.release, config)
+        entries = {} if config is None else fitting.allowlist(places, config, {})
+        if _try(half, manifest, config, [str(places.allowlist)] if entries else []) and config is not None:
+            fitting.remember(places, manifest.release, config, entries)
         _note_compiled(places, half, manifest)
         _to_disk(half)
     except BaseException as exc:
@@ -210,10 +211,10 @@ def _pack_program(half: Path) -> None:
         (half / PROGRAM).write_bytes(packing.pack(modules))
 
 
-def _try(half: Path, manifest: archive.Manifest, config: str | None) -> bool:
+def _try(half: Path, manifest: archive.Manifest, config: str | None, allowlist: list[str]) -> bool:
     """What a host runs loads here, in this Python, and is what the manifest says. Python writes the byte code of it meanwhile. Answers
-    whether it reads the configuration, too; one that does not may be told another one before it is switched to."""
-    file = [] if config is None else ["/proc/self/fd/0"]
+    whether it accepts configuration and allowlist, too; one that does not may be told others before it is switched to."""
+    file = [] if config is None else ["/proc/self/fd/0", *allowlist]
     try:
         trial = subprocess.run(
             [str(half / "bin/python"), "-I", "-m", _TRIAL, *file],

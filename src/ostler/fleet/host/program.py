@@ -103,8 +103,6 @@ def _observe(places: Places, given: argparse.Namespace) -> Answer:
     until = time.monotonic() + given.wait
     while (answer := _standing(places))["seen"] == given.seen and time.monotonic() < until:
         time.sleep(LOOK_S)
-    if answer["state"] in ("went_back", "stuck"):
-        answer["journal"] = systemd.journal(NODE_UNIT)
     return answer
 
 
@@ -113,6 +111,7 @@ def _standing(places: Places) -> Answer:
     if update is None:
         update = read_json(places.last) or {"update_id": None, "state": "missing", "reason": "there is no update on this host"}
     answer: Answer = {name: update.get(name) for name in ("update_id", "release", "previous", "state", "reason", "resumed")}
+    answer["journal"] = update.get("journal")
     return answer | {"seen": f"{answer['update_id']} {answer['state']} {answer['resumed']}"}
 
 
@@ -187,7 +186,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         answer = VERBS[given.verb][0](Places(given.root), given)
     except Refused as exc:
-        answer = {"error": exc.code, "message": exc.message}
+        answer = {"error": exc.code, "message": exc.message} | ({"details": exc.details} if exc.details else {})
     except OSError as exc:
         answer = {"error": "disk", "message": f"{exc.filename or given.verb}: {exc.strerror or exc}"}
     except (ValueError, KeyError) as exc:

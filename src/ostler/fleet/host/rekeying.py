@@ -31,7 +31,7 @@ def rotate(places: Places, *, wait_s: float) -> dict[str, Any]:
         while not (_is_in_session(places) and (said := _ask(places))["proven"]):
             if time.monotonic() > until:
                 why = f"the new key is not proven after {wait_s:.0f} s; both are good, and the next try goes on from here"
-                raise Refused("unit", f"{why}\n{systemd.journal(NODE_UNIT)}")
+                raise Refused("unit", why, details=systemd.journal(NODE_UNIT))
             time.sleep(LOOK_S)
     return said
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ostler.fleet.host import accounts, belongings, daemon, services, switching, systemd
+from ostler.fleet.host import accounts, belongings, daemon, fitting, services, switching, systemd
 from ostler.fleet.host.lock import guarded
 from ostler.fleet.host.places import (
     FIREWALL_UNIT,
@@ -38,11 +38,12 @@ def set_up(places: Places, release: str, told: Told, *, wait_s: float) -> dict[s
     """Put a release that is on this host in force for the first time, and start it; again, it changes what is not so yet.
 
     Answers what was changed and the daemon's health, once that says that it can run a job and has a coordinator, within `wait_s`.
-    Raises Refused.
+    Raises Refused; a configuration or an allowlist that the release does not accept has changed nothing.
     """
     require(places)
     with alone(places):
         home = _check(places, release, told)
+        fitting.check(places, release, told)
         traces = Traces(places)
         due = places.start_due  # one that was cut off may have changed what the daemon has not read
         cut_off = due.exists()
@@ -265,7 +266,7 @@ def _await_health(places: Places, wait_s: float) -> dict[str, Any]:
                 if check == "ok"
                 else "is not through its self-check"
             )
-            raise Refused("unit", f"after {wait_s:.0f} s the daemon {lacks}\n{systemd.journal(NODE_UNIT)}")
+            raise Refused("unit", f"after {wait_s:.0f} s the daemon {lacks}", details=systemd.journal(NODE_UNIT))
         time.sleep(LOOK_S)
 
 

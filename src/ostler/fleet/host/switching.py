@@ -64,8 +64,7 @@ def switch(
             )
         _check(places, release, rollout)
         if update is None:
-            if (config := fitting.configured(places) if told.config is None else told.config) is not None:
-                fitting.check(places, release, config)
+            fitting.check(places, release, told)
             update = _open(
                 places, rollout=rollout, release=release, window_s=window_s, program=program, files=told.files, asked=asked
             )
@@ -81,8 +80,8 @@ def switch(
                 update | {"state": "watching", "began": time.clock_gettime(time.CLOCK_BOOTTIME), "boot_id": boot_id()},
             )
             publish(places, update, "watching", None)
-            return {"state": "watching", "failure": failure, "warnings": applied.warnings}
-    return {"state": update["state"], "failure": None, "warnings": []}
+            return {"state": "watching", **_told(failure), "warnings": applied.warnings}
+    return {"state": update["state"], **_told(None), "warnings": []}
 
 
 def go_back(places: Places, reason: str, *, rollout: str | None = None) -> dict[str, Any]:
@@ -199,8 +198,9 @@ def _write_later_units(places: Places, traces: Traces, home: Path) -> None:
 
 
 def close(places: Places, update: dict[str, Any], state: str, reason: str | None, journal: str | None = None) -> dict[str, Any]:
-    """Write down how an update ended, and stop watching. What was kept for the way back stays: the coordinator may yet want it."""
-    ended = update | {"state": state, "reason": reason, "ended_at": time.time()}
+    """Write down how an update ended, and stop watching. What was kept for the way back stays: the coordinator may yet want it. `journal`
+    has the last words of the release that was no good: later the unit's last words are those of another."""
+    ended = update | {"state": state, "reason": reason, "journal": journal, "ended_at": time.time()}
     write_json(places.last, ended)
     places.update.unlink(missing_ok=True)
     publish(places, ended, state, reason, journal)
@@ -268,13 +268,17 @@ def _open(
     return update
 
 
-def _restart() -> str | None:
+def _told(failure: Refused | None) -> dict[str, Any]:
+    return {"failure": None, "details": None} if failure is None else {"failure": failure.message, "details": failure.details}
+
+
+def _restart() -> Refused | None:
     """Restart the daemon, and start the keeper where none runs; what systemd said where that failed."""
     try:
         systemd.act("start", KEEPER_UNIT)
         systemd.act("restart", NODE_UNIT)
     except Refused as exc:
-        return exc.message
+        return exc
     return None
 
 
@@ -305,7 +309,7 @@ def _go_back(places: Places, update: dict[str, Any], reason: str) -> dict[str, A
         places,
         update,
         "went_back" if failure is None else "stuck",
-        reason if failure is None else f"{reason}; {failure}",
+        reason if failure is None else f"{reason}; {failure.message}",
         journal,
     )
     if not update.get("drained"):

@@ -22,7 +22,8 @@ def act(verb: str, *units: str) -> None:
         _run(["systemctl", verb, *(["--", *units] if units else [])])
     except Refused as exc:
         words = "\n".join(journal(unit) for unit in units)
-        raise Refused("unit", f"systemctl {verb} {' '.join(units)}: {exc.message}" + (f"\n{words}" if words else "")) from None
+        first = exc.message.partition("\n")[0]
+        raise Refused("unit", f"systemctl {verb} {' '.join(units)}: {first}", details=words) from None
 
 
 def read_anew(*units: str) -> None:

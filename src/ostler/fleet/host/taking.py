@@ -83,12 +83,12 @@ def _take(places: Places, program: bytes) -> dict[str, Any]:
             try:
                 return _go_back(places, request) if request.back is not None else _update(places, folder, request, program)
             except Refused as exc:
-                stage, why = "refused", exc.message
+                stage, why, more = "refused", exc.message, exc.details
             except OSError as exc:
-                stage, why = "refused", f"{exc.filename or places.ostler}: {exc.strerror or exc}"
+                stage, why, more = "refused", f"{exc.filename or places.ostler}: {exc.strerror or exc}", ""
             except Exception as exc:  # whatever it is: the daemon waits for a last word
-                stage, why = "refused", f"root's side failed at it: {exc!r:.300}"
-            publish(places, request.named, stage, why)
+                stage, why, more = "refused", f"root's side failed at it: {exc!r:.300}", ""
+            publish(places, request.named, stage, why, more or None)
             return {**request.named, "stage": stage, "reason": why}
         finally:
             for name in (REQUEST, BUNDLE):

@@ -201,7 +201,9 @@ class SshCarrier:
             return await act(self._hosts[host])
         except MachineUnreachable as exc:
             return Result(event=Event.LOST, reason=_line(exc))
-        except (HostRefused, StepFailed) as exc:
+        except HostRefused as exc:
+            return Result(event=Event.REFUSED, reason=_line(exc), detail=exc.details or None)
+        except StepFailed as exc:
             return Result(event=Event.REFUSED, reason=_line(exc))
 
     async def _lock(self, host: Host) -> Result:
@@ -230,12 +232,11 @@ class SshCarrier:
             said = await self._ask(host, self._switch_step(host.name))
         except HostRefused as exc:
             if exc.code in ("disk", "unit"):  # it had begun: the release before is put back
-                return Result(event=Event.SICK, reason=on_one_line(exc.message))
+                return Result(event=Event.SICK, reason=on_one_line(exc.message), detail=exc.details or None)
             raise
         warnings = "\n".join(said.get("warnings") or [])
         if said.get("failure"):
-            first, _, rest = str(said["failure"]).partition("\n")
-            return Result(event=Event.SICK, reason=first, detail=rest or None)
+            return Result(event=Event.SICK, reason=said["failure"], detail=said.get("details") or None)
         return Result(event=Event.DONE, detail=warnings or None)
 
     def _look_step(self, host: str) -> Step:

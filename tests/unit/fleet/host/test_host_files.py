@@ -11,6 +11,7 @@ import pytest
 from ostler.fleet.host import accounts, belongings, binaries, bundle, facts, fitting, lock, setting_up, switching
 from ostler.fleet.host.places import Places, point, read_json, write_json
 from ostler.fleet.host.refusals import Refused
+from ostler.fleet.host.told import Told
 from ostler.fleet.host.traces import Traces
 
 XMRIG = binaries.Binary("xmrig", "/usr/local/bin/xmrig", ("/usr/local/bin/xmrig", "/usr/bin/xmrig"), r"XMRig \d")
@@ -181,8 +182,9 @@ def test_what_the_release_cannot_read_changes_nothing(places: Places, rooted: tu
     )
     assert (code, answer["error"]) == (1, "unfit")
     assert "release 1.0 cannot read the configuration: " in str(answer["message"])
-    assert "resorces" in str(answer["message"])
-    assert "interval_s" in str(answer["message"])
+    assert str(answer["message"]).endswith("node.yaml:1: coordinator: is missing, and 2 more")
+    assert "resorces" in str(answer["details"])
+    assert "interval_s" in str(answer["details"])
     after = {one: one.read_bytes() for one in places.root.rglob("*") if one.is_file() and one.name != ".switch"}
     assert after == before
     told = json.dumps({"files": {"../passwd": "x"}})
@@ -198,21 +200,21 @@ def test_a_release_is_asked_once_about_a_configuration(places: Places, monkeypat
     program.parent.mkdir(parents=True)
     places.updates.mkdir(parents=True)
     asked = places.root / "asked"
-    program.write_text(f'#!/bin/sh\necho "$3" >>{asked}\ngrep -q good "$3" || {{ echo "error: it is bad" >&2; exit 2; }}\n')
+    program.write_text(f'#!/bin/sh\necho "$4" >>{asked}\ngrep -q good "$4" || {{ echo "error: it is bad" >&2; exit 2; }}\n')
     program.chmod(0o755)
     for _ in range(2):
-        fitting.check(places, "1.0", "good: 1\n")
+        fitting.check(places, "1.0", Told("good: 1\n"))
     assert len(asked.read_text().split()) == 1
     for number in (2, 3):
         with pytest.raises(Refused, match="cannot read the configuration: it is bad"):
-            fitting.check(places, "1.0", "bad: 1\n")
+            fitting.check(places, "1.0", Told("bad: 1\n"))
         assert len(asked.read_text().split()) == number
-    fitting.check(places, "1.0", "good: 1\n")
+    fitting.check(places, "1.0", Told("good: 1\n"))
     assert len(asked.read_text().split()) == 3
     with pytest.raises(Refused, match=r"release 1\.1 cannot be asked"):
-        fitting.check(places, "1.1", "good: 1\n")
+        fitting.check(places, "1.1", Told("good: 1\n"))
     monkeypatch.setattr("sys.version", "another")
-    fitting.check(places, "1.0", "good: 1\n")
+    fitting.check(places, "1.0", Told("good: 1\n"))
     assert len(asked.read_text().split()) == 4
     assert not places.trial.exists()
 

@@ -1,9 +1,11 @@
 """What a switch does in which order: cut off anywhere, the next one for the same rollout leaves nothing out."""
 
+import json
+
 import pytest
 
-from ostler.fleet.host import daemon, switching, systemd
-from ostler.fleet.host.places import UNITS, WATCH_UNIT, Places, read_json, write_json
+from ostler.fleet.host import daemon, program, switching, systemd
+from ostler.fleet.host.places import NODE_UNIT, UNITS, WATCH_UNIT, Places, point, read_json, write_json
 
 RELEASE = "0.2.0-0123456789ab"
 
@@ -55,3 +57,30 @@ def test_a_link_to_elsewhere_does_not_count_as_one_that_starts_at_boot(places, m
     with pytest.raises(CutOff):
         switch(places)
     assert link.readlink() == places.units / WATCH_UNIT
+
+
+@pytest.mark.parametrize("restored", [True, False])
+def test_what_the_unit_wrote_is_that_of_the_release_that_was_no_good(places, monkeypatch, capsys, restored):
+    """The one before writes to the same journal as soon as it is started; where it does not start, why is one line."""
+    wrote = ["no such key: foo"]
+    before = places.release("0.1.0-aaaaaaaaaaaa")
+    before.parent.mkdir(exist_ok=True)
+    places.release(RELEASE).rename(before)
+    point(places.current, f"releases/{RELEASE}")
+    update = {"update_id": "r1", "release": RELEASE, "previous": before.name, "window_s": 5.0, "drained": True}
+    write_json(places.update, {**update, "state": "watching"})
+
+    def act(verb, *units):
+        if units == (NODE_UNIT,):
+            wrote.append("here I am again")
+            if not restored:
+                raise switching.Refused("unit", "systemctl restart: it failed", details="Main process exited\nFailed")
+
+    monkeypatch.setattr(systemd, "act", act)
+    monkeypatch.setattr(systemd, "journal", lambda unit, lines=30: "\n".join(wrote))
+    switching.go_back(places, "it is no good")
+    program.main(["--root", str(places.root), "observe", "--rollout", "r1"])
+    said = json.loads(capsys.readouterr().out)
+    assert said["journal"] == "no such key: foo"
+    ends = {True: ("went_back", "it is no good"), False: ("stuck", "it is no good; systemctl restart: it failed")}
+    assert (said["state"], said["reason"]) == ends[restored]
