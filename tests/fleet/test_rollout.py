@@ -132,18 +132,18 @@ def test_a_configuration_that_finds_no_coordinator_goes_back(installed):
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    ("changes", "why"),
+    ("changes", "why", "wrote"),
     [
-        pytest.param(variants.LOOPS, "the daemon ended 2 times", id="loops"),
-        pytest.param(variants.RUNS_NO_JOB, "it cannot run a job: E_EXIT", id="runs-no-job"),
+        pytest.param(variants.LOOPS, "the daemon ended 2 times", "status=1/FAILURE", id="loops"),
+        pytest.param(variants.RUNS_NO_JOB, "it cannot run a job: E_EXIT", "self_check_failed", id="runs-no-job"),
     ],
 )
-def test_a_release_that_only_seems_good_goes_back_and_says_why(installed, changes, why):
+def test_a_release_that_only_seems_good_goes_back_and_says_why(installed, changes, why, wrote):
     before = {name: installed.in_force(name) for name in installed.bed.hosts}
     done = installed.update(installed.variant(changes), window="20s", code=1)
     assert done.ends == {"mini-1": "unhealthy", **dict.fromkeys([*installed.bed.hosts][1:], "held")}, done.text
     assert re.search(why, done.reasons["mini-1"]), done.reasons
-    print("DETAILS", done.details("mini-1"))
+    assert wrote in "\n".join(done.details("mini-1").splitlines()[-12:])  # the release before has written nothing yet
     assert {name: installed.in_force(name) for name in installed.bed.hosts} == before
     installed.good_again("mini-1")
     assert installed.facts("mini-1")["lock"] is None

@@ -143,7 +143,7 @@ async def _update(asked: SimpleNamespace) -> int:
             )
         )  # fmt: skip
         left = [name for name in plan.hosts if name not in plan.excluded and (progress is None or progress[name].reason is None)]
-        _, silence = await asyncio.gather(rollout.look(left), _unanswered(asked))
+        _, silence = await asyncio.gather(rollout.look(left), _unanswered(asked, own))
         if not asked.as_json:
             output.say(f"release {release.release} onto {many(len(plan.hosts), 'host')} (rollout {plan.rollout_id})")
             view.show_plan(plan, rollout.looked)
@@ -266,11 +266,11 @@ def _own(asked: SimpleNamespace, hosts: Mapping[str, Any]) -> dict[str, Any]:
     return own
 
 
-async def _unanswered(asked: SimpleNamespace) -> str | None:
+async def _unanswered(asked: SimpleNamespace, own: Mapping[str, Any]) -> str | None:
     """Why the coordinator that the hosts are told of does not answer here, where it was named for them alone."""
     from ostler.assembly.rollouts import unanswered
 
-    return None if asked.address is None or asked.keep_config else await unanswered(asked.address)
+    return await unanswered(asked.address) if own and asked.address is not None else None
 
 
 def _plan(asked: SimpleNamespace, rollout_id: str, release: str, hosts: Mapping[str, Any]) -> Any:

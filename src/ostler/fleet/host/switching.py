@@ -24,7 +24,7 @@ from ostler.fleet.host.places import (
     write,
     write_json,
 )
-from ostler.fleet.host.publishing import publish
+from ostler.fleet.host.publishing import MAX_DETAIL, publish
 from ostler.fleet.host.refusals import Refused
 from ostler.fleet.host.told import Told
 from ostler.fleet.host.traces import Traces
@@ -200,6 +200,7 @@ def _write_later_units(places: Places, traces: Traces, home: Path) -> None:
 def close(places: Places, update: dict[str, Any], state: str, reason: str | None, journal: str | None = None) -> dict[str, Any]:
     """Write down how an update ended, and stop watching. What was kept for the way back stays: the coordinator may yet want it. `journal`
     has the last words of the release that was no good: later the unit's last words are those of another."""
+    journal = journal and journal[-MAX_DETAIL:]
     ended = update | {"state": state, "reason": reason, "journal": journal, "ended_at": time.time()}
     write_json(places.last, ended)
     places.update.unlink(missing_ok=True)

@@ -296,7 +296,7 @@ class SshCarrier:
         said = await self._ask(host, self._steps.go_back(self._plan.rollout_id, reason or "asked to"))
         if said.get("state") == "went_back":
             return Result(event=Event.DONE, detail=said.get("journal"))
-        return Result(event=Event.REFUSED, reason=said.get("reason"), detail=said.get("journal"))
+        return Result(event=Event.REFUSED, reason=_reason(said), detail=said.get("journal"))
 
     async def _unlock(self, host: Host) -> Result:
         await self._ask(host, self._steps.unlock(self._plan.rollout_id))
@@ -310,10 +310,15 @@ def _judged(said: Mapping[str, Any]) -> Result | None:
     """What the host's watcher has decided against the release."""
     match said.get("state"):
         case "went_back":
-            return Result(event=Event.WENT_BACK, reason=said.get("reason"), detail=said.get("journal"))
+            return Result(event=Event.WENT_BACK, reason=_reason(said), detail=said.get("journal"))
         case "stuck" | "missing":
-            return Result(event=Event.SICK, reason=said.get("reason"), detail=said.get("journal"))
+            return Result(event=Event.SICK, reason=_reason(said), detail=said.get("journal"))
     return None
+
+
+def _reason(said: Mapping[str, Any]) -> str | None:
+    """Why a host does what it does, on one line: a daemon's own words may be in it."""
+    return on_one_line(str(said.get("reason") or "")) or None
 
 
 def _heard(asking: asyncio.Task[str | None] | None) -> Result | None:
