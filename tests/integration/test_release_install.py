@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from ostler.fleet.host import archive
+from ostler.fleet.host import archive, fitting
 from ostler.fleet.host.bundle import LOADER, program
 from ostler.fleet.host.places import Places, point
+from ostler.fleet.host.refusals import Refused
+from ostler.fleet.host.told import Told
 from ostler.fleet.releases.store import for_platform, pack
 from ostler.model.errors import InvalidSpec
 from release_rig import HERE, OTHER, TRIAL, make, new_keys, packed, wheel
@@ -191,6 +193,21 @@ def test_a_trial_that_reads_the_configuration_is_remembered(site, keys, tmp_path
     point(site.places.current, f"releases/{later.release}")
     site.run("prune", "--keep", "1")
     assert not site.places.reads(release.release).exists()
+
+
+def test_a_trial_is_told_of_the_allowlist_that_the_configuration_names(site, keys, tmp_path):
+    """So the switch asks nobody, as long as neither of them is another then."""
+    site.places.allowlist.mkdir(parents=True)
+    (site.places.allowlist / "one.yaml").write_text("command: {path: /usr/bin/true}\n")
+    config = f"runners: {{cli: {{allowlist_dir: {site.places.allowlist}}}}}\n"
+    site.places.config.write_text(config)
+    seen = "import json, os, sys, ostler\nreads = os.listdir(sys.argv[2]) == ['one.yaml']\n"
+    release = make(tmp_path / "store", keys, trial=seen + 'print(json.dumps({"version": ostler.__version__, "reads": reads}))\n')
+    site.install(release)
+    (site.places.release(release.release) / "bin/ostler").unlink()
+    fitting.check(site.places, release.release, Told(config))
+    with pytest.raises(Refused, match="cannot be asked"):
+        fitting.check(site.places, release.release, Told(config, files={"allowlist.d/two.yaml": ""}))
 
 
 @pytest.mark.parametrize("reads", ["False", "'yes'", "1"])

@@ -1,5 +1,7 @@
 """Whether a release accepts what it would be told: the real commands of this checkout in the place of a release's."""
 
+import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -54,6 +56,15 @@ def test_what_it_accepted_is_asked_once_and_what_changed_again(places):
     assert [line.split()[0] for line in asked(places)] == ["config", "allowlist"]
     fitting.check(places, RELEASE, Told(told.config, files={"allowlist.d/one.yaml": ENTRY + "\n"}))
     assert [line.split()[0] for line in asked(places)] == ["config", "allowlist", "allowlist"]
+
+
+def test_the_trial_of_a_release_answers_for_both(places, tmp_path):
+    file, entry = tmp_path / "node.yaml", places.allowlist / "one.yaml"
+    file.write_text(config(places))
+    for text, accepted in ((ENTRY, True), ("comand: {}\n", False)):
+        entry.write_text(text)
+        argv = [sys.executable, "-m", "ostler.assembly.trial", str(file), str(places.allowlist)]
+        assert json.loads(subprocess.run(argv, capture_output=True, check=True).stdout)["reads"] is accepted
 
 
 def test_mistakes_in_the_configuration_are_one_line_and_all_of_them_below(places):
