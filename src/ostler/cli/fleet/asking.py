@@ -76,9 +76,14 @@ def why(error: OstlerError) -> str:
     return f"unreachable: {said}" if isinstance(error, MachineUnreachable) else said
 
 
+def details(error: object) -> str | None:
+    """What a host said beside why it does not do something, such as a unit's last words; None where there is nothing."""
+    return getattr(error, "details", None) or None
+
+
 def tell_more(error: object) -> None:
-    """What a host said beside why it does not do something, such as a unit's last words."""
-    for line in getattr(error, "details", "").splitlines():
+    """The same, line by line."""
+    for line in (details(error) or "").splitlines():
         output.note(f"  {line}")
 
 

@@ -212,7 +212,7 @@ def _summarise(
             failed[name] = asking.why(answer)
     if as_json:
         output.print_json(
-            [{"host": name, "error": why} for name, why in failed.items()]
+            [{"host": name, "error": why, "details": asking.details(answers.get(name))} for name, why in failed.items()]
             + [{"host": name, "error": None, **answer} for name, answer in answers.items() if name not in failed]
         )
     else:
