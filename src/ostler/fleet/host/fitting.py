@@ -36,7 +36,7 @@ def allowlist(places: Places, config: str, files: Mapping[str, str]) -> dict[str
         return {}
     found = {one.name: one.read_bytes() for one in sorted(folder.iterdir()) if one.is_file()} if folder.is_dir() else {}
     found |= {name.partition("/")[2]: text.encode() for name, text in files.items() if name.startswith(f"{folder.name}/")}
-    return {name: content for name, content in sorted(found.items()) if name.endswith(ENTRIES)}
+    return {name: content for name, content in sorted(found.items()) if name.endswith(ENTRIES) and "/" not in name}
 
 
 def remember(places: Places, release: str, config: str, entries: Mapping[str, bytes]) -> None:
