@@ -185,9 +185,8 @@ def test_a_lost_coordinator_rolls_nothing_back(installed):
         assert "is still being watched (holding)" in other.reasons["mini-2"]
     finally:
         installed.coordinator.send_signal(signal.SIGCONT)
-    until(
-        lambda: (installed.facts("mini-2")["last"] or {}).get("state") == "good", timeout=120, what="a coordinator that is back"
-    )
+    until(lambda: installed.facts("mini-2")["update"] is None, timeout=120, what="a coordinator that is back")
+    assert installed.facts("mini-2")["last"]["state"] == "good"
     assert installed.in_force("mini-2") == good
 
 
