@@ -9,11 +9,11 @@ from typing import Any
 from ostler.fleet.again import line as again
 from ostler.fleet.node_config import Own
 from ostler.fleet.rollout.preflight import (
-    KEEPER_UNIT,
     LOCK_STALE,
     NODE_UNIT,
     NOT_ENROLLED,
     SKEW,
+    WATCH_UNIT,
     Facts,
     edited,
     not_running,
@@ -21,6 +21,8 @@ from ostler.fleet.rollout.preflight import (
     unlinked,
 )
 from ostler.protocol import messages as m
+
+WAIT = "wait until its window is over"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +46,9 @@ def appraise(
 ) -> list[Finding]:
     """All that is not as it should be. `release` is the one that all hosts should have, `own` what this one should have for itself; None:
     nobody knows. `given` are the options that the commands say again, see `again`. `known_as`: the coordinator has this node, with
-    another key than the host's."""
-    update = again("update", given, [host])
+    another key than the host's. While an update is watched nothing else may begin: what differs then is waited for."""
+    watched = facts.update is not None
+    update = WAIT if watched else again("update", given, [host])
     run = f"{again('run', given, [host])} --"
     node = facts.units.get(NODE_UNIT)
     if facts.current is None or node is None:
@@ -53,18 +56,19 @@ def appraise(
     found = []
     if release is not None and facts.current != release:
         found.append(Finding(f"release {facts.current}, not {release}", update))
-    found += [Finding(line, update) for line in (*edited(facts, own), *unlinked(facts))]
-    install = again("install", given, [host])
-    enrol = install if known_as is None else f"{shlex.join(('ostler', 'node', 'retire', known_as))} && {install}"
+    install = WAIT if watched else again("install", given, [host])
+    enrol = install if watched or known_as is None else f"{shlex.join(('ostler', 'node', 'retire', known_as))} && {install}"
+    found += [Finding(line, install if facts.unfinished else update) for line in (*edited(facts, own), *unlinked(facts))]
     if facts.unfinished:
         found.append(Finding("its installation was not finished", install))
-    start = install if facts.unfinished else f"{run} systemctl restart {NODE_UNIT}"
     for line in not_running(facts):
-        keeper = line.startswith(KEEPER_UNIT) and not facts.unfinished
-        found.append(Finding(line, f"{run} systemctl start {KEEPER_UNIT}" if keeper else start))
+        unit = line.split()[0] if line.startswith("ostler-") else NODE_UNIT
+        start = f"{run} systemctl {'restart' if unit == NODE_UNIT else 'start'} {unit}"
+        found.append(Finding(line, WAIT if watched else install if facts.unfinished else start))
+    found += _unit_files(facts, run)
     if not facts.has_key and not facts.unfinished:
         found.append(Finding("the node's key is gone from its disk", enrol))
-    found += _health(facts, logs=again("logs", given, [host]), update=update, enrol=enrol)
+    found += _health(facts, logs=again("logs", given, [host]), update=update, enrol=enrol, watched=watched)
     found += [Finding(warning, f"put the program there, then: {update}") for warning in facts.warnings]
     wrong = skew(facts, asked_at, answered_at)
     if abs(wrong) > SKEW:
@@ -74,9 +78,7 @@ def appraise(
         why = f"{again('lock break', given, [host])} --why …"
         found.append(Finding(f"locked by {facts.lock.owner}, who is silent", why))
     if facts.update is not None:
-        found.append(
-            Finding(f"update to {facts.update.release} is being watched ({facts.update.state})", "wait until its window is over")
-        )
+        found.append(Finding(f"update to {facts.update.release} is being watched ({facts.update.state})", WAIT))
     return found
 
 
@@ -85,10 +87,28 @@ def lacks_key(facts: Facts) -> bool:
     return not facts.has_key or (facts.health or {}).get("enrolled") is False
 
 
-def _health(facts: Facts, *, logs: str, update: str, enrol: str) -> list[Finding]:
+def _unit_files(facts: Facts, run: str) -> list[Finding]:
+    """What changes units beside the release, and a watcher that an open update lacks."""
+    found = []
+    for name, unit in sorted(facts.units.items()):
+        for path in unit.drop_ins:
+            command = shlex.join(("sh", "-c", f"rm {shlex.quote(path)} && systemctl daemon-reload"))
+            found.append(Finding(f"{name} is changed by {path}", f"keep it, or: {run} {command}"))
+        if unit.stale:
+            found.append(Finding(f"systemd has not read {name} as it is now", f"{run} systemctl daemon-reload"))
+    watch = facts.units.get(WATCH_UNIT)
+    if facts.update is not None and watch is not None and (watch.state != "active" or not watch.at_boot):
+        what = f"is {watch.state}" if watch.state != "active" else "does not start with the host"
+        found.append(Finding(f"{WATCH_UNIT} {what}, and an update is open", f"{run} systemctl enable --now {WATCH_UNIT}"))
+    return found
+
+
+def _health(facts: Facts, *, logs: str, update: str, enrol: str, watched: bool) -> list[Finding]:
     """What the daemon says of itself."""
     if facts.health is None:
-        return [Finding("the daemon does not answer", logs)] if facts.units[NODE_UNIT].state == "active" else []
+        return (
+            [Finding("the daemon does not answer", WAIT if watched else logs)] if facts.units[NODE_UNIT].state == "active" else []
+        )
     protocol = facts.health.get("protocol")
     unknown = facts.health.get("enrolled") is False
     found = [

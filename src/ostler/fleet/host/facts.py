@@ -5,14 +5,13 @@ import hashlib
 import os
 import platform
 import shutil
-import stat
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from ostler.fleet.host import belongings, binaries, daemon, reusing, systemd
-from ostler.fleet.host.places import UNITS, Places, read_json
+from ostler.fleet.host import access, belongings, binaries, daemon, reusing, systemd, unit_files
+from ostler.fleet.host.places import UNIT_FILES, UNITS, Places, read_json
 from ostler.fleet.host.refusals import Refused
 
 MOST_FILES = 500
@@ -36,13 +35,14 @@ def gather(places: Places, wanted: tuple[binaries.Binary, ...] = (), *, with_con
         "previous": (read_json(places.update) or read_json(places.last) or {}).get("previous"),
         "releases": [one.name for one in releases],
         "wheels": reusing.claimed(releases),
-        "units": {name: _unit(places, name) for name in UNITS},
+        "units": _units(places),
         "config_sha256": digest(places.config),
         "applied_sha256": digest(places.applied),
         "permits_sha256": _as_written(places.permits),
         "permitted_sha256": digest(places.permitted),
         "config": _text(places.config) if with_config else None,
         "beside": _beside(places.config.parent),
+        "access": access.wrong(places),
         "health": daemon.ask(places.door, "GET", "/healthz"),
         "lock": read_json(places.lock),
         "update": read_json(places.update),
@@ -62,10 +62,9 @@ def digest(path: Path) -> str | None:
 
 
 def _as_written(path: Path) -> str | None:
-    """The same of a file that others must be able to read: a link, or another mode than it is written with, is another file."""
+    """The same of a file that others must be able to read: a link, or another mode or owner than it is written with, is another file."""
     found = digest(path)
-    plain = found is not None and not path.is_symlink() and stat.S_IMODE(path.stat().st_mode) == 0o644
-    return found if found is None or plain else f"{found}, not plain"
+    return found if found is None or unit_files.is_plain(path) else f"{found}, not plain"
 
 
 def _text(path: Path) -> str | None:
@@ -89,17 +88,27 @@ def _os(file: Path) -> str:
     return " ".join(lines.get(name, "").strip('"') for name in ("ID", "VERSION_ID")).strip()
 
 
-def _unit(places: Places, name: str) -> dict[str, Any]:
+def _units(places: Places) -> dict[str, dict[str, Any]]:
+    """Daemon and keeper, and what else of units the release in force has."""
+    wanted = {name: digest(places.current / "units" / name) for name in UNIT_FILES}
+    names = [name for name in UNIT_FILES if name in UNITS or wanted[name] is not None]
     try:
-        shown = systemd.show(name, "ActiveState", "NRestarts")
+        shown = systemd.show_all(names, "ActiveState", "NRestarts", "NeedDaemonReload")
     except Refused:
         shown = {}
+    return {name: _unit(places, name, wanted[name], shown.get(name, {})) for name in names}
+
+
+def _unit(places: Places, name: str, wanted: str | None, shown: dict[str, str]) -> dict[str, Any]:
     restarts = shown.get("NRestarts", "")
     return {
         "state": shown.get("ActiveState") or "unknown",
         "restarts": int(restarts) if restarts.isdecimal() else 0,
-        "sha256": digest(places.units / name),
-        "wanted": digest(places.current / "units" / name),
+        "sha256": _as_written(places.units / name),
+        "wanted": wanted,
+        "at_boot": unit_files.starts_at_boot(places, name),
+        "stale": shown.get("NeedDaemonReload") == "yes",
+        "drop_ins": unit_files.drop_ins(places, name),
     }
 
 

@@ -11,6 +11,8 @@ FIREWALL_UNIT = "ostler-firewall.service"
 UNITS = (NODE_UNIT, KEEPER_UNIT)
 UPDATE_PATH, UPDATE_UNIT = "ostler-update.path", "ostler-update.service"
 LATER_UNITS = (UPDATE_PATH, UPDATE_UNIT)  # that releases of before did not have: a way back to one takes them away
+UNIT_FILES = (*UNITS, WATCH_UNIT, *LATER_UNITS)
+AT_BOOT = (*UNITS, UPDATE_PATH)  # and the watcher, while an update is open
 PROGRAM = "host.pyz"
 
 

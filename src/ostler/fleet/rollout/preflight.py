@@ -11,6 +11,9 @@ from ostler.fleet.node_config import Own, declares_services, differences, node_i
 
 NODE_UNIT = "ostler-node.service"
 KEEPER_UNIT = "ostler-keeper.service"
+WATCH_UNIT = "ostler-watch.service"
+UPDATE_PATH = "ostler-update.path"
+RUNNING = (NODE_UNIT, KEEPER_UNIT, UPDATE_PATH)  # always, and from each boot on
 SKEW = timedelta(seconds=30)
 LOCK_STALE = timedelta(minutes=5)
 NOT_ENROLLED = "not enrolled:"  # how a daemon begins that says so of itself
@@ -19,12 +22,16 @@ ROOM = 3  # an unpacked release takes about three times its bundle, and the bund
 
 class Unit(msgspec.Struct, frozen=True, kw_only=True):
     """One systemd unit as the host sees it. `sha256` is of the unit's file (None: there is none), `wanted` of the one in the release
-    that is in force; `restarts` counts since it was started by hand."""
+    that is in force; `restarts` counts since it was started by hand; `at_boot`: the host starts it; `stale`: systemd has not read its files
+    as they are now; `drop_ins` are files of others that change it."""
 
     state: str
     sha256: str | None = None
     wanted: str | None = None
     restarts: int = 0
+    at_boot: bool = True
+    stale: bool = False
+    drop_ins: tuple[str, ...] = ()
 
 
 class Lock(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,11 +55,11 @@ class OpenUpdate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer of the host program's `facts`. `abi` is Python's (`cp311`), `now` seconds since the epoch, `refused` why a
-    directory cannot be written. `config` is there where it was asked for, and is shown to nobody: it may hold a secret; `beside` are the
-    hashes of what stands beside it; `wheels` are the sha256 of those that its releases were made of; `links` are those that programs of
-    services need, with what they are to refer to; `unfinished`: it was being made a node when that was cut off; `has_key`: the node's own
-    key is on its disk."""
+    """The answer of the host program's `facts`. `abi` is Python's (`cp311`), `now` seconds since the epoch, `refused` why a directory
+    cannot be written. `config` is there where it was asked for, and is shown to nobody: it may hold a secret; `beside` are the hashes of
+    what stands beside it, `access` says by path where others than root could change any of that, or the node cannot read it; `wheels` are
+    the sha256 of those that its releases were made of; `links` are those that programs of services need, with what they are to refer to;
+    `unfinished`: it was being made a node when that was cut off; `has_key`: the node's own key is on its disk."""
 
     hostname: str
     os: str
@@ -72,6 +79,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     permitted_sha256: str | None = None
     config: str | None = None
     beside: Mapping[str, str | None] = {}
+    access: Mapping[str, str] = {}
     health: Mapping[str, Any] | None = None
     lock: Lock | None = None
     update: OpenUpdate | None = None
@@ -137,6 +145,8 @@ def edited(facts: Facts, own: Own | None) -> list[str]:
             lines.append(f"{name} is missing")
         elif unit.wanted is not None and unit.sha256 != unit.wanted:
             lines.append(f"{name} was edited")
+    lines += [f"{name} does not start with the host" for name in RUNNING if name in facts.units and not facts.units[name].at_boot]
+    lines += [f"{path} {why}" for path, why in sorted(facts.access.items())]
     if facts.permitted_sha256 is not None and facts.permits_sha256 != facts.permitted_sha256:
         lines.append("what polkit permits was edited" if facts.permits_sha256 else "what polkit permits is missing")
     elif facts.permitted_sha256 is None and declares_services(facts.config):  # such as by a release that knew no services
@@ -155,15 +165,13 @@ def unlinked(facts: Facts) -> list[str]:
 
 
 def not_running(facts: Facts) -> list[str]:
-    """Where the daemon is not what is in force, or has no keeper."""
+    """Where the daemon is not what is in force, or something does not run that always should."""
     running = (facts.health or {}).get("release")
     lines = [f"the daemon still runs {running}"] if running is not None and running != facts.current else []
-    down = [
-        f"{name} is {unit.state}"
-        for name in (NODE_UNIT, KEEPER_UNIT)
-        if (unit := facts.units.get(name)) and unit.state != "active"
+    return [
+        *lines,
+        *(f"{name} is {unit.state}" for name in RUNNING if (unit := facts.units.get(name)) and unit.state != "active"),
     ]
-    return [*lines, *down]
 
 
 def _refusal(facts: Facts, wanted: Wanted, asked_at: datetime, answered_at: datetime) -> str | None:
