@@ -54,6 +54,8 @@ def status(  # noqa: PLR0917 - the options of a command
         inventories=inventory, destination=dest, accessories=accessories, groups=group, hosts=host, ssh_config=ssh_config
     )
     wanted = _release(release, store)
+    if wanted is not None:
+        _tell_of_failure(wanted, newest=release is None)
     given = {
         "--inventory": inventory, "--dest": dest, "--accessories": accessories, "--ssh-config": ssh_config, "--known-hosts": known_hosts,
         "--accept-new": accept_new, "--store": store, "--coordinator": coordinator, "--release": release, "--keep-config": keep_config,
@@ -114,6 +116,17 @@ def _release(name: str | None, store: Path | None) -> str | None:
         if name is not None:
             raise
         return None
+
+
+def _tell_of_failure(release: str, *, newest: bool) -> None:
+    """Hosts are compared with a release that they may have gone back from."""
+    from ostler.assembly import rollouts
+    from ostler.fleet.rollout.journal import found_bad
+
+    if (bad := found_bad(rollouts.journals(), release)) is not None:
+        which = "is the newest that was built here, and was" if newest else "was"
+        why = output.clean(bad.reason or "it went back")
+        output.note(f"note: release {release} {which} found bad on {bad.host}: {why}; --release ID compares with another one")
 
 
 def _rows(name: str, found: Any) -> list[tuple[object, ...]]:
