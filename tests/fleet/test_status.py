@@ -97,3 +97,36 @@ def test_while_an_update_is_watched_there_is_nothing_but_to_wait(installed, host
     installed.good_again("mini-1")
     assert findings(installed, "mini-1", release=good, code=0) == {}
     assert installed.update(before, host="mini-1").ends == {"mini-1": "updated"}
+
+
+def test_what_was_altered_of_the_release_in_force_is_named_and_brought_anew(installed, host):
+    """Its daemon is started anew with it, its keeper is not: jobs go on."""
+    release = f"/opt/ostler/releases/{installed.in_force('mini-1')}"
+    module, stray = "lib/python3.11/site-packages/ostler/assembly/node.py", "lib/python3.11/site-packages/stray.pth"
+    whole = host.exec("sha256sum", f"{release}/{module}").stdout
+    job, pids = installed.sleeper("mini-1")
+    host.exec(
+        "sh", "-ec", f"cd {release}; cp {module} /tmp/new; echo '# by hand' >> /tmp/new; mv /tmp/new {module}; touch {stray}"
+    )
+    host.exec("sh", "-ec", f"echo '# by hand' >> {release}/bin/ostler")
+    before = host.exec("systemctl", "show", "--property=MainPID", NODE_UNIT).stdout
+    ((what, mend),) = findings(installed, "mini-1").items()
+    assert what == f"of release {installed.in_force('mini-1')} was altered on the host: bin/ostler, {module}, {stray}"
+    installed.mend(mend)
+    assert findings(installed, "mini-1", code=0) == {}
+    assert host.exec("sha256sum", f"{release}/{module}").stdout == whole
+    assert host.exec("systemctl", "show", "--property=MainPID", NODE_UNIT).stdout != before
+    assert host.exec("sh", "-c", "ls /opt/ostler/releases | grep partial", check=False).stdout == ""
+    assert installed.pids("mini-1") == pids
+    installed.cli("job", "cancel", job, code=0)
+
+
+def test_an_allowlist_with_a_mistake_is_named_before_the_daemon_reads_it(installed, host):
+    file = f"{ENTRIES}/sh.yaml"
+    host.exec("sh", "-ec", f"echo 'command: [' > {file}")
+    ((what, mend),) = findings(installed, "mini-1").items()
+    assert what.startswith(f"{file}:")
+    correct, command = mend.split(": ", 1)
+    assert correct == "correct it there, or bring another one"
+    installed.mend(command.replace("DIR", str(installed.folder / "allow")))
+    assert findings(installed, "mini-1", code=0) == {}

@@ -1,7 +1,7 @@
 """How a host differs from what it should be, and the command that mends each difference."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -22,6 +22,7 @@ from ostler.fleet.rollout.preflight import (
 )
 from ostler.protocol import messages as m
 
+MOST_NAMED = 3
 WAIT = "wait until its window is over"
 
 
@@ -43,10 +44,12 @@ def appraise(
     asked_at: datetime,
     answered_at: datetime,
     known_as: str | None = None,
+    mistakes: Sequence[str] = (),
 ) -> list[Finding]:
     """All that is not as it should be. `release` is the one that all hosts should have, `own` what this one should have for itself; None:
-    nobody knows. `given` are the options that the commands say again, see `again`. `known_as`: the coordinator has this node, with
-    another key than the host's. While an update is watched nothing else may begin: what differs then is waited for."""
+    nobody knows. `given` are the options that the commands say again, see `again`. `known_as`: the coordinator has this node, with another
+    key than the host's. `mistakes` are those of its allowlist. While an update is watched nothing else may begin: what differs then is
+    waited for."""
     watched = facts.update is not None
     update = WAIT if watched else again("update", given, [host])
     run = f"{again('run', given, [host])} --"
@@ -58,7 +61,13 @@ def appraise(
         found.append(Finding(f"release {facts.current}, not {release}", update))
     install = WAIT if watched else again("install", given, [host])
     enrol = install if watched or known_as is None else f"{shlex.join(('ostler', 'node', 'retire', known_as))} && {install}"
-    found += [Finding(line, install if facts.unfinished else update) for line in (*edited(facts, own), *unlinked(facts))]
+    anew = facts.altered and release in {None, facts.current}  # first: else what was altered of its units would be put in force
+    written = install if facts.unfinished or anew else update
+    found += [Finding(line, written) for line in (*edited(facts, own), *unlinked(facts))]
+    if facts.altered:
+        found.append(Finding(_altered(facts), written))
+    entries = WAIT if watched else again("install", {**given, "--allowlist": "DIR"}, [host])
+    found += [Finding(line, f"correct it there, or bring another one: {entries}") for line in mistakes]
     if facts.unfinished:
         found.append(Finding("its installation was not finished", install))
     for line in not_running(facts):
@@ -87,6 +96,11 @@ def lacks_key(facts: Facts) -> bool:
     return not facts.has_key or (facts.health or {}).get("enrolled") is False
 
 
+def _altered(facts: Facts) -> str:
+    some, more = ", ".join(facts.altered[:MOST_NAMED]), len(facts.altered) - MOST_NAMED
+    return f"of release {facts.current} was altered on the host: {some}{f' and {more} more' if more > 0 else ''}"
+
+
 def _unit_files(facts: Facts, run: str) -> list[Finding]:
     """What changes units beside the release, and a watcher that an open update lacks."""
     found = []
@@ -94,7 +108,7 @@ def _unit_files(facts: Facts, run: str) -> list[Finding]:
         for path in unit.drop_ins:
             command = shlex.join(("sh", "-c", f"rm {shlex.quote(path)} && systemctl daemon-reload"))
             found.append(Finding(f"{name} is changed by {path}", f"keep it, or: {run} {command}"))
-        if unit.stale:
+        if unit.stale and unit.sha256 == unit.wanted:  # whatever writes its file anew has it read
             found.append(Finding(f"systemd has not read {name} as it is now", f"{run} systemctl daemon-reload"))
     watch = facts.units.get(WATCH_UNIT)
     if facts.update is not None and watch is not None and (watch.state != "active" or not watch.at_boot):

@@ -8,7 +8,6 @@ from ostler.fleet.host import accounts, belongings
 from ostler.fleet.host.places import Places
 from ostler.fleet.host.traces import Traces
 
-_ENTRIES = ("*.yaml", "*.yml")
 _OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -34,9 +33,8 @@ def _paths(places: Places) -> list[Path]:
     there before is its owner's."""
     folder, traces = places.config.parent, Traces(places)
     written = [places.root / name for name in (*traces.made, *traces.before)]
-    entries = [one for pattern in _ENTRIES for one in places.allowlist.glob(pattern)]
     ours = {one for one in written if folder in (one, *one.parents)}
-    return sorted(one for one in {places.config, *ours, *entries} if one.exists())
+    return sorted(one for one in {places.config, *ours, *places.entries()} if one.exists())
 
 
 def _why(path: Path) -> str | None:

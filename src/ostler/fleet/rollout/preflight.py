@@ -57,9 +57,11 @@ class OpenUpdate(msgspec.Struct, frozen=True, kw_only=True):
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """The answer of the host program's `facts`. `abi` is Python's (`cp311`), `now` seconds since the epoch, `refused` why a directory
     cannot be written. `config` is there where it was asked for, and is shown to nobody: it may hold a secret; `beside` are the hashes of
-    what stands beside it, `access` says by path where others than root could change any of that, or the node cannot read it; `wheels` are
-    the sha256 of those that its releases were made of; `links` are those that programs of services need, with what they are to refer to;
-    `unfinished`: it was being made a node when that was cut off; `has_key`: the node's own key is on its disk."""
+    what stands beside it, `access` says by path where others than root could change any of that, or the node cannot read it; `entries` are
+    the texts of the allowlist's files by name (None: it cannot be read), `altered` the files of the release in force that are not as it
+    brought them, both where they were asked for; `wheels` are the sha256 of those that its releases were made of; `links` are those that
+    programs of services need, with what they are to refer to; `unfinished`: it was being made a node when that was cut off; `has_key`: the
+    node's own key is on its disk."""
 
     hostname: str
     os: str
@@ -80,6 +82,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     config: str | None = None
     beside: Mapping[str, str | None] = {}
     access: Mapping[str, str] = {}
+    entries: Mapping[str, str | None] = {}
+    altered: tuple[str, ...] = ()
     health: Mapping[str, Any] | None = None
     lock: Lock | None = None
     update: OpenUpdate | None = None

@@ -311,3 +311,25 @@ def test_what_differs_while_an_update_is_watched_is_waited_for() -> None:
         unwatched["ostler-watch.service is inactive, and an update is open"]
         == f"{RUN} systemctl enable --now ostler-watch.service"
     )
+
+
+@pytest.mark.parametrize(("release", "command"), [(WANTED.release, "install"), (None, "install"), ("0.3.0-newer", "update")])
+def test_an_altered_release_is_brought_anew_and_replaced_where_another_one_is_due(release: str | None, command: str) -> None:
+    """An installation brings no other release than the one in force."""
+    changed = units(node={"sha256": "other"})
+    there = facts(current=WANTED.release, health=HEALTHY, units=changed, altered=("a", "b", "c", "d", "e"))
+    said = found(there, release=release)
+    for what in (f"of release {WANTED.release} was altered on the host: a, b, c and 2 more", "ostler-node.service was edited"):
+        assert said[what] == f"ostler fleet {command} --host mini-1"
+
+
+def test_a_mistake_in_an_allowlist_is_told_with_what_brings_another_one() -> None:
+    mend = "correct it there, or bring another one: ostler fleet install --allowlist DIR --host mini-1"
+    assert found(facts(health=HEALTHY, units=units()), mistakes=["/etc/ostler/allowlist.d/x.yaml:1: is empty"]) == {
+        "/etc/ostler/allowlist.d/x.yaml:1: is empty": mend
+    }
+
+
+def test_a_unit_that_was_edited_is_not_told_to_be_read_as_well() -> None:
+    there = facts(health=HEALTHY, units=units(node={"sha256": "other", "stale": True}))
+    assert found(there) == {"ostler-node.service was edited": UPDATE}
