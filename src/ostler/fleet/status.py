@@ -9,6 +9,7 @@ from typing import Any
 from ostler.fleet.again import line as again
 from ostler.fleet.node_config import Own
 from ostler.fleet.rollout.preflight import (
+    FIREWALL_UNIT,
     LOCK_STALE,
     NODE_UNIT,
     NOT_ENROLLED,
@@ -74,7 +75,7 @@ def appraise(
         unit = line.split()[0] if line.startswith("ostler-") else NODE_UNIT
         start = f"{run} systemctl {'restart' if unit == NODE_UNIT else 'start'} {unit}"
         found.append(Finding(line, WAIT if watched else install if facts.unfinished else start))
-    found += _unit_files(facts, run)
+    found += [*_unit_files(facts, run), *_firewall(facts, run, anew=f"{again('firewall', given, [host])} --allow …")]
     if not facts.has_key and not facts.unfinished:
         found.append(Finding("the node's key is gone from its disk", enrol))
     found += _health(facts, logs=again("logs", given, [host]), update=update, enrol=enrol, watched=watched)
@@ -115,6 +116,18 @@ def _unit_files(facts: Facts, run: str) -> list[Finding]:
         what = f"is {watch.state}" if watch.state != "active" else "does not start with the host"
         found.append(Finding(f"{WATCH_UNIT} {what}, and an update is open", f"{run} systemctl enable --now {WATCH_UNIT}"))
     return found
+
+
+def _firewall(facts: Facts, run: str, *, anew: str) -> list[Finding]:
+    """Rules for the health port that are there, and not in force; `anew` writes the unit."""
+    unit = facts.units.get(FIREWALL_UNIT)
+    if unit is None or (unit.sha256 is not None and unit.state == "active" and unit.at_boot):
+        return []
+    what = (
+        "is missing" if unit.sha256 is None else f"is {unit.state}" if unit.state != "active" else "does not start with the host"
+    )
+    mend = anew if unit.sha256 is None else f"{run} systemctl enable --now {FIREWALL_UNIT}"
+    return [Finding(f"{FIREWALL_UNIT} {what}: nobody guards the health port", mend)]
 
 
 def _health(facts: Facts, *, logs: str, update: str, enrol: str, watched: bool) -> list[Finding]:

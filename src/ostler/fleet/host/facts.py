@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ostler.fleet.host import access, belongings, binaries, daemon, reusing, systemd, unit_files, wholeness
-from ostler.fleet.host.places import UNIT_FILES, UNITS, Places, digest, read_json
+from ostler.fleet.host.places import FIREWALL_UNIT, UNIT_FILES, UNITS, Places, digest, read_json
 from ostler.fleet.host.refusals import Refused
 
 MOST_FILES = 500
@@ -21,7 +21,7 @@ def gather(
     places: Places, wanted: tuple[binaries.Binary, ...] = (), *, with_config: bool = False, thorough: bool = False
 ) -> dict[str, Any]:
     """All of it; changes nothing. `with_config`: the configuration itself, too, which may hold a secret. `thorough`: the allowlist's
-    entries, too, and what was altered of the release in force, which takes an eighth of a second of CPU."""
+    entries, too, and what was altered of the release in force, which takes a fifth of a second of CPU."""
     releases = sorted(places.releases.iterdir()) if places.releases.is_dir() else []
     releases = [one for one in releases if not one.name.startswith(".") and one.suffix != ".partial"]
     programs = [(one, binaries.find(one, places)) for one in wanted]
@@ -87,14 +87,15 @@ def _os(file: Path) -> str:
 
 
 def _units(places: Places) -> dict[str, dict[str, Any]]:
-    """Daemon and keeper, and what else of units the release in force has."""
+    """Daemon and keeper, what else of units the release in force has, and the firewall's where there are rules."""
     wanted = {name: digest(places.current / "units" / name) for name in UNIT_FILES}
     names = [name for name in UNIT_FILES if name in UNITS or wanted[name] is not None]
+    names += [FIREWALL_UNIT] if places.rules.exists() else []
     try:
         shown = systemd.show_all(names, "ActiveState", "NRestarts", "NeedDaemonReload")
     except Refused:
         shown = {}
-    return {name: _unit(places, name, wanted[name], shown.get(name, {})) for name in names}
+    return {name: _unit(places, name, wanted.get(name), shown.get(name, {})) for name in names}
 
 
 def _unit(places: Places, name: str, wanted: str | None, shown: dict[str, str]) -> dict[str, Any]:

@@ -296,6 +296,25 @@ def test_what_an_update_leaves_alone_has_its_own_mend() -> None:
     assert judge(there, WANTED, asked_at=ASKED, answered_at=ANSWERED).drift == ()
 
 
+@pytest.mark.parametrize(
+    ("changed", "words", "mend"),
+    [
+        ({}, "is inactive", f"{RUN} systemctl enable --now ostler-firewall.service"),
+        (
+            {"state": "active", "at_boot": False},
+            "does not start with the host",
+            f"{RUN} systemctl enable --now ostler-firewall.service",
+        ),
+        ({"sha256": None}, "is missing", "ostler fleet firewall --host mini-1 --allow …"),
+    ],
+)
+def test_rules_for_the_health_port_that_are_not_in_force_are_named(changed: dict[str, Any], words: str, mend: str) -> None:
+    guard = Unit(**{"state": "inactive", "sha256": "f", **changed})
+    there = facts(current=WANTED.release, health=HEALTHY, units={**units(), "ostler-firewall.service": guard})
+    assert found(there) == {f"ostler-firewall.service {words}: nobody guards the health port": mend}
+    assert judge(there, WANTED, asked_at=ASKED, answered_at=ANSWERED).drift == ()  # no update mends it
+
+
 def test_a_path_unit_that_was_stopped_is_started() -> None:
     there = facts(health=HEALTHY, units=units(update={"state": "inactive"}))
     assert found(there) == {"ostler-update.path is inactive": f"{RUN} systemctl start ostler-update.path"}
