@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from ostler.assembly.endpoint import Endpoint
-from ostler.assembly.installing import address_for_hosts, own_of, owns
+from ostler.assembly.installing import address_for_hosts, allowlist_mistakes, own_of, owns
 from ostler.assembly.rollouts import services
 from ostler.fleet.installing import Looked, Wanted, look_at
 from ostler.fleet.inventory.host import Host
@@ -74,6 +74,13 @@ def test_an_address_that_only_this_machine_reaches_is_refused() -> None:
 def test_what_is_in_the_way_is_said(changes: dict[str, object], why: str) -> None:
     found = look_at(replace_facts(changes), WANTED)
     assert why in (found.refusal or "")
+
+
+def test_each_mistake_in_a_hosts_allowlist_is_one_line() -> None:
+    entries = {"good.yaml": "command: {path: /usr/bin/true}\n", "list.yaml": "- a\n", "none.yaml": None}
+    first, second = allowlist_mistakes(entries)
+    assert first.startswith("/etc/ostler/allowlist.d/list.yaml:1: ")
+    assert second == "/etc/ostler/allowlist.d/none.yaml: cannot be read as UTF-8 text"
 
 
 def test_only_what_a_host_lacks_is_brought() -> None:

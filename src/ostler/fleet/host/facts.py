@@ -46,8 +46,8 @@ def gather(
         "config": _text(places.config) if with_config else None,
         "beside": _beside(places.config.parent),
         "access": access.wrong(places),
-        "entries": {one.name: _text(one, most=MOST_OF_ENTRY) for one in places.entries()[:MOST_FILES]} if thorough else {},
-        "altered": wholeness.altered(places.release(force)) if thorough and (force := places.in_force()) else [],
+        "entries": {one.name: _entry(one) for one in places.entries()[:MOST_FILES]} if thorough else {},
+        "altered": wholeness.altered(places.releases / force) if thorough and (force := places.in_force()) else [],
         "health": daemon.ask(places.door, "GET", "/healthz"),
         "lock": read_json(places.lock),
         "update": read_json(places.update),
@@ -64,10 +64,17 @@ def _as_written(path: Path) -> str | None:
     return found if found is None or unit_files.is_plain(path) else f"{found}, not plain"
 
 
-def _text(path: Path, most: int = -1) -> str | None:
+def _entry(path: Path) -> str | None:
     try:
-        with path.open(errors="replace") as file:
-            return file.read(most)
+        with path.open(encoding="utf-8") as file:
+            return file.read(MOST_OF_ENTRY)
+    except (OSError, ValueError):
+        return None
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(errors="replace")
     except OSError:
         return None
 

@@ -58,7 +58,7 @@ class Places:
 
     def entries(self) -> list[Path]:
         """Its files."""
-        return sorted(one for pattern in ("*.yaml", "*.yml") for one in self.allowlist.glob(pattern))
+        return sorted(one for pattern in ("*.yaml", "*.yml") for one in self.allowlist.glob(pattern) if one.is_file())
 
     @property
     def rules(self) -> Path:

@@ -8,7 +8,13 @@ from ostler.fleet.host.places import UNIT_FILES, Places
 
 WANTS = "multi-user.target.wants"
 MODE = 0o644
-_CHANGES = ("etc/systemd/system", "etc/systemd/system.control", "run/systemd/system", "run/systemd/system.control")
+_CHANGES = tuple(
+    f"{place}/systemd/{kind}"
+    for place, kind in (
+        ("etc", "system.control"), ("run", "system.control"), ("etc", "system"), ("run", "system"), ("usr/local/lib", "system"),
+        ("usr/lib", "system"),
+    )
+)  # fmt: skip
 _ALL_OF_US = "ostler-.service.d"  # systemd looks there for each unit whose name begins so (source: systemd.unit(5))
 
 
