@@ -127,7 +127,7 @@ def _firewall(facts: Facts, run: str, *, anew: str) -> list[Finding]:
         "is missing" if unit.sha256 is None else f"is {unit.state}" if unit.state != "active" else "does not start with the host"
     )
     mend = anew if unit.sha256 is None else f"{run} systemctl enable --now {FIREWALL_UNIT}"
-    return [Finding(f"{FIREWALL_UNIT} {what}: nobody guards the health port", mend)]
+    return [Finding(f"{FIREWALL_UNIT} {what}: it guards the health port", mend)]
 
 
 def _health(facts: Facts, *, logs: str, update: str, enrol: str, watched: bool) -> list[Finding]:

@@ -18,14 +18,21 @@ def wrong(places: Places) -> dict[str, str]:
 
 
 def mend(places: Places, traces: Traces) -> list[str]:
-    """Give these back to root, with the modes that an installation gives; answers the paths."""
-    mended = [*map(Path, wrong(places))]
-    for path in mended:
+    """Give these back to root, with the modes that an installation gives, a directory before what is in it; answers the paths."""
+    mended = []
+    for path in map(Path, wrong(places)):
         if path.is_file():
             traces.expect(path)
-        os.chown(path, os.geteuid(), os.getegid())
-        path.chmod(0o755 if path.is_dir() else 0o644)
-    return [*map(str, mended)]
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            found = os.fstat(descriptor)
+            if _is_judged(found):
+                os.fchown(descriptor, os.geteuid(), os.getegid())
+                os.fchmod(descriptor, 0o755 if stat.S_ISDIR(found.st_mode) else 0o644)
+                mended.append(str(path))
+        finally:
+            os.close(descriptor)
+    return mended
 
 
 def _paths(places: Places) -> list[Path]:
@@ -34,13 +41,20 @@ def _paths(places: Places) -> list[Path]:
     folder, traces = places.config.parent, Traces(places)
     written = [places.root / name for name in (*traces.made, *traces.before)]
     ours = {one for one in written if folder in (one, *one.parents)}
-    return sorted(one for one in {places.config, *ours, *places.entries()} if one.exists())
+    return sorted(one for one in {places.config, *ours, *places.entries()} if os.path.lexists(one))
+
+
+def _is_judged(found: os.stat_result) -> bool:
+    """Not what is of another place, too: whoever could write here may have made a link to what nobody else is to read."""
+    return stat.S_ISDIR(found.st_mode) or (stat.S_ISREG(found.st_mode) and found.st_nlink == 1)
 
 
 def _why(path: Path) -> str | None:
-    found, user = path.stat(), accounts.identity()
+    found, user = path.lstat(), accounts.identity()
+    if not _is_judged(found):
+        return None
     mode = stat.S_IMODE(found.st_mode)
-    needed = 0o5 if path.is_dir() else 0o4
+    needed = 0o5 if stat.S_ISDIR(found.st_mode) else 0o4
     if found.st_uid != os.geteuid():
         return f"belongs to {belongings.name_of(found.st_uid)}, not to root"
     if mode & _OTHERS:

@@ -4,7 +4,7 @@ import os
 import stat
 from pathlib import Path
 
-from ostler.fleet.host.places import UNIT_FILES, Places
+from ostler.fleet.host.places import FIREWALL_UNIT, UNIT_FILES, Places
 
 WANTS = "multi-user.target.wants"
 MODE = 0o644
@@ -46,5 +46,5 @@ def drop_ins(places: Places, unit: str) -> list[str]:
 
 
 def all_drop_ins(places: Places) -> list[str]:
-    """Those of all units that a release brings."""
-    return sorted({one for unit in UNIT_FILES for one in drop_ins(places, unit)})
+    """Those of all units."""
+    return sorted({one for unit in (*UNIT_FILES, FIREWALL_UNIT) for one in drop_ins(places, unit)})

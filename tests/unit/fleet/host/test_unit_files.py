@@ -1,6 +1,7 @@
 """What stands on a host beside what was written there: other modes and owners, links that start nothing, files that change units."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,16 @@ def test_what_others_could_change_is_named_and_taken_from_them(places: Places, m
     assert (places.config.parent / "secret.env").stat().st_mode & 0o777 == 0o600
     Traces(places).take_back()
     assert places.config.stat().st_mode & 0o777 == mode
+
+
+@pytest.mark.parametrize("link", [Path.symlink_to, Path.hardlink_to], ids=["symbolic", "hard"])
+def test_a_link_that_others_made_opens_nothing(places: Places, link: Callable[[Path, Path], None]) -> None:
+    """Else whoever can write there has root open any file of the host for them."""
+    secret = written(places.root / "etc/shadow", mode=0o600)
+    places.allowlist.mkdir(parents=True)
+    link(places.allowlist / "mine.yaml", secret)
+    assert access.mend(places, Traces(places)) == []
+    assert secret.stat().st_mode & 0o777 == 0o600
 
 
 def test_a_directory_is_ours_where_an_installation_made_it(places: Places) -> None:

@@ -311,7 +311,7 @@ def test_what_an_update_leaves_alone_has_its_own_mend() -> None:
 def test_rules_for_the_health_port_that_are_not_in_force_are_named(changed: dict[str, Any], words: str, mend: str) -> None:
     guard = Unit(**{"state": "inactive", "sha256": "f", **changed})
     there = facts(current=WANTED.release, health=HEALTHY, units={**units(), "ostler-firewall.service": guard})
-    assert found(there) == {f"ostler-firewall.service {words}: nobody guards the health port": mend}
+    assert found(there) == {f"ostler-firewall.service {words}: it guards the health port": mend}
     assert judge(there, WANTED, asked_at=ASKED, answered_at=ANSWERED).drift == ()  # no update mends it
 
 
