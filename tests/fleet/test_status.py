@@ -85,7 +85,7 @@ def test_what_was_stopped_or_changed_by_others_is_named_and_mended(installed, ho
 def test_while_an_update_is_watched_there_is_nothing_but_to_wait(installed, host):
     """And to have it watched, where its watcher was stopped."""
     before, good = installed.in_force("mini-1"), installed.good("waited for")
-    with installed.updating(good, "--window", "15s", host="mini-1"):
+    with installed.updating(good, "--window", "15s", host="mini-1") as updater:
         until(lambda: (installed.facts("mini-1")["update"] or {}).get("state") == "watching", timeout=60, what="a watched update")
         host.exec("systemctl", "stop", WATCH)
         found = findings(installed, "mini-1", release=before)
@@ -93,7 +93,7 @@ def test_while_an_update_is_watched_there_is_nothing_but_to_wait(installed, host
         assert f"release {good}, not {before}" in found
         assert set(found.values()) == {"wait until its window is over"}
         installed.mend(watcher)
-        until(lambda: installed.facts("mini-1")["update"] is None, timeout=120, what="the end of its window")
+        updater.communicate(timeout=120)  # to its end: it gives the lock back
     installed.good_again("mini-1")
     assert findings(installed, "mini-1", release=good, code=0) == {}
     assert installed.update(before, host="mini-1").ends == {"mini-1": "updated"}
