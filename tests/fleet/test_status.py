@@ -85,15 +85,22 @@ def test_what_was_stopped_or_changed_by_others_is_named_and_mended(installed, ho
 def test_while_an_update_is_watched_there_is_nothing_but_to_wait(installed, host):
     """And to have it watched, where its watcher was stopped."""
     before, good = installed.in_force("mini-1"), installed.good("waited for")
-    with installed.updating(good, "--window", "15s", host="mini-1") as updater:
-        until(lambda: (installed.facts("mini-1")["update"] or {}).get("state") == "watching", timeout=60, what="a watched update")
-        host.exec("systemctl", "stop", WATCH)
-        found = findings(installed, "mini-1", release=before)
-        watcher = found.pop(f"{WATCH} is inactive, and an update is open")
-        assert f"release {good}, not {before}" in found
-        assert set(found.values()) == {"wait until its window is over"}
-        installed.mend(watcher)
-        updater.communicate(timeout=120)  # to its end: it gives the lock back
+    try:
+        with installed.updating(good, "--window", "15s", host="mini-1") as updater:
+            until(
+                lambda: (installed.facts("mini-1")["update"] or {}).get("state") == "watching",
+                timeout=60,
+                what="a watched update",
+            )
+            host.exec("systemctl", "stop", WATCH)
+            found = findings(installed, "mini-1", release=before)
+            watcher = found.pop(f"{WATCH} is inactive, and an update is open")
+            assert f"release {good}, not {before}" in found
+            assert set(found.values()) == {"wait until its window is over"}
+            installed.mend(watcher)
+            updater.communicate(timeout=120)  # to its end: it gives the lock back
+    finally:
+        installed.ask("mini-1", "break-lock", "--why", "over", "--owner", "test")
     installed.good_again("mini-1")
     assert findings(installed, "mini-1", release=good, code=0) == {}
     assert installed.update(before, host="mini-1").ends == {"mini-1": "updated"}
@@ -123,10 +130,14 @@ def test_what_was_altered_of_the_release_in_force_is_named_and_brought_anew(inst
 
 def test_an_allowlist_with_a_mistake_is_named_before_the_daemon_reads_it(installed, host):
     file = f"{ENTRIES}/sh.yaml"
+    before = host.exec("cat", file).stdout
     host.exec("sh", "-ec", f"echo 'command: [' > {file}")
-    ((what, mend),) = findings(installed, "mini-1").items()
-    assert what.startswith(f"{file}:")
-    correct, command = mend.split(": ", 1)
-    assert correct == "correct it there, or bring another one"
-    installed.mend(command.replace("DIR", str(installed.folder / "allow")))
-    assert findings(installed, "mini-1", code=0) == {}
+    try:
+        ((what, mend),) = findings(installed, "mini-1").items()
+        assert what.startswith(f"{file}:")
+        correct, command = mend.split(": ", 1)
+        assert correct == "correct it there, or bring another one"
+        installed.mend(command.replace("DIR", str(installed.folder / "allow")))
+        assert findings(installed, "mini-1", code=0) == {}
+    finally:
+        host.exec("tee", file, stdin=before)
