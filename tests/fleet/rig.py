@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import subprocess
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
@@ -106,7 +107,7 @@ class Operator:
 
     def mend(self, command: str, *, code: int = 0) -> Done:
         """A command that was printed, as it was pasted into a terminal; only what a profile would say is added."""
-        words = command.split()
+        words = shlex.split(command)
         assert words[:2] == ["ostler", "fleet"], command
         at = words.index("--") if "--" in words else len(words)
         known = [] if "--known-hosts" in words else ["--known-hosts", str(self.bed.folder / "known_hosts")]

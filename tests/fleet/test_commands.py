@@ -141,6 +141,15 @@ def test_the_health_port_is_for_given_networks_alone(installed):
         assert f"rules in force; closed for {installed.bed.gateway}, as it should be" in said
         assert "nothing had to be changed; closed" in installed.fleet("firewall", *words, host="mini-1", code=0).stdout
         assert not reaches(first)
+        first.exec("systemctl", "disable", "--now", "ostler-firewall")
+        words_of_status = ("--release", installed.in_force("mini-1"), "--keep-config", "--json")
+        told = json.loads(installed.fleet("status", *words_of_status, host="mini-1", code=1).stdout)["hosts"]["mini-1"][
+            "findings"
+        ]
+        (open_,) = [one for one in told if one["what"].startswith("ostler-firewall.service is inactive")]
+        assert reaches(first)
+        installed.mend(open_["mend"])
+        assert not reaches(first)
         get = f"import urllib.request; print(urllib.request.urlopen('http://{first.address}:7481/healthz', timeout=5).status)"
         assert second.exec("python3", "-c", get).stdout == "200\n"
         assert first.exec("python3", "-c", get.replace(first.address, "127.0.0.1")).stdout == "200\n"

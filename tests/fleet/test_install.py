@@ -11,6 +11,7 @@ from fleet.rig import NODE_UNIT
 
 pytestmark = [pytest.mark.xdist_group("testbed"), pytest.mark.timeout(300, func_only=True)]
 TREE = "find /etc /opt /var/lib /usr -xdev \\( -type f -exec sha256sum {} + \\) -o -printf '%y %m %U %G %p %l\\n' | sort"
+UNITS = "/etc/systemd/system"
 EAT = "x=; while :; do x=$x$x$(head -c 8000000 /dev/zero | tr '\\0' x); done"
 TOKENS = "grep -rls '[o]stler_join_' /etc /var/lib/ostler /var/lib/ostler-update /proc/[0-9]*/cmdline /proc/[0-9]*/environ; true"
 
@@ -195,9 +196,14 @@ def test_nothing_is_left(operator, bare):
     operator.wait(operator.submit("sleep 600", requirements={"node": "bare"}), "running")
     operator.fleet("uninstall", "--yes", host="bare", code=1)
     assert operator.health("bare")["running"] == 1
+    bare.exec("touch", f"{UNITS}/.ostler-spare")  # of a switch that was cut off before it had written down that it began
+    more = f"{UNITS}/ostler-keeper.service.d/more.conf"
+    bare.exec("sh", "-ec", f"mkdir -p $(dirname {more}); printf '[Service]\\nNice=1\\n' > {more}")
     said = operator.fleet("uninstall", "--yes", "--end-jobs", host="bare", code=0).stdout
-    assert "left: the journal of ostler-node.service" in said
+    assert "the journal of ostler-node.service" in said
     assert ", node retired; left: " in said
+    assert more in said
+    bare.exec("rm", "-r", more.rpartition("/")[0])
     assert operator.node("bare")["state"] == "retired"
     assert bare.exec("sh", "-c", TREE).stdout == tree
     assert bare.exec("pgrep", "-f", "ostler", check=False).stdout == ""

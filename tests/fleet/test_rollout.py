@@ -112,6 +112,9 @@ def test_a_release_that_does_not_start_goes_back_and_its_journal_is_shown(instal
     assert {name: installed.in_force(name) for name in installed.bed.hosts} == before
     installed.good_again("mini-1")
     assert installed.facts("mini-1")["lock"] is None
+    assert (
+        f"release {bad} was found bad on mini-1: systemctl restart" in installed.fleet("status", "--release", bad, code=1).stderr
+    )
 
 
 @pytest.mark.long

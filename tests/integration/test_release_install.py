@@ -15,7 +15,7 @@ import pytest
 
 from ostler.fleet.host import archive, fitting
 from ostler.fleet.host.bundle import LOADER, program
-from ostler.fleet.host.places import Places, point
+from ostler.fleet.host.places import PACKAGES, Places, point
 from ostler.fleet.host.refusals import Refused
 from ostler.fleet.host.told import Told
 from ostler.fleet.releases.store import for_platform, pack
@@ -516,3 +516,60 @@ def test_what_cannot_be_linked_is_copied(two, tmp_path):
         assert site.tree(later) == bare.tree(later)
     finally:
         shutil.rmtree(other)
+
+
+MODULE, MARK = f"{PACKAGES}/ostler/cli/entry.py", b"# by hand\n"
+
+
+def edit(file):
+    file.write_bytes(file.read_bytes() + MARK)
+
+
+def edit_with_record(file):
+    """As somebody who hides it."""
+    before = base64.urlsafe_b64encode(hashlib.sha256(file.read_bytes()).digest()).rstrip(b"=")
+    edit(file)
+    after = base64.urlsafe_b64encode(hashlib.sha256(file.read_bytes()).digest()).rstrip(b"=")
+    record = file.parents[2] / "ostler-1.0.dist-info/RECORD"
+    record.write_bytes(record.read_bytes().replace(before, after))
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "named"),
+    [
+        (MODULE, edit, MODULE),
+        (MODULE, edit_with_record, f"{PACKAGES}/ostler-1.0.dist-info/RECORD"),
+        (MODULE, Path.unlink, MODULE),
+        (MODULE, lambda file: file.chmod(0o666), MODULE),
+        (f"{PACKAGES}/stray.pth", Path.touch, f"{PACKAGES}/stray.pth"),
+        ("units/ostler-node.service", edit, "units/ostler-node.service"),
+        ("bin/ostler", edit, "bin/ostler"),
+        ("release.json", lambda file: file.write_text("{}"), "release.json"),
+    ],
+    ids=["edited", "edited-with-its-record", "gone", "mode", "stray", "unit", "command", "manifest"],
+)
+def test_what_was_altered_of_a_release_is_named_and_brought_anew(site, keys, tmp_path, path, change, named):
+    made = make(tmp_path / "store", keys)
+    site.install(made)
+    whole = site.tree(made)
+    point(site.places.current, f"releases/{made.release}")
+    assert site.run("facts", "--thorough")["altered"] == []
+    change(site.places.release(made.release) / path)
+    assert site.run("facts", "--thorough")["altered"] == [named]
+    assert site.run("facts")["altered"] == []  # nobody asked
+    assert not site.places.start_due.exists()
+    assert not site.install(made)["was_there"]
+    assert site.places.start_due.exists()  # its daemon is to be started anew
+    assert site.tree(made) == whole
+    assert site.run("facts", "--thorough")["altered"] == []
+    assert site.names() == [made.release]
+
+
+def test_a_release_whose_manifest_tells_nothing_of_its_wheels_is_as_whole_as_one_can_see(site, keys, tmp_path, monkeypatch):
+    """As they were before."""
+    monkeypatch.setattr("ostler.fleet.host.wheels.unpacked", lambda wheel, name: None)
+    made = make(tmp_path / "store", keys)
+    site.install(made)
+    point(site.places.current, f"releases/{made.release}")
+    edit(site.places.release(made.release) / MODULE)
+    assert site.run("facts", "--thorough")["altered"] == []

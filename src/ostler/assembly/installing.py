@@ -13,11 +13,12 @@ from ostler.assembly.resolve import resolve_node
 from ostler.fleet.installing import Wanted
 from ostler.fleet.inventory.host import Host
 from ostler.fleet.inventory.load import COMMAND_LINE
-from ostler.fleet.node_config import CA, CANARY, Own, render
+from ostler.fleet.node_config import CA, CANARY, CONFIG_DIR, Own, render
 from ostler.fleet.releases.store import Release, for_platform
 from ostler.fleet.ssh.step import Outcome, Step
-from ostler.model.errors import InvalidSpec, MachineUnreachable, NotFound, OstlerError
+from ostler.model.errors import InvalidSpec, MachineUnreachable, NotFound, OstlerError, Problem
 from ostler.model.node import NodeState
+from ostler.model.words import on_one_line
 from ostler.node.allowlist import parse_entry
 from ostler.node.session import is_loopback
 from ostler.protocol import routes
@@ -114,6 +115,15 @@ def address_for_hosts(endpoint: Endpoint, named: str | None) -> str:
 
 
 _ALLOWLIST = "--allowlist names a directory with one file for each command that jobs may run"
+
+
+def allowlist_mistakes(entries: Mapping[str, str | None]) -> list[str]:
+    """Every mistake in a host's allowlist, one line each; the entries' texts by file name, None where one cannot be read."""
+    found = []
+    for file, text in ((f"{CONFIG_DIR}/{ALLOWLIST}/{name}", text) for name, text in sorted(entries.items())):
+        problems = [Problem("", "cannot be read as UTF-8 text", file)] if text is None else parse_entry(text, file=file)[1]
+        found += [on_one_line(str(one)) for one in problems]
+    return found
 
 
 def read_allowlist(folder: Path | None) -> dict[str, str]:

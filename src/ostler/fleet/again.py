@@ -16,6 +16,7 @@ KNOWN = {
     "run": _REACH,
     "trust": ("--inventory", "--dest", "--accessories", "--ssh-config", "--known-hosts"),
     "logs": _REACH,
+    "firewall": _REACH,
     "lock break": ("--inventory", "--ssh-config", "--known-hosts", "--accept-new"),
 }
 """The options that each command takes over, in the order in which they are printed."""

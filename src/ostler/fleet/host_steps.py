@@ -57,9 +57,9 @@ class HostSteps:
             question=Question(start=start, program=self._program, words=(verb, *arguments), stdin=stdin),
         )
 
-    def facts(self, services: list[dict[str, Any]], *, with_config: bool = False) -> Step:
+    def facts(self, services: list[dict[str, Any]], *, with_config: bool = False, thorough: bool = False) -> Step:
         """What the host is like; changes nothing."""
-        words = ["--with-config"] if with_config else []
+        words = [*(["--with-config"] if with_config else []), *(["--thorough"] if thorough else [])]
         return self.ask("look at the host", "facts", "--services", json.dumps(services), *words)
 
     def lock(self, rollout: str, owner: str, message: str) -> Step:

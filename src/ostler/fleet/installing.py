@@ -46,7 +46,7 @@ class Installation:
 
     async def look(self) -> Looked:
         """What the host is like; changes nothing."""
-        facts = read_facts(await self._run(self._steps.facts([])))
+        facts = read_facts(await self._run(self._steps.facts([], thorough=True)))
         return look_at(facts, self._wanted)
 
     async def carry_out(self, looked: Looked) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def look_at(facts: Facts, wanted: Wanted) -> Looked:
     health = facts.health or {}
     contact = health.get("last_contact_s")
     enrolled = facts.has_key and isinstance(contact, int | float) and contact <= CONTACT_S and health.get("enrolled") is not False
-    upload = wanted.release not in facts.releases
+    upload = wanted.release not in facts.releases or (facts.current == wanted.release and bool(facts.altered))
     return Looked(
         facts=facts, refusal=_refusal(facts, wanted, upload=upload, enrolled=enrolled), upload=upload, enrol=not enrolled
     )

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from ostler.assembly.endpoint import Endpoint
-from ostler.assembly.installing import address_for_hosts, own_of, owns
+from ostler.assembly.installing import address_for_hosts, allowlist_mistakes, own_of, owns
 from ostler.assembly.rollouts import services
 from ostler.fleet.installing import Looked, Wanted, look_at
 from ostler.fleet.inventory.host import Host
@@ -76,9 +76,18 @@ def test_what_is_in_the_way_is_said(changes: dict[str, object], why: str) -> Non
     assert why in (found.refusal or "")
 
 
+def test_each_mistake_in_a_hosts_allowlist_is_one_line() -> None:
+    entries = {"good.yaml": "command: {path: /usr/bin/true}\n", "list.yaml": "- a\n", "none.yaml": None}
+    first, second = allowlist_mistakes(entries)
+    assert first.startswith("/etc/ostler/allowlist.d/list.yaml:1: ")
+    assert second == "/etc/ostler/allowlist.d/none.yaml: cannot be read as UTF-8 text"
+
+
 def test_only_what_a_host_lacks_is_brought() -> None:
     there = replace_facts({"releases": ("r1",), "current": "r1", "health": {"last_contact_s": 1.0}, "disk_free_mb": 1})
     assert look_at(there, WANTED) == Looked(facts=there, upload=False, enrol=False)
+    altered = replace_facts({"releases": ("r1",), "current": "r1", "altered": ("bin/ostler",)})
+    assert look_at(altered, WANTED).upload
     assert look_at(FACTS, WANTED) == Looked(facts=FACTS)
     refused = replace_facts({"health": {"last_contact_s": 1.0, "enrolled": False}})  # it has a key, and contact
     assert look_at(refused, WANTED).enrol

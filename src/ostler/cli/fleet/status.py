@@ -54,6 +54,8 @@ def status(  # noqa: PLR0917 - the options of a command
         inventories=inventory, destination=dest, accessories=accessories, groups=group, hosts=host, ssh_config=ssh_config
     )
     wanted = _release(release, store)
+    if wanted is not None:
+        _tell_of_failure(wanted, newest=release is None)
     given = {
         "--inventory": inventory, "--dest": dest, "--accessories": accessories, "--ssh-config": ssh_config, "--known-hosts": known_hosts,
         "--accept-new": accept_new, "--store": store, "--coordinator": coordinator, "--release": release, "--keep-config": keep_config,
@@ -74,19 +76,22 @@ def status(  # noqa: PLR0917 - the options of a command
 
 async def _look(lines: Any, host: Any, release: str | None, own: Any, given: dict[str, Any]) -> Any:
     from ostler.assembly.endpoint import look_for_endpoint
-    from ostler.assembly.installing import known_as
+    from ostler.assembly.installing import allowlist_mistakes, known_as
     from ostler.assembly.rollouts import services
     from ostler.fleet.host_steps import HostSteps, read_facts
     from ostler.fleet.node_config import node_id_of
     from ostler.fleet.status import appraise, lacks_key
 
     asked_at = datetime.now(UTC)
-    facts = read_facts(await lines.run(host, HostSteps().facts(services(host), with_config=True)))
+    facts = read_facts(await lines.run(host, HostSteps().facts(services(host), with_config=True, thorough=True)))
     now, known = datetime.now(UTC), None
     if lacks_key(facts) and (endpoint := look_for_endpoint()) is not None:
         node_id = (facts.health or {}).get("node_id") or node_id_of(facts.config) or host.name
         known = await known_as(endpoint, str(node_id))
-    found = appraise(host.name, facts, release=release, own=own, given=given, asked_at=asked_at, answered_at=now, known_as=known)
+    found = appraise(
+        host.name, facts, release=release, own=own, given=given, asked_at=asked_at, answered_at=now, known_as=known,
+        mistakes=allowlist_mistakes(facts.entries),
+    )  # fmt: skip
     return facts, found
 
 
@@ -116,6 +121,17 @@ def _release(name: str | None, store: Path | None) -> str | None:
         return None
 
 
+def _tell_of_failure(release: str, *, newest: bool) -> None:
+    """Hosts are compared with a release that they may have gone back from."""
+    from ostler.assembly import rollouts
+    from ostler.fleet.rollout.journal import found_bad
+
+    if (bad := found_bad(rollouts.journals(), release)) is not None:
+        which = "is the newest that was built here, and was" if newest else "was"
+        why = output.clean(bad.reason or "it went back")
+        output.note(f"note: release {release} {which} found bad on {bad.host}: {why}; --release ID compares with another one")
+
+
 def _rows(name: str, found: Any) -> list[tuple[object, ...]]:
     if isinstance(found, OstlerError):
         return [(name, None, asking.why(found), None)]
@@ -135,5 +151,7 @@ def _plain(found: Any) -> dict[str, Any]:
     if isinstance(found, OstlerError):
         return {"error": asking.why(found)}
     facts, findings = found
-    shown = {name: value for name, value in msgspec.to_builtins(facts).items() if name != "config"}  # it may hold a secret
+    shown = {
+        name: value for name, value in msgspec.to_builtins(facts).items() if name not in {"config", "entries"}
+    }  # the first may hold a secret
     return {"facts": shown, "findings": [{"what": one.what, "mend": one.mend} for one in findings]}

@@ -35,12 +35,13 @@ def _files(folder: Path) -> list[Path]:
 def _why(state: Path, owner: int, *, has_user: bool) -> str:
     made = "" if has_user else f"useradd --system {accounts.NAME} && "
     return (
-        f"it belongs to {_name(owner)}, and the node runs as the user {accounts.NAME}; on the host, as root: "
+        f"it belongs to {name_of(owner)}, and the node runs as the user {accounts.NAME}; on the host, as root: "
         f"`mv {state} {state}.before`, or, where an earlier node's state is to be kept, `{made}chown -R {accounts.NAME}: {state}`"
     )
 
 
-def _name(uid: int) -> str:
+def name_of(uid: int) -> str:
+    """A user's name; a word for one that has none."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:

@@ -9,7 +9,6 @@ import errno
 import fcntl
 import json
 import os
-import platform
 import re
 import shutil
 import subprocess
@@ -18,21 +17,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ostler.fleet.host import archive, fitting, packing, reusing, trust, wheels
-from ostler.fleet.host.places import PROGRAM, Places, read_json, sync, write_json
+from ostler.fleet.host import archive, fitting, packing, reusing, trust, wheels, wholeness
+from ostler.fleet.host.places import APPLICATION, PACKAGES, PROGRAM, Places, own_platform, read_json, sync, write_json
 from ostler.fleet.host.refusals import Refused
 
 PARTIAL = ".partial"
-APPLICATION = "ostler"
-PACKAGES = f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
 _TRIAL = "ostler.assembly.trial"
 _TRIAL_S = 60
 _FULL = {errno.ENOSPC, errno.EDQUOT}
-
-
-def own_platform() -> str:
-    """This host's, as releases name them: `cp311-x86_64`."""
-    return f"cp{sys.version_info.major}{sys.version_info.minor}-{platform.machine()}"
 
 
 def install(
@@ -42,7 +34,7 @@ def install(
     digest: str | None = None,
     check: Callable[[archive.Manifest], None] = lambda manifest: None,
 ) -> dict[str, Any]:
-    """Install a bundle as it is read, unless its release is there; answers the id and whether it was there.
+    """Install a bundle as it is read, unless its release is there and whole; answers the id and whether it was there.
 
     `digest` is the manifest's sha256 in hex as the operator knows it: a host that trusts no key yet installs nothing without it, and
     takes the release keys from that release. A host that trusts keys installs what one of them signed. `check` may refuse a manifest that
@@ -56,7 +48,8 @@ def install(
             raise Refused("untrusted", f"release {manifest.release} is not the one that was announced: its digest is another")
         check(manifest)
         home = places.release(manifest.release)
-        answer = {"release": manifest.release, "version": manifest.version, "was_there": home.is_dir()}
+        there = home.is_dir() and not wholeness.altered(home)
+        answer = {"release": manifest.release, "version": manifest.version, "was_there": there}
         if answer["was_there"]:
             for _ in contents.read(own_platform(), spared=manifest.files):  # who sends it is not cut off
                 pass
@@ -148,8 +141,22 @@ def _make(places: Places, home: Path, manifest: archive.Manifest, envelope: byte
         if isinstance(exc, OSError) and exc.errno in _FULL:
             raise Refused("disk", f"no space left for release {manifest.release} in {home.parent}") from None
         raise
+    _name(places, half, home)
+
+
+def _name(places: Places, half: Path, home: Path) -> None:
+    """In place of what was altered, where there is such; a daemon that runs it is due for a start."""
+    if not home.is_dir():
+        half.rename(home)
+        sync(home.parent)
+        return
+    if places.in_force() == home.name:
+        places.start_due.touch()
+    aside = home.with_name(f"{home.name}.altered{PARTIAL}")
+    home.rename(aside)
     half.rename(home)
     sync(home.parent)
+    shutil.rmtree(aside)
 
 
 def _lay_out(half: Path) -> None:
@@ -201,13 +208,14 @@ def _offer(half: Path, home: Path, manifest: archive.Manifest) -> None:
     """The application's own commands."""
     for name in (Path(file.path).name for file in manifest.files.values() if file.serves(own_platform())):
         if name.endswith(reusing.SUFFIX) and name.split("-")[0] == APPLICATION:
-            wheels.scripts(name, half / PACKAGES, half / "bin", f"{home}/bin/python -I")
+            for command, text in wheels.scripts(name, half / PACKAGES, f"{home}/bin/python -I").items():
+                (half / "bin" / command).write_text(text)
+                (half / "bin" / command).chmod(0o755)
 
 
 def _pack_program(half: Path) -> None:
     """The release's own host program, which root runs while this release is in force."""
-    modules = {one.name: one.read_text() for one in (half / PACKAGES / packing.FOLDER).glob("*.py")}
-    if modules:
+    if modules := packing.modules(half / PACKAGES):
         (half / PROGRAM).write_bytes(packing.pack(modules))
 
 

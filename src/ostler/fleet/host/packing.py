@@ -3,6 +3,7 @@
 import io
 import zipfile
 from collections.abc import Mapping
+from pathlib import Path
 
 FOLDER = "ostler/fleet/host"
 # The watcher is started with each switch, from this file, whose modules Python compiles each time: it loads its own alone.
@@ -16,6 +17,11 @@ else:
 """
 _NOT_THERE = {"bundle.py"}
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the same bytes for the same program
+
+
+def modules(packages: Path) -> dict[str, str]:
+    """Those of a release, by their file names."""
+    return {one.name: one.read_text() for one in (packages / FOLDER).glob("*.py")}
 
 
 def pack(modules: Mapping[str, str]) -> bytes:

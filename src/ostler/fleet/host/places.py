@@ -1,7 +1,9 @@
 """Where things are on a host. Everything below `root`, so that tests need no real one."""
 
+import hashlib
 import json
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,11 @@ FIREWALL_UNIT = "ostler-firewall.service"
 UNITS = (NODE_UNIT, KEEPER_UNIT)
 UPDATE_PATH, UPDATE_UNIT = "ostler-update.path", "ostler-update.service"
 LATER_UNITS = (UPDATE_PATH, UPDATE_UNIT)  # that releases of before did not have: a way back to one takes them away
+UNIT_FILES = (*UNITS, WATCH_UNIT, *LATER_UNITS)
+AT_BOOT = (*UNITS, UPDATE_PATH)  # and the watcher, while an update is open
 PROGRAM = "host.pyz"
+APPLICATION = "ostler"
+PACKAGES = f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +55,10 @@ class Places:
     def allowlist(self) -> Path:
         """What jobs may execute."""
         return self.root / "etc/ostler/allowlist.d"
+
+    def entries(self) -> list[Path]:
+        """Its files."""
+        return sorted(one for pattern in ("*.yaml", "*.yml") for one in self.allowlist.glob(pattern) if one.is_file())
 
     @property
     def rules(self) -> Path:
@@ -180,6 +190,19 @@ class Places:
             return self.current.readlink().name
         except OSError:
             return None
+
+
+def own_platform() -> str:
+    """This host's, as releases name them: `cp311-x86_64`."""
+    return f"cp{sys.version_info.major}{sys.version_info.minor}-{os.uname().machine}"
+
+
+def digest(path: Path) -> str | None:
+    """A file's sha256; None where there is none."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return None
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

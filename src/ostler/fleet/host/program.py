@@ -34,7 +34,7 @@ LOOK_S = 0.2
 
 
 def _facts(places: Places, given: argparse.Namespace) -> Answer:
-    return facts.gather(places, switching.read_services(given.services), with_config=given.with_config)
+    return facts.gather(places, switching.read_services(given.services), with_config=given.with_config, thorough=given.thorough)
 
 
 def _lock(places: Places, given: argparse.Namespace) -> Answer:
@@ -130,7 +130,14 @@ def _take(places: Places, given: argparse.Namespace) -> Answer:
 _ROLLOUT = ("--rollout", {"required": True})
 _SERVICES = ("--services", {"default": "[]", "help": "programs of services, as JSON"})
 VERBS: dict[str, tuple[Callable[[Places, argparse.Namespace], Answer], tuple[tuple[str, dict[str, Any]], ...]]] = {
-    "facts": (_facts, (_SERVICES, ("--with-config", {"action": "store_true", "help": "the node's configuration, too"}))),
+    "facts": (
+        _facts,
+        (
+            _SERVICES,
+            ("--with-config", {"action": "store_true", "help": "the node's configuration, too"}),
+            ("--thorough", {"action": "store_true", "help": "the allowlist, and what was altered of the release in force, too"}),
+        ),
+    ),
     "lock": (_lock, (_ROLLOUT, ("--owner", {"required": True}), ("--message", {"default": ""}))),
     "beat": (_beat, (_ROLLOUT,)),
     "unlock": (_unlock, (_ROLLOUT,)),

@@ -63,7 +63,7 @@ def link(name: str, unpacked: str, before: Iterable[Standing], packages: Path) -
     """
     for there in before:
         found = _files(there.packages, wheels.information(name))
-        if found and wheels.digest((one.path, stat.S_IMODE(one.facts.st_mode), one.sha256) for one in found) == unpacked:
+        if found and _digest(found) == unpacked:
             for folder in {os.path.dirname(one.path) for one in found}:  # noqa: PTH120 - once for each of some thousand files
                 (packages / folder).mkdir(parents=True, exist_ok=True)
             linked = [one.path for one in found if _bring(there.packages, one, packages)]
@@ -113,14 +113,62 @@ def compiled(packages: Path) -> dict[str, str]:
     return found
 
 
+def altered(packages: Path, unpacked: Mapping[str, str | None]) -> list[str]:
+    """What is not as these wheels, each with its digest, were unpacked, by the paths in `packages`: files that were edited or are gone,
+    and, where all digests are known, files of no wheel."""
+    found: set[str] = set()
+    named: set[str] = set()
+    for wheel, wanted in unpacked.items():
+        information = wheels.information(wheel)
+        there = _files(packages, information)
+        named.update(one.path for one in there)
+        if wanted is None or (there and _digest(there) == wanted):
+            continue
+        try:
+            record = _record(packages, information)
+        except (OSError, ValueError, csv.Error, Refused):
+            record = {}
+        named |= record.keys()
+        wrong = {path for path, sha256 in record.items() if not _is_so(packages, path, sha256)}
+        found |= wrong or {f"{information}/{wheels.RECORD}"}
+    if None not in unpacked.values():
+        there_is = (os.path.relpath(f"{folder}/{name}", packages) for folder, _, names in os.walk(packages) for name in names)
+        found |= {path for path in there_is if path not in named and CACHE not in path.split("/")}
+    return sorted(found)
+
+
+def _is_so(packages: Path, path: str, sha256: str) -> bool:
+    """Whether a file is as its wheel's record has it, which says nothing of itself."""
+    try:
+        found, _ = _read(packages, path)
+    except (OSError, ValueError):
+        return False
+    return stat.S_IMODE(found.facts.st_mode) in (0o644, 0o755) and sha256 in ("", found.sha256)
+
+
+def _digest(files: Iterable[_Read]) -> str:
+    return wheels.digest((one.path, stat.S_IMODE(one.facts.st_mode), one.sha256) for one in files)
+
+
 def _files(packages: Path, information: str) -> list[_Read]:
     """The files that a wheel's own record names; none where one is not as it was unpacked."""
     try:
-        record = (packages / information / wheels.RECORD).read_text()
-        names = {str(place) for row in csv.reader(record.splitlines()) if row and (place := wheels.target(row[0])) is not None}
-        return [_read(packages, name)[0] for name in sorted(names)]
+        return [_read(packages, name)[0] for name in sorted(_record(packages, information))]
     except (OSError, ValueError, csv.Error, Refused):
         return []
+
+
+def _record(packages: Path, information: str) -> dict[str, str]:
+    """What a wheel's own record says: each file's sha256 in hex, an empty text where it has none. Raises OSError, ValueError, csv.Error,
+    Refused."""
+    rows = [row for row in csv.reader((packages / information / wheels.RECORD).read_text().splitlines()) if row]
+    return {str(place): _hex(*row[1:2]) for row in rows if (place := wheels.target(row[0])) is not None}
+
+
+def _hex(said: str = "") -> str:
+    """Of a hash as records have it (source: the core metadata of installed projects, PEP 376 and 427)."""
+    kind, _, value = said.partition("=")
+    return base64.urlsafe_b64decode(f"{value}==").hex() if kind == "sha256" else ""
 
 
 def _link_compiled(there: Standing, sources: list[str], packages: Path) -> None:

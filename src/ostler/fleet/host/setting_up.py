@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ostler.fleet.host import accounts, belongings, daemon, fitting, services, switching, systemd
+from ostler.fleet.host import access, accounts, belongings, daemon, fitting, services, switching, systemd, unit_files
 from ostler.fleet.host.lock import guarded
 from ostler.fleet.host.places import (
+    AT_BOOT,
     FIREWALL_UNIT,
     KEEPER_UNIT,
     LATER_UNITS,
@@ -22,6 +23,7 @@ from ostler.fleet.host.places import (
     UPDATE_UNIT,
     WATCH_UNIT,
     Places,
+    half,
     read_json,
 )
 from ostler.fleet.host.refusals import Refused
@@ -51,11 +53,10 @@ def set_up(places: Places, release: str, told: Told, *, wait_s: float) -> dict[s
         changed = [f"user {accounts.NAME}"] if accounts.make(places) else []
         changed += _write(places, traces, home, told)
         anew, wanted = _apply(places, traces, release, told)
-        changed += [*([f"release {release}"] if anew else []), *wanted.changed]
-        traces = Traces(places)  # as it is now: a switch writes down by itself what it makes
+        changed += [*anew, *wanted.changed]
         if _enrol(places, home, told.token):
             changed.append("enrolment")
-        _start(places, traces, anew=cut_off or bool(changed))
+        _start(anew=cut_off or bool(changed))
         due.unlink()
         _verify(places, home)
         health = _await_health(places, wait_s)
@@ -80,6 +81,9 @@ def uninstall(places: Places, *, keep_state: bool, end_jobs: bool) -> dict[str, 
         keep = (state, *left) if keep_state else tuple(left)
         _wipe_memory()
         removed, restored = traces.take_back(keep=keep)
+        for spare in switching.spares(places):  # of a switch that was cut off before its update was written down
+            for one in (spare, half(spare)):
+                one.unlink(missing_ok=True)
         systemd.act("daemon-reload")
         with contextlib.suppress(Refused):
             systemd.act("reset-failed", *UNITS, WATCH_UNIT, *LATER_UNITS)
@@ -91,6 +95,7 @@ def uninstall(places: Places, *, keep_state: bool, end_jobs: bool) -> dict[str, 
         for own in (places.ostler, *(() if keep_state else (places.updates,))):  # the guard itself lies in the last one
             if own.is_dir():
                 shutil.rmtree(own)
+    left += [Path(one) for one in unit_files.all_drop_ins(places)]  # their owner's
     journals = f"the journal of {', '.join((*UNITS, WATCH_UNIT))}"
     node_id = (health or {}).get("node_id")
     return {"removed": removed, "restored": restored, "left": [*map(str, left), journals], "node_id": node_id}
@@ -161,21 +166,22 @@ def _write(places: Places, traces: Traces, home: Path, told: Told) -> list[str]:
         traces.directory(path.parent, mode=0o755)
         if traces.file(path, content.encode()):
             changed.append(str(path))
+    changed += access.mend(places, traces)
     if traces.file(places.units / WATCH_UNIT, (home / "units" / WATCH_UNIT).read_bytes()):
         changed.append(WATCH_UNIT)
     return changed
 
 
-def _apply(places: Places, traces: Traces, release: str, told: Told) -> tuple[bool, services.Outcome]:
-    """Units, link and what services need, as a switch writes them; whether the first two were not so yet."""
-    home = places.release(release)
-    same = places.in_force() == release and all(
-        (places.units / name).is_file() and (places.units / name).read_bytes() == (home / "units" / name).read_bytes()
-        for name in UNITS
-    )
+def _apply(places: Places, traces: Traces, release: str, told: Told) -> tuple[list[str], services.Outcome]:
+    """Units, link and what services need, as a switch writes them; and which of the first two were not so yet."""
+    units = places.release(release) / "units"
+    there = [name for name in (*UNITS, *LATER_UNITS) if (units / name).is_file()]
+    changed = [] if places.in_force() == release else [f"release {release}"]
+    changed += [name for name in there if not unit_files.is_as_written(places.units / name, (units / name).read_bytes())]
+    changed += [f"{name} at boot" for name in there if name in AT_BOOT and not unit_files.starts_at_boot(places, name)]
     for name in UNITS:
         traces.expect(places.units / name)
-    return not same, switching.apply(places, release, Told(config=told.config))
+    return changed, switching.apply(places, release, Told(config=told.config))
 
 
 def _enrol(places: Places, home: Path, token: str | None) -> bool:
@@ -203,12 +209,7 @@ def _as_node(places: Places, home: Path, verb: str, *, said: str = "") -> subpro
     )  # fmt: skip
 
 
-def _start(places: Places, traces: Traces, *, anew: bool) -> None:
-    wants = places.units / "multi-user.target.wants"
-    traces.directory(wants, mode=0o755)
-    for name in UNITS:
-        traces.expect(wants / name)
-    systemd.act("enable", *UNITS)
+def _start(*, anew: bool) -> None:
     systemd.act("start", KEEPER_UNIT)
     systemd.act("restart" if anew else "start", NODE_UNIT)
 
@@ -216,20 +217,21 @@ def _start(places: Places, traces: Traces, *, anew: bool) -> None:
 def _verify(places: Places, home: Path) -> None:
     """What systemd goes by is what was written."""
     for name in (*UNITS, *((UPDATE_PATH,) if (home / "units" / UPDATE_PATH).is_file() else ())):
-        shown = systemd.show(name, "FragmentPath", "NeedDaemonReload", "UnitFileState", "LoadState")
+        shown = systemd.show(name, "FragmentPath", "NeedDaemonReload", "LoadState")
         there = places.units / name
         wrong = [
             f"{what} is {found or 'unknown'}, not {wanted}"
             for what, found, wanted in (
                 ("its file", shown["FragmentPath"], str(there)),
                 ("a reload needed", shown["NeedDaemonReload"], "no"),
-                ("its state", shown["UnitFileState"], "enabled"),
                 ("it", shown["LoadState"], "loaded"),
             )
             if found != wanted
         ]
         if there.read_bytes() != (home / "units" / name).read_bytes():
             wrong.append("its file is not the release's")
+        if not unit_files.starts_at_boot(places, name):  # systemd's own word on that may be of before
+            wrong.append("it does not start with the host")
         if wrong:
             raise Refused("unit", f"{name}: {'; '.join(wrong)}")
 

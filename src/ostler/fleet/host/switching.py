@@ -8,12 +8,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ostler.fleet.host import accounts, binaries, daemon, fitting, floor, services, systemd
+from ostler.fleet.host import access, accounts, binaries, daemon, fitting, floor, services, systemd
 from ostler.fleet.host.lock import guarded
 from ostler.fleet.host.places import (
+    AT_BOOT,
     KEEPER_UNIT,
     LATER_UNITS,
     NODE_UNIT,
+    UNIT_FILES,
     UNITS,
     UPDATE_PATH,
     WATCH_UNIT,
@@ -28,8 +30,8 @@ from ostler.fleet.host.publishing import MAX_DETAIL, publish
 from ostler.fleet.host.refusals import Refused
 from ostler.fleet.host.told import Told
 from ostler.fleet.host.traces import Traces
+from ostler.fleet.host.unit_files import WANTS, is_as_written, starts_at_boot
 
-WANTS = "multi-user.target.wants"
 SPARE = 1 << 20  # what a way back may need on a disk that has been filled since
 PATIENCE_S = 120.0  # for the switch of an updater that was killed, and whose host went on: the next one goes on behind it
 SWITCH = "switch"  # the guard that a switch, or a way back, holds for as long as it works
@@ -136,13 +138,18 @@ def apply(places: Places, release: str, told: Told) -> services.Outcome:
         write(places.config, config.encode(), mode=0o644)
     if places.config.exists():
         write(places.applied, places.config.read_bytes(), mode=0o600)
+    access.mend(places, traces)
+    traces.directory(places.units / WANTS, mode=0o755)
     for name in UNITS:
         _write_unit(places, name, home)
+        traces.expect(places.units / WANTS / name)
     _write_later_units(places, traces, home)
     point(places.current, f"releases/{release}")
-    systemd.read_anew(*UNITS, *LATER_UNITS)
+    systemd.read_anew(*UNIT_FILES)
+    for name in AT_BOOT:
+        if (places.units / name).exists():
+            _at_boot(places, name, starts=True)
     if (places.units / UPDATE_PATH).exists():
-        _at_boot(places, UPDATE_PATH, starts=True)
         systemd.act("start", UPDATE_PATH)
     return services.apply(places, traces, home, user=accounts.NAME)
 
@@ -168,7 +175,7 @@ def _at_boot(places: Places, unit: str, *, starts: bool) -> None:
     link = places.units / WANTS / unit
     if starts:
         link.parent.mkdir(mode=0o755, exist_ok=True)
-        if not (link.is_symlink() and link.readlink() == places.units / unit):  # one to elsewhere, such as /dev/null, is none
+        if not starts_at_boot(places, unit):
             point(link, str(places.units / unit))
     elif link.is_symlink():
         link.unlink()
@@ -177,7 +184,7 @@ def _at_boot(places: Places, unit: str, *, starts: bool) -> None:
 
 def _write_unit(places: Places, name: str, home: Path) -> None:
     content, there = (home / "units" / name).read_bytes(), places.units / name
-    if not there.exists() or there.read_bytes() != content:
+    if not is_as_written(there, content):
         write(there, content, mode=0o644)
 
 
@@ -187,7 +194,6 @@ def _write_later_units(places: Places, traces: Traces, home: Path) -> None:
         unit, there = home / "units" / name, places.units / name
         if unit.is_file():
             if name == UPDATE_PATH:
-                traces.directory(places.units / WANTS, mode=0o755)
                 traces.expect(places.units / WANTS / name)
             traces.file(there, unit.read_bytes())
         elif there.exists():
@@ -209,7 +215,7 @@ def close(places: Places, update: dict[str, Any], state: str, reason: str | None
         floor.settle(places, update.get("release"), lower=not update.get("asked"))
     elif state == "went_back":
         floor.settle(places, update.get("previous"), lower=True)
-    for left in _spares(places):
+    for left in spares(places):
         left.unlink(missing_ok=True)
     shutil.rmtree(places.before, ignore_errors=True)
     sync(places.updates)
@@ -261,7 +267,7 @@ def _open(
     write_json(places.kept_files, {name: _content(places.config.parent / name) for name in files})
     write(places.program, program, mode=0o600)
     _write_unit(places, WATCH_UNIT, places.release(release))
-    for spare in _spares(places):
+    for spare in spares(places):
         write(spare, bytes(SPARE), mode=0o600)
     _at_boot(places, WATCH_UNIT, starts=True)  # before there is an update: its condition fails until then
     write_json(places.update, update)
@@ -287,13 +293,13 @@ def _content(path: Path) -> str | None:
     return path.read_text(errors="replace") if path.is_file() else None
 
 
-def _spares(places: Places) -> tuple[Path, ...]:
+def spares(places: Places) -> tuple[Path, ...]:
     """Room that is held on each file system that a way back writes to."""
     return (places.updates / ".spare", places.ostler / ".spare", places.units / ".ostler-spare")
 
 
 def _go_back(places: Places, update: dict[str, Any], reason: str) -> dict[str, Any]:
-    for spare in _spares(places):
+    for spare in spares(places):
         spare.unlink(missing_ok=True)
     journal = systemd.journal(NODE_UNIT)
     previous = update.get("previous")

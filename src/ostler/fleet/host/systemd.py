@@ -16,6 +16,13 @@ def show(unit: str, *properties: str) -> dict[str, str]:
     return {name: found.get(name, "") for name in properties}
 
 
+def show_all(units: Sequence[str], *properties: str) -> dict[str, dict[str, str]]:
+    """The same of several units, by their names. Raises Refused."""
+    blocks = _run(["systemctl", "show", "--property", ",".join(properties), "--", *units]).strip("\n").split("\n\n")
+    found = [dict(line.split("=", 1) for line in block.splitlines() if "=" in line) for block in blocks]
+    return {unit: {name: one.get(name, "") for name in properties} for unit, one in zip(units, found, strict=False)}
+
+
 def act(verb: str, *units: str) -> None:
     """start, stop, restart, enable … ; raises Refused (unit) with what systemd said and the unit's last words."""
     try:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ostler.fleet.host.places import Places, half, read_json, sync, write, write_json
+from ostler.fleet.host.unit_files import is_as_written
 
 
 class Traces:
@@ -53,15 +54,9 @@ class Traces:
 
     def file(self, path: Path, content: bytes, *, mode: int = 0o644) -> bool:
         """Write a file whole; what stood there is kept. True where something changed."""
-        if (
-            path.is_file()
-            and not path.is_symlink()
-            and path.read_bytes() == content
-            and stat.S_IMODE(path.stat().st_mode) == mode
-        ):
-            self.expect(path)
-            return False
         self.expect(path)
+        if is_as_written(path, content, mode=mode):
+            return False
         write(path, content, mode=mode)
         return True
 

@@ -91,13 +91,14 @@ def _write(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, place: Path) -> Non
     place.chmod(_mode(entry))
 
 
-def scripts(wheel: str, packages: Path, into: Path, python: str) -> None:
-    """The commands that an unpacked wheel offers; `python` is the interpreter's path as it will be."""
+def scripts(wheel: str, packages: Path, python: str) -> dict[str, str]:
+    """The commands that an unpacked wheel offers, by their names; `python` is the interpreter's path as it will be."""
     declared = packages / information(wheel) / "entry_points.txt"
     parser = configparser.ConfigParser(delimiters=("=",), interpolation=None)
     parser.optionxform = str  # type: ignore[assignment, method-assign]
     parser.read_string(declared.read_text())
-    for command, place in parser["console_scripts"].items():
-        module, _, function = place.partition(":")
-        (into / command).write_text(_SCRIPT.format(python=python, module=module.strip(), function=function.strip()))
-        (into / command).chmod(0o755)
+    found = {command: place.partition(":")[::2] for command, place in parser["console_scripts"].items()}
+    return {
+        command: _SCRIPT.format(python=python, module=module.strip(), function=function.strip())
+        for command, (module, function) in found.items()
+    }

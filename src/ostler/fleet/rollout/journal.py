@@ -122,6 +122,18 @@ def is_over(folder: Path, rollout_id: str) -> bool:
     return all(one.phase in TERMINAL for one in progress.values())
 
 
+def found_bad(folder: Path, release: str) -> Progress | None:
+    """The first host where the newest rollout of a release found it no good; None where it did not, or there was none."""
+    for rollout_id in reversed(rollouts(folder)):
+        try:
+            plan, progress, _ = _read(folder / f"{rollout_id}.jsonl")
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if plan.release == release:
+            return next((one for one in progress.values() if one.phase is Phase.UNHEALTHY), None)
+    return None
+
+
 def _read(path: Path) -> tuple[Plan, dict[str, Progress], dict[str, Any]]:
     lines = _lines(path)
     head = next(lines, None)

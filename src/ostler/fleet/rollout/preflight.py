@@ -12,6 +12,10 @@ from ostler.model.words import many
 
 NODE_UNIT = "ostler-node.service"
 KEEPER_UNIT = "ostler-keeper.service"
+WATCH_UNIT = "ostler-watch.service"
+UPDATE_PATH = "ostler-update.path"
+FIREWALL_UNIT = "ostler-firewall.service"
+RUNNING = (NODE_UNIT, KEEPER_UNIT, UPDATE_PATH)  # always, and from each boot on
 SKEW = timedelta(seconds=30)
 LOCK_STALE = timedelta(minutes=5)
 NOT_ENROLLED = "not enrolled:"  # how a daemon begins that says so of itself
@@ -20,12 +24,16 @@ ROOM = 3  # an unpacked release takes about three times its bundle, and the bund
 
 class Unit(msgspec.Struct, frozen=True, kw_only=True):
     """One systemd unit as the host sees it. `sha256` is of the unit's file (None: there is none), `wanted` of the one in the release
-    that is in force; `restarts` counts since it was started by hand."""
+    that is in force; `restarts` counts since it was started by hand; `at_boot`: the host starts it; `stale`: systemd has not read its files
+    as they are now; `drop_ins` are files of others that change it."""
 
     state: str
     sha256: str | None = None
     wanted: str | None = None
     restarts: int = 0
+    at_boot: bool = True
+    stale: bool = False
+    drop_ins: tuple[str, ...] = ()
 
 
 class Lock(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,11 +57,13 @@ class OpenUpdate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer of the host program's `facts`. `abi` is Python's (`cp311`), `now` seconds since the epoch, `refused` why a
-    directory cannot be written. `config` is there where it was asked for, and is shown to nobody: it may hold a secret; `beside` are the
-    hashes of what stands beside it; `wheels` are the sha256 of those that its releases were made of; `links` are those that programs of
-    services need, with what they are to refer to; `unfinished`: it was being made a node when that was cut off; `has_key`: the node's own
-    key is on its disk."""
+    """The answer of the host program's `facts`. `abi` is Python's (`cp311`), `now` seconds since the epoch, `refused` why a directory
+    cannot be written. `config` is there where it was asked for, and is shown to nobody: it may hold a secret; `beside` are the hashes of
+    what stands beside it, `access` says by path where others than root could change any of that, or the node cannot read it; `entries` are
+    the texts of the allowlist's files by name (None: it cannot be read), `altered` the files of the release in force that are not as it
+    brought them, both where they were asked for; `wheels` are the sha256 of those that its releases were made of; `links` are those that
+    programs of services need, with what they are to refer to; `unfinished`: it was being made a node when that was cut off; `has_key`: the
+    node's own key is on its disk."""
 
     hostname: str
     os: str
@@ -73,6 +83,9 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     permitted_sha256: str | None = None
     config: str | None = None
     beside: Mapping[str, str | None] = {}
+    access: Mapping[str, str] = {}
+    entries: Mapping[str, str | None] = {}
+    altered: tuple[str, ...] = ()
     health: Mapping[str, Any] | None = None
     lock: Lock | None = None
     update: OpenUpdate | None = None
@@ -134,10 +147,12 @@ def edited(facts: Facts, own: Own | None) -> list[str]:
     """What is not as it was put in force, or, of a host's own that is known here, not as it should be."""
     lines = []
     for name, unit in sorted(facts.units.items()):
-        if unit.sha256 is None:
+        if unit.sha256 is None and name != FIREWALL_UNIT:  # which no release brings
             lines.append(f"{name} is missing")
         elif unit.wanted is not None and unit.sha256 != unit.wanted:
             lines.append(f"{name} was edited")
+    lines += [f"{name} does not start with the host" for name in RUNNING if name in facts.units and not facts.units[name].at_boot]
+    lines += [f"{path} {why}" for path, why in sorted(facts.access.items())]
     if facts.permitted_sha256 is not None and facts.permits_sha256 != facts.permitted_sha256:
         lines.append("what polkit permits was edited" if facts.permits_sha256 else "what polkit permits is missing")
     elif facts.permitted_sha256 is None and declares_services(facts.config):  # such as by a release that knew no services
@@ -156,15 +171,13 @@ def unlinked(facts: Facts) -> list[str]:
 
 
 def not_running(facts: Facts) -> list[str]:
-    """Where the daemon is not what is in force, or has no keeper."""
+    """Where the daemon is not what is in force, or something does not run that always should."""
     running = (facts.health or {}).get("release")
     lines = [f"the daemon still runs {running}"] if running is not None and running != facts.current else []
-    down = [
-        f"{name} {_standing(unit)}"
-        for name in (NODE_UNIT, KEEPER_UNIT)
-        if (unit := facts.units.get(name)) and unit.state != "active"
+    return [
+        *lines,
+        *(f"{name} {_standing(unit)}" for name in RUNNING if (unit := facts.units.get(name)) and unit.state != "active"),
     ]
-    return [*lines, *down]
 
 
 def _standing(unit: Unit) -> str:

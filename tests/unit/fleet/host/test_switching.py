@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ostler.fleet.host import daemon, program, switching, systemd
+from ostler.fleet.host import daemon, program, switching, systemd, unit_files
 from ostler.fleet.host.places import NODE_UNIT, UNITS, WATCH_UNIT, Places, point, read_json, write_json
 
 RELEASE = "0.2.0-0123456789ab"
@@ -45,12 +45,12 @@ def test_a_switch_that_was_cut_off_before_its_watcher_started_is_watched_the_nex
         with pytest.raises(CutOff):
             switch(places)
         assert read_json(places.update)["state"] == "armed"
-        assert (places.units / switching.WANTS / WATCH_UNIT).readlink() == places.units / WATCH_UNIT
+        assert (places.units / unit_files.WANTS / WATCH_UNIT).readlink() == places.units / WATCH_UNIT
     assert asked == [("restart", WATCH_UNIT)] * 2
 
 
 def test_a_link_to_elsewhere_does_not_count_as_one_that_starts_at_boot(places, monkeypatch):
-    link = places.units / switching.WANTS / WATCH_UNIT
+    link = places.units / unit_files.WANTS / WATCH_UNIT
     link.parent.mkdir()
     link.symlink_to("/dev/null")
     monkeypatch.setattr(systemd, "act", lambda verb, *units: (_ for _ in ()).throw(CutOff))

@@ -2,13 +2,15 @@
 
 import asyncio
 import json
+import os
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from ostler.fleet.rollout.engine import Engine, Result
-from ostler.fleet.rollout.journal import Happened, Journal, is_over, rollouts, under_way, unfinished
+from ostler.fleet.rollout.journal import Happened, Journal, found_bad, is_over, rollouts, under_way, unfinished
 from ostler.model.errors import Conflict, InvalidSpec, NotFound
 from ostler.model.rollout.plan import Plan, Share
 from ostler.model.rollout.progress import Event, Phase, Progress
@@ -143,3 +145,19 @@ def test_what_cannot_be_resumed(tmp_path: Path) -> None:
         Journal.resume(tmp_path, "r2")
     (tmp_path / "r3.jsonl").write_text("")
     assert unfinished(tmp_path) is None
+
+
+async def test_a_release_was_found_bad_until_its_newest_rollout_says_otherwise(tmp_path: Path) -> None:
+    assert found_bad(tmp_path, PLAN.release) is None
+    bad = {("a", Phase.GATING): Result(event=Event.WENT_BACK, reason="the daemon ended 2 times")}
+    journal = Journal.create(tmp_path, PLAN, extra={})
+    await engine(journal, Scripted(bad)).run()
+    found = found_bad(tmp_path, PLAN.release)
+    assert found is not None
+    assert (found.host, found.reason) == ("a", "the daemon ended 2 times")
+    assert found_bad(tmp_path, "0.3.0-another") is None
+    later = Journal.create(tmp_path, replace(PLAN, rollout_id="r2"), extra={})
+    os.utime(later.path, (2**31, 2**31))
+    assert found_bad(tmp_path, PLAN.release) is None
+    for one in (journal, later):
+        one.close()

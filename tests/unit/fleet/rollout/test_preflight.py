@@ -8,8 +8,21 @@ import msgspec
 import pytest
 
 from ostler.fleet.node_config import Own, digest
-from ostler.fleet.rollout.preflight import KEEPER_UNIT, NODE_UNIT, Facts, Lock, OpenUpdate, Unit, Wanted, judge, skew
+from ostler.fleet.rollout.preflight import (
+    KEEPER_UNIT,
+    NODE_UNIT,
+    UPDATE_PATH,
+    WATCH_UNIT,
+    Facts,
+    Lock,
+    OpenUpdate,
+    Unit,
+    Wanted,
+    judge,
+    skew,
+)
 from ostler.fleet.status import Finding, appraise, lacks_key
+from ostler.protocol.messages import PROTOCOL
 
 ASKED = datetime(2026, 1, 1, 12, tzinfo=UTC)
 ANSWERED = ASKED + timedelta(seconds=2)
@@ -246,3 +259,104 @@ def test_what_mends_a_host_says_again_what_was_given() -> None:
     assert update in found[2]
     silent = appraise("mini-1", facts(), release=None, given=given, asked_at=ASKED, answered_at=ANSWERED)
     assert [one.mend for one in silent] == ["ostler fleet logs -i f.yml --host mini-1"]
+
+
+def found(there: Facts, **known: Any) -> dict[str, str]:
+    known = {"release": None, "given": {}} | known
+    return {one.what: one.mend for one in appraise("mini-1", there, asked_at=ASKED, answered_at=ANSWERED, **known)}
+
+
+def units(**changed: dict[str, Any]) -> dict[str, Unit]:
+    """All that a release brings, as they should be but for what changed, by the word in a unit's name."""
+    names = {"node": NODE_UNIT, "keeper": KEEPER_UNIT, "watch": WATCH_UNIT, "update": UPDATE_PATH}
+    idle = {"watch": {"state": "inactive", "at_boot": False}}
+    as_it_should_be = {"state": "active", "sha256": "u", "wanted": "u"}
+    return {name: Unit(**as_it_should_be | idle.get(word, {}) | changed.get(word, {})) for word, name in names.items()}
+
+
+HEALTHY = {"protocol": PROTOCOL}
+UPDATE, RUN = "ostler fleet update --host mini-1", "ostler fleet run --host mini-1 --"
+
+
+@pytest.mark.parametrize(
+    ("changes", "what", "mend"),
+    [
+        ({"units": units(node={"at_boot": False})}, "ostler-node.service does not start with the host", UPDATE),
+        ({"units": units(update={"at_boot": False})}, "ostler-update.path does not start with the host", UPDATE),
+        ({"units": units(watch={"sha256": "other"})}, "ostler-watch.service was edited", UPDATE),
+        ({"access": {"/etc/ostler/node.yaml": "belongs to eve, not to root"}}, "/etc/ostler/node.yaml belongs to eve, not to root", UPDATE),
+    ],
+)  # fmt: skip
+def test_what_an_update_writes_anew_is_drift_in_its_plan_too(changes: dict[str, Any], what: str, mend: str) -> None:
+    there = facts(**{"current": WANTED.release, "health": HEALTHY, "units": units(), **changes})
+    assert found(there) == {what: mend}
+    assert judge(there, WANTED, asked_at=ASKED, answered_at=ANSWERED).drift == (what,)
+
+
+def test_what_an_update_leaves_alone_has_its_own_mend() -> None:
+    path = "/etc/systemd/system/ostler-node.service.d/my own.conf"
+    there = facts(current=WANTED.release, health=HEALTHY, units=units(node={"drop_ins": (path,), "stale": True}))
+    remove = "sh -c 'rm '\"'\"'" + path + "'\"'\"' && systemctl daemon-reload'"
+    assert found(there) == {
+        f"ostler-node.service is changed by {path}": f"keep it, or: {RUN} {remove}",
+        "systemd has not read ostler-node.service as it is now": f"{RUN} systemctl daemon-reload",
+    }
+    assert judge(there, WANTED, asked_at=ASKED, answered_at=ANSWERED).drift == ()
+
+
+@pytest.mark.parametrize(
+    ("changed", "words", "mend"),
+    [
+        ({}, "is inactive", f"{RUN} systemctl enable --now ostler-firewall.service"),
+        (
+            {"state": "active", "at_boot": False},
+            "does not start with the host",
+            f"{RUN} systemctl enable --now ostler-firewall.service",
+        ),
+        ({"sha256": None}, "is missing", "ostler fleet firewall --host mini-1 --allow …"),
+    ],
+)
+def test_rules_for_the_health_port_that_are_not_in_force_are_named(changed: dict[str, Any], words: str, mend: str) -> None:
+    guard = Unit(**{"state": "inactive", "sha256": "f", **changed})
+    there = facts(current=WANTED.release, health=HEALTHY, units={**units(), "ostler-firewall.service": guard})
+    assert found(there) == {f"ostler-firewall.service {words}: it guards the health port": mend}
+    assert judge(there, WANTED, asked_at=ASKED, answered_at=ANSWERED).drift == ()  # no update mends it
+
+
+def test_a_path_unit_that_was_stopped_is_started() -> None:
+    there = facts(health=HEALTHY, units=units(update={"state": "inactive"}))
+    assert found(there) == {"ostler-update.path is inactive": f"{RUN} systemctl start ostler-update.path"}
+
+
+def test_what_differs_while_an_update_is_watched_is_waited_for() -> None:
+    update = OpenUpdate(update_id="r0", release="x", previous=None, state="watching")
+    watched = {"watch": {"state": "active", "at_boot": True}}
+    there = facts(update=update, units=units(node={"state": "activating", "sha256": "other"}, **watched), has_key=False)
+    assert set(found(there, release="0.2.0-new", known_as="mini-1").values()) == {"wait until its window is over"}
+    unwatched = found(facts(update=update, health=HEALTHY, units=units()))
+    assert (
+        unwatched["ostler-watch.service is inactive, and an update is open"]
+        == f"{RUN} systemctl enable --now ostler-watch.service"
+    )
+
+
+@pytest.mark.parametrize(("release", "command"), [(WANTED.release, "install"), (None, "install"), ("0.3.0-newer", "update")])
+def test_an_altered_release_is_brought_anew_and_replaced_where_another_one_is_due(release: str | None, command: str) -> None:
+    """An installation brings no other release than the one in force."""
+    changed = units(node={"sha256": "other"})
+    there = facts(current=WANTED.release, health=HEALTHY, units=changed, altered=("a", "b", "c", "d", "e"))
+    said = found(there, release=release)
+    for what in (f"of release {WANTED.release} was altered on the host: a, b, c and 2 more", "ostler-node.service was edited"):
+        assert said[what] == f"ostler fleet {command} --host mini-1"
+
+
+def test_a_mistake_in_an_allowlist_is_told_with_what_brings_another_one() -> None:
+    mend = "correct it there, or bring another one: ostler fleet install --allowlist DIR --host mini-1"
+    assert found(facts(health=HEALTHY, units=units()), mistakes=["/etc/ostler/allowlist.d/x.yaml:1: is empty"]) == {
+        "/etc/ostler/allowlist.d/x.yaml:1: is empty": mend
+    }
+
+
+def test_a_unit_that_was_edited_is_not_told_to_be_read_as_well() -> None:
+    there = facts(health=HEALTHY, units=units(node={"sha256": "other", "stale": True}))
+    assert found(there) == {"ostler-node.service was edited": UPDATE}

@@ -1,0 +1,143 @@
+"""What `ostler fleet status` sees on a real host that somebody changed, and that the command beside each line mends it."""
+
+import json
+
+import pytest
+
+from e2e.fleet import until
+from fleet.rig import NODE_UNIT
+
+pytestmark = [pytest.mark.xdist_group("testbed"), pytest.mark.timeout(600, func_only=True)]
+KEEPER, WATCH, UPDATE, PATH = "ostler-keeper.service", "ostler-watch.service", "ostler-update.service", "ostler-update.path"
+UNITS = "/etc/systemd/system"
+BOOT = f"{UNITS}/multi-user.target.wants"
+ENTRIES = "/etc/ostler/allowlist.d"
+# What somebody does, and what is said of it.
+WRITTEN_ANEW = {
+    f"systemctl disable {NODE_UNIT}": f"{NODE_UNIT} does not start with the host",
+    f"ln -sfn /dev/null {BOOT}/{KEEPER}": f"{KEEPER} does not start with the host",
+    f"rm {BOOT}/{PATH}": f"{PATH} does not start with the host",
+    f"echo '# by hand' >> {UNITS}/{WATCH}": f"{WATCH} was edited",
+    f"chmod 666 {UNITS}/{UPDATE}": f"{UPDATE} was edited",
+    f"ln -sfn /dev/null {UNITS}/{KEEPER}": f"{KEEPER} was edited",
+    f"rm {UNITS}/{PATH}": f"{PATH} is missing",
+    "chmod 777 /etc/ostler/node.yaml": "/etc/ostler/node.yaml may be written by others than root (its mode is 0777)",
+    f"chmod 777 {ENTRIES}": f"{ENTRIES} may be written by others than root (its mode is 0777)",
+    f"chown ostler {ENTRIES}/sh.yaml": f"{ENTRIES}/sh.yaml belongs to ostler, not to root",
+    f"chmod 600 {ENTRIES}/sleep.yaml": f"{ENTRIES}/sleep.yaml cannot be read by the user ostler (its mode is 0600)",
+}
+EDITED = f"/run/systemd/system/{KEEPER}.d/more.conf"
+
+
+def findings(operator, name, *args, release=None, code=1):
+    """What differs on a host, and the command that is named for it."""
+    words = ("--release", release or operator.in_force(name), "--json", *args)
+    (one,) = json.loads(operator.fleet("status", *words, host=name, code=code).stdout)["hosts"].values()
+    return {found["what"]: found["mend"] for found in one["findings"]}
+
+
+def broken(host):
+    """All of it, and systemd has read it."""
+    host.exec("sh", "-ec", "\n".join([*WRITTEN_ANEW, "systemctl daemon-reload"]))
+
+
+@pytest.mark.parametrize("mend", ["what is printed", "install"])
+def test_what_is_not_as_it_was_written_is_named_and_written_anew(installed, host, mend):
+    assert findings(installed, "mini-1", code=0) == {}
+    broken(host)
+    try:
+        found = findings(installed, "mini-1")
+        assert set(found) == set(WRITTEN_ANEW.values())
+        assert len(set(found.values())) == 1
+        (command,) = set(found.values())
+        assert command.startswith("ostler fleet update ")
+        plan = installed.fleet("update", "--release", installed.in_force("mini-1"), "--dry-run", host="mini-1", code=0).stdout
+        assert all(what in plan for what in found)
+        if mend == "install":
+            said = installed.install("--yes", host="mini-1").stdout
+            assert f"{KEEPER} at boot" in said
+        else:
+            installed.mend(command)
+        assert findings(installed, "mini-1", code=0) == {}
+    finally:
+        installed.install("--yes", host="mini-1")
+        installed.good_again("mini-1")
+
+
+def test_what_was_stopped_or_changed_by_others_is_named_and_mended(installed, host):
+    host.exec("systemctl", "stop", PATH)
+    host.exec("sh", "-ec", f"mkdir -p $(dirname {EDITED}); printf '[Service]\\nNice=1\\n' > {EDITED}")
+    try:
+        found = findings(installed, "mini-1")
+        keep, command = found.pop(f"{KEEPER} is changed by {EDITED}").split(": ", 1)
+        assert keep == "keep it, or"
+        assert set(found) == {f"{PATH} is inactive", f"systemd has not read {KEEPER} as it is now"}
+        for mend in (*found.values(), command):
+            installed.mend(mend)
+        assert findings(installed, "mini-1", code=0) == {}
+        assert host.exec("systemctl", "is-active", PATH).stdout == "active\n"
+    finally:
+        host.exec("rm", "-rf", EDITED.rpartition("/")[0])
+        host.exec("systemctl", "daemon-reload")
+        host.exec("systemctl", "start", PATH)
+
+
+def test_while_an_update_is_watched_there_is_nothing_but_to_wait(installed, host):
+    """And to have it watched, where its watcher was stopped."""
+    before, good = installed.in_force("mini-1"), installed.good("waited for")
+    try:
+        with installed.updating(good, "--window", "15s", host="mini-1") as updater:
+            until(
+                lambda: (installed.facts("mini-1")["update"] or {}).get("state") == "watching",
+                timeout=60,
+                what="a watched update",
+            )
+            host.exec("systemctl", "stop", WATCH)
+            found = findings(installed, "mini-1", release=before)
+            watcher = found.pop(f"{WATCH} is inactive, and an update is open")
+            assert f"release {good}, not {before}" in found
+            assert set(found.values()) == {"wait until its window is over"}
+            installed.mend(watcher)
+            updater.communicate(timeout=120)  # to its end: it gives the lock back
+    finally:
+        installed.ask("mini-1", "break-lock", "--why", "over", "--owner", "test")
+    installed.good_again("mini-1")
+    assert findings(installed, "mini-1", release=good, code=0) == {}
+    assert installed.update(before, host="mini-1").ends == {"mini-1": "updated"}
+
+
+def test_what_was_altered_of_the_release_in_force_is_named_and_brought_anew(installed, host):
+    """Its daemon is started anew with it, its keeper is not: jobs go on."""
+    release = f"/opt/ostler/releases/{installed.in_force('mini-1')}"
+    module, stray = "lib/python3.11/site-packages/ostler/assembly/node.py", "lib/python3.11/site-packages/stray.pth"
+    whole = host.exec("sha256sum", f"{release}/{module}").stdout
+    job, pids = installed.sleeper("mini-1")
+    host.exec(
+        "sh", "-ec", f"cd {release}; cp {module} /tmp/new; echo '# by hand' >> /tmp/new; mv /tmp/new {module}; touch {stray}"
+    )
+    host.exec("sh", "-ec", f"echo '# by hand' >> {release}/bin/ostler")
+    before = host.exec("systemctl", "show", "--property=MainPID", NODE_UNIT).stdout
+    ((what, mend),) = findings(installed, "mini-1").items()
+    assert what == f"of release {installed.in_force('mini-1')} was altered on the host: bin/ostler, {module}, {stray}"
+    installed.mend(mend)
+    assert findings(installed, "mini-1", code=0) == {}
+    assert host.exec("sha256sum", f"{release}/{module}").stdout == whole
+    assert host.exec("systemctl", "show", "--property=MainPID", NODE_UNIT).stdout != before
+    assert host.exec("sh", "-c", "ls /opt/ostler/releases | grep partial", check=False).stdout == ""
+    assert installed.pids("mini-1") == pids
+    installed.cli("job", "cancel", job, code=0)
+
+
+def test_an_allowlist_with_a_mistake_is_named_before_the_daemon_reads_it(installed, host):
+    file = f"{ENTRIES}/sh.yaml"
+    before = host.exec("cat", file).stdout
+    host.exec("sh", "-ec", f"echo 'command: [' > {file}")
+    try:
+        ((what, mend),) = findings(installed, "mini-1").items()
+        assert what.startswith(f"{file}:")
+        correct, command = mend.split(": ", 1)
+        assert correct == "correct it there, or bring another one"
+        installed.mend(command.replace("DIR", str(installed.folder / "allow")))
+        assert findings(installed, "mini-1", code=0) == {}
+    finally:
+        host.exec("tee", file, stdin=before)
