@@ -4,6 +4,7 @@ import asyncio
 import subprocess
 import tempfile
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -83,7 +84,16 @@ def own_of(host: Host, *, coordinator: str, ca_file: Path | None, allowlist: Map
     with tempfile.TemporaryDirectory(prefix="ostler-install-") as place:
         file = Path(place, f"{host.name}.yaml")
         file.write_text(text)
-        resolve_node(file, env={}, need_secrets=False)
+        try:
+            resolve_node(file, env={}, need_secrets=False)
+        except InvalidSpec as exc:
+            said = host.origin.get("vars.node") or host.origin.get("vars.services") or host.origin.get("name")
+            problems = [
+                replace(one, file=said, line=None) for one in exc.problems
+            ]  # the text is ours, the words are the inventory's
+            raise InvalidSpec(
+                f"the node's configuration that the inventory makes for {host.name} is not valid", problems
+            ) from None
     files = CANARY | {f"{ALLOWLIST}/{name}": content for name, content in allowlist.items()}
     return Own(config=text, files=files if ca_file is None else {**files, CA: _read(ca_file)})
 

@@ -45,8 +45,10 @@ def test_region_labels_and_own_sections_are_in_it(tmp_path: Path) -> None:
 
 def test_a_mistake_in_a_host_s_own_sections_is_told_before_anything_is_changed() -> None:
     with pytest.raises(InvalidSpec) as caught:
-        own_of(replace(HOST, vars={"node": {"resorces": {}}}), coordinator=URL, ca_file=None, allowlist={})
-    assert "resorces" in str(caught.value)
+        host = replace(HOST, vars={"node": {"resorces": {}}}, origin={"vars.node": "fleet.yml:7"})
+        own_of(host, coordinator=URL, ca_file=None, allowlist={})
+    assert "for box-1" in str(caught.value)
+    assert str(caught.value.problems[0]).startswith("fleet.yml:7: resorces: is not a known key")  # not the file that is checked
 
 
 def test_an_address_that_only_this_machine_reaches_is_refused() -> None:

@@ -58,7 +58,8 @@ def status(  # noqa: PLR0917 - the options of a command
         _tell_of_failure(wanted, newest=release is None)
     given = {
         "--inventory": inventory, "--dest": dest, "--accessories": accessories, "--ssh-config": ssh_config, "--known-hosts": known_hosts,
-        "--accept-new": accept_new, "--store": store, "--coordinator": coordinator, "--release": release, "--keep-config": keep_config,
+        "--accept-new": accept_new, "--host": host, "--store": store, "--coordinator": coordinator, "--release": release,
+        "--keep-config": keep_config,
     }  # fmt: skip
     own = {} if keep_config else _own(hosts, coordinator)
 

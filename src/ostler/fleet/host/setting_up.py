@@ -285,7 +285,10 @@ def _refuse_jobs(health: dict[str, Any] | None) -> None:
             raise Refused("busy", "the daemon does not answer, so jobs may run under the keeper; say --end-jobs to end them")
         return
     if running := health.get("running"):
-        raise Refused("busy", f"{running} jobs run on this host: drain it first, or say --end-jobs to end them")
+        raise Refused(
+            "busy",
+            f"{running} {'job runs' if running == 1 else 'jobs run'} on this host: drain it first, or say --end-jobs to end them",
+        )
 
 
 def _stop(places: Places, traces: Traces) -> None:
