@@ -44,8 +44,8 @@ def test_region_labels_and_own_sections_are_in_it(tmp_path: Path) -> None:
 
 
 def test_a_mistake_in_a_host_s_own_sections_is_told_before_anything_is_changed() -> None:
+    host = replace(HOST, vars={"node": {"resorces": {}}}, origin={"vars.node": "fleet.yml:7"})
     with pytest.raises(InvalidSpec) as caught:
-        host = replace(HOST, vars={"node": {"resorces": {}}}, origin={"vars.node": "fleet.yml:7"})
         own_of(host, coordinator=URL, ca_file=None, allowlist={})
     assert "for box-1" in str(caught.value)
     assert str(caught.value.problems[0]).startswith("fleet.yml:7: resorces: is not a known key")  # not the file that is checked
