@@ -6,7 +6,7 @@ so standard output must be a pipe. Mistakes go to standard error, with exit code
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -114,32 +114,36 @@ def _numbers(config: NodeConfig) -> Iterator[Problem]:
 
 def host_problems(loaded: Loaded[NodeConfig]) -> list[Problem]:
     """What the configuration names and this host does not have: mistakes for a node that starts, else warnings."""
-    config = loaded.value
-    found: list[Problem] = []
+    python = loaded.value.runners.python
+    found = [Problem(field, why) for field, there, is_there, why in _named(loaded.value) if not is_there(there)]
+    venv = python.venv if python.enable and python.by_value else None
+    if venv is not None and (venv / "bin/python").exists() and not any(venv.glob("lib/python*/site-packages/cloudpickle")):
+        found.append(Problem("runners.python.by_value", f"needs cloudpickle, which {venv} lacks: install it there"))
+    return [loaded.locate(problem) for problem in found]
+
+
+def needed_paths(loaded: Loaded[NodeConfig]) -> list[str]:
+    """All that `host_problems` looks for: while these are there, it finds what it found before."""
+    return [str(there) for _, there, _, _ in _named(loaded.value)]
+
+
+def _named(config: NodeConfig) -> Iterator[tuple[str, Path, Callable[[Path], bool], str]]:
+    """A field, what must be there for it, as what, and the words where it is not."""
     cli, python = config.runners.cli, config.runners.python
     if cli.enable:
-        found += [
-            Problem(f"runners.cli.allowlist_files[{i}]", f"{file} does not exist")
-            for i, file in enumerate(cli.allowlist_files)
-            if not file.exists()
-        ]
-        if cli.allowlist_dir is not None and not cli.allowlist_dir.is_dir():
-            found.append(Problem("runners.cli.allowlist_dir", f"{cli.allowlist_dir} is not a directory"))
+        for i, file in enumerate(cli.allowlist_files):
+            yield f"runners.cli.allowlist_files[{i}]", file, Path.exists, f"{file} does not exist"
+        if cli.allowlist_dir is not None:
+            yield "runners.cli.allowlist_dir", cli.allowlist_dir, Path.is_dir, f"{cli.allowlist_dir} is not a directory"
     if python.enable:
-        found += [
-            Problem(f"runners.python.task_paths[{i}]", f"{place} is not a directory")
-            for i, place in enumerate(python.task_paths)
-            if not place.is_dir()
-        ]
-        if python.venv is not None and not (python.venv / "bin/python").exists():
-            found.append(Problem("runners.python.venv", f"{python.venv} holds no bin/python"))
-        elif python.by_value and python.venv is not None and not any(python.venv.glob("lib/python*/site-packages/cloudpickle")):
-            found.append(Problem("runners.python.by_value", f"needs cloudpickle, which {python.venv} lacks: install it there"))
+        for i, place in enumerate(python.task_paths):
+            yield f"runners.python.task_paths[{i}]", place, Path.is_dir, f"{place} is not a directory"
+        if python.venv is not None:
+            yield "runners.python.venv", python.venv / "bin/python", Path.exists, f"{python.venv} holds no bin/python"
     for name in ("ca_file", "client_cert", "client_key"):
         place = getattr(config.coordinator, name)
-        if place is not None and not place.is_file():
-            found.append(Problem(f"coordinator.{name}", f"{place} does not exist"))
-    return [loaded.locate(problem) for problem in found]
+        if place is not None:
+            yield f"coordinator.{name}", place, Path.is_file, f"{place} does not exist"
 
 
 def parse_listen(text: str) -> tuple[str, int] | None:

@@ -30,24 +30,27 @@ PARTS = (
 
 
 def main(arguments: list[str]) -> int:
-    """Print `{"version": …, "reads": …}`; an error ends the program."""
+    """Print `{"version": …, "reads": …, "needs": […]}`, the last the paths that must be there for that; an error ends the program."""
     gc.disable()  # nothing that is loaded becomes garbage: looking for some takes an eighth of the time
     for part in PARTS:
         importlib.import_module(part)
-    accepts = [accepted(Path(one)) for accepted, one in zip((_reads, _lists), arguments, strict=False)]
-    said = {"version": ostler.__version__, "reads": bool(accepts) and all(accepts)}
+    file, folder = [Path(one) for one in (*arguments, "", "")[:2]]
+    needs = _needs(file) if arguments else None
+    reads = needs is not None and (not arguments[1:] or _lists(folder))
+    said = {"version": ostler.__version__, "reads": reads, "needs": needs or []}
     sys.stdout.write(json.dumps(said) + "\n")
     return 0
 
 
-def _reads(file: Path) -> bool:
-    from ostler.assembly.resolve import resolve_node  # loaded above, where an error in it belongs
+def _needs(file: Path) -> list[str] | None:
+    """What the configuration names and this host has; None where it is not accepted."""
+    from ostler.assembly import resolve  # loaded above, where an error in it belongs
 
     try:
-        resolve_node(file, env=os.environ, need_secrets=False)
+        loaded = resolve.resolve_node(file, env=os.environ, need_secrets=False)
+        return None if resolve.host_problems(loaded) else resolve.needed_paths(loaded)
     except Exception:  # whatever it is: whether it starts is another question
-        return False
-    return True
+        return None
 
 
 def _lists(folder: Path) -> bool:

@@ -39,10 +39,11 @@ def check(file: FileArgument, part: ForOption = Part.NODE, as_json: JsonOption =
     What only this host lacks (a file that the configuration names, a variable with a secret) is a warning here, and a mistake
     when the daemon starts.
     """
-    loaded, lacks = _load(file, part, need_secrets=False)
+    loaded, lacks, needs = _load(file, part, need_secrets=False)
     warnings = [*loaded.unset, *lacks]
     if as_json:
-        said = {"file": str(file), "warnings": [str(one) for one in warnings], "lacks": [str(one) for one in lacks]}
+        told = {"warnings": [str(one) for one in warnings], "lacks": [str(one) for one in lacks], "needs": needs}
+        said = {"file": str(file), **told}
         output.print_json(said)
         return
     for problem in warnings:
@@ -64,7 +65,7 @@ def show(
     """Show the configuration in force: the file with this environment over it. Secrets are masked."""
     from ostler.runtime.shapes import plain
 
-    loaded, _ = _load(file, part, need_secrets=False)
+    loaded, _, _ = _load(file, part, need_secrets=False)
     if as_json:
         output.print_json({"config": plain(loaded.value), "origins": dict(loaded.origins)} if origin else plain(loaded.value))
         return
@@ -96,16 +97,17 @@ def schema(shape: Annotated[Shape, typer.Option("--for", help="What the schema d
     output.say(json.dumps(settings.schema(shapes[shape], title=titles[shape]), indent=2))
 
 
-def _load(file: Path, part: Part, *, need_secrets: bool) -> tuple[Any, list[Any]]:
+def _load(file: Path, part: Part, *, need_secrets: bool) -> tuple[Any, list[Any], list[str]]:
+    """What was read, what this host lacks of what it names, and the paths that were looked for."""
     if part is Part.COORDINATOR:
         from ostler.assembly import resolve_coordinator as resolving
 
         found = resolving.resolve_coordinator(file, env=os.environ, defaults={"data": "DIR"})  # `--data` says which
-        return found, resolving.coordinator_host_problems(found)
+        return found, resolving.coordinator_host_problems(found), []
     from ostler.assembly import resolve
 
     loaded = resolve.resolve_node(file, env=os.environ, need_secrets=need_secrets)
-    return loaded, resolve.host_problems(loaded)
+    return loaded, resolve.host_problems(loaded), resolve.needed_paths(loaded)
 
 
 def _flat(shown: dict[str, Any], paths: Any) -> list[tuple[str, str]]:

@@ -7,10 +7,11 @@ root's directory.
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from ostler.fleet.host.places import Places, read_json, write, write_json
 from ostler.fleet.host.refusals import Refused
@@ -39,12 +40,12 @@ def allowlist(places: Places, config: str, files: Mapping[str, str]) -> dict[str
     return {name: content for name, content in sorted(found.items()) if name.endswith(ENTRIES) and "/" not in name}
 
 
-def remember(places: Places, release: str, config: str, entries: Mapping[str, bytes]) -> None:
-    """The release has accepted both."""
+def remember(places: Places, release: str, config: str, entries: Mapping[str, bytes], needs: Iterable[str]) -> None:
+    """The release has accepted both, while the paths that it `needs` were there."""
     note = places.reads(release)
     for folder in (places.updates, note.parent):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    write_json(note, _read(config, entries))
+    write_json(note, _read(config, entries) | {"needs": sorted(needs)})
 
 
 def check(places: Places, release: str, told: Told) -> None:
@@ -55,16 +56,20 @@ def check(places: Places, release: str, told: Told) -> None:
         return
     entries = allowlist(places, config, told.files)
     known, wanted = read_json(places.reads(release)) or {}, _read(config, entries)
-    if known == wanted:
-        return
+    needs: Iterable[str] | None = known.get("needs")
     if any(known.get(name) != wanted[name] for name in ("config_sha256", "python")):
-        _check_config(places, release, config, told)
+        needs = None
+    if needs is None or not all(map(os.path.exists, needs)):
+        needs = _check_config(places, release, config, told)
+    elif known.get("allowlist_sha256") == wanted["allowlist_sha256"]:
+        return
     if entries:
         _check_allowlist(places, release, entries)
-    remember(places, release, config, entries)
+    remember(places, release, config, entries, needs)
 
 
-def _check_config(places: Places, release: str, config: str, told: Told) -> None:
+def _check_config(places: Places, release: str, config: str, told: Told) -> list[str]:
+    """The paths that must be there for it, but for those that come with it."""
     write(places.trial, config.encode(), mode=0o600)
     try:
         done = _ask(places, release, "config", "check", "--json", str(places.trial))
@@ -74,16 +79,17 @@ def _check_config(places: Places, release: str, config: str, told: Told) -> None
         said = done.stderr.replace(str(places.trial), places.config.name)
         raise _refused(release, "cannot read the configuration", said, done.returncode)
     coming = [str(places.allowlist), *(str(places.config.parent / name) for name in told.files)]
-    lacks = [one for one in _lacks(done.stdout) if not any(path in one for path in coming)]
+    lacks = [one for one in _told(done.stdout, "lacks") if not any(path in one for path in coming)]
     if lacks:
         said = "\n".join(f"  {one.replace(str(places.trial), places.config.name)}" for one in lacks)
         raise _refused(release, "would not start with the configuration", said, 0)
+    return [one for one in _told(done.stdout, "needs") if one not in coming]
 
 
-def _lacks(said: str) -> list[str]:
-    """What the configuration names and this host does not have; releases of before do not tell."""
+def _told(said: str, name: str) -> list[str]:
+    """What the configuration names, and what of it this host does not have; releases of before do not tell."""
     try:
-        return [str(one) for one in json.loads(said).get("lacks") or ()]
+        return [str(one) for one in json.loads(said).get(name) or ()]
     except (ValueError, AttributeError):
         return []
 

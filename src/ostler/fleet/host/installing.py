@@ -132,8 +132,9 @@ def _make(places: Places, home: Path, manifest: archive.Manifest, envelope: byte
         with contextlib.suppress(ValueError):  # no text: whoever switches without another one is told so
             config = fitting.configured(places)
         entries = {} if config is None else fitting.allowlist(places, config, {})
-        if _try(half, manifest, config, [str(places.allowlist)] if entries else []) and config is not None:
-            fitting.remember(places, manifest.release, config, entries)
+        needs = _try(half, manifest, config, [str(places.allowlist)] if entries else [])
+        if needs is not None and config is not None:
+            fitting.remember(places, manifest.release, config, entries, needs)
         _note_compiled(places, half, manifest)
         _to_disk(half)
     except BaseException as exc:
@@ -219,9 +220,9 @@ def _pack_program(half: Path) -> None:
         (half / PROGRAM).write_bytes(packing.pack(modules))
 
 
-def _try(half: Path, manifest: archive.Manifest, config: str | None, allowlist: list[str]) -> bool:
-    """What a host runs loads here, in this Python, and is what the manifest says. Python writes the byte code of it meanwhile. Answers
-    whether it accepts configuration and allowlist, too; one that does not may be told others before it is switched to."""
+def _try(half: Path, manifest: archive.Manifest, config: str | None, allowlist: list[str]) -> list[str] | None:
+    """What a host runs loads here, in this Python, and is what the manifest says. Python writes the byte code of it meanwhile. Answers the
+    paths that it needs where it accepts configuration and allowlist, too; one that does not may be told others before it is switched to."""
     file = [] if config is None else ["/proc/self/fd/0", *allowlist]
     try:
         trial = subprocess.run(
@@ -245,7 +246,8 @@ def _try(half: Path, manifest: archive.Manifest, config: str | None, allowlist: 
         said = (trial.stderr.strip() or "nothing").splitlines()[-1]
     if trial.returncode or said != manifest.version:
         raise Refused("unfit", f"release {manifest.release} does not start on this host: it says {said}")
-    return answer.get("reads") is True
+    needs = answer.get("needs")  # releases of before do not tell
+    return needs if answer.get("reads") is True and isinstance(needs, list) else None
 
 
 def _note_compiled(places: Places, half: Path, manifest: archive.Manifest) -> None:

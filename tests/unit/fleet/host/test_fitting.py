@@ -67,6 +67,25 @@ def test_the_trial_of_a_release_answers_for_both(places, tmp_path):
         assert json.loads(subprocess.run(argv, capture_output=True, check=True).stdout)["reads"] is accepted
 
 
+@pytest.mark.parametrize("by", ["trial", "check"])
+def test_what_it_accepted_counts_while_what_it_needs_is_there(places, tmp_path, by):
+    """The host lost a folder that the configuration names: the daemon runs on without it, and no other would start."""
+    tasks, file = tmp_path / "tasks", tmp_path / "node.yaml"
+    tasks.mkdir()
+    told = Told(config(places, runners=f", python: {{enable: true, task_paths: [{tasks}]}}"))
+    file.write_text(told.config)
+    if by == "trial":
+        argv = [sys.executable, "-m", "ostler.assembly.trial", str(file)]
+        needs = json.loads(subprocess.run(argv, capture_output=True, check=True).stdout)["needs"]
+        fitting.remember(places, RELEASE, told.config, {}, needs)
+    fitting.check(places, RELEASE, told)
+    before = asked(places)
+    fitting.check(places, RELEASE, told)
+    assert asked(places) == before == ([] if by == "trial" else [f"config check --json {places.trial}"])
+    tasks.rmdir()
+    assert f"{tasks} is not a directory" in refusal(places, told).message
+
+
 def test_mistakes_in_the_configuration_are_one_line_and_all_of_them_below(places):
     refused = refusal(places, Told(config(places) + "haert: 1\nfoo: 2\n"))
     assert refused.message.startswith(f"release {RELEASE} cannot read the configuration: node.yaml:3: haert: ")
