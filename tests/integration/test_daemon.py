@@ -114,6 +114,36 @@ async def test_what_its_poll_acknowledged_begins_without_another_word(rig, coord
     assert not {("w0", 1), ("w1", 1)} & set(coordinator.acked)
 
 
+async def test_the_loop_writes_itself_only_where_no_lease_would_wait_for_the_disk(rig, coordinator):
+    coordinator.acks_ahead = True
+    journal, wrote = rig.daemon._journal, []
+    commit = journal._commit
+
+    def noted(batch, gone):
+        wrote.extend((row[0], threading.current_thread() is threading.main_thread()) for one in batch for row in one.rows)
+        return commit(batch, gone)
+
+    journal._commit = noted
+    coordinator.offer("alone", command="wait")
+    await until(lambda: "alone/1" in rig.runner.living, "it runs")
+    coordinator.offer("beside")
+    await until(lambda: rig.over("beside"), "its outcome")
+    coordinator.refuse["/jobs/result"] = [(503, b"{}")] * 1000
+    rig.runner.end("alone/1")
+    await until(rig.daemon.table.over, "an outcome that the coordinator does not take")
+    coordinator.offer("later", command="wait")
+    await until(lambda: "later/1" in rig.runner.living, "it runs")
+    coordinator.refuse["/jobs/result"] = []
+    rig.runner.end("later/1")
+    await until(lambda: not rig.held(), "all are delivered")
+    coordinator.offer("again")
+    await until(lambda: rig.over("again"), "its outcome")
+    firsts = dict(reversed(wrote))
+    assert {name: firsts[name] for name in ("alone", "beside", "later", "again")} == {
+        "alone": True, "beside": False, "later": False, "again": True,
+    }  # fmt: skip
+
+
 async def test_what_an_older_poll_acknowledged_is_asked_about(rig, coordinator):
     """The newer one may have taken it back."""
     for name in ("w0", "w1"):

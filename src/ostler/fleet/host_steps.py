@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -14,6 +14,7 @@ from ostler.fleet.ssh.step import Outcome, Question, Step
 from ostler.model.errors import Rejected
 
 ANSWERS = (0, 1)
+T = TypeVar("T")
 
 
 class HostRefused(Rejected):
@@ -26,6 +27,20 @@ class HostRefused(Rejected):
         super().__init__(message)
         self.code = code
         self.details = details
+
+
+class Said(msgspec.Struct, frozen=True, kw_only=True):
+    """What the steps of a rollout answer, each some of it: how an update stands, what of it the host has `seen` last, whether a daemon has
+    `resumed` under it; what failed in a switch, with lines that say more, and what it warns of."""
+
+    state: str | None = None
+    reason: str | None = None
+    journal: str | None = None
+    seen: str = ""
+    resumed: bool | None = None
+    failure: str | None = None
+    details: str | None = None
+    warnings: tuple[str, ...] = ()
 
 
 class HostSteps:
@@ -153,7 +168,16 @@ def answer(outcome: Outcome) -> dict[str, Any]:
 
 def read_facts(outcome: Outcome) -> Facts:
     """The answer of `facts`. Raises HostRefused."""
+    return _read(outcome, Facts)
+
+
+def read_said(outcome: Outcome) -> Said:
+    """The answer of a rollout's step. Raises HostRefused."""
+    return _read(outcome, Said)
+
+
+def _read(outcome: Outcome, kind: type[T]) -> T:
     try:
-        return msgspec.convert(answer(outcome), Facts)
+        return msgspec.convert(answer(outcome), kind)
     except msgspec.ValidationError as exc:
-        raise HostRefused("usage", f"the host's facts are not understood: {exc}") from exc
+        raise HostRefused("usage", f"the host's answer is not understood: {exc}") from exc

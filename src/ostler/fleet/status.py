@@ -21,6 +21,7 @@ from ostler.fleet.rollout.preflight import (
     skew,
     unlinked,
 )
+from ostler.model.words import on_one_line
 from ostler.protocol import messages as m
 
 MOST_NAMED = 3
@@ -138,9 +139,10 @@ def _health(facts: Facts, *, logs: str, update: str, enrol: str, watched: bool) 
         )
     protocol = facts.health.get("protocol")
     unknown = facts.health.get("enrolled") is False
+    problems = facts.health.get("problems")  # the daemon's own words, whatever they are
     found = [
-        Finding(str(problem), enrol if unknown and str(problem).startswith(NOT_ENROLLED) else logs)
-        for problem in facts.health.get("problems", ())
+        Finding(on_one_line(str(problem)), enrol if unknown and str(problem).startswith(NOT_ENROLLED) else logs)
+        for problem in (problems if isinstance(problems, list) else ())
     ]
     if isinstance(protocol, int) and not m.PROTOCOL_MIN <= protocol <= m.PROTOCOL:
         found.append(Finding(f"it speaks protocol {protocol}, current are {m.PROTOCOL_MIN} to {m.PROTOCOL}", update))

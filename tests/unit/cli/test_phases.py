@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from ostler.cli.phases import SILENCE, Board
+from ostler.fleet.host_steps import Said
 from ostler.fleet.rollout.by_ssh import _lacks
 from ostler.model.rollout.progress import Phase, Progress
 
@@ -79,4 +80,4 @@ def test_the_live_view_tells_the_same_and_forgets_what_is_over(now: datetime) ->
     ],
 )
 def test_what_a_watched_host_still_has_to_show(said: dict[str, object], words: str) -> None:
-    assert _lacks(said, timedelta(seconds=15)).startswith(words)
+    assert _lacks(Said(**said), timedelta(seconds=15)).startswith(words)

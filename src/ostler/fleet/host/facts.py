@@ -1,6 +1,7 @@
 """What a host says of itself before anything is changed: one JSON object."""
 
 import errno
+import json
 import os
 import platform
 import shutil
@@ -10,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from ostler.fleet.host import access, belongings, binaries, daemon, reusing, systemd, unit_files, wholeness
-from ostler.fleet.host.places import FIREWALL_UNIT, UNIT_FILES, UNITS, Places, digest, read_json
+from ostler.fleet.host.places import FIREWALL_UNIT, UNIT_FILES, UNITS, Places, digest, read_json, shown
 from ostler.fleet.host.refusals import Refused
 
 MOST_FILES = 500
 MOST_OF_ENTRY = 256 << 10  # the node reads no larger one
+MOST_OF_ENTRIES = 512 << 10  # of all, as they are told: an answer has a MiB
+LARGE = 16 << 20  # bytes: no file that an installation put there
 
 
 def gather(
@@ -46,7 +49,7 @@ def gather(
         "config": _text(places.config) if with_config else None,
         "beside": _beside(places.config.parent),
         "access": access.wrong(places),
-        "entries": {one.name: _entry(one) for one in places.entries()[:MOST_FILES]} if thorough else {},
+        "entries": _entries(places) if thorough else {},
         "altered": wholeness.altered(places.releases / force) if thorough and (force := places.in_force()) else [],
         "health": daemon.ask(places.door, "GET", "/healthz"),
         "lock": read_json(places.lock),
@@ -62,6 +65,19 @@ def _as_written(path: Path) -> str | None:
     """The same of a file that others must be able to read: a link, or another mode or owner than it is written with, is another file."""
     found = digest(path)
     return found if found is None or unit_files.is_plain(path) else f"{found}, not plain"
+
+
+def _entries(places: Places) -> dict[str, str | None]:
+    """The allowlist's texts by file name; not all where they are too much for an answer."""
+    found: dict[str, str | None] = {}
+    room = MOST_OF_ENTRIES
+    for path in places.entries()[:MOST_FILES]:
+        text = _entry(path)
+        room -= len(json.dumps(text))
+        if room < 0:
+            break
+        found[shown(path.name)] = text
+    return found
 
 
 def _entry(path: Path) -> str | None:
@@ -82,7 +98,8 @@ def _text(path: Path) -> str | None:
 def _beside(folder: Path) -> dict[str, str | None]:
     """What stands beside the configuration, and one directory deeper: each file's sha256 by its path there."""
     files = sorted(one for pattern in ("*", "*/*") for one in folder.glob(pattern) if one.is_file())
-    return {str(one.relative_to(folder)): digest(one) for one in files[:MOST_FILES]}
+    small = [one for one in files if one.stat().st_size <= LARGE]
+    return {shown(str(one.relative_to(folder))): digest(one) for one in small[:MOST_FILES]}
 
 
 def _os(file: Path) -> str:

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from ostler.fleet.host.places import Places, read_json, write, write_json
 from ostler.fleet.host.refusals import Refused
@@ -21,6 +22,7 @@ READ_S = 60.0
 MAX_WHY = 300
 REJECTED = 3  # the exit code of a mistake in a file
 ENTRIES = (".yaml", ".yml")
+MOST_OF_ENTRY = 1 << 20  # bytes; a node reads no such entry
 
 
 def configured(places: Places) -> str | None:
@@ -35,9 +37,15 @@ def allowlist(places: Places, config: str, files: Mapping[str, str]) -> dict[str
     folder = places.allowlist
     if str(folder) not in config:
         return {}
-    found = {one.name: one.read_bytes() for one in sorted(folder.iterdir()) if one.is_file()} if folder.is_dir() else {}
+    found = {one.name: _beginning(one) for one in places.entries()}
     found |= {name.partition("/")[2]: text.encode() for name, text in files.items() if name.startswith(f"{folder.name}/")}
     return {name: content for name, content in sorted(found.items()) if name.endswith(ENTRIES) and "/" not in name}
+
+
+def _beginning(file: Path) -> bytes:
+    """As much of it as shows that it is too large."""
+    with file.open("rb") as opened:
+        return opened.read(MOST_OF_ENTRY)
 
 
 def remember(places: Places, release: str, config: str, entries: Mapping[str, bytes], needs: Iterable[str]) -> None:
@@ -136,7 +144,7 @@ def _read(config: str, entries: Mapping[str, bytes]) -> dict[str, str]:
     """What is remembered: another Python on this host asks anew."""
     whole = hashlib.sha256()
     for name, content in entries.items():
-        whole.update(f"{name} {hashlib.sha256(content).hexdigest()}\n".encode())
+        whole.update(os.fsencode(name) + f" {hashlib.sha256(content).hexdigest()}\n".encode())
     return {
         "config_sha256": hashlib.sha256(config.encode()).hexdigest(),
         "allowlist_sha256": whole.hexdigest(),

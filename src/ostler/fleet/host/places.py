@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import stat
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -198,11 +199,23 @@ def own_platform() -> str:
 
 
 def digest(path: Path) -> str | None:
-    """A file's sha256; None where there is none."""
+    """A file's sha256; None where there is none, or something else: a pipe must hold nobody up."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        with open(path, "rb", opener=_at_once) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return None
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
         return None
+
+
+def _at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def shown(name: str) -> str:
+    """A file's name as text that any reader takes."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from ostler.fleet.host_steps import HostRefused, HostSteps, answer, read_facts
+from ostler.fleet.host_steps import HostRefused, HostSteps, Said, read_facts, read_said
 from ostler.fleet.inventory.host import Host
 from ostler.fleet.node_config import Own
 from ostler.fleet.rollout.engine import Result
@@ -234,10 +234,9 @@ class SshCarrier:
             if exc.code in ("disk", "unit"):  # it had begun: the release before is put back
                 return Result(event=Event.SICK, reason=on_one_line(exc.message), detail=exc.details or None)
             raise
-        warnings = "\n".join(said.get("warnings") or [])
-        if said.get("failure"):
-            return Result(event=Event.SICK, reason=said["failure"], detail=said.get("details") or None)
-        return Result(event=Event.DONE, detail=warnings or None)
+        if said.failure:
+            return Result(event=Event.SICK, reason=on_one_line(said.failure), detail=said.details or None)
+        return Result(event=Event.DONE, detail="\n".join(said.warnings) or None)
 
     def _look_step(self, host: str) -> Step:
         return self._steps.facts(self._content.services.get(host, []), with_config=True)
@@ -253,14 +252,14 @@ class SshCarrier:
     async def _watch(self, host: Host) -> Result:
         """Until the host's watcher and the coordinator agree, or the time is over. A line that breaks is opened again."""
         asking: asyncio.Task[str | None] | None = None
-        said: dict[str, Any] = {}
+        said = Said()
         answers = False
         try:
             async with asyncio.timeout(self._plan.timeout.total_seconds()):
                 while True:
                     try:
                         wait_s = LOOK_S if asking is not None and not asking.done() else WAIT_S
-                        step = self._steps.observe(self._plan.rollout_id, seen=str(said.get("seen", "")), wait_s=wait_s)
+                        step = self._steps.observe(self._plan.rollout_id, seen=said.seen, wait_s=wait_s)
                         said = await self._ask(host, step)
                     except MachineUnreachable as exc:
                         answers = False
@@ -270,15 +269,15 @@ class SshCarrier:
                     answers = True
                     if (result := _judged(said)) is not None:
                         return result
-                    good = said.get("state") == "good"
-                    if self._gate is not None and asking is None and (said.get("resumed") or good):
+                    good = said.state == "good"
+                    if self._gate is not None and asking is None and (said.resumed or good):
                         asking = asyncio.ensure_future(self._gate(host, self._facts.get(host.name)))
                     heard = Result(event=Event.DONE) if self._gate is None else _heard(asking)
                     if heard is not None and (good or heard.event is Event.SICK):
-                        return replace(heard, reason=heard.reason or said.get("reason"))
+                        return replace(heard, reason=heard.reason or _reason(said))
                     self.waits(host.name, _lacks(said, self._plan.window_for(host.name)))
         except TimeoutError:
-            state = said.get("reason") or said.get("state") or "it does not answer"
+            state = _reason(said) or said.state or "it does not answer"
             event = Event.REFUSED if answers else Event.LOST
             return Result(event=event, reason=f"not decided in {self._plan.timeout}: {state}; its watcher goes on by itself")
         finally:
@@ -294,31 +293,31 @@ class SshCarrier:
 
     async def _go_back(self, host: Host, reason: str | None) -> Result:
         said = await self._ask(host, self._steps.go_back(self._plan.rollout_id, reason or "asked to"))
-        if said.get("state") == "went_back":
-            return Result(event=Event.DONE, detail=said.get("journal"))
-        return Result(event=Event.REFUSED, reason=_reason(said), detail=said.get("journal"))
+        if said.state == "went_back":
+            return Result(event=Event.DONE, detail=said.journal)
+        return Result(event=Event.REFUSED, reason=_reason(said), detail=said.journal)
 
     async def _unlock(self, host: Host) -> Result:
         await self._ask(host, self._steps.unlock(self._plan.rollout_id))
         return Result(event=Event.DONE)
 
-    async def _ask(self, host: Host, step: Step) -> dict[str, Any]:
-        return answer(await self._lines.run(host, step))
+    async def _ask(self, host: Host, step: Step) -> Said:
+        return read_said(await self._lines.run(host, step))
 
 
-def _judged(said: Mapping[str, Any]) -> Result | None:
+def _judged(said: Said) -> Result | None:
     """What the host's watcher has decided against the release."""
-    match said.get("state"):
+    match said.state:
         case "went_back":
-            return Result(event=Event.WENT_BACK, reason=_reason(said), detail=said.get("journal"))
+            return Result(event=Event.WENT_BACK, reason=_reason(said), detail=said.journal)
         case "stuck" | "missing":
-            return Result(event=Event.SICK, reason=_reason(said), detail=said.get("journal"))
+            return Result(event=Event.SICK, reason=_reason(said), detail=said.journal)
     return None
 
 
-def _reason(said: Mapping[str, Any]) -> str | None:
+def _reason(said: Said) -> str | None:
     """Why a host does what it does, on one line: a daemon's own words may be in it."""
-    return on_one_line(str(said.get("reason") or "")) or None
+    return on_one_line(said.reason or "") or None
 
 
 def _heard(asking: asyncio.Task[str | None] | None) -> Result | None:
@@ -333,13 +332,13 @@ def _heard(asking: asyncio.Task[str | None] | None) -> Result | None:
     return Result(event=Event.DONE) if wrong is None else Result(event=Event.SICK, reason=wrong)
 
 
-def _lacks(said: Mapping[str, Any], window: timedelta) -> str:
+def _lacks(said: Said, window: timedelta) -> str:
     """What a host that is watched, and not judged, still has to show."""
-    if said.get("state") == "good":
+    if said.state == "good":
         return "for the coordinator to see the release, and a canary job done"
-    if said.get("reason"):
-        return f"for its watcher, which says: {said['reason']}"
-    if said.get("resumed"):
+    if said.reason:
+        return f"for its watcher, which says: {_reason(said)}"
+    if said.resumed:
         return f"for its window to pass without trouble ({window.total_seconds():g} s)"
     return "for the daemon to be good in itself, and in contact with the coordinator"
 

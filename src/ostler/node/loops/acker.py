@@ -90,7 +90,7 @@ class Acker(Loop):
             return
         for live in ordered:
             live.noted = True
-        alone = not self._table.working()  # then a disk that is slow holds up nothing but these
+        alone = len(self._table) == len(ordered)  # then a disk that hangs holds up the leases of nothing else
         for live in ordered[: max(0, self._limits().cpu - len(self._table.working()))]:
             self._executor.furnish(live, here=alone)
         written = self._journal.accept(map(_entry, ordered), durable=False, here=alone)

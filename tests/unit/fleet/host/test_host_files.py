@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ostler.fleet.host import accounts, belongings, binaries, bundle, facts, fitting, lock, setting_up, switching
-from ostler.fleet.host.places import Places, point, read_json, write_json
+from ostler.fleet.host.places import NODE_UNIT, Places, point, read_json, write_json
 from ostler.fleet.host.refusals import Refused
 from ostler.fleet.host.told import Told
 from ostler.fleet.host.traces import Traces
@@ -146,6 +146,25 @@ def run(*arguments: str, more: bytes = b"") -> tuple[int, dict[str, object]]:
 @pytest.fixture
 def rooted(places: Places) -> tuple[str, ...]:
     return ("--root", str(places.root))
+
+
+def test_facts_are_told_whatever_lies_around(places: Places) -> None:
+    """An answer has a bound, its reader takes UTF-8, and pipes and huge files hold nobody up."""
+    places.allowlist.mkdir(parents=True)
+    for number in range(9):
+        (places.allowlist / f"{number}.yaml").write_text("ü" * 30_000)
+    (places.allowlist / os.fsdecode(b"caf\xe9.yaml")).write_text("x")
+    with (places.allowlist / "image").open("wb") as huge:
+        huge.truncate(1 << 40)
+    unit = places.current / "units" / NODE_UNIT
+    unit.parent.mkdir(parents=True)
+    os.mkfifo(unit)
+    found = facts.gather(places, thorough=True)
+    assert len(json.dumps(found)) < 1 << 20
+    assert sorted(found["entries"]) == ["0.yaml", "1.yaml"]
+    assert "allowlist.d/caf\\xe9.yaml" in found["beside"]
+    assert "allowlist.d/image" not in found["beside"]
+    assert found["units"][NODE_UNIT]["wanted"] is None
 
 
 def test_it_runs_from_memory(places: Places, rooted: tuple[str, ...]) -> None:

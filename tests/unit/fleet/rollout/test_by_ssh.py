@@ -52,3 +52,21 @@ async def test_the_coordinator_s_word_counts(wrong: str | None, event: Event) ->
 
     result = await carrier(Hosts(observe=GOOD), gate).carry("a", Phase.GATING, None)
     assert (result.event, result.reason) == (event, wrong)
+
+
+@pytest.mark.parametrize(
+    ("phase", "answers"),
+    [
+        (Phase.SWITCHING, {"switch": {"failure": {"x": 1}, "details": [1, 2]}}),
+        (Phase.SWITCHING, {"switch": {"warnings": [1]}}),
+        (Phase.GATING, {"observe": {"state": {"a": 1}}}),
+        (Phase.GATING, {"observe": {"state": "went_back", "reason": {"a": 1}, "journal": 5}}),
+        (Phase.GOING_BACK, {"go-back": {"state": "went_back", "journal": [1]}}),
+        (Phase.LOCKING, {"lock": {"seen": 7}}),
+    ],
+)
+async def test_a_host_that_talks_nonsense_is_refused_and_stops_no_other(phase: Phase, answers: dict[str, Any]) -> None:
+    result = await carrier(Hosts(**answers)).carry("a", phase, None)
+    assert result.event is Event.REFUSED
+    assert result.reason is not None
+    assert result.reason.startswith("the host's answer is not understood: ")

@@ -139,6 +139,12 @@ def test_a_node_that_the_coordinator_refuses_is_wrong_and_is_to_be_installed() -
     assert refusal(health=health) is None  # another release comes first: an installation brings none
 
 
+@pytest.mark.parametrize("nonsense", [7, {"a": 1}, None, "disk"])
+def test_a_daemon_that_talks_nonsense_stops_no_status(nonsense: object) -> None:
+    there = facts(health={"problems": nonsense})
+    assert appraise("mini-1", there, release=None, given={}, asked_at=ASKED, answered_at=ANSWERED) == []
+
+
 def test_a_node_whose_key_was_lost_is_to_be_retired_before_it_is_installed_again() -> None:
     problem = "not enrolled: the coordinator refuses this node's key (node mini-1 is enrolled with another key)"
     anew = facts(health={"enrolled": False, "node_id": "mini-1", "problems": [problem]})
