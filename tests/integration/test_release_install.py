@@ -172,7 +172,7 @@ import pathlib
 import sys
 import ostler
 said = [pathlib.Path(one).read_text() for one in sys.argv[1:]]
-print(json.dumps({"version": ostler.__version__, "reads": %s}))
+print(json.dumps({"version": ostler.__version__, "reads": %s, "needs": []}))
 """
 
 
@@ -202,7 +202,9 @@ def test_a_trial_is_told_of_the_allowlist_that_the_configuration_names(site, key
     config = f"runners: {{cli: {{allowlist_dir: {site.places.allowlist}}}}}\n"
     site.places.config.write_text(config)
     seen = "import json, os, sys, ostler\nreads = os.listdir(sys.argv[2]) == ['one.yaml']\n"
-    release = make(tmp_path / "store", keys, trial=seen + 'print(json.dumps({"version": ostler.__version__, "reads": reads}))\n')
+    release = make(
+        tmp_path / "store", keys, trial=seen + 'print(json.dumps({"version": ostler.__version__, "reads": reads, "needs": []}))\n'
+    )
     site.install(release)
     (site.places.release(release.release) / "bin/ostler").unlink()
     fitting.check(site.places, release.release, Told(config))
