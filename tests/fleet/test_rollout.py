@@ -35,6 +35,17 @@ def test_an_update_under_load_touches_no_job(installed):
     installed.cli("job", "cancel", *(job for job, _ in jobs.values()))
 
 
+def test_a_host_whose_slots_are_all_taken_is_updated_too(installed):
+    """Its canary job would wait for the end of jobs that take hours."""
+    slots = installed.node("mini-1")["cpu_slots"]
+    jobs = [installed.sleeper("mini-1")[0] for _ in range(slots)]
+    pids = until(lambda: len(found := installed.pids("mini-1")) == slots and found, timeout=60, what="a full host")
+    done = installed.update(installed.good("full"), host="mini-1", code=0)
+    assert done.ends == {"mini-1": "updated"}, done.text
+    assert installed.pids("mini-1") == pids
+    installed.cli("job", "cancel", *jobs, code=0)
+
+
 def test_only_what_a_host_lacks_is_sent_and_what_was_edited_there_is_not_kept(installed):
     """The libraries are those of the release before: sent without them, linked there; one that was edited by hand has all of them sent."""
     host, before = installed.bed.hosts["mini-2"], installed.in_force("mini-2")

@@ -64,6 +64,23 @@ def test_what_is_not_as_it_was_written_is_named_and_written_anew(installed, host
         installed.good_again("mini-1")
 
 
+def test_a_node_that_was_retired_is_named_and_made_anew(installed):
+    installed.cli("node", "retire", "mini-1", code=0)
+    try:
+        until(lambda: installed.health("mini-1").get("retired"), timeout=90, what="the node's word")
+        found = findings(installed, "mini-1")
+        assert list(found) == ["its node was retired"]
+        for command in ("install", "update"):
+            done = installed.fleet(command, "--yes", "--release", installed.in_force("mini-1"), host="mini-1", code=1)
+            assert "its node was retired" in done.stdout + done.stderr
+        for mend in found["its node was retired"].split(" && "):
+            installed.mend(mend)
+        assert findings(installed, "mini-1", code=0) == {}
+    finally:
+        installed.install("--yes", host="mini-1")
+        installed.good_again("mini-1")
+
+
 def test_what_was_stopped_or_changed_by_others_is_named_and_mended(installed, host):
     host.exec("systemctl", "stop", PATH)
     host.exec("sh", "-ec", f"mkdir -p $(dirname {EDITED}); printf '[Service]\\nNice=1\\n' > {EDITED}")

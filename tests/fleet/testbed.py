@@ -333,11 +333,11 @@ def _up_for_people(bed: Testbed, hosts: int) -> None:
     for host in bed.hosts.values():
         print(f"    {host.name:<10}{host.address:<15}{host.release}")
     shown = os.path.relpath(bed.folder)
-    print(f"    ssh -F {shown}/ssh_config {next(iter(bed.hosts))}      (users {', '.join(USERS)})")
+    print(f"    ssh -F {shown}/ssh_config {next(iter(bed.hosts))}      # users {', '.join(USERS)}")
     print("    make testbed-down removes them; this machine is", bed.gateway, "to them. To make nodes of them:")
     print(f"    export OSTLER_INVENTORY={shown}/inventory.yml")
     print(
-        f"    echo 'allow_insecure_listen: true' > {shown}/coordinator.yaml      (a network of this machine alone; else use TLS)"
+        f"    echo 'allow_insecure_listen: true' > {shown}/coordinator.yaml      # a network of this machine alone; else use TLS"
     )
     print(f"    ostler coordinator --data {shown}/coordinator --listen {bed.gateway}:7470 --config {shown}/coordinator.yaml &")
     print(f"    export OSTLER_URL=http://{bed.gateway}:7470 OSTLER_TOKEN=$(cat {shown}/coordinator/admin.token)")

@@ -383,7 +383,7 @@ async def test_a_retired_node_says_so_lets_go_of_everything_and_idles(rig, coord
     await until(lambda: rig.runner.killed, "what it ran is ended")
     await until(lambda: not rig.held(), "nothing is held any more")
     assert rig.over("j1") is None  # and reported to nobody
-    assert rig.daemon.health.report()[1]["problems"][0] == "node n1 was retired join anew"
+    assert rig.daemon.health.report()[1]["problems"][0] == "node n1 was retired; join anew"
     calls = len(coordinator.calls)
     registrar = rig.daemon.registrar
     registrar.wake()  # its next turn, which else comes in a minute

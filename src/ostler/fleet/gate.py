@@ -65,7 +65,7 @@ class CoordinatorGate:
             await asyncio.sleep(backoff.next_s())
 
     async def _canary(self, node_id: str, until: float) -> str | None:
-        """One no-op job for this node alone."""
+        """One no-op job for this node alone; none where all its slots are taken, so that it waits for others' ends."""
         job_id = f"canary-{secrets.token_hex(6)}"
         manifest = {
             "job_id": job_id,
@@ -82,12 +82,19 @@ class CoordinatorGate:
             view: m.JobView = await self.client.call(routes.AWAIT_JOB, query=m.WaitQuery(wait_s=10.0), job_id=job_id)
             if view.state is JobState.DONE:
                 return None
+            if view.attempt == 0 and await self._is_full(node_id):  # jobs of hours are no reason to go back
+                await self._cancel(job_id)
+                return None
             if view.state in (JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED):
                 why = f"{view.failure.code.value}: {view.failure.message}" if view.failure else view.state.value
                 return f"its canary job {job_id} is {view.state.value} ({why})"
             if self.clock.monotonic() > until:
                 await self._cancel(job_id)
                 return f"its canary job {job_id} was still {view.state.value} after {self.patience.total_seconds():g} s"
+
+    async def _is_full(self, node_id: str) -> bool:
+        node: m.NodeView = await self.client.call(routes.SHOW_NODE, node_id=node_id)
+        return len(node.attempts) >= node.cpu_slots
 
     async def _cancel(self, job_id: str) -> None:
         try:

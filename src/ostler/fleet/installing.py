@@ -6,7 +6,7 @@ from typing import Any
 
 from ostler.fleet.host_steps import HostSteps, answer, read_facts
 from ostler.fleet.node_config import Own
-from ostler.fleet.rollout.preflight import ROOM, Facts
+from ostler.fleet.rollout.preflight import RETIRED, ROOM, Facts, is_retired
 from ostler.fleet.ssh.step import Outcome, Step
 from ostler.model.errors import Rejected
 
@@ -97,6 +97,8 @@ def _refusal(facts: Facts, wanted: Wanted, *, upload: bool, enrolled: bool) -> s
         return f"locked by {facts.lock.owner} ({facts.lock.message}); `ostler fleet lock break --why …` if it is dead"
     if facts.update is not None:
         return f"update {facts.update.update_id} is still being watched ({facts.update.state})"
+    if is_retired(facts):
+        return RETIRED
     if not enrolled and wanted.token is None:
         return "it needs a join token, and no coordinator is named that could make one"
     return None

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from ostler.fleet.inventory.host import Host
+from ostler.model.errors import InvalidSpec, Problem
 
 CA = "ca.pem"
 CONFIG_DIR = "/etc/ostler"
@@ -32,7 +33,7 @@ def render(host: Host, *, coordinator: str, own_ca: bool) -> str:
     installed beside, and alone believed.
 
     The variable `services` of the host (or of its groups) is that section of the node's configuration; `node` has others, which go over
-    what is made here. Region and labels become tags: `region.eu`, `rack.7`.
+    what is made here. Region and labels become tags: `region.eu`, `rack.7`. Raises InvalidSpec where `node` has no sections.
     """
     base: dict[str, Any] = {
         "node_id": host.name,
@@ -45,8 +46,13 @@ def render(host: Host, *, coordinator: str, own_ca: bool) -> str:
     }
     if services := host.vars.get("services"):
         base["services"] = services
-    own = host.vars.get("node")
-    text: str = yaml.safe_dump(_over(base, own if isinstance(own, Mapping) else {}), sort_keys=False, allow_unicode=True)
+    own = host.vars.get("node") or {}
+    if not isinstance(own, Mapping):
+        raise InvalidSpec(
+            f"the node's configuration that the inventory makes for {host.name} is not valid",
+            [Problem("vars.node", f"must be sections of node.yaml, not {own!r:.40}", host.origin.get("vars.node"))],
+        )
+    text: str = yaml.safe_dump(_over(base, own), sort_keys=False, allow_unicode=True)
     return _HEAD + text
 
 

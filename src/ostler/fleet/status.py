@@ -9,6 +9,7 @@ from typing import Any
 from ostler.fleet.again import line as again
 from ostler.fleet.node_config import Own
 from ostler.fleet.rollout.preflight import (
+    ENDS,
     FIREWALL_UNIT,
     LOCK_STALE,
     NODE_UNIT,
@@ -17,6 +18,7 @@ from ostler.fleet.rollout.preflight import (
     WATCH_UNIT,
     Facts,
     edited,
+    is_retired,
     not_running,
     skew,
     unlinked,
@@ -72,14 +74,17 @@ def appraise(
     found += [Finding(line, f"correct it there, or bring another one: {entries}") for line in mistakes]
     if facts.unfinished:
         found.append(Finding("its installation was not finished", install))
+    logs = again("logs", given, [host])
     for line in not_running(facts):
         unit = line.split()[0] if line.startswith("ostler-") else NODE_UNIT
-        start = f"{run} systemctl {'restart' if unit == NODE_UNIT else 'start'} {unit}"
+        start = logs if ENDS in line else f"{run} systemctl {'restart' if unit == NODE_UNIT else 'start'} {unit}"
         found.append(Finding(line, WAIT if watched else install if facts.unfinished else start))
     found += [*_unit_files(facts, run), *_firewall(facts, run, anew=f"{again('firewall', given, [host])} --allow …")]
     if not facts.has_key and not facts.unfinished:
         found.append(Finding("the node's key is gone from its disk", enrol))
-    found += _health(facts, logs=again("logs", given, [host]), update=update, enrol=enrol, watched=watched)
+    if is_retired(facts):
+        found.append(Finding("its node was retired", f"{again('uninstall', given, [host])} && {again('install', given, [host])}"))
+    found += _health(facts, logs=logs, update=update, enrol=enrol, watched=watched)
     found += [Finding(warning, f"put the program there, then: {update}") for warning in facts.warnings]
     wrong = skew(facts, asked_at, answered_at)
     if abs(wrong) > SKEW:
@@ -143,6 +148,7 @@ def _health(facts: Facts, *, logs: str, update: str, enrol: str, watched: bool) 
     found = [
         Finding(on_one_line(str(problem)), enrol if unknown and str(problem).startswith(NOT_ENROLLED) else logs)
         for problem in (problems if isinstance(problems, list) else ())
+        if not (is_retired(facts) and "was retired" in str(problem))
     ]
     if isinstance(protocol, int) and not m.PROTOCOL_MIN <= protocol <= m.PROTOCOL:
         found.append(Finding(f"it speaks protocol {protocol}, current are {m.PROTOCOL_MIN} to {m.PROTOCOL}", update))

@@ -108,6 +108,7 @@ class Health:
             "protocol": m.PROTOCOL,
             "outside_window": self._session.outside,
             "enrolled": not self._session.unknown,
+            "retired": self._session.retired,
             "node_id": self._identity.node_id,
             "machine_id": self._machine_id(),
             "active_vps": 0,

@@ -95,6 +95,7 @@ class Session:
         self.barred: str | None = None  # why this coordinator wants no session with this node as it is
         self.outside = False  # it is that they have no protocol in common
         self.unknown = False  # it is that the coordinator does not know this node by its key
+        self.retired = False  # it is that somebody retired this node
         self.wake_registrar: Callable[[], None] = lambda: None
         self._describe = describe
         self._on_open = on_open
@@ -194,11 +195,11 @@ class Session:
 
     def _bar(self, exc: UpgradeRequired | NodeRetired) -> None:
         """Idle, say why once, and ask again now and then; only a person can mend it."""
-        message = f"{exc} {exc.hint or ''}".rstrip()
+        message = f"{exc}; {exc.hint}" if exc.hint else str(exc)
         if self.barred != message:
             self._logger.error(exc.code, extra={"attrs": {"message": message}})
         self.barred = message
-        self.outside, self.unknown = isinstance(exc, UpgradeRequired), False
+        self.outside, self.unknown, self.retired = isinstance(exc, UpgradeRequired), False, isinstance(exc, NodeRetired)
         self._opened.clear()
         if isinstance(exc, NodeRetired):
             self._on_retired(exc.message)
@@ -220,7 +221,7 @@ class Session:
         except (Unauthenticated, AlreadyExists) as exc:
             self._heard()
             self.barred = f"not enrolled: the coordinator refuses this node's key ({exc.message})"
-            self.outside, self.unknown = False, True
+            self.outside, self.unknown, self.retired = False, True, False
             raise
         except Rejected:
             self._heard()
@@ -312,7 +313,7 @@ class Session:
             )
         self.dialect = Dialect.OSTLER
         self.barred = None
-        self.outside = self.unknown = False
+        self.outside = self.unknown = self.retired = False
         self.terms = Terms(
             heartbeat_s=answer.heartbeat_s,
             lease_s=answer.lease_s,
@@ -339,7 +340,7 @@ class Session:
             self._logger.warning("plain_coordinator", extra={"attrs": {"coordinator": self.address.base_url, "signed": False}})
         self.dialect = Dialect.SOURCE
         self.barred = None
-        self.outside = self.unknown = False
+        self.outside = self.unknown = self.retired = False
         self._token = self.address.auth_token
         self._opened.set()
 

@@ -51,6 +51,14 @@ def test_a_mistake_in_a_host_s_own_sections_is_told_before_anything_is_changed()
     assert str(caught.value.problems[0]).startswith("fleet.yml:7: resorces: is not a known key")  # not the file that is checked
 
 
+@pytest.mark.parametrize("wrong", [["a"], "resources", 7])
+def test_what_is_no_section_is_no_configuration(wrong: object) -> None:
+    host = replace(HOST, vars={"node": wrong}, origin={"vars.node": "fleet.yml:7"})
+    with pytest.raises(InvalidSpec) as caught:
+        own_of(host, coordinator=URL, ca_file=None, allowlist={})
+    assert str(caught.value.problems[0]).startswith("fleet.yml:7: vars.node: must be sections of node.yaml, not ")
+
+
 def test_an_address_that_only_this_machine_reaches_is_refused() -> None:
     here = Endpoint(url="http://127.0.0.1:7070", origin="profile")
     with pytest.raises(InvalidSpec, match="only this machine reaches"):

@@ -274,7 +274,7 @@ def _await_health(places: Places, wait_s: float) -> dict[str, Any]:
 
 def _in_contact(health: dict[str, Any] | None) -> bool:
     contact = (health or {}).get("last_contact_s")
-    if (health or {}).get("enrolled") is False:
+    if (health or {}).get("enrolled") is False or (health or {}).get("retired") is True:
         return False
     return isinstance(contact, int | float) and contact <= CONTACT_S
 

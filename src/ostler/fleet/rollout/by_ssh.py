@@ -203,7 +203,7 @@ class SshCarrier:
             return Result(event=Event.LOST, reason=_line(exc))
         except HostRefused as exc:
             return Result(event=Event.REFUSED, reason=_line(exc), detail=exc.details or None)
-        except StepFailed as exc:
+        except Rejected as exc:  # such as a bundle that is damaged here
             return Result(event=Event.REFUSED, reason=_line(exc))
 
     async def _lock(self, host: Host) -> Result:

@@ -18,6 +18,8 @@ FIREWALL_UNIT = "ostler-firewall.service"
 RUNNING = (NODE_UNIT, KEEPER_UNIT, UPDATE_PATH)  # always, and from each boot on
 SKEW = timedelta(seconds=30)
 LOCK_STALE = timedelta(minutes=5)
+RETIRED = "its node was retired: to use the host again, `ostler fleet uninstall` and `ostler fleet install`"
+ENDS = "ends again and again"
 NOT_ENROLLED = "not enrolled:"  # how a daemon begins that says so of itself
 ROOM = 3  # an unpacked release takes about three times its bundle, and the bundle is there beside it for a moment
 
@@ -143,6 +145,11 @@ def drift(facts: Facts, wanted: Wanted) -> tuple[str, ...]:
     return tuple(lines)
 
 
+def is_retired(facts: Facts) -> bool:
+    """Whether somebody retired the node: its key opens nothing any more."""
+    return (facts.health or {}).get("retired") is True
+
+
 def edited(facts: Facts, own: Own | None) -> list[str]:
     """What is not as it was put in force, or, of a host's own that is known here, not as it should be."""
     lines = []
@@ -183,7 +190,7 @@ def not_running(facts: Facts) -> list[str]:
 def _standing(unit: Unit) -> str:
     """One that systemd starts again and again is mostly seen while it waits for the next time."""
     if unit.state == "activating" and unit.restarts:
-        return f"ends again and again: systemd has restarted it {many(unit.restarts, 'time')}"
+        return f"{ENDS}: systemd has restarted it {many(unit.restarts, 'time')}"
     return f"is {unit.state}"
 
 
@@ -192,6 +199,8 @@ def _refusal(facts: Facts, wanted: Wanted, asked_at: datetime, answered_at: date
         return f"cannot write to {directory}: {why}"
     if NODE_UNIT not in facts.units or facts.units[NODE_UNIT].sha256 is None:
         return "the service is not installed: run `ostler fleet install` first"
+    if is_retired(facts):
+        return RETIRED
     if facts.current == wanted.release and (facts.health or {}).get("enrolled") is False:  # installing brings no other release
         return "not enrolled: the coordinator refuses this node's key; run `ostler fleet install` first"
     if (other := _another_node(facts, wanted.own)) is not None:

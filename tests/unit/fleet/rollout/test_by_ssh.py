@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -9,13 +10,16 @@ import pytest
 
 from ostler.fleet.inventory.host import Host
 from ostler.fleet.rollout.by_ssh import Content, SshCarrier
+from ostler.fleet.rollout.preflight import Wanted
 from ostler.fleet.ssh.step import Outcome, Step
-from ostler.model.errors import Unauthenticated
+from ostler.model.errors import InvalidSpec, Unauthenticated
 from ostler.model.rollout.plan import Plan
 from ostler.model.rollout.progress import Event, Phase
 
 PLAN = Plan(rollout_id="r1", release="0.2.0-new", hosts=("a",), window=timedelta(seconds=1), timeout=timedelta(seconds=30))
 GOOD = {"update_id": "r1", "state": "good", "reason": None, "resumed": True, "seen": "r1 good True"}
+
+FACTS = {"hostname": "a", "os": "debian 12", "arch": "x86_64", "abi": "cp311", "now": 0.0, "disk_free_mb": 9999}
 
 
 class Hosts:
@@ -70,3 +74,14 @@ async def test_a_host_that_talks_nonsense_is_refused_and_stops_no_other(phase: P
     assert result.event is Event.REFUSED
     assert result.reason is not None
     assert result.reason.startswith("the host's answer is not understood: ")
+
+
+async def test_a_bundle_that_is_damaged_here_is_the_end_of_a_host_s_update_and_not_of_the_command() -> None:
+    def damaged(platform: str, there: frozenset[str]) -> bytes:
+        raise InvalidSpec("release 0.2.0-new is damaged")
+
+    one = carrier(Hosts(facts=FACTS))
+    one._content = replace(one._content, bundle=damaged)
+    await one.look("a", Wanted(rollout_id="r1", release="0.2.0-new", platforms=("cp311-x86_64",), bundle_mb=1))
+    result = await one.carry("a", Phase.UPLOADING, None)
+    assert (result.event, result.reason) == (Event.REFUSED, "release 0.2.0-new is damaged")
