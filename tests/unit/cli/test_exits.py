@@ -1,4 +1,6 @@
+import contextlib
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -98,6 +100,32 @@ def test_closed_standard_streams_are_no_bug() -> None:
     program = "import sys; from ostler.cli.entry import main; sys.exit(main())"
     command = f'"{sys.executable}" -c "{program}" config schema <&- >&- 2>&-'
     assert subprocess.run(command, shell=True, check=False).returncode == 0
+
+
+ASKS = """
+import asyncio, sys
+from ostler.cli import exits
+from ostler.cli.fleet import asking
+async def ask(): asking.agree("Update 1 host?", True)
+sys.exit(exits.guard(lambda: asyncio.run(ask())))
+"""
+
+
+@pytest.mark.parametrize("answer", [b"\x03", b"n\n", b"\x04"])
+def test_a_question_is_answered_by_ctrl_c_too(answer: bytes) -> None:
+    """Though an event loop waits around it."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, [sys.executable, "-c", ASKS])
+    said = b""
+    with contextlib.suppress(OSError):  # what a terminal says at the end
+        while more := os.read(terminal, 4096):
+            if b"[y/N]" in more:
+                os.write(terminal, answer)
+            said += more
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3, said
+    assert b"nothing was changed" in said
 
 
 def test_unless_asked_for(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import getpass
+import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
@@ -131,5 +132,14 @@ def agree(question: str, ask: bool) -> None:
         return
     if not sys.stdin.isatty():
         raise typer.BadParameter("there is nobody to ask; say --yes", param_hint="'--yes'")
-    if not typer.confirm(question, err=True):
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # an event loop's own would only note it, and wait for the answer
+    try:
+        agreed = typer.confirm(question, err=True)
+    except typer.Abort:
+        agreed = False
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if not agreed:
         raise Conflict("nothing was changed")
