@@ -153,7 +153,7 @@ def test_an_allowlist_with_a_mistake_is_named_before_the_daemon_reads_it(install
         ((what, mend),) = findings(installed, "mini-1").items()
         assert what.startswith(f"{file}:")
         correct, command = mend.split(": ", 1)
-        assert correct == "correct it there, or bring another one"
+        assert correct == "correct it there, remove it, or bring another one"
         installed.mend(command.replace("DIR", str(installed.folder / "allow")))
         assert findings(installed, "mini-1", code=0) == {}
     finally:

@@ -71,7 +71,7 @@ def appraise(
     if facts.altered:
         found.append(Finding(_altered(facts), written))
     entries = WAIT if watched else again("install", {**given, "--allowlist": "DIR"}, [host])
-    found += [Finding(line, f"correct it there, or bring another one: {entries}") for line in mistakes]
+    found += [Finding(line, f"correct it there, remove it, or bring another one: {entries}") for line in mistakes]
     if facts.unfinished:
         found.append(Finding("its installation was not finished", install))
     logs = again("logs", given, [host])

@@ -357,7 +357,7 @@ def test_an_altered_release_is_brought_anew_and_replaced_where_another_one_is_du
 
 
 def test_a_mistake_in_an_allowlist_is_told_with_what_brings_another_one() -> None:
-    mend = "correct it there, or bring another one: ostler fleet install --allowlist DIR --host mini-1"
+    mend = "correct it there, remove it, or bring another one: ostler fleet install --allowlist DIR --host mini-1"
     assert found(facts(health=HEALTHY, units=units()), mistakes=["/etc/ostler/allowlist.d/x.yaml:1: is empty"]) == {
         "/etc/ostler/allowlist.d/x.yaml:1: is empty": mend
     }
