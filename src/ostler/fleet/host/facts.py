@@ -63,8 +63,10 @@ def gather(
 
 def _as_written(path: Path) -> str | None:
     """The same of a file that others must be able to read: a link, or another mode or owner than it is written with, is another file."""
+    if not os.path.lexists(path):
+        return None
     found = digest(path)
-    return found if found is None or unit_files.is_plain(path) else f"{found}, not plain"
+    return found if unit_files.is_plain(path) else f"{found}, not plain"
 
 
 def _entries(places: Places) -> dict[str, str | None]:
