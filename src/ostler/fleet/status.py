@@ -99,6 +99,9 @@ def lacks_key(facts: Facts) -> bool:
 
 def _altered(facts: Facts) -> str:
     some, more = ", ".join(facts.altered[:MOST_NAMED]), len(facts.altered) - MOST_NAMED
+    count, _, word = facts.altered[-1].partition(" ")
+    if word == "more" and count.isdecimal():  # the host itself names some alone
+        more += int(count) - 1
     return f"of release {facts.current} was altered on the host: {some}{f' and {more} more' if more > 0 else ''}"
 
 

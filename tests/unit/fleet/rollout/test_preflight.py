@@ -350,6 +350,11 @@ def test_an_altered_release_is_brought_anew_and_replaced_where_another_one_is_du
         assert said[what] == f"ostler fleet {command} --host mini-1"
 
 
+def test_of_very_many_altered_files_all_are_counted() -> None:
+    there = facts(current=WANTED.release, health=HEALTHY, units=units(), altered=("a", "b", "c", "d", "20 more"))
+    assert f"of release {WANTED.release} was altered on the host: a, b, c and 21 more" in found(there)
+
+
 def test_a_mistake_in_an_allowlist_is_told_with_what_brings_another_one() -> None:
     mend = "correct it there, or bring another one: ostler fleet install --allowlist DIR --host mini-1"
     assert found(facts(health=HEALTHY, units=units()), mistakes=["/etc/ostler/allowlist.d/x.yaml:1: is empty"]) == {
