@@ -646,6 +646,25 @@ def test_what_is_not_roots_is_named_and_brought_anew(site, keys, tmp_path, path)
     assert home.stat().st_uid == (home / path).stat().st_uid == 0
 
 
+def test_what_was_edited_in_two_releases_at_once_is_edited_in_none_once_both_were_brought_anew(site, two):
+    """They share the file. It becomes another one: it is never linked again."""
+    first, later = two
+    site.install(first)
+    site.send(later)
+    file, other = site.library(first) / "data", site.library(later) / "data"
+    edit(file)
+    inode = file.stat().st_ino
+    assert file.samefile(other)
+    path = str(file.relative_to(site.places.release(first.release)))
+    assert [site.run("altered", "--release", one.release) for one in two] == [{"altered": [path]}] * 2
+    assert site.send(first) == {"error": "missing", "message": f"the bundle lacks wheels/{LIBRARY}"}
+    assert not site.install(first)["was_there"]
+    assert not site.send(later)["was_there"]  # linked from the one that is whole now
+    assert [site.run("altered", "--release", one.release) for one in two] == [{"altered": []}] * 2
+    assert file.read_bytes() == other.read_bytes() == BYTES
+    assert inode not in {file.stat().st_ino, other.stat().st_ino}
+
+
 @pytest.mark.parametrize("left", ["link", "file", "folder"])
 def test_what_was_left_half_done_is_gone_whatever_it_is(site, two, tmp_path, left):
     """What a link refers to is somebody else's."""

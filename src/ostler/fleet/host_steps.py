@@ -87,6 +87,11 @@ class HostSteps:
         return self.ask("upload and verify", "install", "--digest", digest, stdin=bundle, timeout_s=300.0,
                         does="the release comes to lie beside the others, once its signature and its files' hashes are good")  # fmt: skip
 
+    def altered(self, release: str) -> Step:
+        """Compare a release that is there with its manifest."""
+        return self.ask("compare what is there", "altered", "--release", release,
+                        does="the release is on the host already; it is sent again where anybody has altered it")  # fmt: skip
+
     def set_up(
         self, release: str, *, config: str | None, token: str | None, files: Mapping[str, str], wait_s: float = 60.0
     ) -> Step:

@@ -161,7 +161,7 @@ def _name(places: Places, half: Path, home: Path) -> None:
         sync(home.parent)
         return
     if places.in_force() == home.name:
-        places.start_due.touch()
+        places.start_due.write_text(home.name)
     if not _exchange(half, home):
         home.rename(home.with_name(f"{home.name}.altered{PARTIAL}"))
         half.rename(home)

@@ -131,7 +131,8 @@ class Places:
 
     @property
     def start_due(self) -> Path:
-        """There while a host is made a node, and afterwards where that was cut off."""
+        """There while a host is made a node, and afterwards where that was cut off; with the id of the release in force where that
+        was brought anew, and its daemon was not started since."""
         return self.updates / "start.due"
 
     @property
@@ -199,14 +200,16 @@ def own_platform() -> str:
 
 
 def digest(path: Path) -> str | None:
-    """A file's sha256, also where a link leads to it; None where there is none."""
+    """A file's sha256, also where a link leads to it; of a device or a queue, which is not read, that of nothing. None where there is
+    none, or a directory."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return None
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            return None
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            return None if stat.S_ISDIR(mode) else hashlib.sha256().hexdigest()
         with os.fdopen(descriptor, "rb", closefd=False) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:

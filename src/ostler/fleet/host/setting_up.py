@@ -49,7 +49,7 @@ def set_up(places: Places, release: str, told: Told, *, wait_s: float) -> dict[s
         traces = Traces(places)
         due = places.start_due  # one that was cut off may have changed what the daemon has not read
         cut_off = due.exists()
-        due.touch()
+        due.write_text("")
         changed = [f"user {accounts.NAME}"] if accounts.make(places) else []
         changed += _write(places, traces, home, told)
         anew, wanted = _apply(places, traces, release, told)

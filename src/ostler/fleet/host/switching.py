@@ -77,6 +77,8 @@ def switch(
             daemon.ask(places.door, "POST", "/drain")
             applied = apply(places, release, told)
             failure = _restart()
+            if failure is None and places.start_due.exists() and places.start_due.read_text() == release:
+                places.start_due.unlink()  # it was brought anew, and what was due was this start
             write_json(
                 places.update,
                 update | {"state": "watching", "began": time.clock_gettime(time.CLOCK_BOOTTIME), "boot_id": boot_id()},
