@@ -139,7 +139,7 @@ def test_what_else_was_done_to_a_release_is_named_and_mended_by_what_is_printed(
     }
     host.exec("sh", "-ec", "\n".join([f"cd {release}", *done]))
     ((what, mend),) = findings(installed, "mini-1").items()
-    assert what == f"of release {current} was altered on the host: {', '.join(done.values())}"
+    assert what == f"of release {current} was altered on the host: {', '.join(sorted(done.values()))}"
     installed.mend(mend)
     assert findings(installed, "mini-1", code=0) == {}
     host.exec(
@@ -164,6 +164,26 @@ def test_a_release_that_shares_an_edited_file_is_sent_again_before_it_is_put_in_
     assert installed.update(other, host="mini-1").ends == {"mini-1": "updated"}
     assert findings(installed, "mini-1", code=0) == {}
     assert installed.update(before, host="mini-1").ends == {"mini-1": "updated"}
+
+
+def test_an_entry_that_somebody_else_put_there_is_never_made_roots_by_a_command(installed, host):
+    evil = f"{ENTRIES}/evil.yaml"
+    host.exec("sh", "-ec", f"chown ostler {ENTRIES}; cp {ENTRIES}/sh.yaml {evil}; sed -i s/sh/evil/ {evil}; chown ostler {evil}")
+    try:
+        found = findings(installed, "mini-1")
+        assert set(found) == {
+            f"{ENTRIES} belongs to ostler, not to root",
+            f"{evil} belongs to ostler, not to root, and no installation wrote it",
+        }
+        look = found.pop(f"{evil} belongs to ostler, not to root, and no installation wrote it")
+        installed.mend(found.popitem()[1])
+        installed.install("--yes", host="mini-1")
+        assert list(findings(installed, "mini-1").values()) == [look]
+        assert host.exec("stat", "-c", "%U", evil).stdout == "ostler\n"
+        host.exec("sh", "-ec", look.rpartition(", else ")[2])
+        assert findings(installed, "mini-1", code=0) == {}
+    finally:
+        host.exec("rm", "-f", evil)
 
 
 def test_an_allowlist_with_a_mistake_is_named_before_the_daemon_reads_it(installed, host):

@@ -19,6 +19,7 @@ from ostler.fleet.rollout.preflight import (
     edited,
     not_running,
     skew,
+    strange,
     unlinked,
 )
 from ostler.protocol import messages as m
@@ -65,6 +66,9 @@ def appraise(
     anew = facts.altered and release in {None, facts.current}  # first: else what was altered of its units would be put in force
     written = install if facts.unfinished or anew else update
     found += [Finding(line, written) for line in (*edited(facts, own), *unlinked(facts))]
+    for path, line in strange(facts).items():
+        here = shlex.quote(path)
+        found.append(Finding(line, f"look at it; if it is yours: chown root: {here} && chmod 644 {here}, else rm {here}"))
     if facts.altered:
         found.append(Finding(_altered(facts), written))
     entries = WAIT if watched else again("install", {**given, "--allowlist": "DIR"}, [host])

@@ -233,9 +233,10 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 def write(path: Path, content: bytes, *, mode: int) -> None:
-    """Replace a file whole, on the disk before this returns."""
+    """Replace a file whole by another one, on the disk before this returns."""
     fresh = half(path)
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+    fresh.unlink(missing_ok=True)  # it may be somebody else's
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     with os.fdopen(descriptor, "wb") as file:
         os.fchmod(descriptor, mode)
         file.write(content)

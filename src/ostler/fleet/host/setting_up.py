@@ -159,6 +159,7 @@ def _write(places: Places, traces: Traces, home: Path, told: Told) -> list[str]:
             traces.take_over(path)
         if traces.directory(path, mode=mode, owner=owner):
             changed.append(str(path))
+    changed += access.mend(places, traces)  # before anything is written there
     files = {places.config.parent / name: content for name, content in told.files.items()}
     if told.config is not None:
         files[places.config] = told.config
@@ -166,7 +167,6 @@ def _write(places: Places, traces: Traces, home: Path, told: Told) -> list[str]:
         traces.directory(path.parent, mode=0o755)
         if traces.file(path, content.encode()):
             changed.append(str(path))
-    changed += access.mend(places, traces)
     if traces.file(places.units / WATCH_UNIT, (home / "units" / WATCH_UNIT).read_bytes()):
         changed.append(WATCH_UNIT)
     return changed
