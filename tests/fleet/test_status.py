@@ -145,6 +145,64 @@ def test_what_was_altered_of_the_release_in_force_is_named_and_brought_anew(inst
     installed.cli("job", "cancel", job, code=0)
 
 
+def test_what_else_was_done_to_a_release_is_named_and_mended_by_what_is_printed(installed, host):
+    """Without its interpreter the release cannot be asked about anything; and one that became a link."""
+    current = installed.in_force("mini-1")
+    release, packages = f"/opt/ostler/releases/{current}", "lib/python3.11/site-packages"
+    done = {
+        "rm bin/python": "bin/python",
+        "echo '# by hand' >> pyvenv.cfg": "pyvenv.cfg",
+        f"chown ostler {packages}/yaml": f"{packages}/yaml",
+    }
+    host.exec("sh", "-ec", "\n".join([f"cd {release}", *done]))
+    ((what, mend),) = findings(installed, "mini-1").items()
+    assert what == f"of release {current} was altered on the host: {', '.join(sorted(done.values()))}"
+    installed.mend(mend)
+    assert findings(installed, "mini-1", code=0) == {}
+    host.exec(
+        "sh", "-ec", f"mv {release} /opt/elsewhere; ln -s /opt/elsewhere {release}; ln -s /opt /opt/ostler/releases/x.partial"
+    )
+    ((what, mend),) = findings(installed, "mini-1").items()
+    assert what == f"of release {current} was altered on the host: {current}"
+    installed.mend(mend)
+    assert findings(installed, "mini-1", code=0) == {}
+    host.exec("rm", "-r", "/opt/elsewhere")
+
+
+def test_a_release_that_shares_an_edited_file_is_sent_again_before_it_is_put_in_force(installed, host):
+    before, other = installed.in_force("mini-1"), installed.good("shares")
+    assert installed.update(other, host="mini-1").ends == {"mini-1": "updated"}
+    file = "lib/python3.11/site-packages/yaml/loader.py"
+    host.exec("sh", "-ec", f"echo '# by hand' >> /opt/ostler/releases/{other}/{file}")
+    assert installed.update(before, host="mini-1").ends == {"mini-1": "updated"}
+    assert findings(installed, "mini-1", code=0) == {}
+    assert "by hand" in host.exec("tail", "-1", f"/opt/ostler/releases/{other}/{file}").stdout
+    assert "by hand" not in host.exec("tail", "-1", f"/opt/ostler/releases/{before}/{file}").stdout
+    assert installed.update(other, host="mini-1").ends == {"mini-1": "updated"}
+    assert findings(installed, "mini-1", code=0) == {}
+    assert installed.update(before, host="mini-1").ends == {"mini-1": "updated"}
+
+
+def test_an_entry_that_somebody_else_put_there_is_never_made_roots_by_a_command(installed, host):
+    evil = f"{ENTRIES}/evil.yaml"
+    host.exec("sh", "-ec", f"chown ostler {ENTRIES}; cp {ENTRIES}/sh.yaml {evil}; sed -i s/sh/evil/ {evil}; chown ostler {evil}")
+    try:
+        found = findings(installed, "mini-1")
+        assert set(found) == {
+            f"{ENTRIES} belongs to ostler, not to root",
+            f"{evil} belongs to ostler, not to root, and no installation wrote it",
+        }
+        look = found.pop(f"{evil} belongs to ostler, not to root, and no installation wrote it")
+        installed.mend(found.popitem()[1])
+        installed.install("--yes", host="mini-1")
+        assert list(findings(installed, "mini-1").values()) == [look]
+        assert host.exec("stat", "-c", "%U", evil).stdout == "ostler\n"
+        host.exec("sh", "-ec", look.rpartition(", else ")[2])
+        assert findings(installed, "mini-1", code=0) == {}
+    finally:
+        host.exec("rm", "-f", evil)
+
+
 def test_an_allowlist_with_a_mistake_is_named_before_the_daemon_reads_it(installed, host):
     file = f"{ENTRIES}/sh.yaml"
     before = host.exec("cat", file).stdout

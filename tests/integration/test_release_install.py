@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ostler.fleet.host import archive, fitting
+from ostler.fleet.host import archive, fitting, installing
 from ostler.fleet.host.bundle import LOADER, program
 from ostler.fleet.host.places import PACKAGES, Places, point
 from ostler.fleet.host.refusals import Refused
@@ -536,6 +536,21 @@ def edit_with_record(file):
     record.write_bytes(record.read_bytes().replace(before, after))
 
 
+def a_fifo(file):
+    file.unlink()
+    os.mkfifo(file)
+
+
+def moved_away(folder):
+    """And a link put in its place."""
+    folder.rename(folder.parents[5] / "elsewhere")
+    folder.symlink_to(folder.parents[5] / "elsewhere")
+
+
+def packed64(value):
+    return base64.b64encode(json.dumps(value).encode()).decode()
+
+
 @pytest.mark.parametrize(
     ("path", "change", "named"),
     [
@@ -547,8 +562,32 @@ def edit_with_record(file):
         ("units/ostler-node.service", edit, "units/ostler-node.service"),
         ("bin/ostler", edit, "bin/ostler"),
         ("release.json", lambda file: file.write_text("{}"), "release.json"),
+        ("release.json", lambda file: file.write_text(json.dumps({"payload": packed64({"files": ["x"]})})), "release.json"),
+        ("release.json", lambda file: file.write_text("[" * 10_000), "release.json"),
+        ("release.json", a_fifo, "release.json"),
+        ("pyvenv.cfg", edit, "pyvenv.cfg"),
+        ("bin/python", Path.unlink, "bin/python"),
+        ("bin/python", lambda file: (file.unlink(), file.symlink_to("/usr/bin/false")), "bin/python"),
+        ("bin/python", lambda file: (file.unlink(), file.symlink_to("python")), "bin/python"),
+        ("bin/ostler", lambda file: file.chmod(0o777), "bin/ostler"),
+        ("bin/ostler", lambda file: file.chmod(0o4755), "bin/ostler"),
+        ("units/ostler-node.service", lambda file: file.chmod(0o666), "units/ostler-node.service"),
+        ("units/ostler-node.service", a_fifo, "units/ostler-node.service"),
+        (MODULE, a_fifo, MODULE),
+        (f"{PACKAGES}/ostler", lambda folder: folder.chmod(0o777), f"{PACKAGES}/ostler"),
+        (f"{PACKAGES}/ostler", moved_away, f"{PACKAGES}/ostler"),
+        (f"{PACKAGES}/ostler/__pycache__", lambda folder: folder.chmod(0o777), f"{PACKAGES}/ostler/__pycache__"),
+        (
+            f"{PACKAGES}/ostler/__pycache__/x.pyc",
+            lambda file: file.touch() or file.chmod(0o666),
+            f"{PACKAGES}/ostler/__pycache__/x.pyc",
+        ),
+        (f"{PACKAGES}/sitecustomize", lambda file: file.symlink_to("/tmp"), f"{PACKAGES}/sitecustomize"),
+        (f"{PACKAGES}/namespace", Path.mkdir, f"{PACKAGES}/namespace"),
+        ("stray", Path.touch, "stray"),
+        (f"{PACKAGES}/stray", os.mkfifo, f"{PACKAGES}/stray"),
+        (f"{PACKAGES}/\udcff\x1b.pth", Path.touch, f"{PACKAGES}/\\\\xff\\x1b.pth"),
     ],
-    ids=["edited", "edited-with-its-record", "gone", "mode", "stray", "unit", "command", "manifest"],
 )
 def test_what_was_altered_of_a_release_is_named_and_brought_anew(site, keys, tmp_path, path, change, named):
     made = make(tmp_path / "store", keys)
@@ -564,6 +603,125 @@ def test_what_was_altered_of_a_release_is_named_and_brought_anew(site, keys, tmp
     assert site.places.start_due.exists()  # its daemon is to be started anew
     assert site.tree(made) == whole
     assert site.run("facts", "--thorough")["altered"] == []
+    assert site.names() == [made.release]
+
+
+@pytest.mark.parametrize("name", ["RECORD", "entry_points.txt"])
+def test_what_tells_of_a_wheel_and_cannot_be_read_says_nothing_of_the_others(site, keys, tmp_path, name):
+    """Nobody waits at it."""
+    made = make(tmp_path / "store", keys)
+    site.install(made)
+    whole = site.tree(made)
+    point(site.places.current, f"releases/{made.release}")
+    a_fifo(site.places.release(made.release) / f"{PACKAGES}/ostler-1.0.dist-info/{name}")
+    assert {"bin/ostler", f"{PACKAGES}/ostler-1.0.dist-info/{name}"} <= set(site.run("facts", "--thorough")["altered"])
+    assert not site.install(made)["was_there"]
+    assert site.tree(made) == whole
+
+
+def test_of_many_that_were_put_there_some_are_named_and_the_others_counted(site, keys, tmp_path):
+    made = make(tmp_path / "store", keys)
+    site.install(made)
+    point(site.places.current, f"releases/{made.release}")
+    folder = site.places.release(made.release) / "many"
+    folder.mkdir()
+    for number in range(20_000):
+        (folder / f"{number:05}").touch()
+    altered = site.run("facts", "--thorough")["altered"]
+    assert altered == ["many", *(f"many/{number:05}" for number in range(99)), "19901 more"]
+    assert not site.install(made)["was_there"]
+    assert not folder.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root gives files to others")
+@pytest.mark.parametrize("path", ["bin/ostler", "units", "release.json", MODULE, f"{PACKAGES}/ostler/__pycache__", "."])
+def test_what_is_not_roots_is_named_and_brought_anew(site, keys, tmp_path, path):
+    made = make(tmp_path / "store", keys)
+    site.install(made)
+    home = site.places.release(made.release)
+    point(site.places.current, f"releases/{made.release}")
+    os.chown(home / path, 65534, 0)
+    named = {".": made.release, MODULE: MODULE}.get(path, path)
+    assert named in site.run("facts", "--thorough")["altered"]
+    assert not site.install(made)["was_there"]
+    assert site.run("facts", "--thorough")["altered"] == []
+    assert home.stat().st_uid == (home / path).stat().st_uid == 0
+
+
+def test_what_was_edited_in_two_releases_at_once_is_edited_in_none_once_both_were_brought_anew(site, two):
+    """They share the file. It becomes another one: it is never linked again."""
+    first, later = two
+    site.install(first)
+    site.send(later)
+    file, other = site.library(first) / "data", site.library(later) / "data"
+    edit(file)
+    inode = file.stat().st_ino
+    assert file.samefile(other)
+    path = str(file.relative_to(site.places.release(first.release)))
+    assert [site.run("altered", "--release", one.release) for one in two] == [{"altered": [path]}] * 2
+    assert site.send(first) == {"error": "missing", "message": f"the bundle lacks wheels/{LIBRARY}"}
+    assert not site.install(first)["was_there"]
+    assert not site.send(later)["was_there"]  # linked from the one that is whole now
+    assert [site.run("altered", "--release", one.release) for one in two] == [{"altered": []}] * 2
+    assert file.read_bytes() == other.read_bytes() == BYTES
+    assert inode not in {file.stat().st_ino, other.stat().st_ino}
+
+
+@pytest.mark.parametrize("left", ["link", "file", "folder"])
+def test_what_was_left_half_done_is_gone_whatever_it_is(site, two, tmp_path, left):
+    """What a link refers to is somebody else's."""
+    first, later = two
+    site.install(first)
+    partial, elsewhere = site.places.releases / "x.partial", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    {"link": lambda: partial.symlink_to(elsewhere), "file": partial.touch, "folder": partial.mkdir}[left]()
+    assert site.send(later)["release"] == later.release
+    assert site.names() == [first.release, later.release]
+    assert elsewhere.is_dir()
+
+
+@pytest.mark.parametrize("where", ["elsewhere", "nowhere"])
+def test_a_release_that_became_a_link_is_named_and_brought_anew(site, keys, tmp_path, where):
+    made = make(tmp_path / "store", keys)
+    site.install(made)
+    whole, home = site.tree(made), site.places.release(made.release)
+    point(site.places.current, f"releases/{made.release}")
+    home.rename(tmp_path / "elsewhere")
+    home.symlink_to(tmp_path / where)
+    assert site.run("facts", "--thorough")["altered"] == [made.release if where == "elsewhere" else "release.json"]
+    assert not site.install(made)["was_there"]
+    assert (home.is_symlink(), site.tree(made), site.names()) == (False, whole, [made.release])
+    assert (tmp_path / "elsewhere/bin/ostler").exists()
+
+
+class CutOff(BaseException):
+    """As by SIGKILL."""
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_a_release_is_whole_at_any_moment_while_it_is_brought_anew(site, keys, tmp_path, monkeypatch, exchange):
+    """Where two directories can take each other's names in one step."""
+    made = make(tmp_path / "store", keys)
+    site.install(made)
+    home, half = site.places.release(made.release), site.places.releases / f"{made.release}.partial"
+    shutil.copytree(home, half, symlinks=True)
+    (home / "stray").touch()
+    (home / MODULE).unlink()
+    rename = Path.rename
+
+    def cut_off(*_):
+        monkeypatch.setattr(Path, "rename", rename)
+        raise CutOff
+
+    monkeypatch.setattr("ostler.fleet.host.installing.sync", cut_off)
+    monkeypatch.setattr(Path, "rename", lambda one, to: (rename(one, to), monkeypatch.setattr(Path, "rename", cut_off)))
+    if not exchange:
+        monkeypatch.setattr("ostler.fleet.host.installing._exchange", lambda one, other: False)
+    with pytest.raises(CutOff):
+        installing._name(site.places, half, home)
+    assert home.exists() == exchange
+    assert site.install(made)["was_there"] == exchange
+    assert site.says(made) == "1.0"
     assert site.names() == [made.release]
 
 

@@ -101,6 +101,14 @@ def test_what_is_signed_and_newer_is_installed_with_its_own_program(site, keys, 
     assert accepted(site.request(newer, b""))  # it is there: the bundle is not looked at
 
 
+def test_one_that_is_here_and_was_altered_is_not_put_in_force(site, keys, first):
+    home = site.places.release(first.release)
+    (home / "bin/ostler").write_text("by hand\n")
+    why = site.request(first)
+    assert why == f"release {first.release} was altered on this host (bin/ostler): `ostler fleet update` over SSH brings it anew"
+    assert (home / "bin/ostler").read_text() == "by hand\n"
+
+
 def test_a_request_alone_starts_nothing(site, first):
     assert taking.take(site.places, b"program") == {"stage": "nothing"}
     site.ask("1.0-999999999999")

@@ -31,7 +31,7 @@ class HostRefused(Rejected):
 
 class Said(msgspec.Struct, frozen=True, kw_only=True):
     """What the steps of a rollout answer, each some of it: how an update stands, what of it the host has `seen` last, whether a daemon has
-    `resumed` under it; what failed in a switch, with lines that say more, and what it warns of."""
+    `resumed` under it; what failed in a switch, with lines that say more, and what it warns of; what was `altered` of a release."""
 
     state: str | None = None
     reason: str | None = None
@@ -41,6 +41,7 @@ class Said(msgspec.Struct, frozen=True, kw_only=True):
     failure: str | None = None
     details: str | None = None
     warnings: tuple[str, ...] = ()
+    altered: tuple[str, ...] = ()
 
 
 class HostSteps:
@@ -101,6 +102,11 @@ class HostSteps:
         """Verify a bundle, whose manifest has this sha256, and unpack it beside the others."""
         return self.ask("upload and verify", "install", "--digest", digest, stdin=bundle, timeout_s=300.0,
                         does="the release comes to lie beside the others, once its signature and its files' hashes are good")  # fmt: skip
+
+    def altered(self, release: str) -> Step:
+        """Compare a release that is there with its manifest."""
+        return self.ask("compare what is there", "altered", "--release", release,
+                        does="the release is on the host already; it is sent again where anybody has altered it")  # fmt: skip
 
     def set_up(
         self, release: str, *, config: str | None, token: str | None, files: Mapping[str, str], wait_s: float = 60.0

@@ -21,6 +21,7 @@ from ostler.fleet.rollout.preflight import (
     is_retired,
     not_running,
     skew,
+    strange,
     unlinked,
 )
 from ostler.model.words import on_one_line
@@ -68,6 +69,9 @@ def appraise(
     anew = facts.altered and release in {None, facts.current}  # first: else what was altered of its units would be put in force
     written = install if facts.unfinished or anew else update
     found += [Finding(line, written) for line in (*edited(facts, own), *unlinked(facts))]
+    for path, line in strange(facts).items():
+        here = shlex.quote(path)
+        found.append(Finding(line, f"look at it; if it is yours: chown root: {here} && chmod 644 {here}, else rm {here}"))
     if facts.altered:
         found.append(Finding(_altered(facts), written))
     entries = WAIT if watched else again("install", {**given, "--allowlist": "DIR"}, [host])
@@ -105,6 +109,9 @@ def lacks_key(facts: Facts) -> bool:
 
 def _altered(facts: Facts) -> str:
     some, more = ", ".join(facts.altered[:MOST_NAMED]), len(facts.altered) - MOST_NAMED
+    count, _, word = facts.altered[-1].partition(" ")
+    if word == "more" and count.isdecimal():  # the host itself names some alone
+        more += int(count) - 1
     return f"of release {facts.current} was altered on the host: {some}{f' and {more} more' if more > 0 else ''}"
 
 

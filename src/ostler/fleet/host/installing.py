@@ -5,6 +5,7 @@ What has its name is whole. Whatever else a crash left is taken away by the next
 """
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import json
@@ -12,18 +13,19 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ostler.fleet.host import archive, fitting, packing, reusing, trust, wheels, wholeness
+from ostler.fleet.host import archive, environment, fitting, packing, reusing, trust, wheels, wholeness
 from ostler.fleet.host.places import APPLICATION, PACKAGES, PROGRAM, Places, own_platform, read_json, sync, write_json
 from ostler.fleet.host.refusals import Refused
 
 PARTIAL = ".partial"
 _TRIAL = "ostler.assembly.trial"
 _TRIAL_S = 60
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # source: linux/fcntl.h, linux/fs.h
+_NO_EXCHANGE = {errno.EINVAL, errno.ENOSYS}  # of old kernels, and some file systems
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
@@ -48,7 +50,7 @@ def install(
             raise Refused("untrusted", f"release {manifest.release} is not the one that was announced: its digest is another")
         check(manifest)
         home = places.release(manifest.release)
-        there = home.is_dir() and not wholeness.altered(home)
+        there = os.path.lexists(home) and not wholeness.altered(home)
         answer = {"release": manifest.release, "version": manifest.version, "was_there": there}
         if answer["was_there"]:
             for _ in contents.read(own_platform(), spared=manifest.files):  # who sends it is not cut off
@@ -76,7 +78,7 @@ def prune(places: Places, keep: int) -> dict[str, Any]:
                 note.unlink(missing_ok=True)
             aside = one.with_name(f"{one.name}{PARTIAL}")  # half of a release must not bear its name
             one.rename(aside)
-            shutil.rmtree(aside)
+            _remove(aside)
     return {"removed": [one.name for one in gone]}
 
 
@@ -112,8 +114,16 @@ def _alone(places: Places) -> Iterator[None]:
     with (places.releases / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for left in places.releases.glob(f"*{PARTIAL}"):
-            shutil.rmtree(left)
+            _remove(left)
         yield
+
+
+def _remove(path: Path) -> None:
+    """Whatever it is; of a link, not what it refers to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _make(places: Places, home: Path, manifest: archive.Manifest, envelope: bytes, contents: archive.Contents) -> None:
@@ -147,26 +157,40 @@ def _make(places: Places, home: Path, manifest: archive.Manifest, envelope: byte
 
 def _name(places: Places, half: Path, home: Path) -> None:
     """In place of what was altered, where there is such; a daemon that runs it is due for a start."""
-    if not home.is_dir():
+    if not os.path.lexists(home):
         half.rename(home)
         sync(home.parent)
         return
     if places.in_force() == home.name:
-        places.start_due.touch()
-    aside = home.with_name(f"{home.name}.altered{PARTIAL}")
-    home.rename(aside)
-    half.rename(home)
+        places.start_due.write_text(home.name)
+    if not _exchange(half, home):
+        home.rename(home.with_name(f"{home.name}.altered{PARTIAL}"))
+        half.rename(home)
+        half = home.with_name(f"{home.name}.altered{PARTIAL}")
     sync(home.parent)
-    shutil.rmtree(aside)
+    _remove(half)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Each takes the other's name in one step, so that both are there at any moment; whether that can be had here. Raises OSError."""
+    try:
+        call = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    here = ctypes.c_int(_AT_FDCWD)
+    if call(here, os.fsencode(one), here, os.fsencode(other), ctypes.c_uint(_RENAME_EXCHANGE)) == 0:
+        return True
+    if (code := ctypes.get_errno()) in _NO_EXCHANGE:
+        return False
+    raise OSError(code, os.strerror(code), str(other))
 
 
 def _lay_out(half: Path) -> None:
-    """A directory that is a virtual environment (source: PEP 405) of the system's Python."""
+    """Its directories, and its Python."""
     (half / PACKAGES).mkdir(parents=True)
     (half / "bin").mkdir()
-    base = Path(sys.executable).resolve()
-    (half / "bin/python").symlink_to(base)
-    (half / "pyvenv.cfg").write_text(f"home = {base.parent}\ninclude-system-site-packages = false\n")
+    (half / environment.PYTHON).symlink_to(environment.base())
+    (half / environment.SETTINGS).write_text(environment.settings())
 
 
 def _standing(places: Places) -> list[reusing.Standing]:

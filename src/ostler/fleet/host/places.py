@@ -131,7 +131,8 @@ class Places:
 
     @property
     def start_due(self) -> Path:
-        """There while a host is made a node, and afterwards where that was cut off."""
+        """There while a host is made a node, and afterwards where that was cut off; with the id of the release in force where that
+        was brought anew, and its daemon was not started since."""
         return self.updates / "start.due"
 
     @property
@@ -199,18 +200,22 @@ def own_platform() -> str:
 
 
 def digest(path: Path) -> str | None:
-    """A file's sha256; None where there is none, or something else: a pipe must hold nobody up."""
+    """A file's sha256, also where a link leads to it; of a device or a queue, which is not read, that of nothing. None where there is
+    none, or a directory."""
     try:
-        with open(path, "rb", opener=_at_once) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                return None
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            return None if stat.S_ISDIR(mode) else hashlib.sha256().hexdigest()
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
         return None
-
-
-def _at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+    finally:
+        os.close(descriptor)
 
 
 def shown(name: str) -> str:
@@ -233,9 +238,10 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 def write(path: Path, content: bytes, *, mode: int) -> None:
-    """Replace a file whole, on the disk before this returns."""
+    """Replace a file whole by another one, on the disk before this returns."""
     fresh = half(path)
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+    fresh.unlink(missing_ok=True)  # it may be somebody else's
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     with os.fdopen(descriptor, "wb") as file:
         os.fchmod(descriptor, mode)
         file.write(content)

@@ -24,6 +24,7 @@ from ostler.fleet.host import (
     switching,
     systemd,
     taking,
+    wholeness,
 )
 from ostler.fleet.host.places import NODE_UNIT, Places, read_json
 from ostler.fleet.host.refusals import Refused
@@ -60,6 +61,10 @@ def _install(places: Places, given: argparse.Namespace) -> Answer:
         return installing.install(places, sys.stdin.buffer, digest=given.digest)
     with open(given.bundle, "rb") as bundle:  # noqa: PTH123
         return installing.install(places, bundle, digest=given.digest)
+
+
+def _altered(places: Places, given: argparse.Namespace) -> Answer:
+    return {"altered": wholeness.altered(places.release(given.release))}
 
 
 def _prune(places: Places, given: argparse.Namespace) -> Answer:
@@ -149,6 +154,7 @@ VERBS: dict[str, tuple[Callable[[Places, argparse.Namespace], Answer], tuple[tup
             ("--digest", {"help": "of its manifest, sha256 in hex; a host's first release needs it"}),
         ),
     ),
+    "altered": (_altered, (("--release", {"required": True}),)),
     "prune": (_prune, (("--keep", {"type": int, "required": True}),)),
     "set-up": (_set_up, (("--release", {"required": True}), ("--wait", {"type": float, "default": 60.0}))),
     "uninstall": (_uninstall, (("--keep-state", {"action": "store_true"}), ("--end-jobs", {"action": "store_true"}))),

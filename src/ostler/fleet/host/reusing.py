@@ -21,10 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ostler.fleet.host import wheels
-from ostler.fleet.host.archive import MANIFEST
+from ostler.fleet.host.archive import MANIFEST, MAX_FILE, MAX_MANIFEST
 from ostler.fleet.host.refusals import Refused
 
 SUFFIX = ".whl"
+MAX_RECORD = 16 << 20
 CACHE = "__pycache__"
 _NO_LINKS = {errno.EXDEV, errno.EMLINK, errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}  # then it is copied
 _IDENTITY = ("st_dev", "st_ino", "st_size", "st_mode", "st_uid", "st_mtime_ns")
@@ -51,8 +52,8 @@ def claimed(releases: Iterable[Path]) -> list[str]:
     """The sha256 of each wheel that these releases of this host say they were made of; what became of it is looked at when it is needed."""
     found: set[str] = set()
     for home in releases:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            inner = json.loads(base64.b64decode(json.loads((home / MANIFEST).read_bytes())["payload"]))
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            inner = json.loads(base64.b64decode(json.loads(read(home, MANIFEST, most=MAX_MANIFEST)[1])["payload"]))
             found.update(str(one["sha256"]) for one in inner["files"] if one["path"].endswith(SUFFIX))
     return sorted(found)
 
@@ -83,7 +84,7 @@ class Pieces:
         """Whether the file is in the packages now; its directory is there. Raises Refused, OSError."""
         for there, linked in zip(self._before, self._linked, strict=True):
             try:
-                found, now = _read(there.packages, path, size=len(content), mode=mode)
+                found, now = read(there.packages, path, size=len(content), mode=mode)
             except (OSError, ValueError):
                 continue
             if now == content:
@@ -109,13 +110,13 @@ def compiled(packages: Path) -> dict[str, str]:
         if os.path.basename(folder) == CACHE:  # noqa: PTH119
             for name in names:
                 path = os.path.relpath(f"{folder}/{name}", packages)
-                found[path] = _read(packages, path)[0].sha256
+                found[path] = read(packages, path)[0].sha256
     return found
 
 
-def altered(packages: Path, unpacked: Mapping[str, str | None]) -> list[str]:
-    """What is not as these wheels, each with its digest, were unpacked, by the paths in `packages`: files that were edited or are gone,
-    and, where all digests are known, files of no wheel."""
+def compare(packages: Path, unpacked: Mapping[str, str | None]) -> tuple[set[str], set[str]]:
+    """What is not as these wheels, each with its digest, were unpacked (files that were edited or are gone), and all files that they name;
+    both by the paths in `packages`."""
     found: set[str] = set()
     named: set[str] = set()
     for wheel, wanted in unpacked.items():
@@ -129,18 +130,15 @@ def altered(packages: Path, unpacked: Mapping[str, str | None]) -> list[str]:
         except (OSError, ValueError, csv.Error, Refused):
             record = {}
         named |= record.keys()
-        wrong = {path for path, sha256 in record.items() if not _is_so(packages, path, sha256)}
+        wrong = {path for path, sha256 in record.items() if not is_so(packages, path, sha256)}
         found |= wrong or {f"{information}/{wheels.RECORD}"}
-    if None not in unpacked.values():
-        there_is = (os.path.relpath(f"{folder}/{name}", packages) for folder, _, names in os.walk(packages) for name in names)
-        found |= {path for path in there_is if path not in named and CACHE not in path.split("/")}
-    return sorted(found)
+    return found, named
 
 
-def _is_so(packages: Path, path: str, sha256: str) -> bool:
-    """Whether a file is as its wheel's record has it, which says nothing of itself."""
+def is_so(folder: Path, path: str, sha256: str) -> bool:
+    """Whether a plain file there is this one; an empty `sha256`, as a wheel's record has it of itself, says nothing."""
     try:
-        found, _ = _read(packages, path)
+        found, _ = read(folder, path)
     except (OSError, ValueError):
         return False
     return stat.S_IMODE(found.facts.st_mode) in (0o644, 0o755) and sha256 in ("", found.sha256)
@@ -153,7 +151,7 @@ def _digest(files: Iterable[_Read]) -> str:
 def _files(packages: Path, information: str) -> list[_Read]:
     """The files that a wheel's own record names; none where one is not as it was unpacked."""
     try:
-        return [_read(packages, name)[0] for name in sorted(_record(packages, information))]
+        return [read(packages, name)[0] for name in sorted(_record(packages, information))]
     except (OSError, ValueError, csv.Error, Refused):
         return []
 
@@ -161,7 +159,8 @@ def _files(packages: Path, information: str) -> list[_Read]:
 def _record(packages: Path, information: str) -> dict[str, str]:
     """What a wheel's own record says: each file's sha256 in hex, an empty text where it has none. Raises OSError, ValueError, csv.Error,
     Refused."""
-    rows = [row for row in csv.reader((packages / information / wheels.RECORD).read_text().splitlines()) if row]
+    text = read(packages, f"{information}/{wheels.RECORD}", most=MAX_RECORD)[1].decode()
+    rows = [row for row in csv.reader(text.splitlines()) if row]
     return {str(place): _hex(*row[1:2]) for row in rows if (place := wheels.target(row[0])) is not None}
 
 
@@ -179,7 +178,7 @@ def _link_compiled(there: Standing, sources: list[str], packages: Path) -> None:
         path = os.path.join(folder, CACHE, f"{name.removesuffix('.py')}.{sys.implementation.cache_tag}.pyc")  # noqa: PTH118
         if name.endswith(".py") and path in there.compiled:
             with contextlib.suppress(OSError, ValueError):
-                found, _ = _read(there.packages, path)
+                found, _ = read(there.packages, path)
                 if found.sha256 == there.compiled[path] and stat.S_IMODE(found.facts.st_mode) == 0o644:
                     if folder not in made:
                         (packages / folder / CACHE).mkdir(exist_ok=True)
@@ -187,14 +186,17 @@ def _link_compiled(there: Standing, sources: list[str], packages: Path) -> None:
                     _bring(there.packages, found, packages)
 
 
-def _read(packages: Path, path: str, *, size: int | None = None, mode: int | None = None) -> tuple[_Read, bytes]:
-    """A plain file of whoever installs (of this size and mode, where they are given), and its content. Raises OSError, ValueError."""
+def read(
+    packages: Path, path: str, *, size: int | None = None, mode: int | None = None, most: int = MAX_FILE
+) -> tuple[_Read, bytes]:
+    """A plain file of whoever installs (of this size and mode, where they are given), and its content, of at most `most` bytes. Raises
+    OSError, ValueError."""
     descriptor = os.open(f"{packages}/{path}", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         facts = os.fstat(descriptor)
         if not stat.S_ISREG(facts.st_mode) or facts.st_uid != os.geteuid():
             raise ValueError(f"{path} is not as it was unpacked")
-        if size not in (None, facts.st_size) or mode not in (None, stat.S_IMODE(facts.st_mode)):
+        if facts.st_size > most or size not in (None, facts.st_size) or mode not in (None, stat.S_IMODE(facts.st_mode)):
             raise ValueError(f"{path} is another file")
         with os.fdopen(descriptor, "rb", buffering=0, closefd=False) as file:
             content = file.readall()
@@ -212,7 +214,7 @@ def _bring(before: Path, found: _Read, packages: Path) -> bool:
         if exc.errno not in _NO_LINKS:
             raise
         with contextlib.suppress(ValueError):
-            now, content = _read(before, found.path)
+            now, content = read(before, found.path)
             if now.sha256 == found.sha256:
                 with open(into, "xb") as file:  # noqa: PTH123
                     file.write(content)

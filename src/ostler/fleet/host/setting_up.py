@@ -49,7 +49,7 @@ def set_up(places: Places, release: str, told: Told, *, wait_s: float) -> dict[s
         traces = Traces(places)
         due = places.start_due  # one that was cut off may have changed what the daemon has not read
         cut_off = due.exists()
-        due.touch()
+        due.write_text("")
         changed = [f"user {accounts.NAME}"] if accounts.make(places) else []
         changed += _write(places, traces, home, told)
         anew, wanted = _apply(places, traces, release, told)
@@ -159,6 +159,7 @@ def _write(places: Places, traces: Traces, home: Path, told: Told) -> list[str]:
             traces.take_over(path)
         if traces.directory(path, mode=mode, owner=owner):
             changed.append(str(path))
+    changed += access.mend(places, traces)  # before anything is written there
     files = {places.config.parent / name: content for name, content in told.files.items()}
     if told.config is not None:
         files[places.config] = told.config
@@ -166,7 +167,6 @@ def _write(places: Places, traces: Traces, home: Path, told: Told) -> list[str]:
         traces.directory(path.parent, mode=0o755)
         if traces.file(path, content.encode()):
             changed.append(str(path))
-    changed += access.mend(places, traces)
     if traces.file(places.units / WATCH_UNIT, (home / "units" / WATCH_UNIT).read_bytes()):
         changed.append(WATCH_UNIT)
     return changed

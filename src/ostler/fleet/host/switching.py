@@ -77,6 +77,8 @@ def switch(
             daemon.ask(places.door, "POST", "/drain")
             applied = apply(places, release, told)
             failure = _restart()
+            if failure is None and places.start_due.exists() and places.start_due.read_text() == release:
+                places.start_due.unlink()  # it was brought anew, and what was due was this start
             write_json(
                 places.update,
                 update | {"state": "watching", "began": time.clock_gettime(time.CLOCK_BOOTTIME), "boot_id": boot_id()},
@@ -126,6 +128,7 @@ def apply(places: Places, release: str, told: Told) -> services.Outcome:
     """
     home = places.release(release)
     traces = Traces(places)
+    access.mend(places, traces)  # before anything is written there
     for name, text in told.files.items():
         beside = places.config.parent / name
         traces.directory(beside.parent, mode=0o755)
@@ -138,7 +141,6 @@ def apply(places: Places, release: str, told: Told) -> services.Outcome:
         write(places.config, config.encode(), mode=0o644)
     if places.config.exists():
         write(places.applied, places.config.read_bytes(), mode=0o600)
-    access.mend(places, traces)
     traces.directory(places.units / WANTS, mode=0o755)
     for name in UNITS:
         _write_unit(places, name, home)

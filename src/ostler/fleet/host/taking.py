@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ostler.fleet.host import accounts, floor, installing, lock, switching, trust
+from ostler.fleet.host import accounts, floor, installing, lock, switching, trust, wholeness
 from ostler.fleet.host.archive import Manifest
 from ostler.fleet.host.places import Places, read_json
 from ostler.fleet.host.publishing import publish
@@ -104,6 +104,9 @@ def _update(places: Places, folder: int, request: Request, program: bytes) -> di
             manifest = floor.of_release(places, request.release)
             _believe(places, manifest)
             floor.check(places, manifest)
+            if found := wholeness.altered(home):
+                what = f"release {request.release} was altered on this host ({found[0]})"
+                raise Refused("unfit", f"{what}: `ostler fleet update` over SSH brings it anew")
         else:
             _install(places, folder, request)
         done = switching.switch(

@@ -13,7 +13,7 @@ from ostler.fleet.host.unit_files import is_as_written
 
 class Traces:
     """`made` are directories and files that were not there, the outer ones first; `before` are files that were, as they were, and
-    directories that were empty and were taken over."""
+    directories that were empty and were taken over, or got another owner and mode."""
 
     def __init__(self, places: Places) -> None:
         self._places = places
@@ -61,7 +61,8 @@ class Traces:
         return True
 
     def expect(self, path: Path) -> None:
-        """Somebody is about to write this file or link: remember it as it is now, unless it is ours already."""
+        """Somebody is about to write this file or link, or to give a directory another owner and mode: remember it as it is now, unless it
+        is ours already."""
         name = self._name(path)
         if name in self.made or name in self.before:
             return
@@ -70,7 +71,11 @@ class Traces:
             return
         found = path.lstat()
         self.before[name] = {"mode": stat.S_IMODE(found.st_mode), "uid": found.st_uid, "gid": found.st_gid} | (
-            {"link": str(path.readlink())} if path.is_symlink() else {"content": base64.b64encode(path.read_bytes()).decode()}
+            {"link": str(path.readlink())}
+            if path.is_symlink()
+            else {"folder": True}
+            if path.is_dir()
+            else {"content": base64.b64encode(path.read_bytes()).decode()}
         )
         self._save()
 
@@ -109,9 +114,9 @@ class Traces:
         return removed, restored
 
     def _restore(self, path: Path, was: dict[str, Any]) -> None:
-        if was.get("empty"):
+        if was.get("empty") or was.get("folder"):
             path.mkdir(parents=True, exist_ok=True)
-            for one in contents(path):
+            for one in contents(path) if was.get("empty") else []:
                 shutil.rmtree(one) if one.is_dir() and not one.is_symlink() else one.unlink()
             os.chown(path, was["uid"], was["gid"])
             path.chmod(was["mode"])

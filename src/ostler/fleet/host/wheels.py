@@ -11,7 +11,7 @@ from typing import IO
 
 from ostler.fleet.host.refusals import Refused
 
-RECORD = "RECORD"
+RECORD, COMMANDS = "RECORD", "entry_points.txt"
 _SCRIPT = "#!{python}\nimport sys\nfrom {module} import {function}\nsys.exit({function}())\n"
 _PLACES = {"purelib", "platlib"}  # of a wheel's `.data` folder
 _PIECE = 1 << 20
@@ -93,7 +93,7 @@ def _write(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, place: Path) -> Non
 
 def scripts(wheel: str, packages: Path, python: str) -> dict[str, str]:
     """The commands that an unpacked wheel offers, by their names; `python` is the interpreter's path as it will be."""
-    declared = packages / information(wheel) / "entry_points.txt"
+    declared = packages / information(wheel) / COMMANDS
     parser = configparser.ConfigParser(delimiters=("=",), interpolation=None)
     parser.optionxform = str  # type: ignore[assignment, method-assign]
     parser.read_string(declared.read_text())

@@ -181,7 +181,9 @@ class SshCarrier:
     def steps(self, host: str) -> list[Step]:
         """All steps of a host that was looked at, as they would be carried out where nothing goes wrong."""
         facts, steps = self._facts[host], [self._steps.lock(self._plan.rollout_id, self._owner, self._message)]
-        if self._plan.release not in facts.releases:
+        if self._plan.release in facts.releases:
+            steps.append(self._steps.altered(self._plan.release))
+        else:
             steps.append(self._steps.install(self._content.digest, self._content.bundle(facts.platform, facts.wheels)))
         return [*steps, self._switch_step(host), self._steps.observe(self._plan.rollout_id), self._steps.prune(keep=KEEP),
                 self._steps.unlock(self._plan.rollout_id)]  # fmt: skip
@@ -214,7 +216,8 @@ class SshCarrier:
         facts = self._facts.get(host.name)
         if facts is None:
             return Result(event=Event.REFUSED, reason="nobody has looked at this host")
-        if self._plan.release not in facts.releases:
+        there = self._plan.release in facts.releases
+        if not there or (await self._ask(host, self._steps.altered(self._plan.release))).altered:
             try:
                 await self._install(host, facts.platform, facts.wheels)
             except HostRefused as exc:

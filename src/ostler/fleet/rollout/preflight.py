@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from ostler.fleet.host.access import STRANGE
 from ostler.fleet.node_config import Own, declares_services, differences, node_id_of
 from ostler.model.words import many
 
@@ -127,7 +128,9 @@ class Verdict:
 def judge(facts: Facts, wanted: Wanted, *, asked_at: datetime, answered_at: datetime) -> Verdict:
     """Whether `wanted` may go onto a host with these `facts`, which it gave between the two times on our clock."""
     refusal = _refusal(facts, wanted, asked_at, answered_at)
-    return Verdict(refusal=refusal, drift=() if refusal else drift(facts, wanted), warnings=facts.warnings)
+    return Verdict(
+        refusal=refusal, drift=() if refusal else drift(facts, wanted), warnings=(*facts.warnings, *strange(facts).values())
+    )
 
 
 def skew(facts: Facts, asked_at: datetime, answered_at: datetime) -> timedelta:
@@ -159,7 +162,7 @@ def edited(facts: Facts, own: Own | None) -> list[str]:
         elif unit.wanted is not None and unit.sha256 != unit.wanted:
             lines.append(f"{name} was edited")
     lines += [f"{name} does not start with the host" for name in RUNNING if name in facts.units and not facts.units[name].at_boot]
-    lines += [f"{path} {why}" for path, why in sorted(facts.access.items())]
+    lines += [f"{path} {why}" for path, why in sorted(facts.access.items()) if not why.endswith(STRANGE)]
     if facts.permitted_sha256 is not None and facts.permits_sha256 != facts.permitted_sha256:
         lines.append("what polkit permits was edited" if facts.permits_sha256 else "what polkit permits is missing")
     elif facts.permitted_sha256 is None and declares_services(facts.config):  # such as by a release that knew no services
@@ -170,6 +173,11 @@ def edited(facts: Facts, own: Own | None) -> list[str]:
     if facts.applied_sha256 is not None and facts.config_sha256 != facts.applied_sha256:
         lines.append("the configuration was edited" if facts.config_sha256 else "the configuration is missing")
     return lines
+
+
+def strange(facts: Facts) -> dict[str, str]:
+    """What others could change and no installation wrote, a line by its path: no command makes it root's."""
+    return {path: f"{path} {why}" for path, why in sorted(facts.access.items()) if why.endswith(STRANGE)}
 
 
 def unlinked(facts: Facts) -> list[str]:

@@ -1,5 +1,6 @@
 """What the host program does with files: the lock, links to programs, facts, and that all of it runs from memory on a bare Python."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -164,7 +165,7 @@ def test_facts_are_told_whatever_lies_around(places: Places) -> None:
     assert sorted(found["entries"]) == ["0.yaml", "1.yaml"]
     assert "allowlist.d/caf\\xe9.yaml" in found["beside"]
     assert "allowlist.d/image" not in found["beside"]
-    assert found["units"][NODE_UNIT]["wanted"] is None
+    assert found["units"][NODE_UNIT]["wanted"] == hashlib.sha256().hexdigest()
 
 
 def test_it_runs_from_memory(places: Places, rooted: tuple[str, ...]) -> None:

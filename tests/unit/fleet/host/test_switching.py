@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ostler.fleet.host import daemon, program, switching, systemd, unit_files
+from ostler.fleet.host import daemon, program, services, switching, systemd, unit_files
 from ostler.fleet.host.places import NODE_UNIT, UNITS, WATCH_UNIT, Places, point, read_json, write_json
 
 RELEASE = "0.2.0-0123456789ab"
@@ -57,6 +57,16 @@ def test_a_link_to_elsewhere_does_not_count_as_one_that_starts_at_boot(places, m
     with pytest.raises(CutOff):
         switch(places)
     assert link.readlink() == places.units / WATCH_UNIT
+
+
+@pytest.mark.parametrize(("due", "is_left"), [(RELEASE, False), ("", True), ("0.1.0-aaaaaaaaaaaa", True)])
+def test_the_start_that_was_due_is_done_by_a_switch_to_what_was_brought_anew(places, monkeypatch, due, is_left):
+    """Not what an installation that was cut off still has to do."""
+    monkeypatch.setattr(systemd, "act", lambda verb, *units: None)
+    monkeypatch.setattr(services, "apply", lambda *words, **more: services.Outcome())
+    places.start_due.write_text(due)
+    switch(places)
+    assert places.start_due.exists() == is_left
 
 
 @pytest.mark.parametrize("restored", [True, False])

@@ -1,7 +1,7 @@
 """What stands on a host beside what was written there: other modes and owners, links that start nothing, files that change units."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,11 +12,13 @@ from ostler.fleet.host.traces import Traces
 
 
 @pytest.fixture
-def places(tmp_path: Path) -> Places:
+def places(tmp_path: Path) -> Iterator[Places]:
+    before = os.umask(0o022)  # as a host's own commands have it
     places = Places(tmp_path)
     (places.units / unit_files.WANTS).mkdir(parents=True)
     places.updates.mkdir(parents=True)
-    return places
+    yield places
+    os.umask(before)
 
 
 def written(path: Path, text: str = "as it was", mode: int = 0o644) -> Path:
@@ -78,7 +80,9 @@ def test_drop_ins_are_found_wherever_systemd_looks(places: Places) -> None:
 )
 def test_what_others_could_change_is_named_and_taken_from_them(places: Places, mode: int, words: str) -> None:
     written(places.config, mode=mode)
-    written(places.allowlist / "sh.yaml", mode=mode)
+    Traces(places).directory(places.allowlist, mode=0o755, owner=(os.geteuid(), os.getegid()))
+    Traces(places).file(places.allowlist / "sh.yaml", b"as it was")
+    (places.allowlist / "sh.yaml").chmod(mode)
     written(places.config.parent / "secret.env", mode=0o600)  # its owner's
     assert access.wrong(places) == {str(path): words for path in (places.allowlist / "sh.yaml", places.config)}
     assert set(access.mend(places, Traces(places))) == {str(places.allowlist / "sh.yaml"), str(places.config)}
@@ -98,12 +102,56 @@ def test_a_link_that_others_made_opens_nothing(places: Places, link: Callable[[P
     assert secret.stat().st_mode & 0o777 == 0o600
 
 
-def test_a_directory_is_ours_where_an_installation_made_it(places: Places) -> None:
+@pytest.mark.parametrize("made", [True, False])
+@pytest.mark.parametrize("name", ["etc/ostler", "etc/ostler/allowlist.d"])
+def test_a_directory_that_others_could_write_is_taken_from_them_whoever_made_it(places: Places, made: bool, name: str) -> None:
+    """And is as it was once the installation is taken back."""
+    folder = places.root / name
+    if made:
+        Traces(places).directory(folder, mode=0o755, owner=(os.geteuid(), os.getegid()))
     written(places.config)
-    places.config.parent.chmod(0o777)
+    places.allowlist.mkdir(exist_ok=True)
+    folder.chmod(0o777)
+    assert access.wrong(places) == {str(folder): "may be written by others than root (its mode is 0777)"}
+    assert access.mend(places, Traces(places)) == [str(folder)]
+    assert folder.stat().st_mode & 0o777 == 0o755
     assert access.wrong(places) == {}
+    Traces(places).take_back()
+    assert folder.exists() != made
+    assert made or folder.stat().st_mode & 0o777 == 0o777
+
+
+def test_a_directory_that_was_there_before_is_opened_to_nobody(places: Places) -> None:
+    """There may be other things of its owner's in it."""
+    written(places.config)
+    places.config.parent.chmod(0o700)
+    assert access.wrong(places) == {}
+
+
+@pytest.mark.parametrize(
+    "others", [0o666, pytest.param(None, marks=pytest.mark.skipif(os.geteuid() != 0, reason="root gives files to others"))]
+)
+def test_an_entry_that_no_installation_wrote_is_never_made_roots(places: Places, others: int | None) -> None:
+    """Whoever put it there would have their own allowlist in force."""
     Traces(places).directory(places.allowlist, mode=0o755, owner=(os.geteuid(), os.getegid()))
-    places.allowlist.chmod(0o777)
-    assert access.wrong(places) == {str(places.allowlist): "may be written by others than root (its mode is 0777)"}
-    access.mend(places, Traces(places))
-    assert places.allowlist.stat().st_mode & 0o777 == 0o755
+    Traces(places).file(places.allowlist / "sh.yaml", b"as it was")
+    written(places.config)
+    evil = written(places.allowlist / "evil.yaml")
+    for one in (evil, places.allowlist / "sh.yaml"):
+        one.chmod(others) if others else os.chown(one, 65534, 65534)
+    before = evil.lstat()
+    said = access.wrong(places)
+    assert said[str(evil)] == f"{said[str(places.allowlist / 'sh.yaml')]}, {access.STRANGE}"
+    assert access.mend(places, Traces(places)) == [str(places.allowlist / "sh.yaml")]
+    assert evil.lstat() == before
+    assert set(access.wrong(places)) == {str(evil)}
+
+
+def test_whoever_has_a_file_open_cannot_change_it_once_it_was_mended(places: Places) -> None:
+    written(places.config, mode=0o666)
+    left = written(places.config.with_name(".node.yaml.new"))  # and not through what will become the file either
+    with places.config.open("a") as one, left.open("a") as other:
+        assert access.mend(places, Traces(places)) == [str(places.config)]
+        one.write("evil: 1\n")
+        other.write("evil: 1\n")
+    assert places.config.read_text() == "as it was"

@@ -10,7 +10,7 @@ import pytest
 
 from ostler.fleet.inventory.host import Host
 from ostler.fleet.rollout.by_ssh import Content, SshCarrier
-from ostler.fleet.rollout.preflight import Wanted
+from ostler.fleet.rollout.preflight import NODE_UNIT, Wanted
 from ostler.fleet.ssh.step import Outcome, Step
 from ostler.model.errors import InvalidSpec, Unauthenticated
 from ostler.model.rollout.plan import Plan
@@ -27,10 +27,12 @@ class Hosts:
 
     def __init__(self, **answers: dict[str, Any]) -> None:
         self.answers = answers
+        self.asked: list[str] = []
 
     async def run(self, host: Host, step: Step) -> Outcome:
         assert step.question is not None
         await asyncio.sleep(0)
+        self.asked.append(step.question.words[0])
         return Outcome(code=0, stdout=json.dumps(self.answers[step.question.words[0]]).encode(), stderr=b"")
 
 
@@ -38,6 +40,23 @@ def carrier(hosts: Hosts, gate: Any = None) -> SshCarrier:
     content = Content(bundle=lambda platform, there: b"", digest="d", own={}, services={})
     host = Host(name="a", address="192.0.2.1")
     return SshCarrier(hosts, {"a": host}, plan=PLAN, content=content, owner="me", message="", gate=gate)  # type: ignore[arg-type]
+
+
+FACTS = {
+    "hostname": "a", "os": "debian 12", "arch": "x86_64", "abi": "cp311", "now": 0.0, "disk_free_mb": 9999, "wheels": ["w"],
+    "units": {NODE_UNIT: {"state": "active", "sha256": "u", "wanted": "u"}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("there", "altered", "sent"), [(True, [], False), (True, ["bin/ostler"], True), (False, None, True)])
+async def test_a_release_that_is_there_is_sent_where_it_was_altered(there: bool, altered: list[str] | None, sent: bool) -> None:
+    """One that is not is not looked at."""
+    hosts = Hosts(facts=FACTS | {"releases": [PLAN.release] if there else []}, install={}, altered={"altered": altered})
+    one = carrier(hosts)
+    await one.look("a", Wanted(rollout_id="r1", release=PLAN.release, platforms=["cp311-x86_64"], bundle_mb=1))
+    assert ("compare what is there" in [step.title for step in one.steps("a")]) == there
+    assert (await one.carry("a", Phase.UPLOADING, None)).event is Event.DONE
+    assert hosts.asked == ["facts", *(["altered"] if there else []), *(["install"] if sent else [])]
 
 
 async def test_a_coordinator_that_refuses_to_be_asked_ends_no_rollout_and_rolls_nothing_back() -> None:

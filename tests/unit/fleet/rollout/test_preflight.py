@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from ostler.fleet.host.access import STRANGE
 from ostler.fleet.node_config import Own, digest
 from ostler.fleet.rollout.preflight import (
     KEEPER_UNIT,
@@ -354,6 +355,20 @@ def test_an_altered_release_is_brought_anew_and_replaced_where_another_one_is_du
     said = found(there, release=release)
     for what in (f"of release {WANTED.release} was altered on the host: a, b, c and 2 more", "ostler-node.service was edited"):
         assert said[what] == f"ostler fleet {command} --host mini-1"
+
+
+def test_what_no_installation_wrote_is_made_nobodys_by_a_command() -> None:
+    path = "/etc/ostler/allowlist.d/e vil.yaml"
+    there = facts(current=WANTED.release, health=HEALTHY, units=units(), access={path: f"belongs to eve, not to root, {STRANGE}"})
+    line, quoted = f"{path} belongs to eve, not to root, {STRANGE}", f"'{path}'"
+    assert found(there) == {line: f"look at it; if it is yours: chown root: {quoted} && chmod 644 {quoted}, else rm {quoted}"}
+    verdict = judge(there, WANTED, asked_at=ASKED, answered_at=ANSWERED)
+    assert (verdict.drift, verdict.warnings) == ((), (line,))
+
+
+def test_of_very_many_altered_files_all_are_counted() -> None:
+    there = facts(current=WANTED.release, health=HEALTHY, units=units(), altered=("a", "b", "c", "d", "20 more"))
+    assert f"of release {WANTED.release} was altered on the host: a, b, c and 21 more" in found(there)
 
 
 def test_a_mistake_in_an_allowlist_is_told_with_what_brings_another_one() -> None:
