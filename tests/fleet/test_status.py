@@ -185,7 +185,8 @@ def test_a_release_that_shares_an_edited_file_is_sent_again_before_it_is_put_in_
 
 def test_an_entry_that_somebody_else_put_there_is_never_made_roots_by_a_command(installed, host):
     evil = f"{ENTRIES}/evil.yaml"
-    host.exec("sh", "-ec", f"chown ostler {ENTRIES}; cp {ENTRIES}/sh.yaml {evil}; sed -i s/sh/evil/ {evil}; chown ostler {evil}")
+    host.exec("tee", evil, stdin="command: {path: /usr/bin/true}\n")
+    host.exec("chown", "ostler", ENTRIES, evil)
     try:
         found = findings(installed, "mini-1")
         assert set(found) == {
@@ -200,7 +201,7 @@ def test_an_entry_that_somebody_else_put_there_is_never_made_roots_by_a_command(
         host.exec("sh", "-ec", look.rpartition(", else ")[2])
         assert findings(installed, "mini-1", code=0) == {}
     finally:
-        host.exec("rm", "-f", evil)
+        host.exec("sh", "-ec", f"rm -f {evil}; chown root {ENTRIES}")
 
 
 def test_an_allowlist_with_a_mistake_is_named_before_the_daemon_reads_it(installed, host):

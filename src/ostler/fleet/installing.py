@@ -4,6 +4,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from ostler.fleet.host_steps import HostSteps, answer, read_facts
 from ostler.fleet.node_config import Own
 from ostler.fleet.rollout.preflight import RETIRED, ROOM, Facts, is_retired
@@ -47,6 +49,9 @@ class Installation:
     async def look(self) -> Looked:
         """What the host is like; changes nothing."""
         facts = read_facts(await self._run(self._steps.facts([], thorough=True)))
+        if facts.current is None and self._wanted.release in facts.releases:  # such as by an installation that was cut off
+            altered = answer(await self._run(self._steps.altered(self._wanted.release)))["altered"]
+            facts = msgspec.structs.replace(facts, altered=tuple(altered))
         return look_at(facts, self._wanted)
 
     async def carry_out(self, looked: Looked) -> dict[str, Any]:
@@ -70,7 +75,7 @@ def look_at(facts: Facts, wanted: Wanted) -> Looked:
     health = facts.health or {}
     contact = health.get("last_contact_s")
     enrolled = facts.has_key and isinstance(contact, int | float) and contact <= CONTACT_S and health.get("enrolled") is not False
-    upload = wanted.release not in facts.releases or (facts.current == wanted.release and bool(facts.altered))
+    upload = wanted.release not in facts.releases or (facts.current in {None, wanted.release} and bool(facts.altered))
     return Looked(
         facts=facts, refusal=_refusal(facts, wanted, upload=upload, enrolled=enrolled), upload=upload, enrol=not enrolled
     )

@@ -98,6 +98,7 @@ def test_only_what_a_host_lacks_is_brought() -> None:
     assert look_at(there, WANTED) == Looked(facts=there, upload=False, enrol=False)
     altered = replace_facts({"releases": ("r1",), "current": "r1", "altered": ("bin/ostler",)})
     assert look_at(altered, WANTED).upload
+    assert look_at(replace_facts({"releases": ("r1",), "altered": ("bin/ostler",)}), WANTED).upload  # before its first start
     assert look_at(FACTS, WANTED) == Looked(facts=FACTS)
     refused = replace_facts({"health": {"last_contact_s": 1.0, "enrolled": False}})  # it has a key, and contact
     assert look_at(refused, WANTED).enrol
