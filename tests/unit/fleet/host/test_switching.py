@@ -1,10 +1,12 @@
 """What a switch does in which order: cut off anywhere, the next one for the same rollout leaves nothing out."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
-from ostler.fleet.host import daemon, program, services, switching, systemd, unit_files
+from ostler.fleet.host import daemon, services, switching, systemd, unit_files
 from ostler.fleet.host.places import NODE_UNIT, UNITS, WATCH_UNIT, Places, point, read_json, write_json
 
 RELEASE = "0.2.0-0123456789ab"
@@ -70,7 +72,7 @@ def test_the_start_that_was_due_is_done_by_a_switch_to_what_was_brought_anew(pla
 
 
 @pytest.mark.parametrize("restored", [True, False])
-def test_what_the_unit_wrote_is_that_of_the_release_that_was_no_good(places, monkeypatch, capsys, restored):
+def test_what_the_unit_wrote_is_that_of_the_release_that_was_no_good(places, monkeypatch, restored):
     """The one before writes to the same journal as soon as it is started; where it does not start, why is one line."""
     wrote = ["no such key: foo"]
     before = places.release("0.1.0-aaaaaaaaaaaa")
@@ -89,8 +91,9 @@ def test_what_the_unit_wrote_is_that_of_the_release_that_was_no_good(places, mon
     monkeypatch.setattr(systemd, "act", act)
     monkeypatch.setattr(systemd, "journal", lambda unit, lines=30: "\n".join(wrote))
     switching.go_back(places, "it is no good")
-    program.main(["--root", str(places.root), "observe", "--rollout", "r1"])
-    said = json.loads(capsys.readouterr().out)
+    host = "import sys; from ostler.fleet.host.program import main; sys.exit(main(sys.argv[1:]))"  # by itself: it sets its umask
+    argv = [sys.executable, "-c", host, "--root", str(places.root), "observe", "--rollout", "r1"]
+    said = json.loads(subprocess.run(argv, capture_output=True, check=True).stdout)
     assert said["journal"] == "no such key: foo"
     ends = {True: ("went_back", "it is no good"), False: ("stuck", "it is no good; systemctl restart: it failed")}
     assert (said["state"], said["reason"]) == ends[restored]
