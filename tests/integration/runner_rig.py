@@ -98,7 +98,7 @@ class Rig:
         level = sandbox or (by.level(asked) if by else self.config.sandbox.level)
         made = Workspace.create(self.config.workspace.root, f"job-{self.count}", 1)
         return AttemptTask(
-            job_id=made.job_id, attempt=1, manifest=asked, root=made.path, sandbox=level, timeout_s=asked.timeout_s
+            job_id=made.job_id, attempt=1, manifest=asked, root=made.place, sandbox=level, timeout_s=asked.timeout_s
         )
 
     def kill_keeper(self) -> None:

@@ -499,7 +499,7 @@ def lent(rig, task, **params):
         runner=Runner.PYTHON, task=task, params=params, timeout_s=30.0, artifacts=(Artifact(path="result.json", optional=True),)
     )
     return AttemptTask(
-        job_id=f"job-{rig.count}", attempt=1, manifest=manifest, root=rig.config.workspace.root / f"job-{rig.count}",
+        job_id=f"job-{rig.count}", attempt=1, manifest=manifest, root=f"{rig.config.workspace.root}/job-{rig.count}",
         sandbox=rig.config.sandbox.level, timeout_s=30.0, lent=True,
     )  # fmt: skip
 

@@ -51,7 +51,7 @@ def order(rig, do, *, room=1, first=False, timeout_s=60.0, **params):
     name = f"job-{rig.count}"
     manifest = Manifest(runner=Runner.PYTHON, task="behave", params={"do": do, **params}, timeout_s=timeout_s)
     return AttemptTask(
-        job_id=name, attempt=1, manifest=manifest, root=rig.config.workspace.root / name, sandbox=rig.config.sandbox.level,
+        job_id=name, attempt=1, manifest=manifest, root=str(rig.config.workspace.root / name), sandbox=rig.config.sandbox.level,
         timeout_s=timeout_s, lent=True, room=room, first=first,
     )  # fmt: skip
 

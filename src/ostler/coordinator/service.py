@@ -154,6 +154,7 @@ async def _services(
                 lambda node_id: store.read(nodes.newest_session, node_id),
                 clock=clock,
                 rates=Rates(config.limits, clock=clock, refused=metrics.refused),
+                shared=store.shared,
             ),
             pulls=PullLine(store.wakeups, lambda some: store.read(takers_of, some, config.latency), logger=logger),
             feed=Feed(store),

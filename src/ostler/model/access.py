@@ -1,13 +1,13 @@
 """Who may do what: the roles of people, how far each reaches, and which runners each may use."""
 
 from collections.abc import Mapping
-from enum import StrEnum
 from types import MappingProxyType
 
 from ostler.model.manifest import Runner
+from ostler.model.word import Word
 
 
-class Role(StrEnum):
+class Role(Word):
     """What a person's token is for. Roles are no ladder: a viewer sees everybody's jobs and starts none."""
 
     VIEWER = "viewer"
@@ -16,7 +16,7 @@ class Role(StrEnum):
     ADMIN = "admin"
 
 
-class Reach(StrEnum):
+class Reach(Word):
     """Over whose things a grant goes."""
 
     OWN = "own"  # the caller's own jobs; those of others are as if they did not exist

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
 
 from ostler.model.errors import InvalidTransition
 from ostler.model.failures import Failure
+from ostler.model.word import Word
 
 
-class AttemptState(StrEnum):
+class AttemptState(Word):
     """Where an attempt stands."""
 
     LEASED = "leased"
@@ -22,7 +22,7 @@ class AttemptState(StrEnum):
     RETURNED = "returned"
 
 
-class AttemptEvent(StrEnum):
+class AttemptEvent(Word):
     """What can happen to an attempt."""
 
     ACK = "ack"

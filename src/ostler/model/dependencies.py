@@ -3,23 +3,23 @@
 from collections import defaultdict, deque
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import TypeVar
 
 from ostler.model.job import JobState
+from ostler.model.word import Word
 
 STRICT = {"extra": "forbid"}
 N = TypeVar("N", bound=Hashable)
 
 
-class Until(StrEnum):
+class Until(Word):
     """Which end is waited for."""
 
     SUCCESS = "success"
     DONE = "done"  # any end
 
 
-class Otherwise(StrEnum):
+class Otherwise(Word):
     """What becomes of a job once the success that it waits for cannot come any more."""
 
     CANCEL = "cancel"

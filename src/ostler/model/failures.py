@@ -4,10 +4,11 @@ A failed job is data, not an exception: runners and loops pass `Failure` values 
 """
 
 from dataclasses import dataclass
-from enum import StrEnum
+
+from ostler.model.word import Word
 
 
-class Retry(StrEnum):
+class Retry(Word):
     """When a failure with some code is tried again, while the job has retries left."""
 
     NEVER = "never"  # the same thing would happen again
@@ -15,7 +16,7 @@ class Retry(StrEnum):
     ALWAYS = "always"  # the machine's doing: by default
 
 
-class FailureCode(StrEnum):
+class FailureCode(Word):
     """Stable codes; they are written into databases and scripts and never change their meaning."""
 
     DENY = "E_DENY"

@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
-from enum import StrEnum
 
 from ostler.model.errors import InvalidTransition
 from ostler.model.job import TERMINAL as JOB_TERMINAL
 from ostler.model.job import JobState
+from ostler.model.word import Word
 
 
-class GroupState(StrEnum):
+class GroupState(Word):
     """Where a group stands; derived from its children, never counted by hand."""
 
     OPEN = "open"
@@ -19,7 +19,7 @@ class GroupState(StrEnum):
     CANCELLED = "cancelled"
 
 
-class GroupEvent(StrEnum):
+class GroupEvent(Word):
     """What can happen to a group."""
 
     FINISH = "finish"

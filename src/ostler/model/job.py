@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
 
 from ostler.model.errors import InvalidTransition
 from ostler.model.failures import Failure
+from ostler.model.word import Word
 
 
-class JobState(StrEnum):
+class JobState(Word):
     """Where a job stands. The words from `leased` to `uploading` are those of its live attempt."""
 
     QUEUED = "queued"
@@ -24,7 +24,7 @@ class JobState(StrEnum):
     EXPIRED = "expired"
 
 
-class JobEvent(StrEnum):
+class JobEvent(Word):
     """What can happen to a job."""
 
     LEASE = "lease"

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass, replace
 from datetime import datetime
-from enum import StrEnum
 
 from ostler.model.errors import InvalidTransition
+from ostler.model.word import Word
 
 
-class NodeState(StrEnum):
+class NodeState(Word):
     """Where a node stands. Only a ready one gets new work."""
 
     JOINING = "joining"
@@ -19,7 +19,7 @@ class NodeState(StrEnum):
     RETIRED = "retired"
 
 
-class NodeEvent(StrEnum):
+class NodeEvent(Word):
     """What can happen to a node."""
 
     BEAT = "beat"

@@ -1,13 +1,13 @@
 """The sandbox levels, weakest to strongest, and what a host can do about each."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import StrEnum
+
+from ostler.model.word import Word
 
 BUILT_IN = "built in"
 
 
-class SandboxLevel(StrEnum):
+class SandboxLevel(Word):
     """How far an attempt is kept from the host. They are ordered by `rank`, never by their spelling.
 
     none: nothing; process: no new privileges, a filter on system calls and a session of its own; bwrap: namespaces
@@ -66,6 +66,10 @@ class SandboxAbilities:
         return tuple(level for level in SandboxLevel if level.value in self.levels)
 
 
-def strongest(levels: Iterable[SandboxLevel]) -> SandboxLevel:
-    """The strongest of some levels; `none` for no level at all."""
-    return max(levels, key=lambda level: level.rank, default=SandboxLevel.NONE)
+def strongest(*levels: SandboxLevel | None) -> SandboxLevel:
+    """The strongest of some wishes, of which any may be None; `none` where all are."""
+    found = SandboxLevel.NONE
+    for level in levels:
+        if level is not None and _RANKS[level] > _RANKS[found]:
+            found = level
+    return found

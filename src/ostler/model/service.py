@@ -6,15 +6,15 @@ A command is a job of the runner `service`: its `command` names the service as t
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from enum import StrEnum
 
 from ostler.model.manifest import Manifest, Runner
+from ostler.model.word import Word
 
 COMMAND_TTL = timedelta(minutes=5)  # a command that found no node for so long is not carried out any more
 STALE = timedelta(minutes=5)  # what was seen so long ago says nothing of now (source: S5)
 
 
-class Verb(StrEnum):
+class Verb(Word):
     """What a command may ask of a service."""
 
     START = "start"
@@ -23,7 +23,7 @@ class Verb(StrEnum):
     STATUS = "status"
 
 
-class ServiceState(StrEnum):
+class ServiceState(Word):
     """How a service was found."""
 
     STOPPED = "stopped"
@@ -39,7 +39,7 @@ class ServiceState(StrEnum):
     MISSING = "missing"  # its unit, or the program that the unit needs, is not there
 
 
-class Health(StrEnum):
+class Health(Word):
     """What its probes say."""
 
     UNKNOWN = "unknown"  # not running, or still in its start grace
@@ -48,7 +48,7 @@ class Health(StrEnum):
     STALE = "stale"  # the coordinator's word for news that is older than STALE
 
 
-class Desired(StrEnum):
+class Desired(Word):
     """What a person last asked for; a node keeps it."""
 
     RUNNING = "running"

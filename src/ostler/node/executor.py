@@ -246,7 +246,7 @@ class Executor:
             job_id=live.job_id,
             attempt=live.attempt,
             manifest=manifest,
-            root=workspace.path,
+            root=workspace.place,
             sandbox=level,
             timeout_s=manifest.timeout_s,
             gpus=live.gpus,
@@ -336,7 +336,7 @@ class Executor:
         return live.lends
 
     def _level_of(self, live: Live) -> SandboxLevel:
-        return strongest(one for one in (self._level, live.manifest.least_sandbox) if one is not None)
+        return strongest(self._level, live.manifest.least_sandbox)
 
     async def _workspace(self, live: Live, state: AttemptState, level: SandboxLevel) -> Workspace:
         if live.furnished is None and self._is_lent(live):

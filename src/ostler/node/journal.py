@@ -262,6 +262,9 @@ class Journal:
             gone = [self._lazy.popleft() for _ in range(len(self._lazy))]
             with self._lock:
                 failure = self._commit(batch, gone)
+                if self._writes.empty() and failure is None:
+                    with contextlib.suppress(sqlite3.Error):
+                        self._sync(durable=False)  # as the next attempt is noted, which then need not say so first
             if failure is not None:
                 self._lazy.extend(gone)
             if self._loop is not None and any(one.done is not None for one in batch):

@@ -112,7 +112,7 @@ class Recovery:
         if await runner.alive(self._task(live, found)):
             return False
         try:
-            await asyncio.to_thread(Workspace(found.path, found.job_id, found.attempt).remove)
+            await asyncio.to_thread(Workspace(str(found.path), found.job_id, found.attempt).remove)
         except OSError as exc:
             attrs = {"attempt": live.attempt, "path": str(found.path), "error": str(exc)}
             self._logger.warning("workspace_not_removed", extra={"job_id": live.job_id, "attrs": attrs})
@@ -123,7 +123,7 @@ class Recovery:
         """Whether it has no workspace because it needed one no more: its runner knows how it ended."""
         runner = self._runners.get(live.manifest.runner)
         root = self._root / live.job_id
-        level = strongest(one for one in (self._level, live.manifest.least_sandbox) if one is not None)
+        level = strongest(self._level, live.manifest.least_sandbox)
         if live.outcome is not None or runner is None or not runner.lends(live.manifest, level):
             return False
         task = replace(self._task(live, Found(root, live.job_id, live.attempt, None, {})), lent=True)
@@ -148,7 +148,7 @@ class Recovery:
             job_id=live.job_id,
             attempt=live.attempt,
             manifest=live.manifest,
-            root=found.path,
+            root=str(found.path),
             sandbox=self._level_of(live, found),
             timeout_s=live.manifest.timeout_s,
             gpus=live.gpus,
@@ -159,7 +159,7 @@ class Recovery:
         try:
             return SandboxLevel(str(found.facts.get("sandbox")))
         except ValueError:
-            return strongest(one for one in (self._level, live.manifest.policy.sandbox) if one is not None)
+            return strongest(self._level, live.manifest.policy.sandbox)
 
     async def _decide(self, live: Live, *, begun: bool) -> None:
         runner = self._runners.get(live.manifest.runner)

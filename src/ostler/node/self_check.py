@@ -58,7 +58,7 @@ def no_op(processes: Processes, *, folder: Path, level: SandboxLevel) -> NoOp:
         job_id=JOB,
         attempt=1,
         manifest=Manifest(runner=Runner.CLI, job_id=JOB, command=PROGRAM, timeout_s=TIMEOUT_S),
-        root=folder,
+        root=str(folder),
         sandbox=level,
         timeout_s=TIMEOUT_S,
     )

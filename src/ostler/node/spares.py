@@ -59,19 +59,22 @@ class Spares:
             self._sweep()
         if attempt == 1 and self._free and (lent := Workspace.lent(self.root, job_id, attempt)) is not None:
             spare, looks = self._free.pop()
-            with suppress(OSError):
-                os.rename(spare, lent.path)
-                self._note(str(lent.path), looks)
+            try:
+                os.rename(spare, lent.place)
+                self._note(lent.place, looks)
+            except OSError:
+                pass
+            else:
                 return lent
         made = Workspace.create(self.root, job_id, attempt)
-        if attempt == 1 and made.path.name == job_id:
+        if attempt == 1 and made.place == f"{self.root}/{job_id}":
             with suppress(OSError):
-                self._note(str(made.path), _made(str(made.path)))
+                self._note(made.place, _made(made.place))
         return made
 
     def give_back(self, workspace: Workspace) -> bool:
         """Whether nothing was left in it: then it is a spare one, and its attempt has none any more."""
-        path = str(workspace.path)
+        path = workspace.place
         try:
             root = _mark(path)
             looks = self._taken.pop(root[1], None)
@@ -101,7 +104,7 @@ class Spares:
 
     def _note(self, path: str, looks: _Looks) -> None:
         looks.root = _mark(path)
-        looks.settled = looks.settled or time.time_ns() - max(mark[-1] for mark in looks.inside) > SETTLED_S * 1e9
+        looks.settled = looks.settled or time.time_ns() - max([mark[-1] for mark in looks.inside]) > SETTLED_S * 1e9
         if len(self._taken) >= 4 * MOST:
             self._taken.clear()  # those that are out come back no more
         self._taken[looks.root[1]] = looks

@@ -56,7 +56,7 @@ class Owner:
 class Workspace:
     """One attempt's folder. Made by `create`, or by `resume` from what `scan` found; all methods block for a few system calls."""
 
-    path: Path
+    place: str  # its path
     job_id: str
     attempt: int
     owner: Owner | None = None
@@ -72,7 +72,7 @@ class Workspace:
         if not JOB_ID.fullmatch(job_id) or attempt < 1:
             raise InvalidSpec(f"{job_id!r} attempt {attempt} cannot have a workspace: not a job id and a number from 1 on")
         path = _make(root, job_id, attempt)
-        made = cls(Path(path), job_id, attempt, owner)
+        made = cls(path, job_id, attempt, owner)
         try:
             for name in FOLDERS:
                 os.mkdir(f"{path}/{name}", 0o700)
@@ -89,7 +89,7 @@ class Workspace:
         if not JOB_ID.fullmatch(job_id):
             raise InvalidSpec(f"{job_id!r} cannot have a workspace: it is not a job id")
         path = f"{root}/{job_id}"
-        return None if attempt != 1 or os.path.lexists(path) else cls(Path(path), job_id, attempt)
+        return None if attempt != 1 or os.path.lexists(path) else cls(path, job_id, attempt)
 
     @classmethod
     def resume(cls, found: "Found") -> "Workspace":
@@ -98,7 +98,12 @@ class Workspace:
         history = found.facts.get("history")
         status = (found.path / "work").lstat()
         owner = Owner(status.st_uid, status.st_gid) if status.st_uid != os.geteuid() else None
-        return cls(found.path, found.job_id, found.attempt, owner, facts, history if isinstance(history, list) else [])
+        return cls(str(found.path), found.job_id, found.attempt, owner, facts, history if isinstance(history, list) else [])
+
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+        return Path(self.place)
 
     @property
     def input(self) -> Path:
@@ -141,14 +146,15 @@ class Workspace:
             "at": when,
             "history": self._history,
         }
-        _replace(f"{self.path}/{STATE}", msgspec.json.encode(record))
+        _replace(f"{self.place}/{STATE}", msgspec.json.encode(record))
 
     def remove(self) -> None:
         """Delete it, and the job's folder with the last of its attempts. Nothing there is no error; raises OSError."""
-        remove_tree(self.path, keep=_is_attempt)
-        if self.path.name != self.job_id:
+        path = self.path
+        remove_tree(path, keep=_is_attempt)
+        if path.name != self.job_id:
             with suppress(OSError):  # other attempts are there
-                self.path.parent.rmdir()
+                path.parent.rmdir()
 
     def measure(self) -> DiskUse:
         """What the job's own folders take on disk."""

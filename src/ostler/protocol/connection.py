@@ -74,6 +74,8 @@ class _Reading:
         self._head = 0  # bytes that came before the answer's body
         self._in_head = False
         self._open_ended = False
+        self._raw: dict[bytes, bytes] = {}
+        self.on_header = self._raw.__setitem__  # told by the parser, header by header, without a call of Python
         self._headers: dict[str, str] = {}
         self._body = bytearray()
 
@@ -112,18 +114,16 @@ class _Reading:
     def on_message_begin(self) -> None:
         if self.answer is not None:  # more than the answer: what follows belongs to no call
             self.reusable = False
-        self._headers = {}
+        self._raw.clear()
         self._body = bytearray()
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
         if self._parser.get_status_code() < 200:
             return
         self._in_head = False
+        self._headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in self._raw.items()}
         # without a length its end is the end of the connection
-        self._open_ended = not self._headers.keys() & {"content-length", "transfer-encoding"}
+        self._open_ended = "content-length" not in self._headers and "transfer-encoding" not in self._headers
 
     def on_body(self, body: bytes) -> None:
         self._body += body
@@ -239,8 +239,10 @@ class _Line:
         reading.begin()
         if len(request) <= _SENT_AT_ONCE:
             self._socket.settimeout(within_s)
-            with contextlib.suppress(*_HUNG_UP):  # a refusal may be there to be read
+            try:
                 self._socket.sendall(request)
+            except _HUNG_UP:
+                reading.reusable = False  # a refusal may be there to be read, and nothing behind it
         elif not self._send(memoryview(request), within_s):
             reading.reusable = False
         while reading.answer is None:
@@ -337,13 +339,14 @@ class _Calls(Generic[C]):
 
     def _take(self) -> C | None:
         now = time.monotonic()
-        with contextlib.suppress(IndexError):
-            while True:
+        while True:
+            try:
                 since, connection = self._idle.pop()
-                if now - since < self._keep_s and not connection.closed:
-                    return connection
-                connection.close()
-        return None
+            except IndexError:
+                return None
+            if now - since < self._keep_s and not connection.closed:
+                return connection
+            connection.close()
 
     def _leave(self, connection: C) -> None:
         now = time.monotonic()
@@ -351,9 +354,11 @@ class _Calls(Generic[C]):
             self._idle.append((now, connection))
         else:
             connection.close()
-        with contextlib.suppress(IndexError):
+        try:
             while now - self._idle[0][0] >= self._keep_s:
                 self._idle.popleft()[1].close()
+        except IndexError:
+            return
 
     def _addresses(self, found: Sequence[Any], within_s: float) -> Iterator[tuple[str, int, float]]:
         """Each of the host's, and its share of the time."""

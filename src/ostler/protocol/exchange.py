@@ -73,7 +73,7 @@ def _prepare(
         pairs = [(name, _spell(value)) for name, value in given.items() if value is not None]
         if pairs:
             url = f"{url}?{urlencode(pairs)}"
-    sent = {"User-Agent": USER_AGENT, "Accept": "*/*"}
+    sent = {"User-Agent": USER_AGENT}
     if token is not None:
         sent["Authorization"] = f"Bearer {token}"
     content: bytes | None = None

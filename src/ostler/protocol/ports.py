@@ -35,7 +35,7 @@ class AttemptTask:
     job_id: str
     attempt: int
     manifest: Manifest
-    root: Path
+    root: str
     sandbox: SandboxLevel
     timeout_s: float
     gpus: tuple[str, ...] = ()
@@ -51,7 +51,7 @@ class AttemptTask:
 
     def log(self, stream: str) -> Path:
         """Where this stream's bytes are written."""
-        return self.root / "logs" / f"{stream}.log"
+        return Path(f"{self.root}/logs/{stream}.log")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,13 +1,13 @@
 """The route table: the one source of the router, the authorisation, the typed client and the OpenAPI document."""
 
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any
 
 from ostler.model import errors
 from ostler.model.access import READ, RULE, RUN, WORK, Grants
 from ostler.model.errors import OstlerError
 from ostler.model.manifest import Manifest
+from ostler.model.word import Word
 from ostler.protocol import messages as m
 
 BASE = "/api/v1"
@@ -15,7 +15,7 @@ MB = 2**20
 MAX_SECRET_BYTES = 64 * 1024
 
 
-class Audience(StrEnum):
+class Audience(Word):
     """Who may call a route."""
 
     PUBLIC = "public"  # no credential
@@ -25,7 +25,7 @@ class Audience(StrEnum):
     MEMBER = "member"  # a node token or an API token
 
 
-class Body(StrEnum):
+class Body(Word):
     """What a request carries."""
 
     NONE = "none"

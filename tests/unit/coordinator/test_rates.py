@@ -1,5 +1,7 @@
 """How much one caller may ask: the bucket as a value, and who is told apart from whom."""
 
+import hashlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -81,32 +83,32 @@ def made():
 def test_calls_of_one_caller_and_another(made):
     some, clock, refused = made
     for _ in range(3):
-        some.enter("client:a", None)
+        some.enter("client:a")
         some.leave("client:a")
     with pytest.raises(NoCapacity) as caught:
-        some.enter("client:a", None)
+        some.enter("client:a")
     assert caught.value.retry_after == pytest.approx(0.1)
-    some.enter("client:b", None)
+    some.enter("client:b")
     clock.advance(0.11)
-    some.enter("client:a", None)
+    some.enter("client:a")
     assert refused == ["calls"]
 
 
 def test_open_calls(made):
     some, clock, refused = made
-    some.enter("node:a", None)
-    some.enter("node:a", None)
+    some.enter("node:a")
+    some.enter("node:a")
     clock.advance(10)
     with pytest.raises(NoCapacity, match="2 calls open"):
-        some.enter("node:a", None)
+        some.enter("node:a")
     some.leave("node:a")
-    some.enter("node:a", None)
+    some.enter("node:a")
     assert refused == ["open_calls"]
 
 
 def test_guessing_is_slowed_and_shuts_nobody_out_who_was_let_in(made):
     some, clock, refused = made
-    some.enter("client:a", b"good")
+    some.know(hashlib.sha256(b"good").digest())
     for _ in range(4):
         some.check_address("10.0.0.1", b"guess")
         some.failed("10.0.0.1")

@@ -132,8 +132,8 @@ def test_sandbox_levels_are_ordered_by_rank():
     assert ranked[:3] == [SandboxLevel.NONE, SandboxLevel.PROCESS, SandboxLevel.BWRAP]
     assert SandboxLevel.CONTAINER.at_least(SandboxLevel.BWRAP)
     assert not SandboxLevel.PROCESS.at_least(SandboxLevel.BWRAP)
-    assert strongest([SandboxLevel.PROCESS, SandboxLevel.NONE]) is SandboxLevel.PROCESS
-    assert strongest([]) is SandboxLevel.NONE
+    assert strongest(SandboxLevel.PROCESS, SandboxLevel.NONE) is SandboxLevel.PROCESS
+    assert strongest(None) is SandboxLevel.NONE
 
 
 def test_levels_of_a_later_release_are_ignored():

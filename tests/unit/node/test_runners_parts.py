@@ -1,7 +1,6 @@
 """The pure parts of the runners: environment, limits, who is ended for the disk; and standard output kept as a file."""
 
 import os
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -22,7 +21,7 @@ def task(**manifest):
         job_id="j",
         attempt=2,
         manifest=Manifest(**manifest),
-        root=Path("/w/j"),
+        root="/w/j",
         sandbox=SandboxLevel.NONE,
         timeout_s=1,
         gpus=("GPU-a",),

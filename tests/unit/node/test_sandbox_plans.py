@@ -53,8 +53,8 @@ def test_levels_are_ordered_by_strength() -> None:
     assert SandboxLevel.BWRAP.at_least(SandboxLevel.PROCESS)
     assert SandboxLevel.BWRAP.at_least(SandboxLevel.BWRAP)
     assert not SandboxLevel.PROCESS.at_least(SandboxLevel.BWRAP)
-    assert strongest([SandboxLevel.PROCESS, SandboxLevel.BWRAP, SandboxLevel.NONE]) is SandboxLevel.BWRAP
-    assert strongest([]) is SandboxLevel.NONE
+    assert strongest(SandboxLevel.PROCESS, SandboxLevel.BWRAP, None, SandboxLevel.NONE) is SandboxLevel.BWRAP
+    assert strongest() is SandboxLevel.NONE
 
 
 def test_none_runs_the_command_as_it_is() -> None:

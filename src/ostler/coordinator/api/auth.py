@@ -4,7 +4,7 @@ import hashlib
 import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from enum import StrEnum
+from math import inf
 from typing import Protocol
 
 from starlette.types import Scope
@@ -14,8 +14,10 @@ from ostler.coordinator.api.credentials import NODE_PREFIX, Credentials, NodeTok
 from ostler.coordinator.api.rates import Rates, network_of
 from ostler.coordinator.operations.sessions import retired
 from ostler.coordinator.operations.tokens import ApiToken
+from ostler.coordinator.store.times import micros
 from ostler.model.access import Grants, Role
 from ostler.model.errors import Forbidden, Unauthenticated
+from ostler.model.word import Word
 from ostler.protocol.routes import Audience, Route
 from ostler.runtime.clock import Clock
 
@@ -23,11 +25,12 @@ API_PREFIX = "ostler_api_"
 JOIN_PREFIX = "ostler_join_"
 MAX_TOKEN = 1024
 REMEMBER_S = 0.5  # how long a replica may honour an API token that another one has revoked: a revocation bites within a second
+REMEMBER_ALONE_S = 60.0  # where no other coordinator can revoke one
 REMEMBER = 1024
 LOCAL_ROUTES = frozenset({"metrics", "healthz", "readyz"})  # open to this machine; others show an API token
 
 
-class CallerKind(StrEnum):
+class CallerKind(Word):
     """What a caller has shown."""
 
     NOBODY = "nobody"
@@ -40,12 +43,14 @@ class CallerKind(StrEnum):
 class Caller:
     """Who calls. `token` is the node token's content for nodes, `secret` a join token's text.
 
-    A client has the id, role and principal of its API token, and the token itself, for calls that stay open to be checked again.
+    A client has the id, role and principal of its API token, and the token itself with its SHA-256, for calls that stay open to be
+    checked again.
     """
 
     kind: CallerKind
     token: NodeToken | None = None
     secret: str | None = field(default=None, repr=False)
+    digest: bytes = field(default=b"", repr=False)
     token_id: str | None = None
     role: Role | None = None
     principal: str | None = None
@@ -53,7 +58,6 @@ class Caller:
 
 
 NOBODY = Caller(CallerKind.NOBODY)
-_CHECKED = frozenset({CallerKind.CLIENT, CallerKind.NODE})  # whose credential is known to be good once they are admitted
 
 _ADMITTED = {
     Audience.PUBLIC: frozenset(CallerKind),
@@ -91,13 +95,15 @@ class Doorkeeper:
     when one is revoked."""
 
     def __init__(
-        self, credentials: Credentials, check: TokenCheck, newest: NewestSession, *, clock: Clock, rates: Rates
+        self, credentials: Credentials, check: TokenCheck, newest: NewestSession, *, clock: Clock, rates: Rates, shared: bool = True
     ) -> None:  # fmt: skip
+        """`shared`: whether there may be other coordinators, who revoke tokens and begin sessions, too."""
         self._credentials = credentials
         self._newest = newest
         self._check = check
         self._rates = rates
         self._clock = clock
+        self._remember_s = REMEMBER_S if shared else REMEMBER_ALONE_S
         self._good: dict[bytes, tuple[Caller, float]] = {}
         self._revocations = 0
         self._epochs: dict[str, str] = {}
@@ -126,7 +132,7 @@ class Doorkeeper:
         Forbidden, or NoCapacity where it is one call too many. `known` gets who is known to call, refused or not."""
         address, shown = _address(scope), [value for name, value in scope["headers"] if name == b"authorization"]
         if shown:
-            self._rates.check_address(address, shown[0], self._is_a_node)
+            self._rates.check_address(address, _token_in(shown[0]), self._is_a_node)
         try:
             caller = await self._admit(route, scope, shown, known)
         except Unauthenticated:
@@ -135,13 +141,12 @@ class Doorkeeper:
             raise
         key = caller.token_id or (caller.token.node_id if caller.token is not None else network_of(address))
         key = f"{caller.kind.value}:{key}"
-        self._rates.enter(key, shown[0] if shown and caller.kind in _CHECKED else None)
+        self._rates.enter(key)
         return caller, key
 
-    def _is_a_node(self, shown: bytes) -> bool:
+    def _is_a_node(self, token: bytes) -> bool:
         """Whether one of our nodes calls, good or not: nobody guesses a signature, and a node whose token was just renewed must not lose
         its jobs because somebody else at its address guesses."""
-        token = shown.partition(b" ")[2].strip()
         return len(token) <= MAX_TOKEN and token.isascii() and self._credentials.made(token.decode())
 
     def command(self, service: str, principal: str | None) -> None:
@@ -183,7 +188,9 @@ class Doorkeeper:
     async def readmit(self, caller: Caller) -> None:
         """Check again who has a call open: raises Unauthenticated once the token is revoked or over, or its node's session."""
         if caller.kind is CallerKind.CLIENT and caller.secret is not None:
-            await self._client(caller.secret)
+            known = self._good.get(caller.digest)
+            if known is None or known[1] <= self._clock.monotonic():
+                await self._client(caller.secret)
         elif caller.token is not None:
             await self._check_session(caller.token)
 
@@ -218,13 +225,15 @@ class Doorkeeper:
         before = self._revocations
         said = await self._check(token)
         caller = Caller(
-            CallerKind.CLIENT, secret=token, token_id=said.token_id, role=said.role, principal=said.principal,
+            CallerKind.CLIENT, secret=token, digest=digest, token_id=said.token_id, role=said.role, principal=said.principal,
             expires_at=said.expires_at,
         )  # fmt: skip
+        self._rates.know(digest)
         if before == self._revocations:
             if len(self._good) >= REMEMBER:
                 self._good.clear()
-            self._good[digest] = (caller, self._clock.monotonic() + REMEMBER_S)
+            left_s = inf if said.expires_at is None else (said.expires_at - micros(self._clock.now())) / 1e6
+            self._good[digest] = (caller, self._clock.monotonic() + min(self._remember_s, left_s))
         return caller
 
 
@@ -236,6 +245,10 @@ def _listed(grants: Grants) -> str:
 def _address(scope: Scope) -> str:
     client = scope.get("client")
     return "" if client is None else str(client[0])
+
+
+def _token_in(header: bytes) -> bytes:
+    return header.partition(b" ")[2].strip()
 
 
 def _bearer(shown: list[bytes]) -> str | None:

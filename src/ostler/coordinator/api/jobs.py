@@ -67,7 +67,7 @@ async def _accept(call: Call, raw: bytes) -> Submission:
 
 def _check_runners(call: Call, manifests: Accepted) -> None:
     may = RUNNERS[call.caller.role or Role.VIEWER]
-    if denied := sorted({one.runner.value for one, _ in manifests} - {one.value for one in may}):
+    if denied := sorted({one.runner for one, _ in manifests} - may):
         raise Forbidden(f"the role {call.caller.role} may not use the runner {', '.join(denied)}", hint="ask an operator")
     for service in sorted({one.command or "" for one, _ in manifests if one.runner is Runner.SERVICE}):
         call.services.door.command(service, call.caller.principal)

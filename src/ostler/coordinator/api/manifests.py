@@ -1,10 +1,8 @@
 """Manifests as people write them: every mistake at once, with its path, for an unknown key the one probably meant."""
 
 import difflib
-import re
 from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass
 from datetime import datetime
 from functools import lru_cache
 from types import UnionType
@@ -17,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from ostler.coordinator.api.bodies import MAX_VALUES, guard_depth, guard_values
 from ostler.coordinator.operations.groups import expand
 from ostler.model.errors import InvalidSpec, Problem, TooLarge
-from ostler.model.manifest import JOB_ID, Manifest, problems, problems_as_written, problems_at
+from ostler.model.manifest import JOB_ID, Manifest, apart, problems, problems_as_written, problems_at
 from ostler.protocol import codec
 from ostler.protocol.routes import SUBMIT
 
@@ -26,7 +24,6 @@ MAX_PROBLEMS = 100
 MAX_NAMED = 1000  # mistakes of one manifest, a few for each field; of more the first alone is told
 LONG = 64 * 1024  # bytes of a manifest from which on the first value that does not fit is all that is said
 REMEMBERED, REMEMBERED_BYTES = 256, 2048  # manifests, and the longest one
-_ID_FIRST = re.compile(rb'\{"job_id": ?"([A-Za-z0-9._-]+)", ?(?=")')
 _ADAPTER = TypeAdapter(Manifest)
 _LIST = msgspec.json.Decoder(list[msgspec.Raw])
 _OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -152,13 +149,14 @@ def _recalled(text: bytes) -> tuple[Manifest, tuple[Problem, ...]]:
     """The same by way of what is remembered, where manifests that differ in nothing but the ids in front of them are one."""
     if len(text) > REMEMBERED_BYTES:
         return _validated(text)
-    if (found := _ID_FIRST.match(text)) is not None:
-        job_id, rest = found[1].decode(), text[found.end() :]
-        if JOB_ID.fullmatch(job_id) and b"job_id" not in rest and b"\\" not in rest:  # no second one, however it is spelled
-            with suppress(InvalidSpec, ValidationError, msgspec.DecodeError, UnicodeDecodeError):  # told of the text as it came
-                manifest, mistakes = _remembered(b"{" + rest)
-                if not mistakes and manifest.array is None:
-                    return replace(manifest, job_id=job_id), ()
+    job_id, rest = apart(text)
+    if job_id is not None:
+        try:
+            manifest, mistakes = _remembered(rest)
+        except (InvalidSpec, ValidationError, msgspec.DecodeError, UnicodeDecodeError):  # told of the text as it came
+            return _remembered(text)
+        if not mistakes and manifest.array is None:
+            return manifest.named(job_id), ()
     return _remembered(text)
 
 
@@ -173,7 +171,7 @@ def _read_one(text: bytes, prefix: str, now: datetime) -> tuple[Manifest, str] |
         return [Problem(_join(prefix, path), message) for path, message in _mistakes(exc)]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         return [Problem(prefix, f"is not valid JSON: {exc}")]
-    if found := mistakes or tuple(problems_at(manifest, now)):
+    if found := mistakes or (() if manifest.not_before is None else tuple(problems_at(manifest, now))):
         return [Problem(_join(prefix, problem.path), problem.message) for problem in found]
     return manifest, text.decode()
 

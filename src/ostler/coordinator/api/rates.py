@@ -76,8 +76,14 @@ class Rates:
         """Before a credential is looked at. An address that failed too often is not heard, but for credentials that were good
         before, or that are spared: whoever guesses must not lock out those who share the address."""
         wait_s = self._failures.wait_s(network_of(address), self._clock.monotonic())
-        if wait_s and _digest(credential) not in self._known and not spared(credential):
+        if wait_s and hashlib.sha256(credential).digest() not in self._known and not spared(credential):
             raise self._no("failures", wait_s, f"too many failed authentications from {address}")
+
+    def know(self, digest: bytes) -> None:
+        """The SHA-256 of a credential that was found good."""
+        if digest not in self._known and len(self._known) >= KEPT:
+            self._known.popitem(last=False)
+        self._known[digest] = None
 
     def failed(self, address: str) -> None:
         """A credential that was shown is not good."""
@@ -89,7 +95,7 @@ class Rates:
             most = f"{self._limits.commands_per_s:g} a second"
             raise self._no("commands", wait_s, f"{principal} gives more commands to the service {service} than {most}")
 
-    def enter(self, key: str, credential: bytes | None) -> None:
+    def enter(self, key: str) -> None:
         """A call of an admitted caller begins; `leave` follows where this does not raise."""
         if wait_s := self._calls.take(key, self._clock.monotonic()):
             raise self._no("calls", wait_s, f"this caller makes more than {self._limits.calls_per_s:g} calls a second")
@@ -99,10 +105,6 @@ class Rates:
                 "open_calls", 1.0, f"this caller has {count} calls open, long polls among them, and no more are allowed"
             )
         self._open[key] = count + 1
-        if credential is not None and (digest := _digest(credential)) not in self._known:
-            if len(self._known) >= KEPT:
-                self._known.popitem(last=False)
-            self._known[digest] = None
 
     def leave(self, key: str) -> None:
         """The call is over."""
@@ -131,7 +133,3 @@ def network_of(address: str) -> str:
             return str(found.ipv4_mapped)
         return str(ipaddress.ip_network((found, 64), strict=False))
     return str(found)
-
-
-def _digest(credential: bytes) -> bytes:
-    return hashlib.sha256(credential).digest()

@@ -5,17 +5,17 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
-from enum import StrEnum
 
 from ostler.coordinator.config import Retention
 from ostler.coordinator.store.times import span
+from ostler.model.word import Word
 from ostler.runtime.durations import format_duration
 
 MB = 2**20
 MAX_OLDEST = 10_000  # jobs that one pass takes for the sake of one size limit; the next one goes on
 
 
-class Part(StrEnum):
+class Part(Word):
     """What can go of a job that is over."""
 
     JOB = "job"  # all of it

@@ -168,7 +168,7 @@ def claim(tx: Tx, wish: Claim, spare: Spare | None = None) -> list[Candidate]:
         places.many = False
         return []
     known = places.shapes_of(tx, queued)
-    places.fair.admit(shape.owner for shape in known.values())
+    places.fair.admit([shape.owner for shape in known.values()])
     shapes = {
         shape_id: shape
         for shape_id, shape in known.items()

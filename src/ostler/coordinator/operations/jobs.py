@@ -15,7 +15,7 @@ from ostler.coordinator.operations.summons import summon_jobs
 from ostler.coordinator.operations.uploads import check_named
 from ostler.coordinator.operations.views import job_view, no_job
 from ostler.coordinator.placement.rank import rank_of
-from ostler.coordinator.placement.shape import Shape, shape_of, write_shape
+from ostler.coordinator.placement.shape import shape_of, write_shape
 from ostler.coordinator.store.beside import beside_others
 from ostler.coordinator.store.schema import FOR_JOBS, UNTIL_TIME
 from ostler.coordinator.store.times import micros, span
@@ -47,24 +47,23 @@ def submit_jobs(
     no arrays). Raises AlreadyExists naming the id that is taken (in the store, or twice in the batch), InvalidSpec and TooLarge for
     dependencies, QuotaExceeded.
     """
-    if group is not None or any(manifest.array_index is not None or dependencies.waits(manifest) for manifest, _ in manifests):
+    linked = [manifest for manifest, _ in manifests if manifest.depends_on or manifest.input.artifacts]
+    if group is not None or linked or [manifest for manifest, _ in manifests if manifest.array_index is not None]:
         tx.alone()
-    warnings = quotas.admit(tx, owner, sum(manifest.runner is not Runner.SERVICE for manifest, _ in manifests))
+    warnings = quotas.admit(tx, owner, len([1 for manifest, _ in manifests if manifest.runner is not Runner.SERVICE]))
     names, groups = _names(tx, manifests, group)
     if groups:
         tx.many("INSERT INTO groups (group_id, count, submitted_at) VALUES (?, ?, ?)", groups)
     first = _insert(tx, manifests, names, owner)
     over: dict[int, JobState] = {}
-    if any(dependencies.waits(manifest) for manifest, _ in manifests):
-        linked = dependencies.link(tx, manifests, names, first, reach)
-        over = Changes(tx).settle(linked.ended, free=linked.free, since=first)
-    return SubmitResponse(
-        items=tuple(
-            Submitted(job_id=job_id, group_id=group_id, state=over.get(seq, JobState.QUEUED))
-            for seq, (job_id, group_id) in enumerate(names, first)
-        ),
-        warnings=warnings,
-    )
+    if linked:
+        links = dependencies.link(tx, manifests, names, first, reach)
+        over = Changes(tx).settle(links.ended, free=links.free, since=first)
+    queued = [
+        Submitted(job_id=job_id, group_id=group_id, state=over.get(seq, JobState.QUEUED))
+        for seq, (job_id, group_id) in enumerate(names, first)
+    ]
+    return SubmitResponse(items=tuple(queued), warnings=warnings)
 
 
 def _names(tx: Tx, manifests: Accepted, group: str | None) -> tuple[list[Name], list[tuple[str, int, int]]]:
@@ -96,17 +95,14 @@ def _names(tx: Tx, manifests: Accepted, group: str | None) -> tuple[list[Name], 
 def _insert(tx: Tx, manifests: Accepted, names: Sequence[Name], owner: str | None, *, retry_of: str | None = None) -> int:
     """Insert queued jobs under these names; the first one's number."""
     first = seq = tx.reserve(len(manifests))
-    shapes: dict[Shape, int] = {}
-    bodies: dict[int, str] = {}
+    bodies: dict[int, str] = {}  # of their shapes
     rows, children, specs, events, labels, inputs = [], [], [], [], [], []
     ordered: list[tuple[int, Manifest, bool]] = []
     for (job_id, group_id), (manifest, spec) in zip(names, manifests, strict=True):
-        shape = shape_of(manifest, owner)
-        shape_id = shapes.get(shape)
-        if shape_id is None:
-            shape_id, body = write_shape(shape)
-            shapes[shape], bodies[shape_id] = shape_id, body
-        not_before = micros(start) if (start := manifest.start) is not None and start > tx.now else None
+        shape_id, body = write_shape(shape_of(manifest, owner))
+        bodies[shape_id] = body
+        start = manifest.start if manifest.not_before is not None else None
+        not_before = micros(start) if start is not None and start > tx.now else None
         waits = (UNTIL_TIME if not_before is not None else 0) | (FOR_JOBS if dependencies.waits(manifest) else 0)
         row = (
             seq, job_id, shape_id, manifest.priority, manifest.queue, manifest.runner.value, title_of(manifest),

@@ -7,7 +7,6 @@ that check. Delivery (`finish_attempts`, `append_log`, `set_workspace`) stands i
 door to all of it.
 """
 
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -227,11 +226,14 @@ def _at_once(asked: int, slots: int, live: Sequence[Living], shapes: Mapping[int
     As many as it has slots free. Where it has none, and still has jobs leased ahead or asks for such, its jobs take so little time
     that a slot is free in a moment (`node.credit`), which such a job then gets before those: one at a time.
     """
-    counts = Counter([one.shape_id for one in live])
-    free = slots - sum(count for shape_id, count in counts.items() if shapes[shape_id].takes_a_slot)
+    free = slots - len([1 for one in live if shapes[one.shape_id].takes_a_slot])
     if free > 0:
         return min(free, max(0, asked))
-    hasty = {shape_id for shape_id in counts if shapes[shape_id].queue in latency and not shapes[shape_id].demand.gpu_slots}
+    hasty = {
+        shape_id
+        for shape_id in {one.shape_id for one in live}
+        if shapes[shape_id].queue in latency and not shapes[shape_id].demand.gpu_slots
+    }
     next_up = any(one.shape_id in hasty and not one.runs for one in live) if hasty else False
     return int((asked > 0 or free < 0) and not next_up)
 
@@ -303,7 +305,7 @@ def _lease(
     found = tx.rows(
         "SELECT job_seq, body, EXISTS (SELECT 1 FROM handed h WHERE h.job_seq = specs.job_seq) "  # noqa: S608 - a fragment of ours
         f"FROM specs WHERE {tx.any_of('job_seq')}",
-        (tx.array(one.seq for one in chosen),),
+        (tx.array([one.seq for one in chosen]),),
     )
     handed = [seq for seq, _, some in found if some]
     inputs = handed_to(tx, handed) if handed else {}

@@ -65,4 +65,4 @@ def cost_of(shape: Shape, capacity: Resources) -> float:
         (need.cpu_slots, capacity.cpu_slots), (need.gpu_slots, capacity.gpu_slots), (need.cpu_threads, capacity.cpu_threads),
         (need.memory_mb, capacity.memory_mb),
     )  # fmt: skip
-    return slots * max((wanted / there for wanted, there in pairs if there > 0), default=1.0)
+    return slots * max([wanted / there for wanted, there in pairs if there > 0], default=1.0)

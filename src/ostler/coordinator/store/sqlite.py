@@ -6,7 +6,6 @@ import logging
 import os
 import sqlite3
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,7 @@ from ostler.model.errors import Conflict, InvalidSpec, OstlerError, Rejected, St
 BUSY_TIMEOUT_MS = 5000  # readers and the writer never wait for each other in WAL mode; a backup or an `sqlite3` shell may
 WRITER_CACHE_KB = 16_384
 READER_CACHE_KB = 4_096
-_LEVEL = "synchronous"
-_NUMBERS = "numbers"  # of a block, those that are left: the next one, and the end
-BLOCK = 256
+BLOCK = 256  # numbers for jobs that are drawn at once
 WAL_KEPT_BYTES = 64 * 2**20  # what a burst made longer is cut back to this
 
 # What the disk or another process did; the same call may succeed later. SQLite names the condition, not the cause.
@@ -39,11 +36,19 @@ _PASSING = frozenset(
 )
 
 
+class _Driver(sqlite3.Connection):
+    """The driver's connection, and what is known of it."""
+
+    level = "FULL"  # of syncing
+    numbers = (0, 0)  # for jobs, what is left of a block: the next one, and the end
+
+
 class SqliteDatabase:
     """One SQLite file, locked for this process."""
 
     shared = False
     max_operations = 512
+    sql = staticmethod(str)  # `?` is this driver's own spelling; no call of ours stands in front of each statement
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -55,7 +60,10 @@ class SqliteDatabase:
             _create_private(path)
             # Isolation is ours: the driver must never begin or commit on its own, and Core's autobegin must not either.
             self.engine = create_engine(
-                f"sqlite:///{path}", poolclass=NullPool, isolation_level="AUTOCOMMIT", connect_args={"check_same_thread": False}
+                f"sqlite:///{path}",
+                poolclass=NullPool,
+                isolation_level="AUTOCOMMIT",
+                connect_args={"check_same_thread": False, "factory": _Driver},
             )
             event.listen(self.engine, "connect", _prepare)
         except OSError as exc:
@@ -65,9 +73,10 @@ class SqliteDatabase:
     def connect(self, *, write: bool) -> Connection:
         """A connection, set up for writing or for reading alone."""
         connection = self.engine.connect()
-        _execute(connection, f"PRAGMA cache_size = -{WRITER_CACHE_KB if write else READER_CACHE_KB}")
+        driver = _driver(connection)
+        driver.execute(f"PRAGMA cache_size = -{WRITER_CACHE_KB if write else READER_CACHE_KB}")
         if not write:
-            _execute(connection, "PRAGMA query_only = ON")
+            driver.execute("PRAGMA query_only = ON")
         return connection
 
     def begin(
@@ -77,9 +86,10 @@ class SqliteDatabase:
 
         What need not be `durable` survives the process; the log is synced with the next transaction that must be.
         """
+        driver = _driver(connection)
         if write:
-            _set_level(connection, "FULL" if durable else "NORMAL")
-        _execute(connection, "BEGIN IMMEDIATE" if write else "BEGIN")
+            _set_level(driver, "FULL" if durable else "NORMAL")
+        driver.execute("BEGIN IMMEDIATE" if write else "BEGIN")
         return 0  # this process alone changes what it remembers
 
     def begin_schema(self, connection: Connection) -> None:
@@ -88,39 +98,39 @@ class SqliteDatabase:
 
     def commit(self, connection: Connection) -> None:
         """Commit; where it must be durable the log is synced before this returns."""
-        _execute(connection, "COMMIT")
+        _driver(connection).execute("COMMIT")
 
     def make_ready(self, connection: Connection) -> None:
         """Submissions are durable."""
-        _set_level(connection, "FULL")
+        _set_level(_driver(connection), "FULL")
 
     def rollback(self, connection: Connection) -> None:
         """Undo the transaction; no error where the engine did so already (as it does on a full disk)."""
-        connection.info.pop(_NUMBERS, None)
-        if _driver(connection).in_transaction:
-            with suppress(sqlite3.Error):
-                _execute(connection, "ROLLBACK")
+        driver = _driver(connection)
+        driver.numbers = (0, 0)
+        if driver.in_transaction:
+            try:
+                driver.execute("ROLLBACK")
+            except sqlite3.Error:
+                return
 
     def savepoint(self, connection: Connection) -> None:
         """Mark where one more operation begins."""
-        _execute(connection, "SAVEPOINT operation")
+        _driver(connection).execute("SAVEPOINT operation")
 
     def release(self, connection: Connection) -> None:
         """Keep what was done since the mark."""
-        _execute(connection, "RELEASE operation")
+        _driver(connection).execute("RELEASE operation")
 
     def undo(self, connection: Connection) -> bool:
         """Undo what was done since the mark; False where the engine has undone the whole transaction by itself."""
-        connection.info.pop(_NUMBERS, None)
-        if not _driver(connection).in_transaction:
+        driver = _driver(connection)
+        driver.numbers = (0, 0)
+        if not driver.in_transaction:
             return False
-        _execute(connection, "ROLLBACK TO operation")
-        _execute(connection, "RELEASE operation")
+        driver.execute("ROLLBACK TO operation")
+        driver.execute("RELEASE operation")
         return True
-
-    def sql(self, text: str) -> str:
-        """`?` is this driver's own spelling."""
-        return text
 
     def any_of(self, column: str) -> str:
         """One text for lists of any length, so that each statement is compiled once."""
@@ -152,17 +162,17 @@ class SqliteDatabase:
     def reserve(self, connection: Connection, count: int) -> int:
         """A row counts blocks of them: what is left of one is handed out without a write, unless anything was undone since it was drawn,
         which may have been its drawing."""
-        first, end = connection.info.get(_NUMBERS, (0, 0))
+        driver = _driver(connection)
+        first, end = driver.numbers
         if end - first < count:
             drawn = max(count, BLOCK)
-            driver = _driver(connection)
             row = driver.execute("UPDATE counters SET next = next + ? WHERE name = 'jobs' RETURNING next", (drawn,)).fetchall()
             if not row:
                 begin = "INSERT INTO counters (name, next) SELECT 'jobs', coalesce(max(seq), 0) + 1 + ? FROM jobs RETURNING next"
                 row = driver.execute(begin, (drawn,)).fetchall()
             end = int(row[0][0])
             first = end - drawn
-        connection.info[_NUMBERS] = (first + count, end)
+        driver.numbers = (first + count, end)
         return int(first)
 
     def one_by_one(self, connection: Connection, what: str) -> None:
@@ -213,19 +223,15 @@ class SqliteDatabase:
         os.close(self._lock)
 
 
-def _driver(connection: Connection) -> sqlite3.Connection:
-    driver: sqlite3.Connection = connection.connection.driver_connection  # type: ignore[assignment]
+def _driver(connection: Connection) -> _Driver:
+    driver: _Driver = connection.connection.dbapi_connection  # type: ignore[assignment]
     return driver
 
 
-def _execute(connection: Connection, statement: str) -> None:
-    _driver(connection).execute(statement)
-
-
-def _set_level(connection: Connection, level: str) -> None:
-    if connection.info.get(_LEVEL, "FULL") != level:
-        _execute(connection, f"PRAGMA synchronous = {level}")
-        connection.info[_LEVEL] = level
+def _set_level(driver: _Driver, level: str) -> None:
+    if driver.level != level:
+        driver.execute(f"PRAGMA synchronous = {level}")
+        driver.level = level
 
 
 def _prepare(driver: sqlite3.Connection, _record: object) -> None:

@@ -38,9 +38,9 @@ class Store:
         self._database = database
         self._clock = clock
         self._memo: dict[type, Any] = {}
-        self._followers = Followers()
+        self._writing, self._reads = Followers(), Followers()
         self._writer = Writer(
-            database, clock=clock, memo=self._memo, wakeups=self.wakeups, followers=self._followers, logger=logger
+            database, clock=clock, memo=self._memo, wakeups=self.wakeups, followers=self._writing, logger=logger
         )
         self._peers: Peers | None = None
         self._logger = logger
@@ -95,8 +95,8 @@ class Store:
     async def write(self, operation: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run an operation in the writer; answers (or raises its error) after the commit. Its error undoes it and it alone."""
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._followers.follow()
-        self._writer.put(Pending(operation, args, kwargs, future, beside=runs_beside(operation, args)))
+        self._writing.follow()
+        self._writer.put(Pending(operation, args, kwargs, future, beside=self._database.shared and runs_beside(operation, args)))
         return await future
 
     async def write_lazily(self, operation: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -105,8 +105,10 @@ class Store:
         It outlives the coordinator all the same, and is durable with whatever is written after it.
         """
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._followers.follow()
-        self._writer.put(Pending(operation, args, kwargs, future, durable=False, beside=runs_beside(operation, args)))
+        self._writing.follow()
+        self._writer.put(
+            Pending(operation, args, kwargs, future, durable=False, beside=self._database.shared and runs_beside(operation, args))
+        )
         return await future
 
     def stand(self, topic: Topic, operation: Callable[..., object | None], *args: object) -> Standing:
@@ -132,7 +134,7 @@ class Store:
         if self._closed:
             raise StoreBusy("the store is closed", hint="the coordinator is shutting down")
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._followers.follow()
+        self._reads.follow()
         self._asked.put((future, partial(self._read, operation, *args, **kwargs)))  # an executor costs three times as much
         return await future
 
@@ -154,7 +156,7 @@ class Store:
 
     def _answer_reads(self) -> None:
         """What a reader does, until there is nothing more to read."""
-        self._followers.join()
+        self._reads.join()
         while (asked := self._asked.get()) is not None:
             future, read = asked
             value, error = None, None

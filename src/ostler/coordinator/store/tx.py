@@ -61,17 +61,19 @@ class Tx:
         self.late: list[tuple[Late, Any]] = []
         self._settled = settled  # None: this transaction writes, and finds out by itself
         self._database = database
-        self._cursor = connection.connection.cursor()
+        self._cursor: Any = connection.connection.dbapi_connection.cursor()  # type: ignore[union-attr]
         self._memo = memo
 
     def rows(self, sql: str, params: Sequence[Any] = ()) -> list[Row]:
         """All rows of a query."""
         self._cursor.execute(self._database.sql(sql), params)
-        return list(self._cursor.fetchall())
+        found: list[Row] = self._cursor.fetchall()
+        return found
 
     def row(self, sql: str, params: Sequence[Any] = ()) -> Row | None:
         """The first row of a query, or None. All are fetched: an unfinished SELECT keeps the snapshot open past the commit."""
-        found = self.rows(sql, params)
+        self._cursor.execute(self._database.sql(sql), params)
+        found: list[Row] = self._cursor.fetchall()
         return found[0] if found else None
 
     def run(self, sql: str, params: Sequence[Any] = ()) -> int:

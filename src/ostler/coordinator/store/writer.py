@@ -41,7 +41,7 @@ class Pending:
     kwargs: dict[str, Any]
     future: asyncio.Future[Any]
     durable: bool = True
-    beside: bool = False  # it may run beside other coordinators' operations
+    beside: bool = False  # it may run beside the operations of other coordinators, of which there may be some
     value: Any = None
     error: BaseException | None = None
     topics: set[Topic] = field(default_factory=set)
@@ -189,7 +189,7 @@ class Writer:
         """One transaction: `first` and whatever else of its kind waits meanwhile. Answers all that were taken, with value or error."""
         database, batch, late = self._database, [first], list[tuple[Late, Any]]()
         until = time.monotonic() + MAX_BATCH_S
-        beside = first.beside and database.shared
+        beside = first.beside
         try:
             with self._some:
                 durable = first.durable or any(pending.durable for pending in self._waiting)

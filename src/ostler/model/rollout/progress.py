@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass, replace
 from datetime import datetime
-from enum import StrEnum
 
 from ostler.model.errors import InvalidTransition
+from ostler.model.word import Word
 
 
-class Phase(StrEnum):
+class Phase(Word):
     """Where a host stands in a rollout. The ones from `current` on are ends."""
 
     PLANNED = "planned"
@@ -27,7 +27,7 @@ class Phase(StrEnum):
     HELD = "held"
 
 
-class Event(StrEnum):
+class Event(Word):
     """What can happen to a host in a rollout."""
 
     BEGIN = "begin"

@@ -1,10 +1,11 @@
 """What a host says of an update that was asked of it."""
 
 from dataclasses import dataclass
-from enum import StrEnum
+
+from ostler.model.word import Word
 
 
-class Stage(StrEnum):
+class Stage(Word):
     """How far a host is with what was asked of it, by its own word."""
 
     FETCHING = "fetching"  # the daemon downloads the bundle

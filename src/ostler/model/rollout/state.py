@@ -1,11 +1,10 @@
 """The life of a rollout that the coordinator carries out: states, events, and the only legal changes between them."""
 
-from enum import StrEnum
-
 from ostler.model.errors import InvalidTransition
+from ostler.model.word import Word
 
 
-class RolloutState(StrEnum):
+class RolloutState(Word):
     """Where a rollout stands. The last three are ends; hosts that were under way are brought to an end then, too."""
 
     PLANNED = "planned"
@@ -16,7 +15,7 @@ class RolloutState(StrEnum):
     ABORTED = "aborted"
 
 
-class RolloutEvent(StrEnum):
+class RolloutEvent(Word):
     """What can happen to a rollout."""
 
     RESUME = "resume"

@@ -126,6 +126,8 @@ class Acker(Loop):
         for live in startable(limits, self._table.working(), waiting):
             executor.start(live, limits.cpu)
         waiting = [live for live in waiting if live.work is None]
+        if not waiting:
+            return
         for live in waiting[: FURNISHED_PER_SLOT * limits.cpu]:
             executor.furnish(live)
         working = self._table.working()

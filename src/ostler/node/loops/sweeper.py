@@ -144,7 +144,7 @@ class Sweeper(Loop):
     def _remove(self, one: Remains, why: str) -> bool:
         found = one.found
         try:
-            Workspace(found.path, found.job_id, found.attempt).remove()
+            Workspace(str(found.path), found.job_id, found.attempt).remove()
         except OSError as exc:
             attrs = {"path": str(found.path), "error": str(exc)}
             self.logger.warning("workspace_not_removed", extra={"job_id": found.job_id, "attrs": attrs})

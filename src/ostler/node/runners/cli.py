@@ -236,9 +236,9 @@ async def _keep_stdout(task: AttemptTask, name: str) -> Failure | None:
     log = f"{task.root}/logs/stdout.log"
     try:
         if os.stat(log).st_size <= _INLINE_COPY_BYTES:
-            copy_stdout(str(task.root), log, name)
+            copy_stdout(task.root, log, name)
         else:
-            await asyncio.to_thread(copy_stdout, str(task.root), log, name)
+            await asyncio.to_thread(copy_stdout, task.root, log, name)
     except OSError as exc:
         return Failure(FailureCode.OUTPUT, f"standard output could not be kept as {name!r}: {exc.strerror}")
     return None

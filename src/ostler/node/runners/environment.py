@@ -18,9 +18,9 @@ _CODE = re.compile(
 
 def environment(task: AttemptTask, *, tmp: str) -> dict[str, str]:
     """All variables of an attempt. The manifest's replace the first ones, never those that say what it is and may use."""
-    root, manifest = str(task.root), task.manifest
+    root, manifest = task.root, task.manifest
     told = task.confidence
-    array = {"OSTLER_ARRAY_INDEX": manifest.array_index, "OSTLER_ARRAY_COUNT": manifest.array_count}
+    array = {} if manifest.array_index is None else {"INDEX": manifest.array_index, "COUNT": manifest.array_count}
     return {
         "PATH": PATH,
         "LANG": "C.UTF-8",
@@ -33,7 +33,7 @@ def environment(task: AttemptTask, *, tmp: str) -> dict[str, str]:
         "OSTLER_INPUT_DIR": f"{root}/input",
         "OSTLER_OUTPUT_DIR": f"{root}/output",
         **({"OSTLER_SECRETS_DIR": told.files} if told is not None and told.files is not None else {}),
-        **{name: str(number) for name, number in array.items() if number is not None},
+        **{f"OSTLER_ARRAY_{name}": str(number) for name, number in array.items() if number is not None},
         **gpu_environment(task.gpus),
         **proxy_environment(manifest),
     }

@@ -11,7 +11,7 @@ Number = TypeVar("Number", int, float)
 
 def least(values: Iterable[Number | None]) -> Number | None:
     """The smallest of those that are limits at all."""
-    return min((value for value in values if value is not None), default=None)
+    return min([value for value in values if value is not None], default=None)
 
 
 def memory_mb(manifest: Manifest, node: ResourceLimits) -> int | None:

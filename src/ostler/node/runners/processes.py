@@ -79,8 +79,7 @@ class Processes:
 
     def level(self, manifest: Manifest, *others: SandboxLevel | None) -> SandboxLevel:
         """The level that an attempt runs at: the strongest of the node's, the manifest's, and further wishes."""
-        asked = (self.config.sandbox.level, manifest.least_sandbox, *others)
-        return strongest(level for level in asked if level is not None)
+        return strongest(self.config.sandbox.level, manifest.least_sandbox, *others)
 
     def refuse(self, manifest: Manifest, level: SandboxLevel) -> Failure | None:
         """E_SANDBOX where this host does not have that level, E_DENY where this node does not grant the hosts asked for."""
@@ -120,7 +119,7 @@ class Processes:
         self.watch.add(Watched(key=task.key, root=task.root, quota_mb=quota_mb, kill=end))
         masking = asyncio.create_task(self._mask(task)) if task.manifest.secrets else None
         try:
-            record = await self.keeper.wait(task.key, record=task.root / RECORD)
+            record = await self.keeper.wait(task.key, record=Path(f"{task.root}/{RECORD}"))
         except NotFound:
             return None
         finally:
@@ -129,7 +128,7 @@ class Processes:
                 masking.cancel()
                 await asyncio.gather(masking, return_exceptions=True)
         if task.manifest.secrets:  # before anybody looks into its output
-            await asyncio.to_thread(self._vault.copy, task.key, task.root / "logs", whole=True)
+            await asyncio.to_thread(self._vault.copy, task.key, Path(f"{task.root}/logs"), whole=True)
         if task.manifest.policy.network:
             for refusal, count in self._refusals(task).items():
                 host = (self._vault.text(task.key, refusal.host) if task.manifest.secrets else None) or refusal.host
@@ -145,7 +144,7 @@ class Processes:
         while True:
             await asyncio.sleep(MASK_EVERY_S)
             try:
-                await asyncio.to_thread(self._vault.copy, task.key, task.root / "logs", whole=False)
+                await asyncio.to_thread(self._vault.copy, task.key, Path(f"{task.root}/logs"), whole=False)
             except OSError as exc:
                 attrs = {"attempt": task.attempt, "error": str(exc)}
                 self.logger.warning("log_not_masked", extra={"job_id": task.job_id, "attrs": attrs})
@@ -161,7 +160,7 @@ class Processes:
 
     async def knows(self, task: AttemptTask) -> bool:
         """Whether they live, or their exit record is to be had. Raises KeeperUnreachable."""
-        if read_record(task.root / RECORD, task.key) is not None:
+        if read_record(Path(f"{task.root}/{RECORD}"), task.key) is not None:
             return True
         return any(child.key == task.key for child in await self.keeper.list())
 
@@ -210,7 +209,7 @@ class Processes:
         )
 
     def _spec(self, task: AttemptTask, command: Command) -> StartSpec:
-        root = str(task.root)
+        root = task.root
         gate = gate_for(task.manifest, log=self._gate_log(task), allow=self.config.network.allow, seccomp=self.host.seccomp)
         sandbox = plan(
             task.sandbox,

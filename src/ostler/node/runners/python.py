@@ -194,7 +194,7 @@ class PythonRunner:
         )
 
     def _order(self, task: AttemptTask) -> dict[str, Any]:
-        root = str(task.root)
+        root = task.root
         grace_s = limits.grace_s(task.manifest, self._processes.config.resources)
         order = {
             "key": task.key,
@@ -277,7 +277,7 @@ class PythonRunner:
     # --- in a process of its own ---
 
     async def _start_cold(self, task: AttemptTask) -> Failure | None:
-        root = str(task.root)
+        root = task.root
         env = environment(task, tmp=tmp_folder(task))
         order = {
             **self._order(task),

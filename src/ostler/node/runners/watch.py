@@ -36,7 +36,7 @@ class Watched:
     """
 
     key: str
-    root: Path
+    root: str
     quota_mb: int | None
     kill: Kill
     log_mb: int | None = None
@@ -114,24 +114,24 @@ class DiskWatch:
         return loud | decide(uses, quotas, free_mb=self._min_free_mb if free is None else free, min_free_mb=self._min_free_mb)
 
 
-def over_quota(root: Path, quota_mb: int) -> str | None:
+def over_quota(root: str, quota_mb: int) -> str | None:
     """The reason to end an attempt for what it has on the disk, or None; blocks while the tree is walked."""
     return decide({"": _use_mb(root)}, {"": quota_mb}, free_mb=0.0, min_free_mb=0.0).get("")
 
 
-def _use_mb(root: Path) -> float:
+def _use_mb(root: str) -> float:
     """A later attempt's workspace may lie inside the first one's, so only the folders of this one count."""
-    uses = [measure_tree(root / name) for name in FOLDERS]
+    uses = [measure_tree(Path(root) / name) for name in FOLDERS]
     return sum(use.bytes for use in uses) / MB if all(use.complete for use in uses) else float("inf")
 
 
-def hidden_mb(roots: Collection[Path], keeper: int) -> dict[Path, float]:
+def hidden_mb(roots: Collection[str], keeper: int) -> dict[str, float]:
     """What files in these workspaces take on the disk that have no name any more, but are still open or mapped below the keeper.
 
     A job that unlinks what it goes on writing would hide it from whoever walks its folders. The kernel still tells where such a
     file lay.
     """
-    found: dict[Path, dict[tuple[int, int], int]] = {root: {} for root in roots}
+    found: dict[str, dict[tuple[int, int], int]] = {root: {} for root in roots}
     for handle in _deleted_files(keeper) if roots else ():
         with contextlib.suppress(OSError):
             name = os.readlink(handle)
@@ -155,15 +155,15 @@ def _deleted_files(keeper: int) -> Iterator[str]:
                     yield from (f"{place}/{name}" for name in os.listdir(place))
 
 
-def _log_mb(root: Path) -> float:
+def _log_mb(root: str) -> float:
     total = 0
     for stream in ("stdout", "stderr"):
         with contextlib.suppress(OSError):
-            total += (root / "logs" / f"{stream}.log").lstat().st_size
+            total += Path(f"{root}/logs/{stream}.log").lstat().st_size
     return total / MB
 
 
-def free_mb(path: Path) -> float | None:
+def free_mb(path: Path | str) -> float | None:
     """What an ordinary user may still write there; None where the place is gone."""
     try:
         status = os.statvfs(path)

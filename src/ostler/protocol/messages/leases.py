@@ -1,6 +1,5 @@
 """Between node and coordinator: registration, leases, reports and deliveries."""
 
-from enum import StrEnum
 from typing import Any
 
 from msgspec import Struct, field
@@ -11,13 +10,14 @@ from ostler.model.failures import Failure
 from ostler.model.manifest import InputFile
 from ostler.model.rollout.report import Report
 from ostler.model.service import Observation
+from ostler.model.word import Word
 from ostler.protocol.dsse import Envelope
 
 PROTOCOL = 1  # what this release speaks
 PROTOCOL_MIN = 1  # the oldest that it still understands
 
 
-class Outside(StrEnum):
+class Outside(Word):
     """Where a node stands that speaks no protocol of this release's."""
 
     OLDER = "older"
@@ -133,7 +133,7 @@ class RegisterResponse(Struct, frozen=True, kw_only=True):
     inline_bytes: int = 0
 
 
-class DirectiveKind(StrEnum):
+class DirectiveKind(Word):
     """What a coordinator may tell a node."""
 
     CANCEL = "cancel"

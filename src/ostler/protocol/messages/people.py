@@ -1,15 +1,15 @@
 """Between people and coordinator: tokens, secrets, quotas, and what is kept for how long."""
 
 from datetime import datetime
-from enum import StrEnum
 from typing import Any
 
 from msgspec import Struct
 
 from ostler.model.access import Role
+from ostler.model.word import Word
 
 
-class TokenKind(StrEnum):
+class TokenKind(Word):
     """Which door a stored token opens."""
 
     JOIN = "join"
