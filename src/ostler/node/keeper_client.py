@@ -324,10 +324,13 @@ class KeeperClient(asyncio.Protocol):
         self._serial += 1
         number = self._serial
         future: asyncio.Future[_Message] = self._loop.create_future()
+        alone = not self._answers  # else more may come in this turn of the loop
         self._answers[number] = future
-        if not self._outgoing:
+        if not self._outgoing and not alone:
             self._loop.call_soon(self._flush)
         self._outgoing.append(b'{"id":%d,"op":"%b"%b' % (number, operation.encode(), _encoded(members)))
+        if alone:
+            self._flush()
         try:
             answer = await future
         finally:

@@ -47,6 +47,7 @@ class Pending:
     topics: set[Topic] = field(default_factory=set)
     callbacks: list[Callable[[], None]] = field(default_factory=list)
     hushed: set[Topic] = field(default_factory=set)
+    stood: bool = False  # for others' work, which goes on with its answer
     early: bool = False  # answered in front of the commit, where nobody but this process can ask about it
 
 
@@ -249,7 +250,7 @@ class Writer:
                         continue
                     standing.running = True
                 tried += 1
-                pending = Pending(standing.operations[topic], standing.args, {}, standing.future, early=True)
+                pending = Pending(standing.operations[topic], standing.args, {}, standing.future, stood=True, early=True)
                 batch.insert(0, pending)
                 self._execute(connection, pending, late, first=False, durable=durable, alone=alone)
                 if pending.error is _AGAIN:  # its caller is woken by the topic, and asks anew
@@ -345,8 +346,13 @@ class Writer:
     def _settle(self, batch: list[Pending]) -> None:
         """In the event loop's thread: answer, then publish; whoever is woken finds the answers given.
 
-        Also what is not known to have failed is published: to be woken for nothing does no harm.
+        Also what is not known to have failed is published: to be woken for nothing does no harm. Whoever waits for work has it on its
+        way before those are told who brought it.
         """
+        if batch[0].stood and not batch[0].future.done() and batch[0].error is None:
+            batch[0].future.set_result(batch[0].value)
+            batch[0].future.get_loop().call_soon(self._settle, batch)
+            return
         for pending in batch:
             if pending.future.done():  # its caller gave up; what was done stands
                 continue

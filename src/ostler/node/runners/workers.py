@@ -138,7 +138,10 @@ class WorkerPool:
             self._put_back([run])
         else:
             self._line.append(run)
-            self._dispatch_soon()
+            if len(self._runs) == 1:  # alone: nothing comes that it could go with
+                self._dispatch()
+            else:
+                self._dispatch_soon()
         return None if run.begun is None else await run.begun
 
     def is_over(self, key: str) -> bool:
