@@ -19,6 +19,7 @@ from ostler.coordinator.service import run_coordinator
 from ostler.fleet.releases.reading import read_bundle
 from ostler.model.access import Role
 from ostler.model.capabilities import Capabilities, Cpu
+from ostler.model.errors import Unauthenticated
 from ostler.protocol import codec, dsse, routes
 from ostler.protocol import messages as m
 from ostler.protocol.client import AsyncClient
@@ -77,6 +78,15 @@ class Node:
         answer = await self.rig.nobody.call(routes.REGISTER, self.registration(**changes), token=token)
         self.token, self.coordinator_key = answer.node_token, answer.coordinator_key
         return answer
+
+    async def register_again(self, **changes) -> m.RegisterResponse:
+        """As a node that is enrolled: by signing a challenge."""
+        try:
+            await self.register()
+        except Unauthenticated as exc:
+            message = m.register_message(exc.challenge, self.node_id, self.epoch)
+            return await self.register(challenge=exc.challenge, signature=self.key.sign(message), **changes)
+        raise AssertionError("a node was let in without a proof")
 
     async def call(self, route, message=None, **more):
         return await self.rig.nobody.call(route, message, token=self.token, **more)

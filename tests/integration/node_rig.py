@@ -43,6 +43,7 @@ from ostler.protocol import codec, dsse
 from ostler.protocol import messages as m
 from ostler.protocol.client import AsyncClient
 from ostler.protocol.ports import AttemptTask, Ending, Progress, Withdrawn
+from ostler.protocol.session_key import SessionKey, agree
 from ostler.runtime.clock import SystemClock
 from ostler.runtime.service_manager import ServiceManager
 
@@ -102,6 +103,10 @@ class FakeCoordinator:
         self.begun: set[tuple[str, int]] = set()  # acknowledged by the pull that brought it
         self.acks_ahead = False  # whether a pull's own word counts as the ack of what it brings
         self.crossing: list[tuple[m.Assignment, None]] = []  # what an older poll has claimed when a newer one comes
+        self.agrees = False  # whether it agrees on a key with each session, and uses it where a pull names it
+        self.session_key: SessionKey | None = None
+        self.forges = False  # whether somebody who does not have that key makes what a pull brings
+        self.sealed: list[str] = []  # the names of the keys of what was handed out
         self._news = asyncio.Event()
         self._newest: object | None = None
         self.port = 0
@@ -210,11 +215,14 @@ class FakeCoordinator:
         self.registrations.append(body)
         token = f"token-{len(self.registrations)}"
         self.tokens = {token}
+        told = None
+        if self.agrees and body.session_key is not None:
+            self.session_key, told = agree(body.node_id, body.boot_epoch, body.session_key, self.key, "k")
         return _json(
             m.RegisterResponse(
                 node_id=body.node_id, node_token=token, token_ttl_s=3600.0,
                 coordinator_key=self.key.public_key().public_bytes_raw(), version="0", protocol=1, protocol_min=1,
-                forget=self.forget, **self.terms,
+                forget=self.forget, session_key=told, **self.terms,
             )
         )  # fmt: skip
 
@@ -258,6 +266,11 @@ class FakeCoordinator:
             sealed = [dsse.sign(codec.encode([one for one, _ in jobs]), dsse.ASSIGNMENTS_TYPE, self.key, "k")]
         else:
             sealed = [dsse.sign(codec.encode(one), dsse.ASSIGNMENT_TYPE, signer or self.key, "k") for one, signer in jobs]
+        key = self.session_key
+        if key is not None and body.session_key == key.keyid and not any(signer for _, signer in jobs):
+            secret = b"x" * 32 if self.forges else key.secret
+            sealed = [dsse.seal(one.payload, one.payloadType, secret, key.keyid) for one in sealed]
+        self.sealed += [one.signatures[0].keyid for one in sealed]
         return _json(m.PullResponse(jobs=tuple(sealed), directives=tuple(self.directives)))
 
     def _due(self, body):

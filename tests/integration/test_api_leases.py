@@ -7,6 +7,7 @@ import sqlite3
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from msgspec import structs
 
 from integration.api_rig import coordinator
@@ -15,7 +16,7 @@ from ostler.model import errors
 from ostler.model.attempt import AttemptState
 from ostler.model.failures import Failure, FailureCode
 from ostler.model.job import JobState
-from ostler.protocol import codec, dsse, routes
+from ostler.protocol import codec, dsse, routes, session_key
 from ostler.protocol import messages as m
 
 
@@ -58,6 +59,36 @@ async def test_a_node_that_reads_a_list_gets_all_under_one_signature(rig):
     assert [one.job_id for one in codec.decode(payload, tuple[m.Assignment, ...])] == jobs
     await node.pull_raw()  # what it does not hold is offered again, one by one to who did not ask for a list
     assert len(node.open(await node.pull_raw())) == 3
+
+
+async def test_who_names_the_key_of_its_session_gets_a_mac_and_everybody_else_a_signature(rig):
+    node = await rig.enrolled()
+    trusted, half = Ed25519PublicKey.from_public_bytes(node.coordinator_key), X25519PrivateKey.generate()
+
+    async def agreed(key):
+        answer = await node.register_again(session_key=half.public_key().public_bytes_raw() if key is None else key)
+        return answer.session_key
+
+    async def pulled(keyid):
+        job_id = await rig.submit()
+        [envelope] = (await node.pull_raw(session_key=keyid)).jobs
+        held = m.Held(job_id, codec.decode(envelope.payload, m.Assignment).attempt)
+        await node.ack(held)
+        await node.finish(outcome(held))
+        return envelope
+
+    key = session_key.accept(await agreed(None), half, trusted, node_id=node.node_id, boot_epoch=node.epoch)
+    assert key.secret.hex() not in repr(key)
+    sealed = await pulled(key.keyid)
+    assert dsse.is_sealed(sealed, dsse.ASSIGNMENT_TYPE, key.secret, key.keyid)
+    assert dsse.verify(sealed, dsse.ASSIGNMENT_TYPE, trusted) is None
+    for name in (None, "session-0", ""):
+        assert dsse.verify(await pulled(name), dsse.ASSIGNMENT_TYPE, trusted) is not None
+    await agreed(None)
+    assert dsse.verify(await pulled(key.keyid), dsse.ASSIGNMENT_TYPE, trusted) is not None, "it is the key of an earlier session"
+    assert await agreed(bytes(32)) is None, "a key of small order is none"
+    with pytest.raises(errors.InvalidSpec, match="session_key"):
+        await agreed(b"short")
 
 
 async def test_submit_wakes_an_open_pull(rig):

@@ -11,11 +11,14 @@ import tarfile
 import threading
 from dataclasses import replace
 from io import BytesIO
+from pathlib import Path
 
 import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
+from integration import node_rig
 from integration.node_rig import FakeCoordinator, NodeRig, until
 from ostler.model.attempt import AttemptState, Usage
 from ostler.model.capabilities import Gpu, HealthProblem
@@ -26,6 +29,7 @@ from ostler.node import credit, leases
 from ostler.node.loops import puller
 from ostler.node.workspace import Workspace
 from ostler.protocol import messages as m
+from ostler.protocol import session_key
 from ostler.protocol.ports import Ending
 from ostler.runtime.service_manager import ServiceManager
 
@@ -294,6 +298,36 @@ async def test_an_assignment_for_another_node_is_reported_and_never_run(rig, coo
     assert rig.runner.started == []
 
 
+async def test_in_a_session_with_a_key_its_mac_is_believed_and_no_other(rig, coordinator):
+    coordinator.agrees, coordinator.tokens = True, set()  # its session is over, and the next one has a key
+    await until(lambda: coordinator.session_key, "a session with a key")
+    coordinator.offer("j1")
+    assert (await until(lambda: rig.over("j1"), "the outcome")).failure is None
+    assert coordinator.sealed == [coordinator.session_key.keyid]
+    coordinator.forges = True
+    coordinator.offer("j2")
+    assert (await until(lambda: rig.over("j2"), "the outcome")).failure.code is FailureCode.SIGNATURE
+    coordinator.session_key = None  # as after a start: it signs
+    coordinator.offer("j3")
+    assert (await until(lambda: rig.over("j3"), "the outcome")).failure is None
+    assert coordinator.sealed[-1] == "k"
+    assert rig.runner.started == ["j1/1", "j3/1"]
+
+
+async def test_a_session_key_that_was_agreed_with_somebody_else_is_no_reason_not_to_work(rig, coordinator, monkeypatch, caplog):
+    def agree(node_id, boot_epoch, node_key, signing, keyid):
+        other = X25519PrivateKey.generate().public_key().public_bytes_raw()  # of whoever sits in between
+        return session_key.agree(node_id, boot_epoch, other, signing, keyid)
+
+    monkeypatch.setattr(node_rig, "agree", agree)
+    coordinator.agrees, coordinator.tokens = True, set()
+    await until(lambda: coordinator.session_key, "a session")
+    coordinator.offer("j1")
+    assert (await until(lambda: rig.over("j1"), "the outcome")).failure is None
+    assert coordinator.sealed == ["k"]
+    assert "session_key_not_believed" in caplog.text
+
+
 async def test_a_coordinator_with_another_key_is_refused(tmp_path, coordinator):
     rig = NodeRig(tmp_path, coordinator)
     await rig.start()
@@ -462,7 +496,7 @@ async def test_a_log_of_an_attempt_that_is_gone_ends_it(rig, coordinator):
 
 
 def makes(name, content):
-    return lambda task: (task.root / "output" / name).write_bytes(content)
+    return lambda task: Path(task.root, "output", name).write_bytes(content)
 
 
 async def test_artifacts_are_delivered_with_the_outcome(rig, coordinator):
@@ -750,9 +784,9 @@ async def test_a_drain_with_a_deadline_ends_what_still_runs(rig, coordinator):
 
 async def test_a_workspace_is_pinned_and_uploaded_on_request(rig, coordinator):
     rig.runner.work["j1"] = lambda task: (
-        (task.root / "work/found.txt").write_text("here"),
-        (task.root / "work/link").symlink_to("/etc/passwd"),
-        os.mkfifo(task.root / "work/fifo"),
+        Path(task.root, "work/found.txt").write_text("here"),
+        Path(task.root, "work/link").symlink_to("/etc/passwd"),
+        os.mkfifo(Path(task.root) / "work/fifo"),
     )
     coordinator.offer("j1")
     await until(lambda: rig.over("j1"), "the outcome")
@@ -1083,6 +1117,7 @@ async def test_what_waited_at_the_keeper_is_not_lost_with_the_daemon(tmp_path, c
     await rig.stop()
 
 
+@pytest.mark.usefixtures("short")
 async def test_a_workspace_made_ahead_is_used(rig, coordinator):
     rig.runner.work["short7"] = writes(b"left\n")  # so its workspace stays its own
     folder = await furnished(rig, coordinator)
@@ -1098,12 +1133,14 @@ async def test_a_workspace_made_ahead_is_used(rig, coordinator):
     assert ([word for word, _ in short["history"]], short["runner"], short["exit_code"]) == (words, "cli", 0)
 
 
+@pytest.mark.usefixtures("short")
 async def test_a_workspace_made_ahead_goes_with_an_attempt_that_is_taken_away(rig, coordinator):
     folder = await furnished(rig, coordinator)
     rig.daemon.executor.forget(rig.daemon.table.get("next", 1))
     await until(lambda: not folder.exists() and rig.daemon.table.get("next", 1) is None, "nothing is left of it")
 
 
+@pytest.mark.usefixtures("short")
 async def test_an_attempt_cancelled_before_its_slot_was_free_leaves_a_workspace_that_says_so(rig, coordinator):
     folder = await furnished(rig, coordinator)
     rig.daemon.executor.cancel(rig.daemon.table.get("next", 1), "not wanted")
@@ -1112,6 +1149,7 @@ async def test_an_attempt_cancelled_before_its_slot_was_free_leaves_a_workspace_
     assert json.loads((folder / "state.json").read_text())["node_state"] == "cancelled"
 
 
+@pytest.mark.usefixtures("short")
 async def test_what_only_has_a_workspace_is_offered_again_after_a_crash(tmp_path, coordinator):
     rig = NodeRig(tmp_path, coordinator)
     await rig.start()
@@ -1130,6 +1168,7 @@ async def test_what_only_has_a_workspace_is_offered_again_after_a_crash(tmp_path
     await rig.stop()
 
 
+@pytest.mark.usefixtures("short")
 async def test_what_is_over_for_the_coordinator_when_a_session_opens_does_not_come_back_into_the_journal(tmp_path, coordinator):
     rig = NodeRig(tmp_path, coordinator)
     await rig.start()
@@ -1149,6 +1188,7 @@ async def test_what_is_over_for_the_coordinator_when_a_session_opens_does_not_co
     assert coordinator.acked.count(("next", 1)) == before
 
 
+@pytest.mark.usefixtures("short")
 async def test_what_was_accepted_before_a_crash_is_not_handed_back(tmp_path, coordinator, monkeypatch):
     rig = NodeRig(tmp_path, coordinator)
     await rig.start()
@@ -1166,6 +1206,7 @@ async def test_what_was_accepted_before_a_crash_is_not_handed_back(tmp_path, coo
     await rig.stop()
 
 
+@pytest.mark.usefixtures("short")
 async def test_after_a_start_of_the_machine_nobody_says_that_an_attempt_had_not_begun(tmp_path, coordinator, monkeypatch):
     rig = NodeRig(tmp_path, coordinator)
     await rig.start()
@@ -1184,6 +1225,7 @@ async def test_after_a_start_of_the_machine_nobody_says_that_an_attempt_had_not_
 
 
 @pytest.mark.parametrize("known", [True, False])
+@pytest.mark.usefixtures("short")
 async def test_a_workspace_without_a_word_in_it_is_believed_only_until_the_machine_starts_anew(
     tmp_path, coordinator, monkeypatch, known
 ):

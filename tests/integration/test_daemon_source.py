@@ -4,6 +4,7 @@ import asyncio
 import json
 import socket
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import uvicorn
@@ -113,8 +114,8 @@ async def test_an_artifact_is_the_one_file(rig, plain):
     one = await rig()
 
     def work(task):
-        (task.root / "output/out").mkdir()
-        (task.root / "output/out/a.txt").write_text("content")
+        (Path(task.root) / "output/out").mkdir()
+        (Path(task.root) / "output/out/a.txt").write_text("content")
 
     one.runner.work["j-local-1"] = work
     await until(lambda: plain.results, "a result")

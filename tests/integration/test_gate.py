@@ -122,7 +122,7 @@ class Gated:
         runner = await self.runner()
         asked = Policy(network=tuple(network), **policy)
         task = self.rig.task(by=runner, command="python", args=("job.py",), policy=asked, timeout_s=120.0)
-        (task.root / "work/job.py").write_text(SAY + textwrap.dedent(script))
+        (Path(task.root) / "work/job.py").write_text(SAY + textwrap.dedent(script))
         failure = await runner.start(task)
         assert failure is None, failure
         return runner, task
@@ -152,7 +152,7 @@ async def gated(tmp_path):
 
 def gates(task):
     """The living gate processes of an attempt."""
-    mark = str(task.root / REFUSALS)
+    mark = str(Path(task.root) / REFUSALS)
     return [one for one in psutil.process_iter(["cmdline"]) if mark in " ".join(one.info["cmdline"] or []) and alive(one.pid)]
 
 
@@ -178,7 +178,7 @@ async def test_a_granted_host_is_reached_and_no_other(gated, web):
     assert said[2:5] == ["403", "Connection refused", "Network is unreachable"]
     assert said[5].startswith("['0', '1', '2', '3'] "), "no descriptor of the gate's"
     assert task.sandbox is SandboxLevel.BWRAP
-    assert refusals(task.root / REFUSALS) == Counter(
+    assert refusals(Path(task.root) / REFUSALS) == Counter(
         {Refusal(host="evil.example", port=80): 1, Refusal(host="127.0.0.1", port=1): 1}
     )
     assert end.failure is not None
@@ -310,7 +310,7 @@ async def test_too_many_connections_and_slow_ones_harm_the_job_alone(gated, web)
     (one,) = gates(task)
     assert one.memory_info().rss < 64 << 20
     assert one.num_fds() < 2 * proxy.MAX_CONNECTIONS + 64 + 1000, "those that were turned away are closed one by one"
-    (task.root / "work/go").touch()
+    (Path(task.root) / "work/go").touch()
     end = await runner.wait(task, lambda news: None)
     assert end.failure is None, text(task, "stderr")
     assert text(task).splitlines() == ["1000", "503", "200"]
@@ -344,7 +344,7 @@ async def test_a_host_that_does_not_answer_is_told_apart_from_one_that_is_refuse
     said = text(task).splitlines()
     assert "nowhere.invalid cannot be resolved" in said[0]
     assert "127.0.0.1:9 cannot be reached" in said[1]
-    assert not refusals(task.root / REFUSALS)
+    assert not refusals(Path(task.root) / REFUSALS)
 
 
 async def test_a_node_refuses_what_its_owner_does_not_grant(gated):
@@ -450,7 +450,7 @@ async def test_what_is_refused_without_end_is_counted_to_a_bound(gated):
         sys.exit(1)
     """
     task, end = await gated("a.example").run(script, ["a.example"])
-    assert (task.root / REFUSALS).stat().st_size <= proxy.MAX_LOG_BYTES
+    assert (Path(task.root) / REFUSALS).stat().st_size <= proxy.MAX_LOG_BYTES
     assert text(task, "stderr").count("network gate refused") == proxy.MAX_TOLD
     assert end.failure is not None
     assert len(end.failure.message) < 500

@@ -128,7 +128,7 @@ async def test_a_program_runs_in_its_folder_with_its_streams_kept(rig):
     assert (end.failure, end.cancelled, end.exit_code) == (None, False, 0)
     assert text(task) == f"{task.root}/work\n/dev/null\n"
     assert text(task, "stderr") == "oops\n"
-    assert (task.root / "work/made.txt").read_text() == "made\n"
+    assert (Path(task.root) / "work/made.txt").read_text() == "made\n"
     assert end.usage.wall_s > 0
     assert await runner.alive(task)
     await runner.forget(task)
@@ -345,12 +345,12 @@ async def test_standard_output_is_also_a_file(rig):
     runner = await runner_of(rig)
     task, end = await run(rig, runner, command="echo", args=("hello",))
     assert end.failure is None
-    assert (task.root / "output/said.txt").read_text() == "hello\n"
+    assert (Path(task.root) / "output/said.txt").read_text() == "hello\n"
     task, _ = await run(rig, runner, **sh("echo mine", stdout="all.txt"))
-    assert (task.root / "output/all.txt").read_text() == "mine\n"
+    assert (Path(task.root) / "output/all.txt").read_text() == "mine\n"
     task, end = await run(rig, runner, **sh("head -c 3000000 /dev/zero", stdout="large"))
-    assert (task.root / "output/large").stat().st_size == 3000000
-    assert sorted(one.name for one in (task.root / "output").iterdir()) == ["large"]
+    assert (Path(task.root) / "output/large").stat().st_size == 3000000
+    assert sorted(one.name for one in (Path(task.root) / "output").iterdir()) == ["large"]
 
 
 async def test_what_the_job_wrote_itself_is_not_replaced(rig):
@@ -358,7 +358,7 @@ async def test_what_the_job_wrote_itself_is_not_replaced(rig):
     for script in ("echo own > $OSTLER_OUTPUT_DIR/f; echo log", "echo own > f; echo log"):
         task, end = await run(rig, runner, **sh(script, stdout="f"))
         assert end.failure is None
-        found = [one for one in (task.root / "output/f", task.root / "work/f") if one.exists()]
+        found = [one for one in (Path(task.root) / "output/f", Path(task.root) / "work/f") if one.exists()]
         assert [one.read_text() for one in found] == ["own\n"]
 
 
@@ -377,7 +377,7 @@ async def test_standard_input_from_the_working_directory(rig):
     failure = await runner.start(task)
     assert failure.code is C.INPUT
     assert "list.txt" in failure.message
-    (task.root / "work/list.txt").write_text("one\ntwo\n")
+    (Path(task.root) / "work/list.txt").write_text("one\ntwo\n")
     assert await runner.start(task) is None
     assert (await runner.wait(task, lambda news: None)).failure is None
     assert text(task) == "one\ntwo\n"
@@ -423,7 +423,7 @@ async def test_a_program_in_bwrap(make):
     lines = text(task).splitlines()
     assert lines[:3] == [f"{task.root}/work", "/tmp", "refused"]
     assert int(lines[3]) < 8
-    assert (task.root / "output/made").exists()
+    assert (Path(task.root) / "output/made").exists()
 
 
 async def test_an_entrys_level_holds_whatever_the_caller_chose(rig):
@@ -505,7 +505,7 @@ async def test_an_end_that_nobody_saw_is_known_to_the_next_daemon(rig):
     task = rig.task(**sh("exit 5"))
     assert await first.start(task) is None
     rig.daemons[0].keeper.close()
-    await until((task.root / "exit.json").exists, "the exit record")
+    await until((Path(task.root) / "exit.json").exists, "the exit record")
     second = await runner_of(rig)
     assert await second.alive(task)
     assert (await second.wait(task, lambda news: None)).exit_code == 5

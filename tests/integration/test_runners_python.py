@@ -25,6 +25,10 @@ C = FailureCode
 BWRAP, PROCESS, NONE = SandboxLevel.BWRAP, SandboxLevel.PROCESS, SandboxLevel.NONE
 
 
+def has_folder(task):
+    return Path(task.root).exists()
+
+
 @pytest.fixture
 async def make(tmp_path):
     rigs = []
@@ -88,13 +92,13 @@ async def run(runner, task, progress=lambda news: None):
 
 
 def result(task):
-    return json.loads((task.root / "output/result.json").read_text())
+    return json.loads((Path(task.root) / "output/result.json").read_text())
 
 
 async def test_a_task_from_start_to_end(boxed):
     runner = await runner_of(boxed)
     task = boxed.task(by=runner, **{"runner": Runner.PYTHON, "task": "example"})
-    (task.root / "input/text").write_text("b a b")
+    (Path(task.root) / "input/text").write_text("b a b")
     said = []
     end = await run(runner, task, said.append)
     assert end.failure is None, (end, text(task, "stderr"))
@@ -238,7 +242,7 @@ async def test_what_a_task_leaves_behind_is_ended(boxed):
     runner = await runner_of(boxed)
     task = task_of(boxed, "children", path="pid", detach=True, by=runner)
     assert (await run(runner, task)).failure is None
-    assert (task.root / "work/pid").exists()
+    assert (Path(task.root) / "work/pid").exists()
     mark = f"OSTLER_INPUT_DIR={task.root}/input"
     assert not [process.pid for process in psutil.process_iter() if alive(process.pid) and mark in _environment(process.pid)]
 
@@ -341,7 +345,7 @@ async def test_the_next_daemon_waits_for_what_the_last_one_started(boxed):
     second = await runner_of(boxed)
     assert await second.alive(task)
     waiting = asyncio.create_task(second.wait(task, lambda news: None))
-    (task.root / "work/gate").touch()
+    (Path(task.root) / "work/gate").touch()
     end = await waiting
     assert end.failure is None
     assert result(task) == "seen"
@@ -354,7 +358,7 @@ async def test_an_end_that_nobody_saw_is_known_to_the_next_daemon(boxed):
     task = task_of(boxed, "fail", message="unseen", by=first)
     assert await first.start(task) is None
     await daemon_dies(boxed)
-    await until(lambda: (task.root / "task.json").exists() or (task.root / "exit.json").exists(), "its record")
+    await until(lambda: (Path(task.root) / "task.json").exists() or (Path(task.root) / "exit.json").exists(), "its record")
     second = await runner_of(boxed)
     assert await second.alive(task)
     end = await second.wait(task, lambda news: None)
@@ -512,7 +516,7 @@ async def test_a_task_that_leaves_nothing_leaves_no_workspace(rig):
         assert runner.lends(task.manifest, task.sandbox)
         end = await run(runner, task)
         assert (end.failure, end.bare, end.contents) == (None, True, {"result.json": f'"{number}"'.encode()})
-        assert not task.root.exists()
+        assert not has_folder(task)
         await runner.forget(task)
     loud = lent(rig, "lent:leave", args=["print"])
     end = await run(runner, loud)
@@ -545,7 +549,7 @@ async def test_an_end_that_left_nothing_is_known_to_the_next_daemon(rig):
     await daemon_dies(rig)
     folder = rig.config.state / "workers"
     await until(lambda: any(task.key in path.read_text() for path in folder.glob("*.ledger")), "its record")
-    assert not task.root.exists()
+    assert not has_folder(task)
     second = await runner_of(rig)
     assert await second.alive(task)
     end = await second.wait(task, lambda news: None)
@@ -576,7 +580,7 @@ async def test_a_task_that_took_a_while_keeps_its_workspace(rig, monkeypatch):
     task = lent(rig, "lent:echo", args=["x"])
     end = await run(runner, task)
     assert (end.failure, end.bare) == (None, False)
-    assert (task.root / "output/result.json").read_text() == '"x"'
+    assert (Path(task.root) / "output/result.json").read_text() == '"x"'
 
 
 async def test_many_tasks_many_at_a_time(rig):

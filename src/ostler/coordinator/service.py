@@ -18,6 +18,7 @@ from ostler.coordinator.api.metrics import MeasuredStore, Metrics
 from ostler.coordinator.api.pulls import PullLine
 from ostler.coordinator.api.rates import Rates
 from ostler.coordinator.api.server import Crowd, build_server
+from ostler.coordinator.api.session_keys import SessionKeys
 from ostler.coordinator.api.trail import Trail
 from ostler.coordinator.artifacts.small import WithSmall
 from ostler.coordinator.artifacts.store import DirectoryArtifacts, mark_of
@@ -146,6 +147,7 @@ async def _services(
             store=store,
             artifacts=artifacts,
             keys=keys,
+            session_keys=SessionKeys(keys),
             sealer=sealer,
             credentials=credentials,
             door=Doorkeeper(

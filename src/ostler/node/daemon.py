@@ -54,6 +54,7 @@ from ostler.node.workspace import Workspace
 from ostler.protocol import messages as m
 from ostler.protocol.client import AsyncClient
 from ostler.protocol.ports import Progress, RunnerPort
+from ostler.protocol.session_key import SessionKey
 from ostler.runtime.clock import Clock
 from ostler.runtime.loop import Loop
 from ostler.runtime.service_manager import ServiceManager
@@ -462,8 +463,8 @@ class NodeDaemon:
         self.acker.wake()
         self.heart.wake()
 
-    def _take(self, pulled: Pulled, sent_at: float, newest: bool) -> None:
-        if self.offers.take(pulled, sent_at, newest=newest):
+    def _take(self, pulled: Pulled, sent_at: float, newest: bool, session: SessionKey | None) -> None:
+        if self.offers.take(pulled, sent_at, newest=newest, session=session):
             self.acker.begin_ordered()
             self.acker.wake_for_offers()
             if worth_renewing(sent_at, self._clock.monotonic(), self.session.terms.lease_s):

@@ -8,6 +8,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from ostler.node.journal import BOOT_ID, Journal
 from ostler.node.signatures import NodeKey
+from ostler.protocol.session_key import SessionKey
 
 
 @dataclass(slots=True)
@@ -19,6 +20,7 @@ class Identity:
     boot_epoch: str
     coordinator_key: Ed25519PublicKey | None
     _journal: Journal
+    session: SessionKey | None = None  # that of the session which is open, where both ends agreed on one
 
     @classmethod
     def open(cls, state: Path, journal: Journal, *, configured: str | None, boot_id: str | None = None) -> "Identity":

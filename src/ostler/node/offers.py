@@ -14,6 +14,7 @@ from ostler.node.links.link import PlainOffer, Pulled
 from ostler.node.signatures import Verdict, judge
 from ostler.protocol import codec
 from ostler.protocol.dsse import Envelope
+from ostler.protocol.session_key import SessionKey
 from ostler.runtime.clock import Clock
 
 SHORT = 4096  # characters of a spec that is remembered: jobs come in thousands alike, and share one manifest then
@@ -38,23 +39,24 @@ class Offers:
         self._clock = clock
         self._logger = logger
 
-    def take(self, pulled: Pulled, sent_at: float, *, newest: bool) -> bool:
-        """Add what was pulled by a call sent at `sent_at` (monotonic seconds); whether there was anything.
+    def take(self, pulled: Pulled, sent_at: float, *, newest: bool, session: SessionKey | None = None) -> bool:
+        """Add what was pulled by a call sent at `sent_at` (monotonic seconds), which named this `session`'s key; whether there was
+        anything.
 
         The `newest` call's own word counts as the ack of what it named. What an older one brings may have been taken back meanwhile, and
         is acknowledged like any other offer.
         """
         for envelope in pulled.signed:
-            self._signed(envelope, sent_at, newest=newest)
+            self._signed(envelope, sent_at, newest=newest, session=session)
         for offer in pulled.plain:
             self._plain(offer, sent_at)
         return bool(pulled.signed or pulled.plain)
 
-    def _signed(self, envelope: Envelope, sent_at: float, *, newest: bool) -> None:
+    def _signed(self, envelope: Envelope, sent_at: float, *, newest: bool, session: SessionKey | None) -> None:
         key = self._identity.coordinator_key
         if key is None:
             return
-        for verdict in judge(envelope, key, self._identity.node_id):
+        for verdict in judge(envelope, key, self._identity.node_id, session):
             self._judged(verdict, sent_at, newest=newest)
 
     def _judged(self, verdict: Verdict, sent_at: float, *, newest: bool) -> None:

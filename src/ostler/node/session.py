@@ -13,6 +13,8 @@ from ipaddress import ip_address
 from typing import TypeVar
 from urllib.parse import urlsplit
 
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
 from ostler import __version__
 from ostler.model.capabilities import Capabilities
 from ostler.model.errors import (
@@ -31,8 +33,9 @@ from ostler.node.config import CoordinatorAddress
 from ostler.node.identity import Identity
 from ostler.node.links.link import Link
 from ostler.protocol import messages as m
-from ostler.protocol import routes
+from ostler.protocol import routes, session_key
 from ostler.protocol.client import AsyncClient
+from ostler.protocol.session_key import SessionKey
 from ostler.runtime.clock import Clock
 
 T = TypeVar("T")
@@ -106,6 +109,7 @@ class Session:
         self._clock = clock
         self._logger = logger
         self._token: str | None = None
+        self._half: X25519PrivateKey | None = None  # of the key of the session that is asked for
         self._opened = asyncio.Event()
 
     @property
@@ -279,6 +283,7 @@ class Session:
     async def _register(self, *, token: str | None = None, challenge: str | None = None) -> m.RegisterResponse:
         identity, about = self.identity, self._describe()
         signature = None if challenge is None else identity.key.prove(challenge, identity.node_id, identity.boot_epoch)
+        half = self._half = X25519PrivateKey.generate()
         request = m.RegisterRequest(
             node_id=identity.node_id,
             version=__version__,
@@ -291,6 +296,7 @@ class Session:
             held=about.held,
             challenge=challenge,
             signature=signature,
+            session_key=half.public_key().public_bytes_raw(),
         )
         answer: m.RegisterResponse = await self.client.call(
             routes.REGISTER, request, token=token, timeout_s=self.address.timeout_s
@@ -311,6 +317,7 @@ class Session:
                 "the coordinator presents another signing key than the one pinned when this node was enrolled; it is not obeyed",
                 hint="if the coordinator was set up anew on purpose, remove the node's state directory and join again",
             )
+        identity.session = self._agreed(answer)
         self.dialect = Dialect.OSTLER
         self.barred = None
         self.outside = self.unknown = self.retired = False
@@ -326,6 +333,19 @@ class Session:
         self._logger.info(
             "registered", extra={"attrs": {"boot_epoch": identity.boot_epoch, "coordinator_version": answer.version}}
         )
+
+    def _agreed(self, answer: m.RegisterResponse) -> SessionKey | None:
+        """The session's key; without one, everything is signed."""
+        identity, half = self.identity, self._half
+        self._half = None
+        if answer.session_key is None or half is None or identity.coordinator_key is None:
+            return None
+        key = session_key.accept(
+            answer.session_key, half, identity.coordinator_key, node_id=identity.node_id, boot_epoch=identity.boot_epoch
+        )
+        if key is None:  # somebody on the way rewrites what is said; what is signed can be believed all the same
+            self._logger.warning("session_key_not_believed", extra={"attrs": {"coordinator": self.address.base_url}})
+        return key
 
     def _settle_for_source(self) -> None:
         """404: a coordinator without registration, unless this node knows better."""

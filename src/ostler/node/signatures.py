@@ -20,6 +20,7 @@ from ostler.model.errors import InvalidSpec
 from ostler.model.failures import Failure, FailureCode
 from ostler.protocol import codec, dsse
 from ostler.protocol.messages import Assignment, register_message
+from ostler.protocol.session_key import SessionKey
 
 
 class NodeKey:
@@ -85,10 +86,13 @@ class Verdict:
     failure: Failure | None = None
 
 
-def judge(envelope: dsse.Envelope, trusted: Ed25519PublicKey, node_id: str) -> list[Verdict]:
-    """Believe assignments that the pinned key signed for this node, and nothing else; one verdict for each in the envelope."""
+def judge(envelope: dsse.Envelope, trusted: Ed25519PublicKey, node_id: str, session: SessionKey | None = None) -> list[Verdict]:
+    """Believe assignments for this node that the pinned key signed, or that bear the MAC of the session's key, and nothing else; one
+    verdict for each in the envelope."""
     many = envelope.payloadType == dsse.ASSIGNMENTS_TYPE
-    signed = dsse.verify(envelope, dsse.ASSIGNMENTS_TYPE if many else dsse.ASSIGNMENT_TYPE, trusted) is not None
+    kind = dsse.ASSIGNMENTS_TYPE if many else dsse.ASSIGNMENT_TYPE
+    signed = session is not None and dsse.is_sealed(envelope, kind, session.secret, session.keyid)
+    signed = signed or dsse.verify(envelope, kind, trusted) is not None
     try:
         each = (
             codec.decode(envelope.payload, tuple[msgspec.Raw, ...], what="list of assignments") if many else (envelope.payload,)

@@ -18,6 +18,7 @@ from ostler.coordinator.api.exchanges import exchange_of
 from ostler.coordinator.api.feed import Feed
 from ostler.coordinator.api.metrics import Metrics
 from ostler.coordinator.api.pulls import PullLine
+from ostler.coordinator.api.session_keys import SessionKeys
 from ostler.coordinator.api.trail import AUDITED, Trail, entry_of
 from ostler.coordinator.artifacts.store import Artifacts
 from ostler.coordinator.config import CoordinatorConfig
@@ -81,6 +82,7 @@ class Services:
     store: Store
     artifacts: Artifacts
     keys: Keys
+    session_keys: SessionKeys
     sealer: Sealer
     credentials: Credentials
     door: Doorkeeper

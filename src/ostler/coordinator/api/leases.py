@@ -26,6 +26,7 @@ from ostler.model.errors import Conflict, InvalidSpec, OffsetMismatch, OstlerErr
 from ostler.protocol import codec, dsse
 from ostler.protocol import messages as m
 from ostler.protocol.problems import CLASSES
+from ostler.protocol.session_key import SessionKey
 
 B = TypeVar("B", m.AckBatch, m.ProgressBatch, m.OutcomeBatch)
 S = TypeVar("S", section8.Ack, section8.Progress, section8.Fail, section8.Result)
@@ -67,7 +68,8 @@ async def pull_jobs(call: Call) -> m.PullResponse | dict[str, Any]:
         return {"job": section8.plain_job(leases[0].job_id, leases[0].spec) if leases else None}
     lease_s = services.config.lease.total_seconds()
     assignments = [_assignment(lease, node_id, lease_s) for lease in leases]
-    return m.PullResponse(jobs=_sealed(assignments, services.keys, together=request.together), directives=tuple(news))
+    session = services.session_keys.find(node_id, request.session_key)
+    return m.PullResponse(jobs=_sealed(assignments, services.keys, session, together=request.together), directives=tuple(news))
 
 
 async def _poll(call: Call, request: m.PullRequest, pull: Pull) -> Claim:
@@ -114,11 +116,17 @@ async def _turn(services: Services, request: m.PullRequest, pull: Pull, *, fresh
     return leases, directives
 
 
-def _sealed(assignments: Sequence[m.Assignment], keys: Keys, *, together: bool) -> tuple[dsse.Envelope, ...]:
-    """Signed one by one, or all at once for a node that reads that."""
+def _sealed(
+    assignments: Sequence[m.Assignment], keys: Keys, session: SessionKey | None, *, together: bool
+) -> tuple[dsse.Envelope, ...]:
+    """Signed one by one, or all at once for a node that reads that; with a MAC where both have the session's key."""
     if together and len(assignments) > 1:
-        return (dsse.sign(codec.encode(assignments), dsse.ASSIGNMENTS_TYPE, keys.signing, keys.keyid),)
-    return tuple(dsse.sign(codec.encode(one), dsse.ASSIGNMENT_TYPE, keys.signing, keys.keyid) for one in assignments)
+        parts = [(codec.encode(assignments), dsse.ASSIGNMENTS_TYPE)]
+    else:
+        parts = [(codec.encode(one), dsse.ASSIGNMENT_TYPE) for one in assignments]
+    if session is not None:
+        return tuple([dsse.seal(payload, kind, session.secret, session.keyid) for payload, kind in parts])
+    return tuple([dsse.sign(payload, kind, keys.signing, keys.keyid) for payload, kind in parts])
 
 
 def _assignment(lease: ops.Lease, node_id: str, lease_s: float) -> m.Assignment:

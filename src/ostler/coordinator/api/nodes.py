@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from ostler import __version__
 from ostler.coordinator.api import section8, window
 from ostler.coordinator.api.bodies import decode_json
-from ostler.coordinator.api.calls import Call
+from ostler.coordinator.api.calls import Call, Services
 from ostler.coordinator.api.credentials import Credentials
 from ostler.coordinator.operations import nodes as ops
 from ostler.coordinator.operations import overview as overviews
@@ -19,7 +19,7 @@ from ostler.coordinator.store.tx import Tx
 from ostler.model.errors import InvalidSpec, Problem, StaleAttempt, Unauthenticated, UpgradeRequired
 from ostler.model.manifest import NAME
 from ostler.protocol import messages as m
-from ostler.protocol.dsse import is_public_key
+from ostler.protocol.dsse import Envelope, is_public_key
 
 KEY_BYTES = 32
 MAX_TEXT = 200
@@ -78,7 +78,17 @@ async def register_node(call: Call) -> Any:
         draining=session.draining,
         forget=session.forget,
         inline_bytes=m.INLINE_BYTES,
+        session_key=_agreed(services, request),
     )
+
+
+def _agreed(services: Services, request: m.RegisterRequest) -> Envelope | None:
+    if request.session_key is None:
+        return None
+    try:
+        return services.session_keys.agree(request.node_id, request.boot_epoch, request.session_key)
+    except ValueError:  # of small order: what it has is signed, as for who asks for nothing else
+        return None
 
 
 async def _refuse_outsider(call: Call, raw: bytes, protocol: int) -> UpgradeRequired:
@@ -110,6 +120,8 @@ def _check_registration(request: m.RegisterRequest) -> None:
         found += _check_text(name, getattr(request, name))
     if not section8.is_keyless(request):
         found += _check_key("public_key", request.public_key)
+    if request.session_key is not None and len(request.session_key) != KEY_BYTES:
+        found.append(Problem("session_key", f"must be a raw X25519 key of {KEY_BYTES} bytes, in base64"))
     for name in ("cpu_slots", "gpu_slots"):
         if not 0 <= getattr(request, name) <= 10_000:
             found.append(Problem(name, "must be from 0 to 10000"))

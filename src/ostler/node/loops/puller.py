@@ -10,6 +10,7 @@ from ostler.node.links.link import Pulled
 from ostler.node.readiness import Readiness
 from ostler.node.session import Dialect, Session
 from ostler.protocol import messages as m
+from ostler.protocol.session_key import SessionKey
 from ostler.runtime.backoff import Backoff
 from ostler.runtime.clock import Clock
 from ostler.runtime.loop import Loop
@@ -34,13 +35,13 @@ class Puller(Loop):
         prefetch: Callable[[], int],
         pace: Pace,
         readiness: Readiness,
-        take: Callable[[Pulled, float, bool], None],
+        take: Callable[[Pulled, float, bool, SessionKey | None], None],
         renew: Callable[[tuple[m.Held, ...], float, float], None],
         clock: Clock,
         logger: logging.Logger,
     ) -> None:
-        """`take` is given what a pull brought, when it was sent, and whether no other one was sent since; `renew` what that pull
-        renewed."""
+        """`take` is given what a pull brought, when it was sent, whether no other one was sent since, and the session's key that it
+        named; `renew` what that pull renewed."""
         super().__init__(clock=clock, interval_s=SESSION_S, logger=logger)
         self._backoff = Backoff(min_s=0.2, max_s=10.0)
         self._session = session
@@ -124,7 +125,7 @@ class Puller(Loop):
         number = self._sent
         held, sent_at = self._table.held(), self.clock.monotonic()
         session = self._session
-        wait_s = session.terms.pull_wait_s
+        wait_s, key = session.terms.pull_wait_s, session.identity.session
         request = m.PullRequest(
             node_id=session.identity.node_id,
             slots=asked.cpu,
@@ -136,10 +137,11 @@ class Puller(Loop):
             together=True,
             begins=self._begins(),
             number=number,
+            session_key=None if key is None else key.keyid,
         )
         pulled = await session.link.pull(request)
         self._renew(held, sent_at, session.terms.lease_s)
-        self._take(pulled, sent_at, number == self._sent)
+        self._take(pulled, sent_at, number == self._sent, key)
         quick, again = not pulled.signed and self.clock.monotonic() - sent_at < QUICK_S, self._quick
         self._quick = quick
         if quick and (again or not pulled.directives):  # a directive now and then is no reason to keep work waiting
@@ -153,5 +155,5 @@ class Puller(Loop):
         sent_at = self.clock.monotonic()
         request = m.PullRequest(node_id=self._session.identity.node_id)
         pulled = await self._session.link.pull(request)
-        self._take(pulled, sent_at, True)
+        self._take(pulled, sent_at, True, None)
         return 0.0 if pulled.plain else SOURCE_IDLE_S

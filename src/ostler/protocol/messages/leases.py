@@ -51,7 +51,8 @@ class RegisterRequest(Struct, frozen=True, kw_only=True):
     """A daemon's first call. With a join token it enrols `public_key` (raw Ed25519, base64); later it signs a challenge.
 
     `boot_epoch` is "<kernel boot id>:<daemon incarnation>". `held` lists the attempts that the node still has; what the
-    coordinator believes it has besides is lost. `signature` is over `register_message(...)`.
+    coordinator believes it has besides is lost. `signature` is over `register_message(...)`. With a `session_key` (raw X25519, made for
+    this session) the coordinator answers with its own.
     """
 
     node_id: str
@@ -65,6 +66,7 @@ class RegisterRequest(Struct, frozen=True, kw_only=True):
     held: tuple[Held, ...] = ()
     challenge: str | None = None
     signature: bytes | None = None
+    session_key: bytes | None = None
 
 
 def register_message(challenge: str, node_id: str, boot_epoch: str) -> bytes:
@@ -115,7 +117,8 @@ class KeyStanding(Struct, frozen=True, kw_only=True):
 class RegisterResponse(Struct, frozen=True, kw_only=True):
     """What the node lives by from now on. `coordinator_key` is the raw Ed25519 key that signs assignments.
 
-    An outcome may carry so many `inline_bytes` of artifacts; a release that knows nothing of that says 0.
+    An outcome may carry so many `inline_bytes` of artifacts; a release that knows nothing of that says 0. `session_key` is an envelope
+    around an `Agreement`, signed by that key.
     """
 
     node_id: str
@@ -131,6 +134,7 @@ class RegisterResponse(Struct, frozen=True, kw_only=True):
     draining: bool = False
     forget: tuple[Held, ...] = ()
     inline_bytes: int = 0
+    session_key: Envelope | None = None
 
 
 class DirectiveKind(Word):
@@ -214,7 +218,8 @@ class PullRequest(Struct, frozen=True, kw_only=True):
     `held` are all attempts that the node has or was offered: a lease offered earlier and missing here is taken back at once.
     Without `protocol` the caller speaks the source's section 8 and gets one plain manifest. `together`: it reads an envelope that
     holds a list of assignments. `begins`: the first so many of what it is given are acknowledged by this very call; for that a
-    session numbers its pulls, upwards from 1, and takes such a word from the newest one alone.
+    session numbers its pulls, upwards from 1, and takes such a word from the newest one alone. `session_key` names the session's key by
+    which it would know what it is given; the coordinator signs where it does not have that one.
     """
 
     node_id: str
@@ -228,6 +233,7 @@ class PullRequest(Struct, frozen=True, kw_only=True):
     together: bool = False
     begins: int = 0
     number: int = 0
+    session_key: str | None = None
 
 
 class Assignment(Struct, frozen=True, kw_only=True):
