@@ -13,6 +13,7 @@ from typing import Any
 from ostler.model.attempt import AttemptState
 from ostler.model.failures import Failure
 from ostler.model.manifest import InputFile, Manifest, Runner
+from ostler.model.sandbox import SandboxLevel
 from ostler.node.leases import Lease
 from ostler.node.log_tails import LogTail
 from ostler.node.outputs import Output
@@ -66,6 +67,7 @@ class Live:
     log_ends: tuple[LogEnd, ...] | None = None
     log_lock: asyncio.Lock | None = None
     logs_refused: bool = False
+    level: SandboxLevel | None = None  # at which it runs, once that was asked
     work: asyncio.Task[None] | None = None
     preparing: asyncio.Future[Any] | None = None
     stopping: asyncio.Task[None] | None = None

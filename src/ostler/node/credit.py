@@ -97,6 +97,8 @@ def startable(
     So many as `ahead` may be handed to their runner before a CPU slot is free, at most `may_wait` for each slot, where all that takes
     one is counted by this runner; those of latency queues come before them, as many as there are slots.
     """
+    if not working and len(waiting) <= limits.cpu and not [1 for live in waiting if live.gpu_count or live.slotless]:
+        return list(waiting)  # as on an idle node
     commands = [live for live in waiting if live.slotless]
     if commands:
         waiting = [live for live in waiting if not live.slotless]

@@ -336,7 +336,9 @@ class Executor:
         return live.lends
 
     def _level_of(self, live: Live) -> SandboxLevel:
-        return strongest(self._level, live.manifest.least_sandbox)
+        if live.level is None:
+            live.level = strongest(self._level, live.manifest.least_sandbox)
+        return live.level
 
     async def _workspace(self, live: Live, state: AttemptState, level: SandboxLevel) -> Workspace:
         if live.furnished is None and self._is_lent(live):

@@ -273,7 +273,7 @@ class Journal:
 
     def _commit(self, batch: Sequence[_Write], gone: Sequence[tuple[str, int]]) -> str | None:
         """One transaction, under the lock; why it failed."""
-        db, durable = self._db, any(one.durable for one in batch)
+        db, durable = self._db, bool([one for one in batch if one.durable])
         try:
             self._sync(durable=durable)
             db.execute("BEGIN IMMEDIATE")

@@ -385,12 +385,14 @@ class DirectCalls(_Calls[_Connection]):
         if connection is None:
             connection = await self._connect(connect_s)
         self._busy.add(connection)
+        timer: asyncio.TimerHandle | None = None
         try:
-            async with asyncio.timeout(answer_s):
-                return await connection.ask(request)
-        except TimeoutError:
-            raise TimeoutError(_SILENCE.format(answer_s)) from None
+            answer = connection.ask(request)
+            timer = answer.get_loop().call_later(answer_s, _give_up, answer, answer_s)
+            return await answer
         finally:
+            if timer is not None:
+                timer.cancel()
             self._busy.discard(connection)
             self._leave(connection)
 
@@ -417,6 +419,11 @@ class DirectCalls(_Calls[_Connection]):
                 return connection
         assert failure is not None  # noqa: S101 - there was an address
         raise failure
+
+
+def _give_up(answer: "asyncio.Future[Answer]", after_s: float) -> None:
+    if not answer.done():
+        answer.set_exception(TimeoutError(_SILENCE.format(after_s)))
 
 
 class BlockingCalls(_Calls[_Line]):

@@ -92,6 +92,8 @@ def _prepare(
 
 def _fill(template: str, path: Mapping[str, Any]) -> str:
     """The template with each parameter percent-encoded; only the one that is a path keeps its slashes."""
+    if not path:
+        return template
     parts = []
     for part in template.split("/"):
         if not part.startswith("{"):

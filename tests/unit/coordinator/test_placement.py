@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from ostler.coordinator.config import CoordinatorConfig
 from ostler.coordinator.loops.silence import Silence
 from ostler.coordinator.placement.choose import Candidate, Credit, Room, choose
+from ostler.coordinator.placement.fair import FairShare
 from ostler.coordinator.placement.offer import offer_of
 from ostler.coordinator.placement.rank import AGEING, rank_of
 from ostler.coordinator.placement.shape import Shape, read_shape, shape_of, write_shape
@@ -156,6 +157,29 @@ def test_what_is_chosen_fits_together_and_nothing_that_fits_is_passed_over(some,
             gpus = found.demand.gpu_slots
             room = Room(node, [*map(as_shape, live), *taken])
             assert not room.fits(found) or (gpus > left.gpu if gpus else left.cpu < 1)
+
+
+@given(
+    st.integers(0, 6),
+    st.builds(Credit, cpu=st.integers(0, 4), gpu=st.integers(0, 2), now=st.none() | st.integers(0, 3)),
+    st.builds(dict, memory_mb=st.sampled_from([0, 300]), gpus=st.sampled_from([0, 1])),
+    st.booleans(),
+    st.booleans(),
+    st.none() | st.integers(0, 3),
+)
+def test_jobs_of_one_shape_are_chosen_as_among_others(count, credit, needs, hasty, spread, spare):
+    """The short way for them, beside the long one, which a queue without jobs leads to."""
+    one, other = shape(**needs), shape(memory_mb=1)
+    jobs = queue(*[(-number, number) for number in range(count)])
+    found = []
+    for queues in ([(one, jobs)], [(one, jobs), (other, [])]):
+        room, fair = Room(offer(memory_mb=1000, vram=(8000, 8000)), []), FairShare()
+        chosen = choose(
+            room, credit, queues, fair=fair, latency={"default"} if hasty else set(), spread=spread,
+            spare={} if spare is None else {None: spare},
+        )  # fmt: skip
+        found.append((chosen, room.free, fair.times))
+    assert found[0] == found[1]
 
 
 @given(st.sampled_from([None, "default", "lab"]), st.sampled_from([None, "n1", "n2"]), st.sampled_from(["default", "lab"]))

@@ -169,7 +169,10 @@ class _Bound:
             response = await self._answer(scope, receive, body, request_id, open_as)
             if isinstance(response, Whole):
                 started, status = True, response.status
-                response.headers = await ours(response.headers)
+                if status < 400:
+                    response.headers += [*_OUR_HEADERS, (b"ostler-request-id", request_id.encode())]
+                else:
+                    response.headers = await ours(response.headers)
                 await exchange_of(scope).reply(response)
             else:
                 await response(scope, receive, send_ours)

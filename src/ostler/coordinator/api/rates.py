@@ -75,6 +75,8 @@ class Rates:
     def check_address(self, address: str, credential: bytes, spared: Callable[[bytes], bool] = lambda credential: False) -> None:
         """Before a credential is looked at. An address that failed too often is not heard, but for credentials that were good
         before, or that are spared: whoever guesses must not lock out those who share the address."""
+        if not self._failures:
+            return
         wait_s = self._failures.wait_s(network_of(address), self._clock.monotonic())
         if wait_s and hashlib.sha256(credential).digest() not in self._known and not spared(credential):
             raise self._no("failures", wait_s, f"too many failed authentications from {address}")

@@ -18,6 +18,7 @@ _IOPRIO_SET = {
     "x86_64": 251, "aarch64": 30, "riscv64": 30, "loongarch64": 30, "armv7l": 314, "armv6l": 314, "i686": 289,
     "ppc64le": 273, "s390x": 282,
 }  # fmt: skip
+_io_priority = _IOPRIO_SET.get(os.uname().machine)
 _CLONE3 = 435  # the same number on every architecture
 _CLONE_INTO_CGROUP = 0x2_0000_0000
 
@@ -101,8 +102,7 @@ def io_priority(io_class: int, level: int) -> "tuple[Callable[..., object], int,
     """The step of a child that sets its I/O class (see IO_CLASSES) and level (0 high to 7 low); None on a machine whose
     number for the system call is not known.
     """
-    number = _IOPRIO_SET.get(os.uname().machine)
-    return None if number is None else (_syscall, number, 1, 0, (io_class << 13) | level)
+    return None if _io_priority is None else (_syscall, _io_priority, 1, 0, (io_class << 13) | level)
 
 
 def block_signals() -> None:

@@ -172,7 +172,7 @@ class PythonRunner:
         """A warm worker has a spare workspace for what brings no inputs and declares nothing but results."""
         return (
             not manifest.input
-            and all(one.optional and one.path in RESULTS for one in manifest.artifacts)
+            and not [one for one in manifest.artifacts if not one.optional or one.path not in RESULTS]
             and self._is_warm(manifest, sandbox)
         )
 

@@ -241,7 +241,7 @@ class WorkerPool:
 
     def _free_for(self, run: Run) -> Worker | None:
         """One that has nothing to do, if there is room; more are started where there is and none has nothing to do."""
-        room = (run.room or 1) - sum(bool(worker.runs) for worker in self._workers.values())
+        room = (run.room or 1) - len([1 for worker in self._workers.values() if worker.runs])
         while room > 0 and self._idle:
             worker = self._idle.pop()
             if worker.usable:
