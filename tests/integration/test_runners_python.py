@@ -448,6 +448,7 @@ async def test_a_worker_that_falls_with_its_keeper_before_it_listens_costs_no_ta
     task = task_of(rig, "nothing")
     starting = asyncio.create_task(runner.start(task))
     await until(first.exists, "a worker that does not listen")
+    await rig.daemons[0].keeper.list()  # it has told of that worker by now, or would be asked about it
     rig.kill_keeper()
     await rig.next_keeper(rig.daemons[0])
     assert await starting is None

@@ -276,13 +276,16 @@ class Journal:
         db, durable = self._db, bool([one for one in batch if one.durable])
         try:
             self._sync(durable=durable)
-            db.execute("BEGIN IMMEDIATE")
-            for one in batch:
-                if one.rows:
-                    db.executemany(one.sql, one.rows)
-            if gone:
-                db.executemany(_DELETE, gone)
-            db.execute("COMMIT")
+            if len(batch) == 1 and len(batch[0].rows) == 1 and not gone:
+                db.execute(batch[0].sql, batch[0].rows[0])  # a transaction of its own
+            else:
+                db.execute("BEGIN IMMEDIATE")
+                for one in batch:
+                    if one.rows:
+                        db.executemany(one.sql, one.rows)
+                if gone:
+                    db.executemany(_DELETE, gone)
+                db.execute("COMMIT")
         except sqlite3.Error as exc:
             with contextlib.suppress(sqlite3.Error):
                 if db.in_transaction:

@@ -43,14 +43,12 @@ class CallerKind(Word):
 class Caller:
     """Who calls. `token` is the node token's content for nodes, `secret` a join token's text.
 
-    A client has the id, role and principal of its API token, and the token itself with its SHA-256, for calls that stay open to be
-    checked again.
+    A client has the id, role and principal of its API token, and the token itself, for calls that stay open to be checked again.
     """
 
     kind: CallerKind
     token: NodeToken | None = None
     secret: str | None = field(default=None, repr=False)
-    digest: bytes = field(default=b"", repr=False)
     token_id: str | None = None
     role: Role | None = None
     principal: str | None = None
@@ -104,7 +102,8 @@ class Doorkeeper:
         self._rates = rates
         self._clock = clock
         self._remember_s = REMEMBER_S if shared else REMEMBER_ALONE_S
-        self._good: dict[bytes, tuple[Caller, float]] = {}
+        # By the token itself. No time tells how much of one is right: a dict compares texts only where 64 bits of a keyed hash agree.
+        self._good: dict[str, tuple[Caller, float]] = {}
         self._revocations = 0
         self._epochs: dict[str, str] = {}
         self._retired: set[str] = set()
@@ -125,7 +124,7 @@ class Doorkeeper:
     def forget(self, token_id: str) -> None:
         """A token was revoked: no remembered check of it counts, nor one that is under way."""
         self._revocations += 1
-        self._good = {digest: known for digest, known in self._good.items() if known[0].token_id != token_id}
+        self._good = {token: known for token, known in self._good.items() if known[0].token_id != token_id}
 
     async def admit(self, route: Route, scope: Scope, known: list[Caller]) -> tuple[Caller, str]:
         """The caller, if the route is for such, and the key under which the call is open until `leave`; raises Unauthenticated,
@@ -188,9 +187,7 @@ class Doorkeeper:
     async def readmit(self, caller: Caller) -> None:
         """Check again who has a call open: raises Unauthenticated once the token is revoked or over, or its node's session."""
         if caller.kind is CallerKind.CLIENT and caller.secret is not None:
-            known = self._good.get(caller.digest)
-            if known is None or known[1] <= self._clock.monotonic():
-                await self._client(caller.secret)
+            await self._client(caller.secret)
         elif caller.token is not None:
             await self._check_session(caller.token)
 
@@ -218,22 +215,21 @@ class Doorkeeper:
             raise Unauthenticated(f"the node {said.node_id} has begun a newer session since", hint="register the node anew")
 
     async def _client(self, token: str) -> Caller:
-        digest = hashlib.sha256(token.encode()).digest()
-        known = self._good.get(digest)
+        known = self._good.get(token)
         if known is not None and known[1] > self._clock.monotonic():
             return known[0]
         before = self._revocations
         said = await self._check(token)
         caller = Caller(
-            CallerKind.CLIENT, secret=token, digest=digest, token_id=said.token_id, role=said.role, principal=said.principal,
+            CallerKind.CLIENT, secret=token, token_id=said.token_id, role=said.role, principal=said.principal,
             expires_at=said.expires_at,
         )  # fmt: skip
-        self._rates.know(digest)
+        self._rates.know(hashlib.sha256(token.encode()).digest())
         if before == self._revocations:
             if len(self._good) >= REMEMBER:
                 self._good.clear()
             left_s = inf if said.expires_at is None else (said.expires_at - micros(self._clock.now())) / 1e6
-            self._good[digest] = (caller, self._clock.monotonic() + min(self._remember_s, left_s))
+            self._good[token] = (caller, self._clock.monotonic() + min(self._remember_s, left_s))
         return caller
 
 

@@ -19,6 +19,7 @@ import msgspec
 from ostler.model.failures import Failure, FailureCode
 from ostler.model.manifest import Manifest, Policy, Runner
 from ostler.model.sandbox import SandboxLevel
+from ostler.node.config import NodeConfig
 from ostler.node.keeper_client import Limits
 from ostler.node.runners import limits
 from ostler.node.runners.ending import NO_TRACE, Circumstances, lost
@@ -65,6 +66,7 @@ class PythonRunner:
         self._killing: set[asyncio.Task[None]] = set()
         self._shown: tuple[str, ...] | None = None
         self._found: dict[str, tuple[bool, float]] = {}
+        self._granted: dict[int, tuple[Manifest, NodeConfig, float]] = {}
 
     def waits(self, manifest: Manifest, *, lent: bool) -> int:
         """What is lent its workspace leaves no trace until it begins, so a few may lie at each worker."""
@@ -75,7 +77,19 @@ class PythonRunner:
         self._pool.withdraw(task.key)
 
     def refuse(self, manifest: Manifest) -> Failure | None:
-        """Why this manifest will not be run here, or None."""
+        """Why this manifest will not be run here, or None; looked at once a second for all jobs that share it."""
+        now, config = time.monotonic(), self._processes.config
+        known = self._granted.get(id(manifest))
+        if known is not None and known[0] is manifest and known[1] is config and now < known[2]:
+            return None
+        failure = self._refused(manifest)
+        if failure is None:
+            if len(self._granted) >= MAX_FOUND:
+                self._granted.clear()
+            self._granted[id(manifest)] = manifest, config, now + FOUND_S
+        return failure
+
+    def _refused(self, manifest: Manifest) -> Failure | None:
         if not self._config.enable:
             return Failure(FailureCode.DENY, "the python runner is switched off on this node (runners.python.enable)")
         if manifest.code is not None:
