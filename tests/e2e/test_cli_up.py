@@ -225,6 +225,20 @@ def test_a_data_directory_that_cannot_be_one(tmp_path, name, why):
     assert re.match(rf"error: the data directory {tmp_path}/\S+ cannot be used: {why}\nhint: ", done.stderr)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts")
+def test_a_disk_that_is_full_from_the_start_is_told(tmp_path):
+    """Not even the reason finds its way into a log then."""
+    full = tmp_path / "full"
+    full.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", full], check=True)
+    try:
+        done = refused(tmp_path, "up", "--data", str(full / "d"), "--listen", "127.0.0.1:0")
+    finally:
+        subprocess.run(["umount", "-l", full], check=True)
+    assert done.returncode == 3
+    assert f"the disk is full (df -h {full}" in done.stderr
+
+
 def test_a_coordinator_alone_without_a_directory_to_write(tmp_path):
     (tmp_path / "file").touch()
     done = refused(tmp_path, "coordinator", "--data", str(tmp_path / "file"), "--listen", "127.0.0.1:0")
@@ -286,6 +300,11 @@ def test_daemons_alone_are_checked_before_they_start(tmp_path):
     done = refused(tmp_path, "coordinator", "--data", str(tmp_path / "d"), "--config", str(file))
     assert done.returncode == 3
     assert f"{file}:2: heartbeat: 60 s must be less than half of the lease" in done.stderr
+    file.write_text("limitz: {calls_per_s: 1}\nlimits: {burst: x}\n")
+    done = refused(tmp_path, "coordinator", "--data", str(tmp_path / "d"), "--config", str(file))
+    assert done.returncode == 3
+    assert f"{file}:1: limitz: is not a known key; did you mean 'limits'?" in done.stderr
+    assert f"{file}:2: limits.burst: " in done.stderr
 
 
 def test_a_node_without_a_directory_to_write(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import shlex
 import sqlite3
 import subprocess
@@ -82,6 +83,39 @@ def test_cordon_pool_and_retire(own_fleet):
     assert daemon.is_running()  # it idles: nothing restarts it, and it does not crash
     assert fleet.processes()["node"].pid == daemon.pid
     assert fleet.cli("node", "retire", name).returncode == 3
+
+
+def test_of_two_daemons_with_one_state_the_second_is_refused(own_fleet):
+    """Each would take the other one's session."""
+    fleet = own_fleet().start()
+    until(lambda: fleet.nodes() and fleet.nodes()[0]["state"] == "ready", what="a node")
+    epoch = one(fleet)["boot_epoch"]
+    second = fleet.cli("node", "--config", str(fleet.data / "node.yaml"))
+    assert second.returncode == 3
+    daemon = fleet.processes()["node"].pid
+    assert second.stderr.startswith(f"error: another node daemon (pid {daemon}) has the state in {fleet.data}/node\nhint: ")
+    assert fleet.wait(fleet.sh("true"))["state"] == "done"
+    assert one(fleet)["boot_epoch"] == epoch
+
+
+def test_on_a_terminal_it_is_asked_whether_to_retire(own_fleet):
+    fleet = own_fleet().start()
+    until(lambda: fleet.nodes() and fleet.nodes()[0]["state"] == "ready", what="a node")
+    name = one(fleet)["node_id"]
+    for answer, code in ((b"n\n", 3), (b"y\n", 0)):
+        ours, theirs = pty.openpty()
+        asking = subprocess.Popen(
+            [OSTLER, "node", "retire", name], stdin=theirs, stderr=theirs, env=fleet.env, start_new_session=True
+        )
+        os.close(theirs)
+        said = b""
+        while b"for good? [y/N]" not in said:
+            said += os.read(ours, 1000)
+        os.write(ours, answer)
+        assert asking.wait(30) == code
+        os.close(ours)
+    [view] = fleet.nodes()
+    assert view["state"] == "retired"
 
 
 def test_a_node_is_found_behind_hundreds_that_are_retired(own_fleet):

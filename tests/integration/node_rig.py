@@ -102,6 +102,7 @@ class FakeCoordinator:
         self.stale: set[tuple[str, int]] = set()
         self.begun: set[tuple[str, int]] = set()  # acknowledged by the pull that brought it
         self.acks_ahead = False  # whether a pull's own word counts as the ack of what it brings
+        self.says_pull = ""  # the name of another pull, by which what it brings was acknowledged
         self.crossing: list[tuple[m.Assignment, None]] = []  # what an older poll has claimed when a newer one comes
         self.agrees = False  # whether it agrees on a key with each session, and uses it where a pull names it
         self.session_key: SessionKey | None = None
@@ -257,7 +258,7 @@ class FakeCoordinator:
         for place, (assignment, signer) in enumerate(taken):
             one = assignment if assignment.node_id else structs.replace(assignment, node_id=body.node_id)
             if self.acks_ahead and (place < body.begins or self._newest is not mark):
-                one = structs.replace(one, acked=True)
+                one = structs.replace(one, acked=True, pull=self.says_pull or m.pull_name(body.boot_epoch, body.number))
                 if self._newest is mark:
                     self.begun.add((one.job_id, one.attempt))
             self.leased[one.job_id, one.attempt] = one

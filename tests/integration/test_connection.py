@@ -300,7 +300,7 @@ def test_ctrl_c_while_the_parser_tells_of_an_answer_is_ctrl_c(monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(connection._Reading, "on_header", interrupted)
+    monkeypatch.setattr(connection._Reading, "on_body", interrupted)
     reading = connection._Reading()
     reading.begin()
     with pytest.raises(KeyboardInterrupt):

@@ -189,6 +189,19 @@ async def test_what_is_not_believed_is_reported_though_its_poll_acknowledged_it(
     assert rig.runner.started == []
 
 
+async def test_what_another_pull_acknowledged_is_asked_about(rig, coordinator):
+    """Whoever sits in between may have kept the answer to an earlier one, over for the coordinator since."""
+    coordinator.acks_ahead, coordinator.says_pull = True, m.pull_name(rig.daemon.session.identity.boot_epoch, 99)
+    coordinator.stale.add(("again", 1))
+    coordinator.offer("again")
+    await until(lambda: any(name == "ack" for name, _ in coordinator.calls), "its question")
+    await until(lambda: not rig.held(), "it is let go")
+    coordinator.says_pull = ""
+    coordinator.offer("new")
+    await until(lambda: rig.over("new"), "the other one")
+    assert rig.runner.started == ["new/1"]
+
+
 async def test_a_stale_ack_is_never_run(rig, coordinator):
     coordinator.stale.add(("j1", 1))
     coordinator.offer("j1")

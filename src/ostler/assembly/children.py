@@ -18,6 +18,7 @@ from ostler.runtime.backoff import Backoff
 ROTATE_BYTES = 50 * 1000 * 1000
 STEADY_S = 60.0  # who lived so long has earned a short first wait again
 _TAIL = 4000
+MUTE_BYTES = 16 * 1024  # with less than that free a reason may not have found its way into the log
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,15 @@ class Child:
                 lines = stream.read().decode("utf-8", "replace").splitlines()
         except OSError:
             return ""
+        if not lines and self._is_mute():
+            return f"  it could write nothing: the disk is full (df -h {self.log.parent})"
         return "\n".join(f"  {line}" for line in lines[-12:])
+
+    def _is_mute(self) -> bool:
+        with contextlib.suppress(OSError):
+            disk = os.statvfs(self.log.parent)
+            return disk.f_bavail * disk.f_frsize < MUTE_BYTES or (disk.f_files > 0 and disk.f_favail == 0)
+        return False
 
     def bury(self) -> int:
         """It ended: its exit code. It is due again after a wait that grows."""

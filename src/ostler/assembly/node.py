@@ -13,6 +13,7 @@ sys.modules.update(dict.fromkeys(("httpx._main", "sniffio")))  # type: ignore[ar
 import argparse
 import asyncio
 import contextlib
+import fcntl
 import gc
 import logging
 import os
@@ -32,6 +33,7 @@ from ostler.assembly.release import own_platform, own_release, update_places
 from ostler.model.calls import BY_VALUE_TAG
 from ostler.model.capabilities import Capabilities
 from ostler.model.errors import (
+    Conflict,
     CoordinatorUnreachable,
     InvalidSpec,
     KeeperUnreachable,
@@ -274,6 +276,7 @@ async def run(config: NodeConfig, file: Path | None, manager: ServiceManager, *,
     """Wire the daemon together and run it until it is told to stop."""
     state, clock = config.state, SystemClock()
     await asyncio.to_thread(_make_folders, config)
+    _hold(state)
     starting = open_log(level=config.logging.level, as_json=config.logging.json, path=config.logging.path)
     journal = Journal(state / "journal.db", logger=starting)
     identity = Identity.open(state, journal, configured=config.node_id)
@@ -389,6 +392,26 @@ def _give_way(cpu_nice: int) -> None:
     """
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, max(os.getpriority(os.PRIO_PROCESS, 0), min(cpu_nice, MOST_NICE)))
+
+
+def _hold(state: Path) -> None:
+    """The state's lock, for as long as this process lives: of two daemons each would take the other one's session. Raises Conflict."""
+    try:
+        lock = os.open(state / "daemon.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as exc:
+        pid = os.pread(lock, 32, 0).decode("ascii", "replace").strip()
+        os.close(lock)
+        raise Conflict(
+            f"another node daemon (pid {pid or 'unknown'}) has the state in {state}",
+            hint=f"stop it first ({f'kill {pid}' if pid else 'ostler up, or its unit'}), or give this one a state_dir and a workspace.root "
+            "of its own",
+        ) from exc
+    except OSError:  # a file system without locks, or without a file more: no reason not to run
+        return
+    with contextlib.suppress(OSError):
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, b"%d\n" % os.getpid(), 0)
 
 
 def _check_sandbox(config: NodeConfig, able: SandboxAbilities, logger: logging.Logger) -> None:

@@ -1,6 +1,7 @@
 """`ostler node`: the daemon itself, what its machine can do, and the nodes of the fleet."""
 
 import os
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -256,15 +257,19 @@ def pool(
 def retire(
     name: NodeArgument,
     reason: Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Why; shown with NODE.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """End a node for good: its key and tokens open nothing from now on, what it ran is tried elsewhere.
 
-    Its name is free again for a machine that joins with another key.
+    On a terminal it asks. Its name is free again for a machine that joins with another key.
     """
+    from ostler.model.errors import Conflict
     from ostler.protocol import routes
     from ostler.protocol.messages import ReasonRequest
 
+    if not yes and sys.stdin.isatty() and not typer.confirm(f"Retire {name} for good?", err=True):
+        raise Conflict(f"{name} stays as it is")
     _remote(routes.RETIRE_NODE, name, ReasonRequest(reason=reason), as_json=as_json)
 
 

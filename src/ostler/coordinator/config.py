@@ -254,6 +254,8 @@ class CoordinatorConfig:
     other queues are leased in batches.
     """
 
+    __pydantic_config__ = STRICT
+
     data: Path
     artifacts: Path | None = None
     listen_host: str = "127.0.0.1"

@@ -463,7 +463,7 @@ class NodeDaemon:
         self.acker.wake()
         self.heart.wake()
 
-    def _take(self, pulled: Pulled, sent_at: float, newest: bool, session: SessionKey | None) -> None:
+    def _take(self, pulled: Pulled, sent_at: float, newest: str | None, session: SessionKey | None) -> None:
         if self.offers.take(pulled, sent_at, newest=newest, session=session):
             self.acker.begin_ordered()
             self.acker.wake_for_offers()

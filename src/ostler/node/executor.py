@@ -24,7 +24,7 @@ from ostler.node.gpus import Card, choose
 from ostler.node.journal import Journal
 from ostler.node.log_tails import ends, has_logs, open_tails
 from ostler.node.spares import Spares
-from ostler.node.workspace import Workspace, disk_failure
+from ostler.node.workspace import NO_ROOM, Workspace, disk_failure
 from ostler.protocol.messages import ArtifactEntry, LogEnd, Outcome
 from ostler.protocol.ports import AttemptTask, Ending, Progress, RunnerPort, Withdrawn
 from ostler.runtime.clock import Clock
@@ -211,6 +211,8 @@ class Executor:
             self._logger.exception("attempt_crashed", extra={"job_id": live.job_id, "attrs": {"attempt": live.attempt}})
         except OSError as exc:
             ending = Ending(failure=disk_failure(exc, "running the attempt"))
+            if exc.errno not in NO_ROOM:
+                self._logger.exception("attempt_crashed", extra={"job_id": live.job_id, "attrs": {"attempt": live.attempt}})
         except Exception as exc:
             ending = Ending(failure=Failure(FailureCode.INTERNAL, f"a bug of the node: {exc!r}"))
             self._logger.exception("attempt_crashed", extra={"job_id": live.job_id, "attrs": {"attempt": live.attempt}})

@@ -39,12 +39,13 @@ class Offers:
         self._clock = clock
         self._logger = logger
 
-    def take(self, pulled: Pulled, sent_at: float, *, newest: bool, session: SessionKey | None = None) -> bool:
+    def take(self, pulled: Pulled, sent_at: float, *, newest: str | None, session: SessionKey | None = None) -> bool:
         """Add what was pulled by a call sent at `sent_at` (monotonic seconds), which named this `session`'s key; whether there was
         anything.
 
-        The `newest` call's own word counts as the ack of what it named. What an older one brings may have been taken back meanwhile, and
-        is acknowledged like any other offer.
+        The word of the `newest` call, of this name, counts as the ack of what it named. What an older one brings (None) may have been
+        taken back meanwhile, and is acknowledged like any other offer; so is what names another call, as whoever is in between may have
+        kept it from an earlier one.
         """
         for envelope in pulled.signed:
             self._signed(envelope, sent_at, newest=newest, session=session)
@@ -52,14 +53,14 @@ class Offers:
             self._plain(offer, sent_at)
         return bool(pulled.signed or pulled.plain)
 
-    def _signed(self, envelope: Envelope, sent_at: float, *, newest: bool, session: SessionKey | None) -> None:
+    def _signed(self, envelope: Envelope, sent_at: float, *, newest: str | None, session: SessionKey | None) -> None:
         key = self._identity.coordinator_key
         if key is None:
             return
         for verdict in judge(envelope, key, self._identity.node_id, session):
             self._judged(verdict, sent_at, newest=newest)
 
-    def _judged(self, verdict: Verdict, sent_at: float, *, newest: bool) -> None:
+    def _judged(self, verdict: Verdict, sent_at: float, *, newest: str | None) -> None:
         assignment, refusal = verdict.assignment, verdict.failure
         if refusal is not None:
             job_id = assignment.job_id if assignment is not None else None
@@ -80,7 +81,7 @@ class Offers:
                 inputs=assignment.inputs,
                 tries=assignment.tries,
                 latency=assignment.latency,
-                ordered=assignment.acked and newest and refusal is None,
+                ordered=assignment.acked and assignment.pull == newest and refusal is None,
                 refusal=refusal,
             )
         )

@@ -19,12 +19,11 @@ from pathlib import Path
 
 from ostler.model.errors import InvalidSpec
 from ostler.node.trees import remove_tree
-from ostler.node.workspace import FOLDERS, SPARE, Workspace
+from ostler.node.workspace import FOLDERS, NODES_SPARE, Workspace
 from ostler.protocol.messages import LOG_STREAMS
 
 _LOGS = tuple(f"{stream}.log" for stream in LOG_STREAMS)
 _INSIDE = (*FOLDERS, *(f"logs/{name}" for name in _LOGS))
-_MINE = f"{SPARE}node-"
 _GET_FLAGS = 0x80086601  # FS_IOC_GETFLAGS of <linux/fs.h>
 MOST = 64
 SETTLED_S = 0.05  # much longer than a tick of the clock by which a file system dates changes
@@ -83,7 +82,7 @@ class Spares:
             if not looks.settled and (tuple(_more(path)) != looks.more or not _holds_logs_alone(path)):
                 return False
             self._count += 1
-            spare = f"{self.root}/{_MINE}{self._count}"
+            spare = f"{self.root}/{NODES_SPARE}{self._count}"
             os.rename(path, spare)
         except OSError:
             return False
@@ -96,7 +95,7 @@ class Spares:
             return
         self._count += 1
         with suppress(OSError, InvalidSpec):
-            path = f"{self.root}/{_MINE}{self._count}"
+            path = f"{self.root}/{NODES_SPARE}{self._count}"
             os.mkdir(path, 0o700)
             for name in FOLDERS:
                 os.mkdir(f"{path}/{name}", 0o700)
@@ -112,7 +111,7 @@ class Spares:
     def _sweep(self) -> None:
         self._swept = True
         for name in os.listdir(self.root):
-            if name.startswith(_MINE):
+            if name.startswith(NODES_SPARE):
                 with suppress(OSError):
                     remove_tree(self.root / name)
 

@@ -32,6 +32,7 @@ STATE = "state.json"
 MAX_STATE_BYTES = 1 << 20
 MAX_HISTORY = 64
 SPARE = ".spare-"  # what begins so is a workspace that is nobody's yet
+NODES_SPARE = f"{SPARE}node-"  # and one that `Spares` sees to, and nobody else
 _BESIDE = ("exit.json", f"{STATE}.new")
 ATTEMPT = re.compile(r"attempt-([1-9][0-9]{0,8})(?:\.[1-9][0-9]*)?")
 

@@ -235,18 +235,19 @@ class _Line:
     def ask(self, request: bytes, within_s: float) -> Answer:
         """Send, and wait for the answer; `within_s` is what the other end may take before it takes or gives the next bytes. Raises
         OSError, TimeoutError among them."""
-        reading = self._reading
+        reading, taken = self._reading, True
         reading.begin()
         if len(request) <= _SENT_AT_ONCE:
             self._socket.settimeout(within_s)
             try:
                 self._socket.sendall(request)
             except _HUNG_UP:
-                reading.reusable = False  # a refusal may be there to be read, and nothing behind it
-        elif not self._send(memoryview(request), within_s):
-            reading.reusable = False
+                taken = False  # a refusal may be there to be read
+        else:
+            taken = self._send(memoryview(request), within_s)
         while reading.answer is None:
             self._read()
+        reading.reusable = reading.reusable and taken
         return reading.answer
 
     def _send(self, rest: memoryview, within_s: float) -> bool:

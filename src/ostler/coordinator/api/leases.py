@@ -67,7 +67,8 @@ async def pull_jobs(call: Call) -> m.PullResponse | dict[str, Any]:
     if request.protocol is None:
         return {"job": section8.plain_job(leases[0].job_id, leases[0].spec) if leases else None}
     lease_s = services.config.lease.total_seconds()
-    assignments = [_assignment(lease, node_id, lease_s) for lease in leases]
+    pulled = m.pull_name(epoch, request.number)
+    assignments = [_assignment(lease, node_id, lease_s, pulled) for lease in leases]
     session = services.session_keys.find(node_id, request.session_key)
     return m.PullResponse(jobs=_sealed(assignments, services.keys, session, together=request.together), directives=tuple(news))
 
@@ -129,7 +130,7 @@ def _sealed(
     return tuple([dsse.sign(payload, kind, keys.signing, keys.keyid) for payload, kind in parts])
 
 
-def _assignment(lease: ops.Lease, node_id: str, lease_s: float) -> m.Assignment:
+def _assignment(lease: ops.Lease, node_id: str, lease_s: float, pulled: str) -> m.Assignment:
     return m.Assignment(
         job_id=lease.job_id,
         attempt=lease.attempt,
@@ -140,6 +141,7 @@ def _assignment(lease: ops.Lease, node_id: str, lease_s: float) -> m.Assignment:
         inputs=lease.inputs,
         latency=lease.latency,
         acked=lease.acked,
+        pull=pulled if lease.acked else "",
     )
 
 

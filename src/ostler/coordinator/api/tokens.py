@@ -21,7 +21,8 @@ async def list_tokens(call: Call) -> m.TokenPage:
 
 
 async def revoke_token(call: Call) -> m.TokenView:
-    """Useless from the moment of the answer on, in this process's memory too."""
-    view = await call.write(ops.revoke_token, call.path["token_id"], call.caller.role or Role.VIEWER)
-    call.services.door.forget(call.path["token_id"])
-    return view
+    """Useless from the moment of the answer on, in this process's memory too; and there also where it is not known what became of it."""
+    try:
+        return await call.write(ops.revoke_token, call.path["token_id"], call.caller.role or Role.VIEWER)
+    finally:
+        call.services.door.forget(call.path["token_id"])

@@ -35,13 +35,13 @@ class Puller(Loop):
         prefetch: Callable[[], int],
         pace: Pace,
         readiness: Readiness,
-        take: Callable[[Pulled, float, bool, SessionKey | None], None],
+        take: Callable[[Pulled, float, str | None, SessionKey | None], None],
         renew: Callable[[tuple[m.Held, ...], float, float], None],
         clock: Clock,
         logger: logging.Logger,
     ) -> None:
-        """`take` is given what a pull brought, when it was sent, whether no other one was sent since, and the session's key that it
-        named; `renew` what that pull renewed."""
+        """`take` is given what a pull brought, when it was sent, its name (None where another one was sent since), and the session's key
+        that it named; `renew` what that pull renewed."""
         super().__init__(clock=clock, interval_s=SESSION_S, logger=logger)
         self._backoff = Backoff(min_s=0.2, max_s=10.0)
         self._session = session
@@ -141,7 +141,8 @@ class Puller(Loop):
         )
         pulled = await session.link.pull(request)
         self._renew(held, sent_at, session.terms.lease_s)
-        self._take(pulled, sent_at, number == self._sent, key)
+        name = m.pull_name(session.identity.boot_epoch, number) if number == self._sent else None
+        self._take(pulled, sent_at, name, key)
         quick, again = not pulled.signed and self.clock.monotonic() - sent_at < QUICK_S, self._quick
         self._quick = quick
         if quick and (again or not pulled.directives):  # a directive now and then is no reason to keep work waiting
@@ -155,5 +156,5 @@ class Puller(Loop):
         sent_at = self.clock.monotonic()
         request = m.PullRequest(node_id=self._session.identity.node_id)
         pulled = await self._session.link.pull(request)
-        self._take(pulled, sent_at, True, None)
+        self._take(pulled, sent_at, None, None)
         return 0.0 if pulled.plain else SOURCE_IDLE_S

@@ -49,7 +49,7 @@ from ostler.node.runners.warm_worker import (
 from ostler.node.runners.worker_link import WorkerLink
 from ostler.node.sandbox import Host
 from ostler.node.trees import remove_tree
-from ostler.node.workspace import NO_ROOM, SPARE
+from ostler.node.workspace import NO_ROOM, NODES_SPARE, SPARE
 from ostler.protocol.ports import Withdrawn
 
 PREFIX = "worker/"
@@ -589,8 +589,9 @@ class WorkerPool:
             else:
                 path.unlink(missing_ok=True)
         for path in self._root.glob(f"{SPARE}*"):
-            if path.name.removeprefix(SPARE) not in known:
-                remove_tree(path)
+            if path.name.removeprefix(SPARE) not in known and not path.name.startswith(NODES_SPARE):
+                with contextlib.suppress(OSError):  # the next daemon comes this way, too
+                    remove_tree(path)
 
 
 def _no_worker(said: str) -> Failure:

@@ -75,6 +75,7 @@ from ostler.protocol.messages.leases import (
     mend_outside,
     outside,
     prove_message,
+    pull_name,
     register_message,
 )
 from ostler.protocol.messages.people import (
@@ -240,5 +241,6 @@ __all__ = [
     "mend_outside",
     "outside",
     "prove_message",
+    "pull_name",
     "register_message",
 ]

@@ -239,7 +239,8 @@ class PullRequest(Struct, frozen=True, kw_only=True):
 class Assignment(Struct, frozen=True, kw_only=True):
     """The signed payload: `spec` is the manifest, byte for byte as it was submitted; the rest is what the coordinator adds.
 
-    One of a `latency` queue begins before all that was leased ahead. One that is `acked` was acknowledged by the pull that brought it.
+    One of a `latency` queue begins before all that was leased ahead. One that is `acked` was acknowledged by the pull of this name
+    (`pull_name`), and by no other one that it might be brought by again.
     """
 
     job_id: str
@@ -251,6 +252,12 @@ class Assignment(Struct, frozen=True, kw_only=True):
     inputs: tuple[InputFile, ...] = ()  # artifacts of other jobs that `spec` names as inputs, as they are
     latency: bool = False
     acked: bool = False
+    pull: str = ""
+
+
+def pull_name(boot_epoch: str, number: int) -> str:
+    """Of one pull of all that a node ever makes."""
+    return f"{boot_epoch}:{number}"
 
 
 class PullResponse(Struct, frozen=True, kw_only=True):
