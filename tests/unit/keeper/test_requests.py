@@ -89,3 +89,29 @@ def test_a_refusal_as_reply():
         "step": "exec",
     }
     assert Refusal("exists", "yes").as_reply() == {"code": "exists", "message": "yes"}
+
+
+def test_the_environment_is_bytes_and_each_mistake_has_its_name():
+    start = Start(Fields(LEAST | {"env": {"A": "1", "EMPTY": "", "\xfc": "\xe4\udcff", "X=Y"[:1]: "="}}))
+    assert start.env == {b"A": b"1", b"EMPTY": b"", "\xfc".encode(): "\xe4".encode() + b"\xff", b"X": b"="}
+    for env, said in (
+        ({"A": 1}, "env.A: must be a string"), ({"": "x"}, "env: a name must not be empty"), ({"A=B": "x"}, "env: a name must not be"),
+        ({"A": "x\0"}, "env.A: must not contain NUL"), ({"A\0": "x"}, "env: must not contain NUL"),
+        ({"A": "\ud800"}, "env.A: cannot be encoded"), ({"A": None}, "env.A: must be a string"), ({"A": ["x"]}, "env.A: must be a string"),
+    ):  # fmt: skip
+        with pytest.raises(Refusal, match=said):
+            Start(Fields(LEAST | {"env": {"B": "y", **env}}))
+
+
+def test_limits_that_are_spelled_alike_are_read_once_and_others_are_not_taken_for_them():
+    def limits(**members):
+        return Start(Fields(LEAST | {"limits": members})).limits
+
+    assert limits(nice=1, cpus=[0]) is limits(nice=1, cpus=[0])
+    assert limits(nice=1).nice == 1
+    for nice in (True, 1.0):
+        with pytest.raises(Refusal, match="limits.nice: must be a whole number"):
+            limits(nice=nice)
+    assert limits(nice=1, cpus=[0]).cpus == [0]
+    for number in range(200):
+        assert limits(nice=number % 20, wall_s=number).wall_s == number

@@ -194,6 +194,38 @@ def _cpu(value: object) -> int:
     return value
 
 
+_alike: "dict[str, Limits]" = {}  # by what was sent, spelled out: 1, 1.0 and true are not the same; nobody changes them
+_MOST_ALIKE = 64
+
+
+def _limits(values: object) -> Limits:
+    """Jobs come in thousands with the same limits."""
+    key = repr(values)
+    found = _alike.get(key)
+    if found is None:
+        found = Limits(Fields({} if values is None else values, "limits"))
+        if len(_alike) >= _MOST_ALIKE:
+            _alike.clear()
+        _alike[key] = found
+    return found
+
+
+def _variables(values: "dict[str, object]") -> "dict[bytes, bytes]":
+    """The environment: at a glance where all of it is plain ASCII, else one by one, for the path of what is wrong."""
+    try:
+        names, texts = "".join(values), "".join(values.values())  # type: ignore[arg-type]
+    except TypeError:
+        names = texts = "\0"
+    if "" not in values and (names + texts).isascii() and "=" not in names and "\0" not in names + texts:
+        return {name.encode(): value.encode() for name, value in values.items()}  # type: ignore[attr-defined]
+    found = {}
+    for name, value in values.items():
+        if not name or "=" in name:
+            raise _invalid("env", "a name must not be empty or contain '='")
+        found[raw(checked_text(name, "env"))] = raw(checked_text(value, f"env.{name}"))
+    return found
+
+
 class Start:
     """A `start` request. With `room` it waits until fewer than so many run that were started with one; `first` of those that wait.
 
@@ -210,11 +242,7 @@ class Start:
         self.argv = [raw(checked_text(value, "argv")) for value in values.items("argv")]
         if not self.argv or not self.argv[0]:
             raise _invalid("argv", "must name a program")
-        self.env: dict[bytes, bytes] = {}
-        for name, value in values.pairs("env").items():
-            if not name or "=" in name:
-                raise _invalid("env", "a name must not be empty or contain '='")
-            self.env[raw(checked_text(name, "env"))] = raw(checked_text(value, f"env.{name}"))
+        self.env = _variables(values.pairs("env"))
         self.cwd = values.absolute("cwd") or "/"
         self.stdin = values.absolute("stdin", required=False)
         self.stdout = values.absolute("stdout") or ""
@@ -222,8 +250,7 @@ class Start:
         self.record = values.absolute("record", required=False)
         self.wipe = values.absolute("wipe", required=False)
         self.open = [(_descriptor(number), _file(path)) for number, path in values.pairs("open").items()]
-        limits = values.get("limits")
-        self.limits = Limits(Fields({} if limits is None else limits, "limits"))
+        self.limits = _limits(values.get("limits"))
         self.no_new_privs = values.flag("no_new_privs") or False
         self.seccomp = values.absolute("seccomp", required=False)
         self.uid = values.integer("uid", 0, (1 << 32) - 2)
