@@ -110,7 +110,7 @@ def test_limits_that_are_spelled_alike_are_read_once_and_others_are_not_taken_fo
     assert limits(nice=1, cpus=[0]) is limits(nice=1, cpus=[0])
     assert limits(nice=1).nice == 1
     for nice in (True, 1.0):
-        with pytest.raises(Refusal, match="limits.nice: must be a whole number"):
+        with pytest.raises(Refusal, match=r"limits\.nice: must be a whole number"):
             limits(nice=nice)
     assert limits(nice=1, cpus=[0]).cpus == [0]
     for number in range(200):
