@@ -225,7 +225,7 @@ def test_a_data_directory_that_cannot_be_one(tmp_path, name, why):
     assert re.match(rf"error: the data directory {tmp_path}/\S+ cannot be used: {why}\nhint: ", done.stderr)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounts")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts file systems")
 def test_a_disk_that_is_full_from_the_start_is_told(tmp_path):
     """Not even the reason finds its way into a log then."""
     full = tmp_path / "full"

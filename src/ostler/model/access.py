@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from ostler.model.enumeration import Word
 from ostler.model.manifest import Runner
-from ostler.model.word import Word
 
 
 class Role(Word):

@@ -5,8 +5,8 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from ostler.model.enumeration import Word
 from ostler.model.job import JobState
-from ostler.model.word import Word
 
 STRICT = {"extra": "forbid"}
 N = TypeVar("N", bound=Hashable)

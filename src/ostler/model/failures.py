@@ -5,7 +5,7 @@ A failed job is data, not an exception: runners and loops pass `Failure` values 
 
 from dataclasses import dataclass
 
-from ostler.model.word import Word
+from ostler.model.enumeration import Word
 
 
 class Retry(Word):

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from ostler.model.enumeration import Word
 from ostler.model.errors import InvalidTransition
 from ostler.model.job import TERMINAL as JOB_TERMINAL
 from ostler.model.job import JobState
-from ostler.model.word import Word
 
 
 class GroupState(Word):

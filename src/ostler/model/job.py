@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from datetime import datetime
 
+from ostler.model.enumeration import Word
 from ostler.model.errors import InvalidTransition
 from ostler.model.failures import Failure
-from ostler.model.word import Word
 
 
 class JobState(Word):

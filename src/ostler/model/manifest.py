@@ -16,14 +16,13 @@ from typing import Any
 from ostler.model.array import PLACE
 from ostler.model.calls import Code, task_problems
 from ostler.model.dependencies import STRICT, Dependency, Otherwise, Until
+from ostler.model.enumeration import Word
 from ostler.model.errors import Problem
 from ostler.model.failures import CODES, FailureCode, Retry
 from ostler.model.network import MAX_RULES, rule_problem
 from ostler.model.sandbox import SandboxLevel
-from ostler.model.word import Word
 
 JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_ID_FIRST = re.compile(rb'\{"job_id": ?"([A-Za-z0-9][A-Za-z0-9._-]{0,127})", ?(?=")')
 LABEL_KEY = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
@@ -276,18 +275,6 @@ def artifact_name(artifact: InputArtifact) -> str:
 
 _NAMES = tuple(one.name for one in fields(Manifest))
 _VALUES = attrgetter(*_NAMES)
-
-
-def apart(text: bytes) -> tuple[str | None, bytes]:
-    """The id that stands in front of a manifest's text, as clients write it, and the text without it: jobs come in thousands that differ
-    in nothing else. None, and the text as it is, where that cannot be told at a glance."""
-    found = _ID_FIRST.match(text)
-    if found is None:
-        return None, text
-    rest = text[found.end() :]
-    if b"job_id" in rest or b"\\" in rest:  # there may be a second one, however it is spelled
-        return None, text
-    return found[1].decode(), b"{" + rest
 
 
 def with_inputs(manifest: Manifest, inputs: Sequence[InputFile]) -> tuple[Manifest, list[str]]:

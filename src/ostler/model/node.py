@@ -3,8 +3,8 @@
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from ostler.model.enumeration import Word
 from ostler.model.errors import InvalidTransition
-from ostler.model.word import Word
 
 
 class NodeState(Word):

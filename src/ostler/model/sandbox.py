@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ostler.model.word import Word
+from ostler.model.enumeration import Word
 
 BUILT_IN = "built in"
 

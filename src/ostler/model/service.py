@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 
+from ostler.model.enumeration import Word
 from ostler.model.manifest import Manifest, Runner
-from ostler.model.word import Word
 
 COMMAND_TTL = timedelta(minutes=5)  # a command that found no node for so long is not carried out any more
 STALE = timedelta(minutes=5)  # what was seen so long ago says nothing of now (source: S5)

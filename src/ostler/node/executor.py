@@ -208,15 +208,18 @@ class Executor:
             ending = Ending()
         except OstlerError as exc:
             ending = Ending(failure=Failure(FailureCode.INTERNAL, f"{exc.code}: {exc}"))
-            self._logger.exception("attempt_crashed", extra={"job_id": live.job_id, "attrs": {"attempt": live.attempt}})
+            self._tell_crash(live)
         except OSError as exc:
             ending = Ending(failure=disk_failure(exc, "running the attempt"))
             if exc.errno not in NO_ROOM:
-                self._logger.exception("attempt_crashed", extra={"job_id": live.job_id, "attrs": {"attempt": live.attempt}})
+                self._tell_crash(live)
         except Exception as exc:
             ending = Ending(failure=Failure(FailureCode.INTERNAL, f"a bug of the node: {exc!r}"))
-            self._logger.exception("attempt_crashed", extra={"job_id": live.job_id, "attrs": {"attempt": live.attempt}})
+            self._tell_crash(live)
         await self._end(live, ending)
+
+    def _tell_crash(self, live: Live) -> None:
+        self._logger.exception("attempt_crashed", extra={"job_id": live.job_id, "attrs": {"attempt": live.attempt}})
 
     async def _begin(self, live: Live) -> Ending:
         manifest = live.manifest

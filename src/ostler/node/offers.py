@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from ostler.model.errors import InvalidSpec
 from ostler.model.failures import Failure, FailureCode
-from ostler.model.manifest import InputFile, Manifest, apart, problems, with_inputs
+from ostler.model.manifest import InputFile, Manifest, problems, with_inputs
 from ostler.node.attempts import AttemptTable, Live
 from ostler.node.identity import Identity
 from ostler.node.leases import Lease
@@ -15,6 +15,7 @@ from ostler.node.signatures import Verdict, judge
 from ostler.protocol import codec
 from ostler.protocol.dsse import Envelope
 from ostler.protocol.session_key import SessionKey
+from ostler.protocol.spec_text import without_id
 from ostler.runtime.clock import Clock
 
 SHORT = 4096  # characters of a spec that is remembered: jobs come in thousands alike, and share one manifest then
@@ -123,7 +124,7 @@ def _read(job_id: str, spec: str, inputs: Sequence[InputFile] = ()) -> tuple[Man
     try:
         text = spec.encode()
         # Without its id, which nothing here looks for in a manifest: so those that differ in nothing else are one.
-        manifest = _manifest(apart(text)[1]) if len(text) <= SHORT else _decoded(text)
+        manifest = _manifest(without_id(text)[1]) if len(text) <= SHORT else _decoded(text)
         manifest, lacking = with_inputs(manifest, inputs)
         if lacking:  # whoever handed it out does not know of such inputs: without them it is not what was asked for
             return manifest, Failure(FailureCode.INPUT, f"the coordinator did not hand over {', '.join(lacking[:3])}")

@@ -5,9 +5,9 @@ from typing import Any
 
 from ostler.model import errors
 from ostler.model.access import READ, RULE, RUN, WORK, Grants
+from ostler.model.enumeration import Word
 from ostler.model.errors import OstlerError
 from ostler.model.manifest import Manifest
-from ostler.model.word import Word
 from ostler.protocol import messages as m
 
 BASE = "/api/v1"

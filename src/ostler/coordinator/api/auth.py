@@ -16,8 +16,8 @@ from ostler.coordinator.operations.sessions import retired
 from ostler.coordinator.operations.tokens import ApiToken
 from ostler.coordinator.store.times import micros
 from ostler.model.access import Grants, Role
+from ostler.model.enumeration import Word
 from ostler.model.errors import Forbidden, Unauthenticated
-from ostler.model.word import Word
 from ostler.protocol.routes import Audience, Route
 from ostler.runtime.clock import Clock
 

@@ -15,9 +15,10 @@ from pydantic import TypeAdapter, ValidationError
 from ostler.coordinator.api.bodies import MAX_VALUES, guard_depth, guard_values
 from ostler.coordinator.operations.groups import expand
 from ostler.model.errors import InvalidSpec, Problem, TooLarge
-from ostler.model.manifest import JOB_ID, Manifest, apart, problems, problems_as_written, problems_at
+from ostler.model.manifest import JOB_ID, Manifest, problems, problems_as_written, problems_at
 from ostler.protocol import codec
 from ostler.protocol.routes import SUBMIT
+from ostler.protocol.spec_text import without_id
 
 MAX_MANIFESTS = 10_000
 MAX_PROBLEMS = 100
@@ -149,7 +150,7 @@ def _recalled(text: bytes) -> tuple[Manifest, tuple[Problem, ...]]:
     """The same by way of what is remembered, where manifests that differ in nothing but the ids in front of them are one."""
     if len(text) > REMEMBERED_BYTES:
         return _validated(text)
-    job_id, rest = apart(text)
+    job_id, rest = without_id(text)
     if job_id is not None:
         try:
             manifest, mistakes = _remembered(rest)

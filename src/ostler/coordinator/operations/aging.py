@@ -8,7 +8,7 @@ from datetime import timedelta
 
 from ostler.coordinator.config import Retention
 from ostler.coordinator.store.times import span
-from ostler.model.word import Word
+from ostler.model.enumeration import Word
 from ostler.runtime.durations import format_duration
 
 MB = 2**20

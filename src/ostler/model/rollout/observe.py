@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
+from ostler.model.enumeration import Word
 from ostler.model.rollout.decide import Begin, Leave, decide
 from ostler.model.rollout.plan import Plan
 from ostler.model.rollout.progress import Event, Phase, Progress, advance
 from ostler.model.rollout.report import Report, Stage
-from ostler.model.word import Word
 
 _ORDER = {stage: number for number, stage in enumerate(Stage)}
 

@@ -1,7 +1,7 @@
 """The life of a rollout that the coordinator carries out: states, events, and the only legal changes between them."""
 
+from ostler.model.enumeration import Word
 from ostler.model.errors import InvalidTransition
-from ostler.model.word import Word
 
 
 class RolloutState(Word):

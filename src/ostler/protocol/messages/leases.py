@@ -6,11 +6,11 @@ from msgspec import Struct, field
 
 from ostler.model.attempt import AttemptState, Usage
 from ostler.model.capabilities import Capabilities
+from ostler.model.enumeration import Word
 from ostler.model.failures import Failure
 from ostler.model.manifest import InputFile
 from ostler.model.rollout.report import Report
 from ostler.model.service import Observation
-from ostler.model.word import Word
 from ostler.protocol.dsse import Envelope
 
 PROTOCOL = 1  # what this release speaks

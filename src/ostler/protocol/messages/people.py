@@ -6,7 +6,7 @@ from typing import Any
 from msgspec import Struct
 
 from ostler.model.access import Role
-from ostler.model.word import Word
+from ostler.model.enumeration import Word
 
 
 class TokenKind(Word):
